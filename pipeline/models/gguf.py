@@ -1,0 +1,46 @@
+"""A GGUF file's weights as a plain `save_pretrained` directory."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+
+
+def convert_gguf(gguf: Path, target: Path, dtype: torch.dtype, chat_template: str | None = None) -> None:
+    """Dequantise `gguf` and save model and tokenizer to `target` in `dtype`.
+
+    The loaded model is bound to its quantisation and refuses to be saved, so its weights are copied into a plain one.
+
+    Raises:
+        ValueError: the file does not fill the architecture that it names.
+    """
+    import transformers
+
+    source: dict[str, object] = {"gguf_file": gguf.name, "local_files_only": True}
+    if hasattr(transformers, "GgufConfig"):
+        source["quantization_config"] = transformers.GgufConfig(dequantize=True)
+    loaded = transformers.AutoModelForCausalLM.from_pretrained(str(gguf.parent), dtype=torch.float32, **source)
+    config = transformers.AutoConfig.for_model(**_plain(loaded.config.to_dict()))
+    model = transformers.AutoModelForCausalLM.from_config(config, dtype=dtype)
+    missing, unexpected = model.load_state_dict(loaded.state_dict(), strict=False)
+    tied = set(getattr(model, "_tied_weights_keys", None) or ())
+    if unexpected or set(missing) - tied:
+        raise ValueError(f"{gguf.name} does not match its architecture: missing {missing}, unexpected {unexpected}")
+    model.tie_weights()
+    tokenizer = transformers.AutoTokenizer.from_pretrained(str(gguf.parent), gguf_file=gguf.name, local_files_only=True)
+    tokenizer.model_max_length = config.max_position_embeddings
+    if chat_template:
+        tokenizer.chat_template = chat_template
+    target.mkdir(parents=True, exist_ok=True)
+    model.save_pretrained(target)
+    tokenizer.save_pretrained(target)
+
+
+def _plain(config: dict) -> dict:
+    """Without the quantisation, and with fp32 numbers as people write them: 9.99999974e-06 is 1e-05."""
+    config = {k: v for k, v in config.items() if k not in ("quantization_config", "_name_or_path", "dtype")}
+    for key, value in config.items():
+        if isinstance(value, float):
+            config[key] = float(f"{value:.7g}")
+    return config

@@ -1,0 +1,117 @@
+"""Shards are read and written without a tensor library, and damage is named."""
+
+import json
+import shutil
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from pipeline.models.safetensors_io import Planned, content_hash, read_bytes, read_header, read_index, write_shards
+
+
+@pytest.fixture
+def file(tmp_path):
+    path = tmp_path / "model.safetensors"
+    save_file({"a": torch.arange(6.0).view(2, 3), "b": torch.ones(4, dtype=torch.bfloat16), "c": torch.tensor(7)}, path)
+    return path
+
+
+def test_round_trip_by_bytes(file, tmp_path):
+    stored = read_header(file)
+    out = tmp_path / "out"
+    out.mkdir()
+    planned = {f"x.{n}": Planned(s.dtype, s.shape, s.num_bytes, s) for n, s in stored.items()}
+    planned["zero"] = Planned("F32", (2, 2), 16, None)
+    write_shards(out, planned)
+    before, after = load_file(file), load_file(out / "model.safetensors")
+    assert all(torch.equal(before[n], after[f"x.{n}"]) for n in before)
+    assert torch.equal(after["zero"], torch.zeros(2, 2))
+
+
+def test_header_tells_shape_and_bytes(file):
+    stored = read_header(file)["a"]
+    assert stored.dtype == "F32" and stored.shape == (2, 3)
+    assert read_bytes(stored) == torch.arange(6.0).numpy().tobytes()
+
+
+def test_content_hash_sees_one_bit(file):
+    before = content_hash(read_header(file)["a"])
+    stored = read_header(file)["a"]
+    data = bytearray(file.read_bytes())
+    data[stored.start] ^= 1
+    file.write_bytes(data)
+    assert content_hash(read_header(file)["a"]) != before
+
+
+@pytest.mark.parametrize("keep", [0, 5, 40, -8])
+def test_a_truncated_file_is_named(file, keep):
+    file.write_bytes(file.read_bytes()[:keep])
+    with pytest.raises(ValueError, match=r"model\.safetensors.*(truncated|damaged)"):
+        read_header(file)
+
+
+def test_a_damaged_header_is_named(file):
+    data = bytearray(file.read_bytes())
+    data[8] = ord("x")
+    file.write_bytes(data)
+    with pytest.raises(ValueError, match="damaged safetensors header"):
+        read_header(file)
+
+
+def test_an_index_that_promises_more_than_the_files_hold(file):
+    index = {"weight_map": {"a": file.name, "missing": file.name}}
+    (file.parent / "model.safetensors.index.json").write_text(json.dumps(index))
+    with pytest.raises(ValueError, match="tensors that no file holds: missing"):
+        read_index(file.parent)
+
+
+def test_a_missing_shard_is_named(file):
+    (file.parent / "model.safetensors.index.json").write_text(json.dumps({"weight_map": {"a": "other.safetensors"}}))
+    with pytest.raises(ValueError, match=r"has no other\.safetensors"):
+        read_index(file.parent)
+
+
+def test_a_directory_without_weights(tmp_path):
+    with pytest.raises(ValueError, match="needs its safetensors weights"):
+        read_index(tmp_path)
+
+
+def test_save_trained_changes_only_what_trained(make_model, tmp_path):
+    from pipeline.models.save import save_trained
+
+    source = make_model("bfloat16")
+    name = "model.layers.1.mlp.up_proj.weight"
+    old = load_file(source / "model.safetensors")
+    save_trained(source, tmp_path, {name: old[name].float() + 0.25})
+    new = load_file(tmp_path / "model.safetensors")
+    assert torch.equal(new[name], (old[name].float() + 0.25).bfloat16())
+    assert all(torch.equal(new[n], old[n]) for n in old if n != name)
+    assert (tmp_path / "tokenizer.json").exists() and (tmp_path / "config.json").exists()
+
+
+def test_save_trained_refuses_unknown_names_and_shapes(make_model, tmp_path):
+    from pipeline.models.save import save_trained
+
+    with pytest.raises(ValueError, match="does not store: nothing"):
+        save_trained(make_model(), tmp_path, {"nothing": torch.zeros(1)})
+    with pytest.raises(ValueError, match="has shape"):
+        save_trained(make_model(), tmp_path, {"model.norm.weight": torch.zeros(1)})
+
+
+def test_load_refuses_weights_that_do_not_fill_the_config(make_model, tmp_path):
+    from pipeline.models import load
+
+    broken = shutil.copytree(make_model(), tmp_path / "m")
+    tensors = load_file(broken / "model.safetensors")
+    del tensors["model.norm.weight"]
+    save_file(tensors, broken / "model.safetensors", {"format": "pt"})
+    with pytest.raises(ValueError, match=r"do not match.*missing"):
+        load(broken)
+
+
+def test_a_missing_tokenizer_is_named(make_model, tmp_path):
+    from pipeline.models import load_tokenizer
+
+    with pytest.raises(ValueError, match="has no tokenizer"):
+        load_tokenizer(tmp_path)
