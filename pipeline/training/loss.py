@@ -1,0 +1,130 @@
+"""The language-model loss over packed rows, without the whole [tokens, vocabulary] matrix in memory.
+
+Shapes: B rows, T tokens of a row, N labelled tokens of a batch, D model, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import nn
+
+IGNORED = -100
+
+
+class _ChunkedCrossEntropy(torch.autograd.Function):
+    """Summed cross entropy of `hidden_ND @ weight_VD.T`, in chunks whose gradient is formed in the forward pass.
+
+    Forming dlogits at once (p - onehot) costs no recomputation and keeps one chunk of logits alive; a frozen head gets
+    no weight gradient at all.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, hidden_ND, weight_VD, bias_V, labels_N, chunk):
+        needs_hidden, needs_weight, needs_bias = (ctx.needs_input_grad[i] for i in range(3))
+        grad_hidden = torch.empty_like(hidden_ND) if needs_hidden else None
+        grad_weight = torch.zeros_like(weight_VD, dtype=torch.float32) if needs_weight else None
+        grad_bias = torch.zeros_like(bias_V, dtype=torch.float32) if needs_bias and bias_V is not None else None
+        weight = weight_VD.to(hidden_ND.dtype)
+        total = hidden_ND.new_zeros((), dtype=torch.float32)
+        for start in range(0, hidden_ND.shape[0], chunk):
+            part = slice(start, start + chunk)
+            logits = (hidden_ND[part] @ weight.T).float()
+            if bias_V is not None:
+                logits += bias_V.float()
+            rows = torch.arange(logits.shape[0], device=logits.device)
+            normalizer = logits.logsumexp(-1, keepdim=True)
+            total += (normalizer.squeeze(-1) - logits[rows, labels_N[part]]).sum()
+            if not (needs_hidden or needs_weight):
+                continue
+            dlogits = logits.sub_(normalizer).exp_()
+            dlogits[rows, labels_N[part]] -= 1
+            if grad_bias is not None:
+                grad_bias += dlogits.sum(0)
+            dlogits = dlogits.to(hidden_ND.dtype)
+            if grad_hidden is not None:
+                torch.mm(dlogits, weight, out=grad_hidden[part])
+            if grad_weight is not None:
+                grad_weight += dlogits.T @ hidden_ND[part]
+        ctx.save_for_backward(grad_hidden, grad_weight, grad_bias)
+        ctx.dtypes = (weight_VD.dtype, bias_V.dtype if bias_V is not None else None)
+        return total
+
+    @staticmethod
+    def backward(ctx: Any, grad_total):
+        grad_hidden, grad_weight, grad_bias = ctx.saved_tensors
+        if grad_hidden is not None:
+            grad_hidden = grad_hidden * grad_total.to(grad_hidden.dtype)
+        if grad_weight is not None:
+            grad_weight = (grad_weight * grad_total).to(ctx.dtypes[0])
+        if grad_bias is not None:
+            grad_bias = (grad_bias * grad_total).to(ctx.dtypes[1])
+        return grad_hidden, grad_weight, grad_bias, None, None
+
+
+def chunked_cross_entropy(
+    hidden_ND: torch.Tensor,
+    weight_VD: torch.Tensor,
+    bias_V: torch.Tensor | None,
+    labels_N: torch.Tensor,
+    chunk: int = 512,
+) -> torch.Tensor:
+    """Sum over tokens of the cross entropy in nats, fp32, for labels without ignored entries."""
+    return _ChunkedCrossEntropy.apply(hidden_ND, weight_VD, bias_V, labels_N, chunk)
+
+
+class PackedLoss(nn.Module):
+    """A causal language model and its summed loss over packed rows, as one module (what DDP and FSDP wrap).
+
+    Isolation of documents rests on `position_ids` that restart at 0: transformers' mask builder turns a restart into a
+    block-diagonal causal mask for every attention kernel, and rotary positions restart with it. No attention mask and
+    no cache may be passed, or it would not.
+
+    Args:
+        model: a transformers causal language model, adapters included.
+        plain_head: `head_is_plain` of it; otherwise its own forward makes the logits, all at once.
+        chunk: labelled tokens whose logits are in memory at once.
+    """
+
+    def __init__(self, model: Any, plain_head: bool, chunk: int = 512) -> None:
+        super().__init__()
+        self.model = model
+        self.chunk = chunk
+        causal = model.get_base_model() if hasattr(model, "get_base_model") else model
+        self._causal = [causal]  # in a list: a second registration would double the parameters' names
+        self._plain_head = plain_head
+
+    def forward(self, input_ids: torch.Tensor, labels: torch.Tensor, position_ids: torch.Tensor) -> torch.Tensor:
+        """Summed loss in nats over the labelled tokens.
+
+        Args:
+            input_ids: [B, T].
+            labels: [B, T], already shifted: the token to be predicted at each place, or -100.
+            position_ids: [B, T], restarting at 0 at every document.
+        """
+        causal, inputs = self._causal[0], {"input_ids": input_ids, "position_ids": position_ids, "use_cache": False}
+        kept = labels.reshape(-1) != IGNORED
+        labels_N = labels.reshape(-1)[kept]
+        if not self._plain_head:
+            logits = causal(**inputs).logits
+            return nn.functional.cross_entropy(logits.flatten(0, 1)[kept].float(), labels_N, reduction="sum")
+        hidden = causal.get_decoder()(**inputs).last_hidden_state
+        head = causal.get_output_embeddings()
+        # Positions without a label never reach the vocabulary: most of a chat's tokens.
+        return chunked_cross_entropy(hidden.flatten(0, 1)[kept], head.weight, head.bias, labels_N, self.chunk)
+
+
+def head_is_plain(causal: Any) -> bool:
+    """Whether a model's logits are its head applied to its last hidden state (no scale, no soft cap), bit for bit.
+
+    Tried on the model as it was loaded: all of one dtype, without adapters.
+    """
+    head = causal.get_output_embeddings()
+    if not isinstance(head, nn.Linear):
+        return False
+    ids = torch.arange(8, device=head.weight.device)[None] % causal.config.vocab_size
+    with torch.no_grad():
+        logits = causal(input_ids=ids, use_cache=False).logits
+        hidden = causal.get_decoder()(input_ids=ids, use_cache=False).last_hidden_state
+        return torch.equal(logits, head(hidden))

@@ -1,0 +1,83 @@
+"""The hyper-parameters of one training stage."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, fields
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Settings:
+    """One field for each key of conf/pretrain and conf/sft; the defaults live there.
+
+    Exactly one of `num_steps`, `num_tokens` and `num_epochs` sets the length. `batch_size` counts rows of `seq_len`
+    tokens over all processes and micro batches of one optimizer step.
+    """
+
+    seq_len: int
+    batch_size: int
+    num_steps: int | None
+    num_tokens: int | None
+    num_epochs: float | None
+    lr: float
+    min_lr_ratio: float
+    warmup_ratio: float
+    weight_decay: float
+    betas: Sequence[float]
+    eps: float
+    max_grad_norm: float
+    precision: str
+    seed: int
+    validate_every: int
+    validation_tokens: int
+
+    def __post_init__(self) -> None:
+        """Refuse what cannot be run.
+
+        Raises:
+            ValueError: naming the key, its value and what is required.
+        """
+        lengths = {
+            k: getattr(self, k) for k in ("num_steps", "num_tokens", "num_epochs") if getattr(self, k) is not None
+        }
+        if len(lengths) != 1:
+            raise ValueError(
+                f"set exactly one of num_steps, num_tokens and num_epochs (the others null), found {lengths or 'none'}"
+            )
+        for key, value in {**lengths, "seq_len": self.seq_len, "batch_size": self.batch_size}.items():
+            if value <= 0:
+                raise ValueError(f"{key}={value} must be more than 0")
+        if self.precision not in ("fp32", "bf16"):
+            raise ValueError(f"precision={self.precision!r} is not known; use fp32 or bf16")
+        if not 0 <= self.warmup_ratio < 1:
+            raise ValueError(f"warmup_ratio={self.warmup_ratio} must be at least 0 and less than 1")
+        for key in ("lr", "max_grad_norm", "eps"):
+            if getattr(self, key) <= 0:
+                raise ValueError(f"{key}={getattr(self, key)} must be more than 0")
+
+    @classmethod
+    def of(cls, params: Mapping[str, Any]) -> Settings:
+        """The fields of this class out of a stage's params.
+
+        Raises:
+            ValueError: a value that cannot be run.
+        """
+        return cls(**{field.name: params[field.name] for field in fields(cls)})
+
+    def total_steps(self, rows_per_epoch: Callable[[], int]) -> int:
+        """Optimizer steps of the whole run; `rows_per_epoch` is asked only if the length is given in epochs."""
+        if self.num_steps is not None:
+            return self.num_steps
+        if self.num_tokens is not None:
+            return max(1, math.ceil(self.num_tokens / (self.batch_size * self.seq_len)))
+        return max(1, math.ceil((self.num_epochs or 0) * rows_per_epoch() / self.batch_size))
+
+    def check_length(self, max_position_embeddings: int | None) -> None:
+        """Raise ValueError where rows are longer than the model's positions."""
+        if max_position_embeddings and self.seq_len > max_position_embeddings:
+            raise ValueError(
+                f"seq_len={self.seq_len} is more than the model's maximum of {max_position_embeddings} tokens; "
+                f"use at most {max_position_embeddings}"
+            )

@@ -1,0 +1,107 @@
+"""Which parameters train. Each strategy is a frozen dataclass named by `_target_`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+from torch import nn
+
+
+class Strategy(Protocol):
+    """Marks what trains, and hands back what was trained under the names of the saved model."""
+
+    def apply(self, model: Any, new_parameters: Sequence[str]) -> Any:
+        """Set `requires_grad` on exactly what trains and return the model to train."""
+
+    def trained(self, model: Any) -> dict[str, torch.Tensor]:
+        """After training: the tensors that may differ from the source, by the source's names."""
+
+
+@dataclass(frozen=True)
+class NewBlocks:
+    """Train exactly the parameters that the expansion created (LLaMA Pro, section 3.2), by their recorded names."""
+
+    def apply(self, model: nn.Module, new_parameters: Sequence[str]) -> nn.Module:
+        """Freeze everything but `new_parameters`.
+
+        Raises:
+            ValueError: there are none, or the model lacks one: it is not the model that was expanded.
+        """
+        if not new_parameters:
+            raise ValueError(
+                "strategy new_blocks found no new parameters: the model was not expanded. "
+                "Expand it (expand=block), or train with strategy full or lora"
+            )
+        parameters = dict(model.named_parameters())
+        missing = sorted(set(new_parameters) - set(parameters))
+        if missing:
+            raise ValueError(f"the model has no parameter named {', '.join(missing[:4])} ({len(missing)} missing)")
+        wanted = set(new_parameters)
+        for name, parameter in parameters.items():
+            parameter.requires_grad_(name in wanted)
+        return model
+
+    def trained(self, model: nn.Module) -> dict[str, torch.Tensor]:
+        """See `Strategy.trained`."""
+        return _trainable(model)
+
+
+@dataclass(frozen=True)
+class Full:
+    """Train every parameter."""
+
+    def apply(self, model: nn.Module, new_parameters: Sequence[str]) -> nn.Module:
+        """See `Strategy.apply`."""
+        return model.requires_grad_(True)
+
+    def trained(self, model: nn.Module) -> dict[str, torch.Tensor]:
+        """See `Strategy.trained`."""
+        return _trainable(model)
+
+
+@dataclass(frozen=True)
+class Lora:
+    """Train low-rank updates of the linear layers (peft) and merge them into the weights at the end.
+
+    LoRA, arXiv 2106.09685. `target_modules` is peft's: "all-linear", or a list of module names.
+    """
+
+    rank: int
+    alpha: float
+    dropout: float
+    target_modules: str | list[str]
+
+    def apply(self, model: nn.Module, new_parameters: Sequence[str]) -> nn.Module:
+        """Wrap the model's linear layers.
+
+        Raises:
+            ValueError: no module matches `target_modules` (peft).
+        """
+        import peft
+
+        targets = self.target_modules if isinstance(self.target_modules, str) else list(self.target_modules)
+        config = peft.LoraConfig(
+            r=self.rank,
+            lora_alpha=self.alpha,
+            lora_dropout=self.dropout,
+            target_modules=targets,
+            task_type="CAUSAL_LM",
+        )
+        return peft.get_peft_model(model, config)
+
+    def trained(self, model: Any) -> dict[str, torch.Tensor]:
+        """Merge, and return the weights that carried an adapter."""
+        suffix = ".base_layer.weight"
+        prefix = "base_model.model."
+        adapted = [
+            n.removeprefix(prefix).removesuffix(suffix) for n, _ in model.named_parameters() if n.endswith(suffix)
+        ]
+        merged = dict(model.merge_and_unload().named_parameters())
+        return {f"{name}.weight": merged[f"{name}.weight"] for name in adapted}
+
+
+def _trainable(model: nn.Module) -> dict[str, torch.Tensor]:
+    return {name: p for name, p in model.named_parameters() if p.requires_grad}

@@ -1,0 +1,186 @@
+"""Training: resumes to the bit, does not move what is frozen, and means the same at any micro batch."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from pipeline.data.mixture import PackedStream
+from pipeline.data.tokens import TokenStore
+from pipeline.expansion.block import BlockExpansion
+from pipeline.expansion.writer import write_expansion
+from pipeline.models.directory import read_config, read_expansion
+from pipeline.models.safetensors_io import read_index
+from pipeline.training.fit import audit_frozen, fit, launch_options
+from pipeline.training.loop import StoppedError
+from pipeline.training.settings import Settings
+from pipeline.training.strategy import Full, Lora, NewBlocks
+
+LAUNCH = {
+    "micro_batch": 2, "checkpoint_every_s": 0, "keep_checkpoints": 2, "cpu": True, "attention": "auto", "loggers": [],
+    "loss_chunk": 64,
+}  # fmt: skip
+
+
+@pytest.fixture(scope="session")
+def expanded(make_model, tmp_path_factory):
+    source, target = make_model("bfloat16"), tmp_path_factory.mktemp("expanded")
+    plan = BlockExpansion(2, 1).plan(read_index(source), read_config(source), {})
+    write_expansion(plan, source, target)
+    return target
+
+
+@pytest.fixture(scope="session")
+def store():
+    rng = np.random.default_rng(0)
+    lengths = rng.integers(5, 120, 40)
+    tokens = rng.integers(3, 40, lengths.sum()).astype(np.uint16)
+    return TokenStore("a", tokens, np.concatenate([[0], np.cumsum(lengths)]), None)
+
+
+def settings(**changes):
+    base = {
+        "seq_len": 64, "batch_size": 4, "num_steps": 6, "num_tokens": None, "num_epochs": None, "lr": 1e-2,
+        "min_lr_ratio": 0.0, "warmup_ratio": 0.1, "weight_decay": 0.1, "betas": [0.9, 0.95], "eps": 1e-8,
+        "max_grad_norm": 1.0, "precision": "fp32", "seed": 0, "validate_every": 3, "validation_tokens": 128,
+    }  # fmt: skip
+    return Settings(**{**base, **changes})
+
+
+def train(source, run, store, strategy=None, stop_after=None, launch=None, seed=0, **changes):
+    run.mkdir(parents=True, exist_ok=True)
+    steps = []
+    runtime, device = launch_options(
+        {**LAUNCH, **(launch or {})},
+        run,
+        lambda **fields: steps.append(fields) if "loss" in fields else None,
+        lambda: stop_after is not None and len(steps) >= stop_after,
+    )
+    stream = PackedStream([store], {"a": 1.0}, 64, seed)
+    validation = {"a": [next(PackedStream([store], {"a": 1.0}, 64, 9)) for _ in range(2)]}
+    return fit(
+        source, run / "model", strategy or NewBlocks(), settings(**changes), stream, validation, runtime, device
+    )
+
+
+def weights(run):
+    return load_file(run / "model" / "model.safetensors")
+
+
+def same(a, b):
+    return a.keys() == b.keys() and all(torch.equal(a[n], b[n]) for n in a)
+
+
+def losses(run):
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    return [(e["step"], e.get("loss"), e.get("val_loss")) for e in lines]
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_frozen_tensors_stay_and_new_ones_move(expanded, store, tmp_path, precision):
+    metrics = train(expanded, tmp_path, store, precision=precision)
+    before, after = load_file(expanded / "model.safetensors"), weights(tmp_path)
+    new = set(read_expansion(expanded)["new_parameters"])
+    assert all(torch.equal(before[n], after[n]) == (n not in new) for n in before)
+    assert all(after[n].dtype == torch.bfloat16 for n in after)
+    assert metrics["val_loss"] < metrics["val_loss_before"]
+    assert metrics["num_trainable"] == sum(before[n].numel() for n in new)
+    assert read_expansion(tmp_path / "model") == read_expansion(expanded)
+
+
+@pytest.mark.parametrize("stop_after", [1, 3, 5])
+def test_a_stopped_run_resumes_to_the_same_bits(expanded, store, tmp_path, stop_after):
+    train(expanded, tmp_path / "whole", store)
+    with pytest.raises(StoppedError, match=f"after step {stop_after} of 6"):
+        train(expanded, tmp_path / "cut", store, stop_after=stop_after)
+    train(expanded, tmp_path / "cut", store)
+    assert same(weights(tmp_path / "whole"), weights(tmp_path / "cut"))
+    assert losses(tmp_path / "whole") == losses(tmp_path / "cut")
+
+
+@pytest.mark.parametrize("strategy", [Full(), Lora(4, 8, 0.1, "all-linear")], ids=["full", "lora-dropout"])
+def test_other_strategies_resume_to_the_same_bits(expanded, store, tmp_path, strategy):
+    train(expanded, tmp_path / "whole", store, strategy)
+    with pytest.raises(StoppedError):
+        train(expanded, tmp_path / "cut", store, strategy, stop_after=2)
+    train(expanded, tmp_path / "cut", store, strategy)
+    assert same(weights(tmp_path / "whole"), weights(tmp_path / "cut"))
+
+
+def test_steps_after_the_last_checkpoint_are_taken_again(expanded, store, tmp_path):
+    """As after SIGKILL: the metrics of lost steps do not stay, and a half-written checkpoint is no checkpoint."""
+    train(expanded, tmp_path / "whole", store)
+    with pytest.raises(StoppedError):
+        train(expanded, tmp_path / "cut", store, stop_after=2)
+    with (tmp_path / "cut" / "metrics.jsonl").open("a") as out:
+        out.write('{"step": 3, "loss": 1.0}\n{"step": 4, "lo')
+    half = tmp_path / "cut" / "checkpoints" / ".step-00000003.partial"
+    half.mkdir()
+    (half / "trainable.safetensors").write_bytes(b"half")
+    train(expanded, tmp_path / "cut", store)
+    assert losses(tmp_path / "whole") == losses(tmp_path / "cut")
+    assert same(weights(tmp_path / "whole"), weights(tmp_path / "cut"))
+
+
+def test_micro_batches_only_change_the_order_of_sums(expanded, store, tmp_path):
+    for size in (1, 4):
+        train(expanded, tmp_path / str(size), store, launch={"micro_batch": size}, num_steps=1)
+    one, four = (losses(tmp_path / size)[1][1] for size in ("1", "4"))
+    assert one == pytest.approx(four, rel=1e-6)
+
+
+def test_checkpoints_are_bounded_and_gone_at_the_end(expanded, store, tmp_path):
+    with pytest.raises(StoppedError):
+        train(expanded, tmp_path, store, stop_after=5)
+    names = sorted(p.name for p in (tmp_path / "checkpoints").iterdir())
+    assert names == ["step-00000004", "step-00000005"]
+    state = load_file(tmp_path / "checkpoints" / names[-1] / "optimizer.safetensors")
+    new = set(read_expansion(expanded)["new_parameters"])
+    assert {n.rpartition("/")[0] for n in state} == new  # no moments of frozen tensors
+    train(expanded, tmp_path, store)
+    assert not (tmp_path / "checkpoints").exists()
+
+
+def test_another_seed_gives_other_weights(expanded, store, tmp_path):
+    for seed in (0, 1):
+        train(expanded, tmp_path / str(seed), store, seed=seed)
+    assert not same(weights(tmp_path / "0"), weights(tmp_path / "1"))
+
+
+def test_a_loss_that_is_not_finite_stops_the_run(expanded, store, tmp_path):
+    with pytest.raises(ValueError, match="lower the learning rate"):
+        train(expanded, tmp_path, store, lr=1e30, max_grad_norm=1e30, num_steps=20)
+
+
+def test_the_audit_names_a_frozen_tensor_that_moved():
+    audit_frozen({"a": "1"}, {"a": "1", "b": "2"})
+    with pytest.raises(ValueError, match="1 frozen tensors changed during training: a"):
+        audit_frozen({"a": "1"}, {"a": "2"})
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"num_steps": None}, "exactly one of"),
+        ({"num_tokens": 5}, "exactly one of"),
+        ({"seq_len": 0}, "seq_len=0 must be more than 0"),
+        ({"precision": "fp8"}, "use fp32 or bf16"),
+        ({"lr": 0}, "lr=0 must be more than 0"),
+        ({"warmup_ratio": 1.0}, "warmup_ratio"),
+    ],
+)
+def test_settings_that_cannot_be_run(changes, message):
+    with pytest.raises(ValueError, match=message):
+        settings(**changes)
+
+
+def test_rows_longer_than_the_model():
+    with pytest.raises(ValueError, match="seq_len=64 is more than the model's maximum of 32"):
+        settings().check_length(32)
+
+
+def test_lengths_in_tokens_and_epochs():
+    assert settings(num_steps=None, num_tokens=1000).total_steps(lambda: 0) == 4
+    assert settings(num_steps=None, num_epochs=2.0).total_steps(lambda: 10) == 5
