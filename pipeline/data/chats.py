@@ -1,0 +1,106 @@
+"""Conversations for instruction tuning: chats in, tokens, targets and a held-out part out."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+
+from pipeline.data.chat import ChatEncoder, UnfitChatError
+from pipeline.data.conversations import Chat
+from pipeline.data.corpus import Corpus, Place, check_sources, finish, write_held_out, write_ids
+from pipeline.data.files import Listing, Locate
+from pipeline.data.formats import Rejected
+from pipeline.data.split import HeldOut, Split
+from pipeline.data.spool import Spool
+from pipeline.data.tokens import write_store
+
+
+class ChatSource(Protocol):
+    """Anything that gives conversations, with its weight in the mixture."""
+
+    @property
+    def weight(self) -> float:
+        """Multiplies the source's own tokens."""
+        ...
+
+    def read(self, locate: Locate, listing: Listing) -> Iterator[Chat | Rejected]:
+        """Every conversation and every row that is none, in a fixed order."""
+        ...
+
+
+@dataclass(frozen=True)
+class ChatData:
+    """Weighted chat sources by name, how much of each is held out, and the chat template.
+
+    template: a Jinja chat template for models that have none, or null for the tokenizer's own; it is recorded in
+    `sources.json`, so that the tuned model can be saved with it. Raises ValueError for a bad name or no source.
+    """
+
+    sources: Mapping[str, ChatSource]
+    held_out: HeldOut
+    template: str | None
+
+    def __post_init__(self) -> None:
+        check_sources(self.sources)
+
+    def prepare(self, tokenizer: Any, place: Place) -> dict[str, Any]:
+        """Write tokens, targets, offsets, ids and held-out chats of every source and `sources.json`; return metrics.
+
+        Raises ValueError for an empty source, one that cannot be split, or a template that cannot be masked.
+        """
+        encoder = ChatEncoder(tokenizer, self.template)
+        with Spool(place.directory / "chats.spool") as spool:
+            corpus = Corpus(spool, list(self.sources))
+            for name, source in self.sources.items():
+                place.progress(note=f"reading and encoding {name}")
+                corpus.add(name, _items(source, encoder, place))
+            place.progress(note="looking for near-duplicates")
+            split = corpus.split(self.held_out)
+            done = {}
+            for index, (name, source) in enumerate(self.sources.items()):
+                done[name] = {"weight": source.weight, **_write(corpus, index, name, split, len(tokenizer), place)}
+        return finish(place, "chat", tokenizer, done, split, {"chat_template": encoder.template})
+
+
+def _items(
+    source: ChatSource, encoder: ChatEncoder, place: Place
+) -> Iterator[tuple[str, tuple[bytes, ...]] | Rejected]:
+    """Parts of a record: the plain text, the chat as JSON, its token ids, its targets."""
+    for item in source.read(place.locate, place.listing):
+        if isinstance(item, Rejected):
+            yield item
+            continue
+        try:
+            text = "\n\n".join(message["content"] for message in item.messages).encode()
+            ids, targets = encoder.encode(item.messages)
+        except UnfitChatError as error:
+            yield Rejected(item.id, error.reason)
+        except UnicodeEncodeError:
+            yield Rejected(item.id, "invalid UTF-8")
+        else:
+            yield item.id, (text, item.to_json().encode(), ids.tobytes(), targets.tobytes())
+
+
+def _encoded(corpus: Corpus, index: int) -> tuple[np.ndarray, np.ndarray]:
+    ids, targets = corpus.spool.part(index, 2), corpus.spool.part(index, 3)
+    return np.frombuffer(ids, dtype=np.int64), np.frombuffer(targets, dtype=np.uint8)
+
+
+def _write(corpus: Corpus, source: int, name: str, split: Split, vocab_size: int, place: Place) -> dict[str, Any]:
+    train, held = corpus.of(source, split, False), corpus.of(source, split, True)
+    documents, tokens = write_store(place.directory, name, (_encoded(corpus, i) for i in train), vocab_size)
+    write_ids(place.directory, name, (corpus.ids[i] for i in train))
+    lines = (corpus.spool.part(i, 1).decode() for i in held)
+    write_held_out(place.directory / f"{name}.heldout.jsonl", lines)
+    return {
+        "documents": documents,
+        "tokens": tokens,
+        "target_tokens": sum(int(_encoded(corpus, i)[1].sum()) for i in train),
+        "bytes": sum(len(corpus.spool.part(i, 0)) for i in train),
+        "held_out_documents": len(held),
+        "held_out_bytes": sum(len(corpus.spool.part(i, 0)) for i in held),
+        "rejected": dict(corpus.rejected[source]),
+    }

@@ -1,0 +1,83 @@
+"""Reading a data artifact for training: a stream of rows, and rows of its held-out part for validation."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from pipeline.data.chat import ChatEncoder
+from pipeline.data.corpus import read_sources
+from pipeline.data.mixture import PackedStream
+from pipeline.data.packing import Overlong, Span, build_row, cut
+from pipeline.data.tokens import TokenStore, encode_documents, open_store
+
+
+def open_stream(directory: Path, seq_len: int, seed: int, overlong: Overlong | None = None) -> PackedStream:
+    """The mixture of all sources in a data artifact, packed; `overlong` is given for chats and only for them.
+
+    Raises:
+        ValueError: chats where text is expected or the other way round.
+    """
+    manifest = read_sources(directory)
+    expected = "text" if overlong is None else "chat"
+    if manifest["kind"] != expected:
+        raise ValueError(f"this stage trains on {expected} data, but its data is of kind {manifest['kind']}")
+    stores = [open_store(directory, name) for name in manifest["sources"]]
+    weights = {name: source["weight"] for name, source in manifest["sources"].items()}
+    return PackedStream(stores, weights, seq_len, seed, overlong)
+
+
+def validation_rows(directory: Path, tokenizer: Any, seq_len: int, num_tokens: int) -> dict[str, list[dict]]:
+    """Packed rows of held-out documents, by source: about `num_tokens` in all, the same for every model.
+
+    The documents are the first of each source's held-out file, each in spans of at most `seq_len`, a row of its own per
+    span where it is full, so that no row of validation depends on another document.
+    """
+    manifest = read_sources(directory)
+    per_source = num_tokens // len(manifest["sources"])
+    encoder = ChatEncoder(tokenizer, manifest.get("chat_template")) if manifest["kind"] == "chat" else None
+    return {
+        name: _rows(_held_out(directory / f"{name}.heldout.jsonl", tokenizer, encoder), seq_len, per_source)
+        for name in manifest["sources"]
+    }
+
+
+def keep_chat_template(directory: Path, tokenizer: Any, model: Path) -> None:
+    """Write the template that the chats were rendered with into a model directory whose tokenizer has another or none.
+
+    Args:
+        directory: a data artifact of chats.
+        tokenizer: the one that `model` was saved with.
+        model: a `save_pretrained` directory; its `chat_template.jinja` is written.
+    """
+    template = read_sources(directory)["chat_template"]
+    if template != tokenizer.chat_template:
+        (model / "chat_template.jinja").write_text(template, encoding="utf-8")
+
+
+def _held_out(file: Path, tokenizer: Any, encoder: ChatEncoder | None) -> Iterator[TokenStore]:
+    with file.open(encoding="utf-8") as lines:
+        for line in lines:
+            entry = json.loads(line)
+            if encoder is not None:
+                tokens, targets = encoder.encode(entry["messages"])
+            else:
+                tokens, targets = next(iter(encode_documents(tokenizer, [entry["text"]]))), None
+            yield TokenStore(file.stem, tokens, np.array([0, len(tokens)]), targets)
+
+
+def _rows(documents: Iterator[TokenStore], seq_len: int, num_tokens: int) -> list[dict]:
+    rows: list[dict] = []
+    taken = 0
+    # A document gives at most two rows: many short looks say more than one long file.
+    for store in documents:
+        for _, start, stop in cut(store.lengths, seq_len)[:2].tolist():
+            if taken >= num_tokens:
+                return rows
+            rows.append(build_row([Span(0, 0, start, stop)], [store], seq_len))
+            taken += stop - start
+    return rows

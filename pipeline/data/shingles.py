@@ -1,0 +1,102 @@
+"""Word shingles of a text as 64-bit hashes, and their MinHash signatures.
+
+Shapes: B bytes, W words, S distinct shingles, P permutations.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+SHINGLE_WORDS = 5
+NUM_PERMUTATIONS = 64
+NUM_BANDS = 16
+"""Bands of 4 rows: two texts with Jaccard similarity s are compared with probability 1 - (1 - s^4)^16 (0.5: 64 %,
+0.7: 99 %)."""
+
+_U64 = np.uint64
+_PRIME = 0x9E3779B97F4A7C15
+
+
+def _word_bytes() -> np.ndarray:
+    """Byte -> its lower-case code if it belongs to a word (letters, digits, `_`, any non-ASCII byte), else 0."""
+    table = np.zeros(256, dtype=np.uint8)
+    for code in range(256):
+        if code >= 128 or chr(code).isalnum() or chr(code) == "_":
+            table[code] = ord(chr(code).lower()) if code < 128 else code
+    return table
+
+
+_TABLE = _word_bytes()
+_LONGEST_WORD = 64
+_POWERS = np.array([pow(_PRIME, i + 1, 1 << 64) for i in range(_LONGEST_WORD)], dtype=_U64)
+_ORDER = np.array([pow(0xC2B2AE3D27D4EB4F, i + 1, 1 << 64) for i in range(SHINGLE_WORDS)], dtype=_U64)
+
+
+def _mix(values: np.ndarray) -> np.ndarray:
+    """splitmix64's finaliser."""
+    values = (values ^ (values >> _U64(30))) * _U64(0xBF58476D1CE4E5B9)
+    values = (values ^ (values >> _U64(27))) * _U64(0x94D049BB133111EB)
+    return values ^ (values >> _U64(31))
+
+
+def word_hashes(text: str) -> np.ndarray:
+    """uint64[W]: one hash per word in order; case, punctuation and white space do not matter."""
+    codes_B = _TABLE[np.frombuffer(text.encode("utf-8", "surrogatepass"), dtype=np.uint8)]
+    inside_B = codes_B > 0
+    edges = np.flatnonzero(np.diff(inside_B, prepend=False, append=False))
+    starts_W, stops_W = edges[0::2], edges[1::2]
+    if not len(starts_W):
+        return np.zeros(0, dtype=_U64)
+    letters = codes_B[inside_B]
+    firsts_W = np.concatenate([[0], np.cumsum(stops_W - starts_W)[:-1]])
+    place = np.arange(len(letters)) - np.repeat(firsts_W, stops_W - starts_W)
+    weighted = letters.astype(_U64) * _POWERS[place % _LONGEST_WORD]
+    return _mix(np.add.reduceat(weighted, firsts_W))
+
+
+def shingles(text: str) -> np.ndarray:
+    """uint64[S]: the distinct hashes of every SHINGLE_WORDS consecutive words, sorted.
+
+    A text with fewer words is one shingle; a text without words is none.
+    """
+    words_W = word_hashes(text)
+    if not len(words_W):
+        return words_W
+    size = min(SHINGLE_WORDS, len(words_W))
+    total = np.zeros(len(words_W) - size + 1, dtype=_U64)
+    for offset in range(size):
+        total += words_W[offset : offset + len(total)] * _ORDER[offset]
+    return np.unique(_mix(total))
+
+
+def _permutations() -> tuple[np.ndarray, np.ndarray]:
+    draw = np.random.default_rng(20240104)
+    odd = draw.integers(0, 1 << 63, size=NUM_PERMUTATIONS, dtype=_U64) * _U64(2) + _U64(1)
+    return odd, draw.integers(0, 1 << 63, size=NUM_PERMUTATIONS, dtype=_U64)
+
+
+_FACTORS, _OFFSETS = _permutations()
+
+
+def signature(found: np.ndarray) -> np.ndarray:
+    """uint32[P]: MinHash (Broder 1997); equal entries of two signatures estimate the sets' Jaccard similarity.
+
+    An empty set has all entries at the maximum.
+    """
+    signature_P = np.full(NUM_PERMUTATIONS, np.iinfo(np.uint32).max, dtype=np.uint32)
+    for start in range(0, len(found), 1 << 15):
+        part = found[start : start + (1 << 15)]
+        for index in range(NUM_PERMUTATIONS):
+            lowest = (part * _FACTORS[index] + _OFFSETS[index]).min() >> _U64(32)
+            signature_P[index] = min(signature_P[index], lowest)
+    return signature_P
+
+
+def bands(signatures: np.ndarray) -> np.ndarray:
+    """uint64[N, NUM_BANDS] from uint32[N, P]: texts that share an entry of a column are worth comparing."""
+    rows = NUM_PERMUTATIONS // NUM_BANDS
+    blocks = signatures.reshape(len(signatures), NUM_BANDS, rows).astype(_U64)
+    total = np.zeros((len(signatures), NUM_BANDS), dtype=_U64)
+    for row in range(rows):
+        total = _mix(total ^ (blocks[:, :, row] + _U64(_PRIME)))
+    return total

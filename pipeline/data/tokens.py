@@ -1,0 +1,156 @@
+"""Tokens on disk: one flat .npy per source and the offsets of its documents.
+
+Shapes: K tokens of the whole source, N documents; offsets have N + 1 entries.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import numpy as np
+
+_HEADER_BYTES = 128
+_BATCH_BYTES = 1 << 22
+
+
+@dataclass(frozen=True)
+class TokenStore:
+    """The tokens of one source. tokens: uint16|uint32[K]; offsets: int64[N + 1]; targets: uint8[K], or None for text.
+
+    Document d is tokens[offsets[d]:offsets[d + 1]].
+    """
+
+    name: str
+    tokens: np.ndarray
+    offsets: np.ndarray
+    targets: np.ndarray | None
+
+    @property
+    def lengths(self) -> np.ndarray:
+        """int64[N]: tokens of every document."""
+        return np.diff(self.offsets)
+
+
+def token_dtype(vocab_size: int) -> np.dtype:
+    """uint16 where every id fits, else uint32."""
+    return np.dtype(np.uint16 if vocab_size < 65536 else np.uint32)
+
+
+class ArrayWriter:
+    """Writes a one-dimensional .npy piece by piece, without knowing its length first. A context manager."""
+
+    def __init__(self, path: Path, dtype: np.dtype) -> None:
+        self.dtype, self.length = np.dtype(dtype), 0
+        self._stream = path.open("wb")
+        self._stream.write(self._header())
+
+    def _header(self) -> bytes:
+        """Version 1.0 of the .npy format, padded so that it can be overwritten once the length is known."""
+        entry = (
+            f"{{'descr': '{self.dtype.newbyteorder('<').str}', 'fortran_order': False, 'shape': ({self.length},), }}"
+        )
+        text = entry.ljust(_HEADER_BYTES - 11) + "\n"
+        return b"\x93NUMPY\x01\x00" + len(text).to_bytes(2, "little") + text.encode("latin1")
+
+    def write(self, values: np.ndarray) -> None:
+        """Append values; they must fit the dtype."""
+        self._stream.write(np.ascontiguousarray(values, dtype=self.dtype.newbyteorder("<")).tobytes())
+        self.length += len(values)
+
+    def __enter__(self) -> ArrayWriter:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._stream.seek(0)
+        self._stream.write(self._header())
+        self._stream.close()
+
+
+def store_paths(directory: Path, name: str) -> tuple[Path, Path, Path]:
+    """The files of a source's tokens, offsets and targets."""
+    return tuple(directory / f"{name}.{part}.npy" for part in ("tokens", "offsets", "targets"))  # type: ignore[return-value]
+
+
+def open_store(directory: Path, name: str) -> TokenStore:
+    """Map a source's tokens into memory. Raises ValueError if the files do not belong together."""
+    paths = store_paths(directory, name)
+    tokens, offsets = (np.load(path, mmap_mode="r", allow_pickle=False) for path in paths[:2])
+    targets = np.load(paths[2], mmap_mode="r", allow_pickle=False) if paths[2].exists() else None
+    if offsets[0] != 0 or offsets[-1] != len(tokens) or (targets is not None and len(targets) != len(tokens)):
+        raise ValueError(
+            f"source {name!r} in {directory}: {len(tokens)} tokens, offsets end at {offsets[-1]}, "
+            f"{'no' if targets is None else len(targets)} targets; tokenise it again"
+        )
+    return TokenStore(name, tokens, offsets, targets)
+
+
+def write_store(
+    directory: Path, name: str, documents: Iterable[tuple[np.ndarray, np.ndarray | None]], vocab_size: int
+) -> tuple[int, int]:
+    """Write documents as (token ids, targets or None) and return (documents, tokens).
+
+    Raises ValueError for an id outside the vocabulary.
+    """
+    paths = store_paths(directory, name)
+    dtype = token_dtype(vocab_size)
+    offsets = [0]
+    with ArrayWriter(paths[0], dtype) as tokens, ArrayWriter(paths[2], np.dtype(np.uint8)) as marks:
+        for ids, targets in documents:
+            if len(ids) and not 0 <= int(ids.min()) <= int(ids.max()) < vocab_size:
+                raise ValueError(f"source {name!r}: token id {int(ids.max())} outside the vocabulary of {vocab_size}")
+            tokens.write(ids)
+            if targets is not None:
+                marks.write(targets)
+            offsets.append(tokens.length)
+    if marks.length == 0:
+        paths[2].unlink()
+    with ArrayWriter(paths[1], np.dtype(np.int64)) as writer:
+        writer.write(np.array(offsets, dtype=np.int64))
+    return len(offsets) - 1, offsets[-1]
+
+
+def encode_documents(tokenizer: Any, texts: Iterable[str]) -> Iterator[np.ndarray]:
+    """Token ids (int64) of every text followed by the end-of-text token, in order.
+
+    `tokenizer` is a fast transformers tokenizer. No other special token is added, and text that spells a special token
+    is encoded as ordinary text. Raises ValueError without an end-of-text token or without a fast tokenizer.
+    """
+    backend, eos = _backend(tokenizer), tokenizer.eos_token_id
+    if eos is None:
+        raise ValueError("the tokenizer has no end-of-text token (eos_token); set one in tokenizer_config.json")
+    before = backend.encode_special_tokens
+    for batch in _batches(texts):
+        backend.encode_special_tokens = True
+        try:
+            encodings = backend.encode_batch_fast(batch, add_special_tokens=False)
+        finally:
+            backend.encode_special_tokens = before
+        for encoding in encodings:
+            yield np.array([*encoding.ids, eos], dtype=np.int64)
+
+
+def _backend(tokenizer: Any) -> Any:
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    if backend is None:
+        raise ValueError(f"{type(tokenizer).__name__} has no fast backend; load it with a tokenizer.json")
+    return backend
+
+
+def _batches(texts: Iterable[str]) -> Iterator[list[str]]:
+    """Batches of bounded size, so that the encodings of a large source never exist at once."""
+    batch: list[str] = []
+    size = 0
+    for text in texts:
+        batch.append(text)
+        size += len(text)
+        if size >= _BATCH_BYTES:
+            yield batch
+            batch, size = [], 0
+    if batch:
+        yield batch

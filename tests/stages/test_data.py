@@ -1,0 +1,100 @@
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import yaml
+from tokenizers import Tokenizer, models, pre_tokenizers
+from transformers import PreTrainedTokenizerFast
+
+from pipeline.data.corpus import read_sources
+from pipeline.data.tokens import open_store
+from stages import data as stage
+
+CONF = Path(__file__).parents[2] / "conf" / "data"
+
+
+def _params(name="local_text", **changes):
+    """Params as the engine gives them: a local source is known by its content."""
+    loaded = yaml.safe_load((CONF / f"{name}.yaml").read_text())
+    for entry in loaded["sources"].values():
+        if entry["origin"]["source"]["kind"] == "local":
+            entry["origin"]["source"] = {"kind": "local", "content": "0" * 64}
+    return {"data": {**loaded, **changes}}
+
+
+def _save_tokenizer(directory):
+    words = ["<|im_end|>", "<unk>", *(f"w{number}" for number in range(200))]
+    backend = Tokenizer(models.WordLevel({word: index for index, word in enumerate(words)}, unk_token="<unk>"))
+    backend.pre_tokenizer = pre_tokenizers.Whitespace()
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend, eos_token="<|im_end|>", unk_token="<unk>")
+    tokenizer.save_pretrained(directory)
+
+
+@pytest.fixture
+def context(tmp_path):
+    base, texts, out = (tmp_path / name for name in ("base", "texts", "out"))
+    for directory in (base / "model", texts, out):
+        directory.mkdir(parents=True)
+    _save_tokenizer(base / "model")
+    (base / "manifest.json").write_text("{}")
+    for number in range(60):
+        (texts / f"{number}.txt").write_text(" ".join(f"w{(number * 7 + place * number) % 199}" for place in range(40)))
+    return SimpleNamespace(
+        directory=out,
+        inputs={"base": base},
+        params=_params(),
+        is_main=True,
+        locate=lambda source: texts,
+        listing=lambda source: sorted(path.name for path in texts.iterdir()),
+        progress=lambda **fields: None,
+    )
+
+
+@pytest.mark.parametrize("path", sorted(CONF.glob("*.yaml")), ids=lambda path: path.stem)
+def test_every_configuration_passes_the_check(path):
+    stage.check(_params(path.stem), {"num_blocks": 30, "max_position_embeddings": 2048})
+
+
+def test_the_check_names_what_is_wrong():
+    held_out = {"_target_": "pipeline.data.split.HeldOut", "bytes": 1, "fraction": 0.1, "threshold": 0.5, "seed": 1}
+    with pytest.raises(ValueError, match="one of bytes and fraction"):
+        stage.check(_params(held_out=held_out), {})
+    with pytest.raises(ValueError, match=r"data\.sources is empty"):
+        stage.check(_params(sources={}), {})
+    with pytest.raises(ValueError, match="unexpected keyword argument 'seed'"):
+        stage.check(_params(seed=1), {})
+    with pytest.raises(ValueError, match=r"TextData or pipeline\.data\.chats\.ChatData"):
+        stage.check({"data": held_out | {"fraction": None}}, {})
+
+
+def test_the_check_needs_no_torch():
+    code = (
+        f"import sys; from stages import data; data.check({_params('python_and_math')!r}, {{}}); "
+        "assert not {'torch', 'transformers', 'datasets', 'pyarrow'} & set(sys.modules)"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=CONF.parents[1])
+
+
+def test_the_stage_writes_its_artifact(context):
+    metrics = stage.run(context)
+    assert json.loads(json.dumps(metrics)) == metrics
+    entry = read_sources(context.directory)["sources"]["local"]
+    store = open_store(context.directory, "local")
+    assert metrics["tokens"] == entry["tokens"] == len(store.tokens) == 41 * entry["documents"]
+    assert entry["documents"] + entry["held_out_documents"] == 60
+    names = {path.name for path in context.directory.iterdir()}
+    assert names == {
+        "sources.json",
+        *(f"local.{part}" for part in ("tokens.npy", "offsets.npy", "ids.jsonl", "heldout.jsonl")),
+    }
+
+
+def test_only_the_first_rank_writes(context):
+    context.is_main = False
+    assert stage.run(context) == {}
+    assert not list(context.directory.iterdir())
