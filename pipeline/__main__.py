@@ -1,0 +1,171 @@
+"""The driver: compose the config, build the graph, run what is missing. The only file that mentions `hydra.main`."""
+
+from __future__ import annotations
+
+import os
+import re
+import sys
+import sysconfig
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import hydra
+from hydra.core.hydra_config import HydraConfig
+from hydra.errors import HydraException
+from hydra.types import RunMode
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from pipeline.engine.errors import EXIT_INTERRUPTED, ConfigError, PipelineError
+
+if TYPE_CHECKING:
+    from pipeline.engine.build import Cell
+
+# Keys that do not change what a cell is, so that they do not name it.
+NOT_IDENTITY = re.compile(r"\+{0,2}(name|stage|dry_run|launch|paths|report|hydra)([.@=/]|$)")
+# Where the interpreter keeps its own library: text that every machine has.
+OmegaConf.register_new_resolver("stdlib", lambda: sysconfig.get_paths()["stdlib"], replace=True)
+
+HELP = """\
+Grow a language model into a new domain without forgetting (LLaMA Pro, arXiv 2401.02415).
+
+Stages: base -> expand -> pretrain -> sft -> evaluate -> report; finished work is reused.
+
+  python -m pipeline                                        the embedded demo
+  python -m pipeline dry_run=true                           the plan: what would run, and why
+  python -m pipeline stage=pretrain expand.per_group=2      stop after a stage, override a knob
+  python -m pipeline -m expand.num_groups=1,2,3,5,6         a sweep, with one report
+  python -m pipeline experiment=full_finetuning             a prepared experiment (conf/experiment)
+  python -m pipeline model=local model.source.path=DIR      your own model
+  python -m pipeline data@pretrain.data=local_text pretrain.data.sources.local.origin.source.path=DIR
+                                                            your own text
+  python -m pipeline --cfg job                              the whole configuration with these overrides
+
+Groups, chosen by group=option (files in conf/):
+{groups}
+
+--cfg job prints the configuration, -m sweeps, --hydra-help names the rest.
+"""
+CONF = Path(__file__).parent.parent / "conf"
+swept: list[dict[str, Any]] = []
+failed: list[Exception] = []
+
+
+@hydra.main(config_path=str(CONF), config_name="config", version_base="1.3")
+def main(cfg: DictConfig) -> None:
+    """Run one configuration; in a sweep the report follows when all cells are done, and a cell may fail alone."""
+    sweep = HydraConfig.get().mode == RunMode.MULTIRUN
+    try:
+        config: Any = OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)
+        overrides = [o for o in HydraConfig.get().overrides.task if not NOT_IDENTITY.match(o)]
+        run_cell(config, ",".join(sorted(overrides)) or "default", overrides)
+        if config["stage"] == "report":
+            swept.append(config) if sweep else run_report(config)
+    except (PipelineError, OmegaConfBaseException) as error:
+        show(error)
+        failed.append(error)
+
+
+def run_cell(config: dict[str, Any], name: str, overrides: list[str]) -> None:
+    """Build what `config` asks for, except the report."""
+    from pipeline.engine import build, runner
+
+    outputs, cache = Path(config["paths"]["outputs"]), Path(config["paths"]["cache"])
+    cell, facts = build.build(config, name, cache)
+    targets = cell.targets(config["stage"])
+    if config["dry_run"]:
+        print(runner.plan(targets, outputs, cache, facts=facts))
+        return
+    runner.run(targets, outputs, cache, facts=facts)
+    if config["stage"] in ("evaluate", "report"):
+        build.save_cell(cell, outputs / "runs" / config["name"], overrides)
+
+
+def run_report(config: dict[str, Any]) -> None:
+    """Compare all recorded cells of this run whose artifacts are still there, and show the result."""
+    from pipeline.engine import artifact, build, runner
+
+    if config["dry_run"]:
+        return
+    outputs, cache, name = Path(config["paths"]["outputs"]), Path(config["paths"]["cache"]), config["name"]
+    files = sorted(
+        (outputs / "runs" / name).glob("*/build.json"), key=lambda f: (f.parent.name != "default", f.parent.name)
+    )
+    cells = [cell for cell in map(build.load_cell, files) if _is_complete(cell, outputs)]
+    node = build.report_node(config["report"], name, cells, config["launch"])
+    directory = runner.run([node], outputs, cache)[node.fingerprint]
+    page = artifact.publish(directory, outputs / "reports" / name)
+    print((directory / "report.md").read_text())
+    print(f"report: {page / 'index.html'}")
+
+
+def _is_complete(cell: Cell, outputs: Path) -> bool:
+    from pipeline.engine import artifact
+
+    return all(artifact.find(node, outputs) for node in cell.targets("report"))
+
+
+def show(error: Exception) -> None:
+    """An error for the person who asked: its kind, and what to change."""
+    if isinstance(error, PipelineError):
+        print(f"{type(error).__name__}: {error}", file=sys.stderr)
+        return
+    text = str(error).strip()
+    if match := re.search(r"Could not override '([\w.]+)'", text):
+        text = f"{match[1]} is not a key of the config{_nearest(match[1])}; `python -m pipeline --cfg job` prints all"
+    elif "Missing mandatory value" in text:
+        key = getattr(error, "full_key", None) or text.rpartition(" ")[2]
+        text = f"{key} must be given: {key}=VALUE"
+    print(f"{ConfigError.__name__}: {text}", file=sys.stderr)
+
+
+def _nearest(path: str) -> str:
+    import difflib
+
+    from hydra import compose, initialize_config_dir
+    from hydra.core.global_hydra import GlobalHydra
+
+    GlobalHydra.instance().clear()
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        node: Any = compose("config")
+    *parents, leaf = path.split(".")
+    for parent in parents:
+        node = node.get(parent) if isinstance(node, DictConfig) else None
+    keys = [str(key) for key in node] if isinstance(node, DictConfig) else []
+    close = difflib.get_close_matches(leaf, keys, n=1)
+    where = ".".join(parents) or "config"
+    guess = f"; did you mean {'.'.join([*parents, close[0]])}?" if close else ""
+    return f"{guess} ({where} has: {', '.join(keys)})" if keys else guess
+
+
+def _groups() -> str:
+    """What can be chosen. Hydra's own listing composes every file first, which takes seconds."""
+    groups: dict[str, list[str]] = {}
+    for file in sorted(CONF.glob("*/**/*.yaml")):
+        groups.setdefault(file.parent.relative_to(CONF).as_posix(), []).append(file.stem)
+    return "\n".join(f"  {group}: {', '.join(options)}" for group, options in groups.items())
+
+
+def run() -> int:
+    """The command line; returns the exit status."""
+    if {"--help", "-h"} & set(sys.argv[1:]):
+        print(HELP.format(groups=_groups()))
+        return 0
+    os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # errors reach us whole, and are shown below without a traceback
+    swept.clear()
+    failed.clear()
+    try:
+        main()
+        if swept:
+            run_report(swept[-1])
+    except KeyboardInterrupt as interrupt:
+        print(f"stopped; {str(interrupt) or 'the same command resumes'}", file=sys.stderr)
+        return EXIT_INTERRUPTED
+    except (PipelineError, HydraException, OmegaConfBaseException) as error:
+        show(error)
+        return 1
+    return 1 if failed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(run())

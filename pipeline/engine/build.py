@@ -1,0 +1,239 @@
+"""From a resolved config to a graph: base -> expand -> pretrain -> sft, each model evaluated, all compared."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import warnings
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from pipeline.engine.errors import ArtifactError, ConfigError
+from pipeline.engine.graph import SHORT, Node, topological
+from pipeline.engine.locations import localize
+
+STAGES = ("base", "data", "expand", "pretrain", "sft", "evaluate", "report")
+ROWS = {"base": "base", "expand": "expanded", "pretrain": "post-pretrained", "sft": "tuned"}
+TRAINING = ("pretrain", "sft")
+DESCRIPTION = ("title", "group", "note")  # of a benchmark: for the report, not for the evaluation
+
+
+@dataclass
+class Cell:
+    """One configuration: its models in the order in which they come to be, and the evaluations of each.
+
+    Attributes:
+        name: what tells this cell from others of its run: its overrides.
+        models: row -> node that makes the model.
+        evaluations: row -> benchmark -> node.
+        data: label -> node of prepared data.
+        benchmarks: benchmark -> title, group and note.
+    """
+
+    name: str
+    models: dict[str, Node] = field(default_factory=dict)
+    evaluations: dict[str, dict[str, Node]] = field(default_factory=dict)
+    data: dict[str, Node] = field(default_factory=dict)
+    benchmarks: dict[str, dict[str, Any]] = field(default_factory=dict)
+
+    def targets(self, stage: str) -> list[Node]:
+        """The nodes that `stage=<stage>` asks for; the report is built apart, over all cells of a run.
+
+        Raises:
+            ConfigError: this configuration skips that stage.
+        """
+        if stage in ("evaluate", "report"):
+            return [*self.models.values(), *(node for row in self.evaluations.values() for node in row.values())]
+        if stage == "data":
+            return list(self.data.values())
+        if stage not in STAGES:
+            raise ConfigError(f"stage={stage!r} is not known; use one of {', '.join(STAGES)}")
+        if ROWS[stage] not in self.models:
+            raise ConfigError(f"stage={stage} is asked for, but the config skips it ({stage}=none)")
+        return [self.models[ROWS[stage]]]
+
+
+def build(config: Mapping[str, Any], cell: str, cache: Path) -> tuple[Cell, dict[str, Any]]:
+    """Turn a resolved config into nodes.
+
+    Returns:
+        The cell, and the facts of its base model that requests are checked against.
+
+    Raises:
+        ConfigError: the request is wrong in a way that no single stage could see, or a path does not exist.
+    """
+    return _Builder(config, cell, cache).build()
+
+
+class _Builder:
+    def __init__(self, config: Mapping[str, Any], cell: str, cache: Path) -> None:
+        self.config, self.cache, self.cell = config, cache, Cell(cell)
+
+    def build(self) -> tuple[Cell, dict[str, Any]]:
+        config, cell = self.config, self.cell
+        facts = _facts(config["model"])
+        base = model = self._node("base", "base", dict(config["model"]), {})
+        cell.models[ROWS["base"]] = base
+        if not config["expand"].get("skip"):
+            method = {k: v for k, v in config["expand"].items() if k != "skip"}
+            model = cell.models[ROWS["expand"]] = self._node("expand", "expand", {"method": method}, {"model": base})
+        for stage in TRAINING:
+            section = dict(config[stage])
+            if section.pop("skip", False):
+                continue
+            data = self._data(stage, section.pop("data"), base)
+            self._check_strategy(stage, section["strategy"], facts)
+            model = self._node(stage, stage, section, {"model": model, "data": data})
+            cell.models[ROWS[stage]] = model
+        for row, node in cell.models.items():
+            cell.evaluations[row] = {}
+            for name, benchmark in (config.get("benchmark") or {}).items():
+                self._evaluation(row, node, name, dict(benchmark), base)
+        return cell, facts
+
+    def _node(self, stage: str, label: str, params: dict[str, Any], inputs: dict[str, Node]) -> Node:
+        params, locations = localize(params, self.cache)
+        settings = {"launch": dict(self.config["launch"]), "locations": locations}
+        return Node(stage, label, _version(stage), params, inputs, settings)
+
+    def _data(self, name: str, data: dict[str, Any], base: Node) -> Node:
+        """One node for the same data under whatever name it is used."""
+        node = self._node("data", f"data/{name}", {"data": data}, {"base": base})
+        for known in self.cell.data.values():
+            if known == node:
+                return known
+        self.cell.data[node.label] = node
+        return node
+
+    def _evaluation(self, row: str, model: Node, name: str, benchmark: dict[str, Any], base: Node) -> None:
+        description = {key: benchmark.pop(key) for key in DESCRIPTION if key in benchmark}
+        inputs = {"model": model}
+        if "data" in benchmark:
+            data = benchmark.pop("data")
+            if not data:
+                if row == ROWS["base"]:
+                    warnings.warn(
+                        f"benchmark {name} is left out: it evaluates on the held-out part of data that this config "
+                        f"skips; name the data with data@benchmark.{name}.data=...",
+                        stacklevel=2,
+                    )
+                return
+            inputs["data"] = self._data(name, data, base)
+        self.cell.benchmarks[name] = description
+        label = f"evaluate/{row}/{name}"
+        self.cell.evaluations[row][name] = self._node("evaluate", label, {"benchmark": benchmark}, inputs)
+
+    def _check_strategy(self, stage: str, strategy: Mapping[str, Any], facts: Mapping[str, Any]) -> None:
+        wants_new = str(strategy.get("_target_", "")).endswith(".NewBlocks")
+        if wants_new and ROWS["expand"] not in self.cell.models and not facts["expanded"]:
+            raise ConfigError(
+                f"{stage}.strategy=new_blocks trains what the expansion added, but expand=none adds nothing; "
+                f"use expand=block, or strategy@{stage}.strategy=full (or lora)"
+            )
+
+
+def _version(stage: str) -> int:
+    return int(importlib.import_module(f"stages.{stage}").VERSION)
+
+
+def _facts(model: Mapping[str, Any]) -> dict[str, Any]:
+    """What is known of the base model before anything is fetched; read from its files where it is local."""
+    facts = {key: model.get(key) for key in ("num_blocks", "max_position_embeddings")} | {"expanded": False}
+    source = model["source"]
+    if source.get("kind") == "local":
+        directory = Path(source["path"]).expanduser()
+        file = directory / "config.json"
+        if not file.is_file():
+            found = "no such directory" if not directory.is_dir() else "no config.json in it"
+            raise ConfigError(f"model.source.path={directory}: {found}; give a directory that save_pretrained wrote")
+        try:
+            config = json.loads(file.read_text())
+        except ValueError as error:
+            raise ConfigError(f"model.source.path: {file} is damaged: {error}") from error
+        facts["num_blocks"] = facts["num_blocks"] or config.get("num_hidden_layers")
+        facts["max_position_embeddings"] = facts["max_position_embeddings"] or config.get("max_position_embeddings")
+        facts["expanded"] = (directory / "expansion.json").is_file()
+        facts["local_model"] = str(directory)
+    return facts
+
+
+def report_node(settings: Mapping[str, Any], name: str, cells: list[Cell], launch: Mapping[str, Any]) -> Node:
+    """The report over all evaluations of these cells, and the curves of their training."""
+    inputs: dict[str, Node] = {}
+
+    def role(node: Node) -> str:
+        key = f"{node.stage}-{node.fingerprint[:SHORT]}"
+        inputs[key] = node
+        return key
+
+    described = []
+    for cell in cells:
+        rows = []
+        for row, model in cell.models.items():
+            training = role(model) if model.stage in TRAINING else None
+            evaluations = {benchmark: role(node) for benchmark, node in cell.evaluations[row].items()}
+            rows.append({"row": row, "model": role(model), "training": training, "evaluations": evaluations})
+        described.append({"cell": cell.name, "rows": rows})
+    benchmarks = {name: text for cell in cells for name, text in cell.benchmarks.items()}
+    params = {**settings, "name": name, "cells": described, "benchmarks": benchmarks}
+    return Node("report", f"report/{name}", _version("report"), params, inputs, {"launch": dict(launch)})
+
+
+def save_cell(cell: Cell, runs: Path, overrides: list[str]) -> Path:
+    """Record a finished cell under `runs`, so that later reports of the same run find it: pointers only."""
+    import hashlib
+    import re
+
+    nodes = topological(cell.targets("report"))
+    record = {
+        "cell": cell.name,
+        "overrides": overrides,
+        "nodes": {
+            node.fingerprint: {
+                "stage": node.stage,
+                "label": node.label,
+                "version": node.version,
+                "params": node.params,
+                "inputs": {role: other.fingerprint for role, other in node.inputs.items()},
+                "artifact": f"{node.stage}/{node.name}",
+            }
+            for node in nodes
+        },
+        "models": {row: node.fingerprint for row, node in cell.models.items()},
+        "evaluations": {row: {b: n.fingerprint for b, n in e.items()} for row, e in cell.evaluations.items()},
+        "benchmarks": cell.benchmarks,
+    }
+    slug = re.sub(r"[^A-Za-z0-9=._,@+-]+", "_", cell.name)
+    if len(slug) > 100:
+        slug = f"{slug[:80]}-{hashlib.sha256(cell.name.encode()).hexdigest()[:12]}"
+    directory = runs / slug
+    directory.mkdir(parents=True, exist_ok=True)
+    partial = directory / "graph.json.partial"
+    partial.write_text(json.dumps(record, indent=1) + "\n")
+    partial.rename(directory / "graph.json")
+    return directory / "graph.json"
+
+
+def load_cell(file: Path) -> Cell:
+    """Read a cell that `save_cell` wrote.
+
+    Raises:
+        ArtifactError: the file is damaged.
+    """
+    try:
+        record = json.loads(file.read_text())
+        nodes: dict[str, Node] = {}
+        for fingerprint, entry in record["nodes"].items():  # inputs stand before their users
+            inputs = {role: nodes[other] for role, other in entry["inputs"].items()}
+            nodes[fingerprint] = Node(entry["stage"], entry["label"], entry["version"], entry["params"], inputs)
+        return Cell(
+            record["cell"],
+            {row: nodes[f] for row, f in record["models"].items()},
+            {row: {b: nodes[f] for b, f in e.items()} for row, e in record["evaluations"].items()},
+            {},
+            record["benchmarks"],
+        )
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ArtifactError(f"{file} is damaged ({type(error).__name__}: {error}); delete it") from error

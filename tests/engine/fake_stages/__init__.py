@@ -1,0 +1,1 @@
+"""Stages without tensors, for the engine's tests."""

@@ -1,0 +1,20 @@
+"""Adds a number to the sum of its inputs."""
+
+from pipeline.engine import worker
+
+VERSION = 1
+
+
+def check(params, facts):
+    pass
+
+
+def run(context):
+    total = sum(int((path / "value.txt").read_text()) for path in context.inputs.values()) + context.params["plus"]
+    (context.directory / "value.txt").write_text(str(total))
+    context.record(note="added")
+    return {"value": total}
+
+
+if __name__ == "__main__":
+    worker.main(run)

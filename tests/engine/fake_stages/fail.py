@@ -1,0 +1,31 @@
+"""Fails in the way that it is asked to."""
+
+import errno
+import os
+import signal
+
+from pipeline.engine import worker
+
+VERSION = 1
+
+
+def check(params, facts):
+    pass
+
+
+def run(context):
+    print("about to fail\n\n")
+    (context.directory / "half.txt").write_text("half")
+    match context.params["how"]:
+        case "value":
+            raise ValueError("found 3, required 4; change it")
+        case "disk":
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "weights.bin")
+        case "kill":
+            os.kill(os.getpid(), signal.SIGKILL)
+        case "nan":
+            return {"loss": float("nan")}
+
+
+if __name__ == "__main__":
+    worker.main(run)

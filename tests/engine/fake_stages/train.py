@@ -1,0 +1,32 @@
+"""Counts steps, saves where it is when asked to stop, and goes on from there."""
+
+import time
+
+from pipeline.engine import worker
+
+VERSION = 1
+RESUMABLE = True
+
+
+def check(params, facts):
+    pass
+
+
+def run(context):
+    context.handle_stop()
+    state = context.directory / "state.txt"
+    first = int(state.read_text()) if state.exists() else 0
+    for step in range(first, context.params["steps"]):
+        state.write_text(str(step))
+        context.progress(step=step, total=context.params["steps"], loss=1.0)
+        if context.should_stop():
+            time.sleep(0.3)
+            (context.directory / "saved.txt").write_text(str(step))
+            raise worker.Interrupted("saved")
+        time.sleep(0.02)
+    state.unlink()
+    return {"first": first}
+
+
+if __name__ == "__main__":
+    worker.main(run)

@@ -1,0 +1,202 @@
+"""The configs: every file composes, defaults live in yaml only, experiments win, wrong requests are answered."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib
+from pathlib import Path
+
+import pytest
+import yaml
+from hydra import compose, initialize_config_dir
+from omegaconf import OmegaConf
+
+import pipeline.__main__ as driver
+from pipeline.engine import build
+from pipeline.engine.errors import ConfigError
+from pipeline.training.settings import Settings
+
+CONF = Path(__file__).parent.parent / "conf"
+
+
+def composed(*overrides: str) -> dict:
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        return OmegaConf.to_container(compose("config", list(overrides)), resolve=True, throw_on_missing=True)
+
+
+def options(group: str) -> list[str]:
+    return [f.stem for f in sorted((CONF / group).glob("*.yaml"))]
+
+
+@pytest.mark.parametrize("group", ["expand", "pretrain", "sft", "launch", "debug", "report", "model"])
+def test_every_option_composes(group):
+    for option in options(group):
+        more = ["model.source.path=/tmp"] if option == "local" and group == "model" else []
+        assert composed(f"{group}={option}", *more)
+
+
+@pytest.mark.parametrize("experiment", options("experiment"))
+def test_every_experiment_composes(experiment):
+    assert composed(f"experiment={experiment}")
+
+
+@pytest.mark.parametrize("experiment", options("experiment"))
+def test_an_experiment_says_its_own_command(experiment):
+    lines = (CONF / "experiment" / f"{experiment}.yaml").read_text().splitlines()
+    assert lines[0] == "# @package _global_" and f"python -m pipeline experiment={experiment}" in lines[1]
+
+
+def test_an_experiment_wins_over_the_main_file():
+    assert composed()["name"] == "demo" and composed("experiment=llama_pro")["name"] == "llama_pro"
+
+
+def test_an_override_wins_over_an_experiment():
+    assert composed("experiment=llama_pro", "expand.num_groups=4")["expand"]["num_groups"] == 4
+
+
+def targets(node: object) -> list[dict]:
+    if isinstance(node, dict):
+        here = [node] if "_target_" in node else []
+        return here + [found for value in node.values() for found in targets(value)]
+    return [found for value in node for found in targets(value)] if isinstance(node, list) else []
+
+
+def every_target() -> dict[str, dict]:
+    found: dict[str, dict] = {}
+    runs = [["experiment=llama_pro"], ["strategy@pretrain.strategy=lora"], []]
+    runs += [[f"data@pretrain.data={o}"] for o in options("data") if "sft" not in o and "chat" not in o]
+    for overrides in runs:
+        try:
+            config = composed(*overrides)
+        except Exception as error:
+            assert "Missing mandatory value" in str(error), error
+            continue
+        for node in targets(config):
+            found.setdefault(f"{node['_target_']} {sorted(node)}", node)
+    return found
+
+
+# What a section holds for the graph, beside the fields of the class that it names.
+FOR_THE_GRAPH = {"skip", "title", "group", "note", "data"}
+
+
+def test_yaml_keys_equal_dataclass_fields():
+    for name, node in every_target().items():
+        module, _, cls = node["_target_"].rpartition(".")
+        fields = {f.name for f in dataclasses.fields(getattr(importlib.import_module(module), cls))}
+        assert set(node) - {"_target_"} - (FOR_THE_GRAPH - fields) == fields, name
+
+
+@pytest.mark.parametrize("stage", ["pretrain", "sft"])
+def test_training_keys_equal_the_settings(stage):
+    fields = {f.name for f in dataclasses.fields(Settings)}
+    for option in set(options(stage)) - {"none"}:
+        keys = set(composed(f"{stage}={option}")[stage])
+        assert keys == fields | {"skip", "strategy", "data"} | ({"overlong"} if stage == "sft" else set())
+
+
+def test_every_launch_key_is_read():
+    code = "\n".join(f.read_text() for f in [*(CONF.parent / "pipeline").rglob("*.py"), *CONF.parent.glob("stages/*.py")])
+    for key in composed()["launch"]:
+        assert f'"{key}"' in code, f"launch.{key} is declared and never read"
+
+
+def test_hub_models_carry_a_commit():
+    for option in options("model"):
+        source = yaml.safe_load((CONF / "model" / f"{option}.yaml").read_text())["source"]
+        if source["kind"] == "hub":
+            assert len(source["revision"]) == 40 and int(source["revision"], 16)
+
+
+def plan(*overrides: str, tmp_path: Path) -> tuple[build.Cell, dict]:
+    config = composed(*overrides)
+    cell, facts = build.build(config, "default", tmp_path)
+    for node in {n for stage in ("data", "report") for n in cell.targets(stage)}:
+        importlib.import_module(f"stages.{node.stage}").check(node.params, facts)
+    return cell, facts
+
+
+def test_the_papers_run(tmp_path):
+    """PAPER: LLaMA2-7B, N=8, P=1, 32 -> 40; batch 1024 x 4096, lr 2e-4, 15,900 steps; SFT batch 128, lr 2e-5."""
+    cell, facts = plan("experiment=llama_pro", tmp_path=tmp_path)
+    assert facts["num_blocks"] == 32
+    assert cell.models["expanded"].params["method"] | {"_target_": 0} == {"_target_": 0, "num_groups": 8, "per_group": 1}
+    pretrain, sft = cell.models["post-pretrained"].params, cell.models["tuned"].params
+    expected = {
+        "seq_len": 4096, "batch_size": 1024, "num_steps": 15900, "lr": 2e-4, "warmup_ratio": 0.06, "weight_decay": 0.1,
+        "max_grad_norm": 1.0, "precision": "bf16",
+    }  # fmt: skip
+    assert {k: pretrain[k] for k in expected} == expected
+    assert {k: sft[k] for k in ("seq_len", "batch_size", "lr", "warmup_ratio")} == {
+        "seq_len": 4096, "batch_size": 128, "lr": 2e-5, "warmup_ratio": 0.03,
+    }  # fmt: skip
+    assert pretrain["strategy"]["_target_"].endswith("NewBlocks") and sft["strategy"]["_target_"].endswith("Full")
+    weights = {s["weight"] for s in cell.data["data/pretrain"].params["data"]["sources"].values()}
+    assert weights == {1.0, 1.5}
+
+
+def test_a_sweep_shares_base_data_and_base_evaluations(tmp_path):
+    one, two = (plan(f"expand.num_groups={n}", tmp_path=tmp_path)[0] for n in (1, 2))
+    assert one.models["base"] == two.models["base"] and one.data == two.data
+    assert one.evaluations["base"] == two.evaluations["base"]
+    assert one.models["expanded"] != two.models["expanded"]
+    assert not set(one.evaluations["tuned"].values()) & set(two.evaluations["tuned"].values())
+
+
+@pytest.mark.parametrize(
+    ("override", "changed"),
+    [
+        ("sft.lr=1e-6", {"tuned"}),
+        ("pretrain.seed=5", {"post-pretrained", "tuned"}),
+        ("expand.per_group=2", {"expanded", "post-pretrained", "tuned"}),
+        ("launch.micro_batch=1", set()),
+    ],
+)
+def test_a_knob_changes_exactly_its_descendants(tmp_path, override, changed):
+    before, after = plan(tmp_path=tmp_path)[0], plan(override, tmp_path=tmp_path)[0]
+    assert {row for row in before.models if before.models[row] != after.models[row]} == changed
+    assert before.data == after.data
+
+
+def test_a_skipped_stage_passes_the_model_through(tmp_path):
+    cell, _ = plan("expand=none", "strategy@pretrain.strategy=full", "sft=none", tmp_path=tmp_path)
+    assert list(cell.models) == ["base", "post-pretrained"]
+    assert cell.models["post-pretrained"].inputs["model"] == cell.models["base"]
+
+
+def test_a_cell_survives_its_file(tmp_path):
+    cell, _ = plan(tmp_path=tmp_path)
+    loaded = build.load_cell(build.save_cell(cell, tmp_path / "runs", ["a=1"]))
+    assert loaded.models == cell.models and loaded.evaluations == cell.evaluations and loaded.name == cell.name
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["expand.num_groups=7"], "num_groups=7 does not divide the model's 30 blocks; use one of 1, 2, 3, 5, 6"),
+        (["expand.per_group=0"], "per_group=0 must be at least 1"),
+        (["pretrain.seq_len=9000"], "seq_len=9000 is more than the model's maximum of 8192"),
+        (["expand=none"], "use expand=block, or strategy@pretrain.strategy=full"),
+        (["model=local", "model.source.path=/does/not/exist"], "/does/not/exist: no such directory"),
+        (["pretrain.precision=fp8"], "use fp32 or bf16"),
+        (["pretrain.num_steps=5"], "exactly one of num_steps, num_tokens and num_epochs"),
+        (["data@pretrain.data=local_text", "pretrain.data.sources.local.origin.source.path=/does/not/exist"], "does not exist"),
+    ],
+    ids=lambda value: value[-1] if isinstance(value, list) else "",
+)
+def test_wrong_requests_are_answered_before_any_work(tmp_path, overrides, message):
+    with pytest.raises((ValueError, ConfigError), match=message.replace("(", r"\(")):
+        plan(*overrides, tmp_path=tmp_path)
+
+
+def test_a_misspelt_key_is_answered_with_the_right_one(monkeypatch, capsys):
+    monkeypatch.setattr("sys.argv", ["pipeline", "expand.per_gruop=2"])
+    assert driver.run() == 1
+    message = capsys.readouterr().err
+    assert "expand.per_gruop is not a key" in message and "did you mean expand.per_group?" in message
+
+
+def test_a_missing_value_is_named(monkeypatch, capsys):
+    monkeypatch.setattr("sys.argv", ["pipeline", "model=local"])
+    assert driver.run() == 1
+    assert "model.source.path must be given" in capsys.readouterr().err
