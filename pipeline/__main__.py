@@ -89,7 +89,7 @@ def run_report(config: dict[str, Any]) -> None:
         return
     outputs, cache, name = Path(config["paths"]["outputs"]), Path(config["paths"]["cache"]), config["name"]
     files = sorted(
-        (outputs / "runs" / name).glob("*/build.json"), key=lambda f: (f.parent.name != "default", f.parent.name)
+        (outputs / "runs" / name).glob("*/graph.json"), key=lambda f: (f.parent.name != "default", f.parent.name)
     )
     cells = [cell for cell in map(build.load_cell, files) if _is_complete(cell, outputs)]
     node = build.report_node(config["report"], name, cells, config["launch"])

@@ -7,6 +7,7 @@ from typing import Any
 from pipeline.engine import worker
 
 VERSION = 1
+SINGLE_PROCESS = True
 
 
 def check(params: dict[str, Any], facts: dict[str, Any]) -> None:

@@ -93,6 +93,7 @@ def fit(
         shutil.rmtree(runtime.directory / "checkpoints", ignore_errors=True)
     accelerator.wait_for_everyone()
     accelerator.end_training()
+    counts["num_processes"] = accelerator.num_processes
     return {**summary, **counts, "num_frozen_tensors": len(frozen_before), "peak_memory_bytes": peak_memory_bytes()}
 
 

@@ -1,0 +1,116 @@
+"""What a benchmark is: items with a numerator and a denominator each, and the score over them.
+
+Every benchmark here is a ratio estimator, sum(numerator) / sum(denominator): an accuracy has denominator 1, bits per
+byte have bits over bytes. Keeping the items, not only the score, is what lets two models be compared item by item.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple, Protocol
+
+from pipeline.data.files import Listing, Locate
+
+HASH_LENGTH = 16
+
+
+@dataclass(frozen=True)
+class Item:
+    """One scored unit. `hash` is taken over the content that was scored: equal ids cannot hide unequal items."""
+
+    id: str
+    hash: str
+    numerator: float
+    denominator: float
+
+
+class Score(NamedTuple):
+    """A value, its standard error over items (nan for a single item), and the number of items."""
+
+    value: float
+    stderr: float
+    n: int
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """The items of one model on one benchmark. Raises ValueError if there are none or an id occurs twice."""
+
+    metric: str
+    higher_is_better: bool
+    items: tuple[Item, ...]
+
+    def __post_init__(self) -> None:
+        if not self.items:
+            raise ValueError(f"{self.metric}: no item was scored; a score needs at least one")
+        ids = [item.id for item in self.items]
+        if len(set(ids)) != len(ids):
+            twice = next(name for name in ids if ids.count(name) > 1)
+            raise ValueError(f"{self.metric}: the item id {twice!r} occurs twice; ids must be unique")
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain data, as kept in items.json."""
+        items = [vars(item) for item in self.items]
+        return {"metric": self.metric, "higher_is_better": self.higher_is_better, "items": items}
+
+    @classmethod
+    def from_json(cls, data: dict[str, Any]) -> Outcome:
+        """The inverse of `to_json`."""
+        return cls(data["metric"], data["higher_is_better"], tuple(Item(**item) for item in data["items"]))
+
+
+def _no_progress(**fields: Any) -> None:
+    return None
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """What a benchmark may read besides the model.
+
+    Attributes:
+        locate: turns a source mapping {kind: package | local, ...} into a path on disk.
+        listing: turns a local source mapping into the names of the files it means.
+        data: a data artifact, for benchmarks on held-out documents.
+        progress: called with step, total and note.
+    """
+
+    locate: Locate
+    listing: Listing
+    data: Path | None = None
+    progress: Callable[..., None] = _no_progress
+
+
+class Benchmark(Protocol):
+    """A frozen dataclass named by `_target_`; its fields are the keys of one file of conf/benchmark."""
+
+    def run(self, model: Any, tokenizer: Any, inputs: Inputs) -> Outcome:
+        """Score a loaded fp32 causal language model."""
+        ...
+
+
+def score(items: Sequence[Item]) -> Score:
+    """sum(numerator) / sum(denominator) with its linearised standard error over items.
+
+    With r the ratio and e_i = numerator_i - r * denominator_i, the error is sqrt(n/(n-1) * sum e_i^2) divided by
+    sum(denominator) (Cochran 1977, "Sampling Techniques", section 2.11, without the finite population correction). For
+    denominators of 1 this is the sample standard error of a mean, the one lm-evaluation-harness prints.
+    """
+    n, total = len(items), math.fsum(item.denominator for item in items)
+    if not n or total <= 0:
+        raise ValueError(f"found {n} items whose denominators sum to {total}; a score needs a positive sum")
+    value = math.fsum(item.numerator for item in items) / total
+    if n == 1:
+        return Score(value, math.nan, 1)
+    squares = math.fsum((item.numerator - value * item.denominator) ** 2 for item in items)
+    return Score(value, math.sqrt(n / (n - 1) * squares) / total, n)
+
+
+def content_hash(*parts: object) -> str:
+    """First 16 hex digits of the sha256 of the parts' JSON text: the identity of an item's content."""
+    text = json.dumps(parts, ensure_ascii=False, sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:HASH_LENGTH]

@@ -1,0 +1,43 @@
+"""From passages to bits: windows of tokens, batched by length and scored."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from pipeline.evaluation.base import Inputs, Item, Outcome
+from pipeline.evaluation.passages import Passage
+from pipeline.evaluation.scoring import IGNORED, TokenScorer, batches
+
+METRIC = "bits_per_byte"
+
+
+def windows(tokens: Sequence[int], scored: Sequence[bool], size: int) -> Iterator[tuple[list[int], list[int]]]:
+    """(inputs, targets) of at most `size` tokens each; every scored token is a target exactly once.
+
+    Windows without a scored token are left out, and so is what follows a window's last one.
+    """
+    for start in range(0, len(tokens) - 1, size):
+        after = range(start + 1, min(start + size, len(tokens) - 1) + 1)
+        last = max((i for i in after if scored[i]), default=start)
+        if last > start:
+            yield list(tokens[start:last]), [tokens[i] if scored[i] else IGNORED for i in range(start + 1, last + 1)]
+
+
+def score_passages(model: Any, passages: Sequence[Passage], size: int, inputs: Inputs) -> Outcome:
+    """One item per passage: numerator its bits, denominator its bytes. Windows of all passages share batches."""
+    scorer = TokenScorer(model)
+    cuts = [(i, *window) for i, p in enumerate(passages) for window in windows(p.tokens, p.scored, size)]
+    nats: list[list[float]] = [[] for _ in passages]
+    total, done = sum(len(window[1]) for window in cuts), 0
+    for batch in batches(cuts, [len(window[1]) for window in cuts], scorer.batch_tokens):
+        for (i, tokens, _), row in zip(batch, scorer.score([w[1] for w in batch], [w[2] for w in batch]), strict=True):
+            nats[i].append(-float(row.logprobs.double().sum()))
+            done += len(tokens)
+        inputs.progress(step=done, total=total, note="tokens scored")
+    items = (
+        Item(passage.id, passage.hash, math.fsum(parts) / math.log(2), float(passage.num_bytes))
+        for passage, parts in zip(passages, nats, strict=True)
+    )
+    return Outcome(METRIC, False, tuple(items))

@@ -1,0 +1,177 @@
+import pytest
+from lm_eval.evaluator import evaluate
+from lm_eval.models.huggingface import HFLM
+
+from pipeline.data.formats import Rejected
+from pipeline.evaluation.base import score
+from pipeline.evaluation.harness import HarnessTask, smallest_hashes
+
+NOUNS = ["river", "stone", "Anna", "Bob", "the old tree", "seven", "a kite", "green", "würfel"]
+
+
+def arc_requests(count):
+    for number in range(count):
+        doc = {"id": f"Q{number}", "query": f"Question: What is {NOUNS[number % 9]} {number}?\nAnswer:"}
+        doc |= {"choices": [NOUNS[(number * 3 + i) % 9] for i in range(4)], "gold": number % 4}
+        yield from ({"doc_id": number, "doc": doc, "idx": i} for i in range(4))
+
+
+def hellaswag_rows(count):
+    for number in range(count):
+        yield {
+            "ind": number,
+            "activity_label": "Kite flying",
+            "ctx_a": f"{NOUNS[number % 9]} is [title] up.",
+            "ctx_b": "the man",
+            "endings": [f"sees {NOUNS[(number + i) % 9]}." for i in range(4)],
+            "label": str(number % 4),
+        }
+
+
+def piqa_rows(count):
+    for number in range(count):
+        goal, label = f"Lift {NOUNS[number % 9]}", number % 2
+        yield {"goal": goal, "sol1": f"Use {number}.", "sol2": "Use a lever.", "label": label}
+
+
+def winogrande_rows(count):
+    for number in range(count):
+        sentence = f"The {number} did not suit {NOUNS[number % 9]} because _ was too small."
+        yield {"sentence": sentence, "option1": "Anna", "option2": "Bobby", "answer": str(1 + number % 2)}
+
+
+def lambada_requests(count):
+    for number in range(count):
+        doc = {"query": f"It was {number}, said {NOUNS[number % 9]} to the", "answers_text": ["dog"]}
+        yield {"doc_id": number, "doc": doc}
+
+
+TASKS = {
+    "arc/arc_easy": ("acc_norm", "test", arc_requests, "olmes_choice"),
+    "arc/arc_challenge": ("acc", "test", arc_requests, "olmes_choice"),
+    "hellaswag/hellaswag": ("acc_norm", "validation", hellaswag_rows, "none"),
+    "piqa/piqa": ("acc_norm", "validation", piqa_rows, "none"),
+    "winogrande/default": ("acc", "validation", winogrande_rows, "none"),
+    "lambada/lambada_openai": ("acc", "test", lambada_requests, "olmes_lambada"),
+}
+
+
+@pytest.fixture
+def benchmark(local):
+    def make(task="piqa/piqa", count=12, **changes):
+        metric, split, rows, adapter = TASKS[task]
+        fields = {"metric": metric, "num_fewshot": None, "limit": None, "adapter": adapter, "revision": None}
+        return HarnessTask(**{"task": task, **fields, "splits": {split: local("rows", rows(count))}, **changes})
+
+    return make
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_the_score_is_the_harness_own(task, benchmark, llama, tokenizer, inputs):
+    asked = benchmark(task)
+    outcome = asked.run(llama, tokenizer, inputs)
+    loaded, _ = asked.load_task(inputs)
+    lm = HFLM(pretrained=llama, tokenizer=tokenizer, backend="causal", batch_size=4)
+    results = evaluate(lm=lm, task_dict={"tasks": {loaded.task_name: loaded}}, bootstrap_iters=100)
+    samples = results["samples"][loaded.task_name]
+    assert [item.numerator for item in outcome.items] == [sample[asked.metric] for sample in samples]
+    value, stderr, n = score(outcome.items)
+    own = results["results"][loaded.task_name]
+    assert value == own[f"{asked.metric},none"]
+    assert stderr == pytest.approx(own[f"{asked.metric}_stderr,none"], rel=1e-12)
+    assert n == 12
+    assert outcome.higher_is_better is loaded.higher_is_better()[asked.metric]
+
+
+def test_prompt_and_options_are_the_official_ones(benchmark, inputs):
+    prompts = {}
+    for task in TASKS:
+        loaded, _ = benchmark(task, count=2).load_task(inputs)
+        doc = loaded.eval_docs[0]
+        text = loaded.doc_to_text(doc)
+        choices = loaded.doc_to_choice(doc) if loaded.config.doc_to_choice else []
+        prompts[task] = (text, choices[:2], loaded.doc_to_target(doc), loaded.config.num_fewshot)
+    assert prompts["arc/arc_easy"] == ("Question: What is river 0?\nAnswer:", ["river", "stone"], 0, None)
+    assert prompts["hellaswag/hellaswag"][0] == "Kite flying: river is. up. The man"
+    assert prompts["piqa/piqa"] == ("Question: Lift river\nAnswer:", ["Use 0.", "Use a lever."], 0, None)
+    assert prompts["winogrande/default"][1:3] == (
+        ["The 0 did not suit river because Anna", "The 0 did not suit river because Bobby"],
+        "was too small.",
+    )
+    assert prompts["lambada/lambada_openai"] == ("It was 0, said river to the", [], " dog", None)
+
+
+def test_perplexity_is_kept_as_its_logarithm(benchmark, llama, tokenizer, inputs):
+    outcome = benchmark("lambada/lambada_openai", metric="perplexity").run(llama, tokenizer, inputs)
+    assert (outcome.metric, outcome.higher_is_better) == ("log_perplexity", False)
+    assert all(item.numerator > 0 for item in outcome.items)
+
+
+def test_a_limit_takes_the_same_documents_for_every_model_and_order(benchmark, local, llama, tiny, tokenizer, inputs):
+    everything = benchmark().run(llama, tokenizer, inputs).items
+    few = benchmark(limit=5).run(llama, tokenizer, inputs).items
+    assert len(few) == 5 and set(few) <= set(everything)
+    assert [int(item.id) for item in few] != [0, 1, 2, 3, 4]
+    other = benchmark(limit=5).run(tiny(num_hidden_layers=1), tokenizer, inputs).items
+    assert [(a.id, a.hash) for a in other] == [(b.id, b.hash) for b in few]
+    backwards = {"validation": local("backwards", reversed(list(piqa_rows(12))))}
+    again = benchmark(limit=5, splits=backwards).run(llama, tokenizer, inputs).items
+    assert {item.hash for item in again} == {item.hash for item in few}
+    assert smallest_hashes([{"a": 1}], 5) == [0]
+
+
+def test_examples_come_from_the_split_that_the_task_says(benchmark, local, inputs, llama, tokenizer):
+    splits = {"validation": local("rows", piqa_rows(3)), "train": local("train", piqa_rows(9))}
+    asked = benchmark(num_fewshot=2, splits=splits)
+    loaded, _ = asked.load_task(inputs)
+    prompt = loaded.fewshot_context(loaded.eval_docs[0], 2)
+    assert prompt.count("Question: Lift") == 3
+    shot, bare = asked.run(llama, tokenizer, inputs), benchmark(count=3).run(llama, tokenizer, inputs)
+    assert shot.items[0].hash != bare.items[0].hash
+    with pytest.raises(ValueError, match=r"with 2 examples needs the splits \['train'\] too"):
+        benchmark(num_fewshot=2).load_task(inputs)
+
+
+def test_requests_that_make_no_sense_are_refused(benchmark, local, inputs):
+    with pytest.raises(ValueError, match="near it are piqa/piqa"):
+        benchmark(task="piqa/piqa").__class__(**{**vars(benchmark()), "task": "piqa/pika"}).load_task(inputs)
+    with pytest.raises(ValueError, match="no task file"):
+        HarnessTask(**{**vars(benchmark()), "task": "../../secret"}).load_task(inputs)
+    with pytest.raises(ValueError, match="has no metric 'f1'; it has acc, acc_norm"):
+        benchmark(metric="f1").load_task(inputs)
+    with pytest.raises(ValueError, match="needs the splits"):
+        benchmark(splits={"train": local("rows", piqa_rows(2))}).load_task(inputs)
+    with pytest.raises(ValueError, match="adapter='hub'"):
+        benchmark(adapter="hub")
+    with pytest.raises(ValueError, match="give `revision`"):
+        benchmark(splits=None)
+    with pytest.raises(ValueError, match="limit=0"):
+        benchmark(limit=0)
+
+
+def test_an_unreadable_row_is_not_passed_over(benchmark, inputs):
+    class Damaged:
+        def rows(self, locate, listing):
+            yield Rejected("rows.jsonl#4", "invalid JSON")
+
+    with pytest.raises(ValueError, match=r"rows\.jsonl#4 is invalid JSON"):
+        benchmark(splits={"validation": Damaged()}).load_task(inputs)
+
+
+def test_without_splits_the_hub_data_set_is_asked_for_at_its_revision(benchmark, inputs, monkeypatch):
+    import datasets
+
+    asked = {}
+
+    def load_dataset(**kwargs):
+        asked.update(kwargs)
+        return datasets.DatasetDict(
+            {split: datasets.Dataset.from_list(list(piqa_rows(6))) for split in ("train", "validation")}
+        )
+
+    monkeypatch.setattr(datasets, "load_dataset", load_dataset)
+    loaded, numbers = benchmark(splits=None, adapter="none", revision="abc123", limit=4).load_task(inputs)
+    assert asked == {"path": "baber/piqa", "name": None, "revision": "abc123"}
+    assert len(numbers) == len(loaded.eval_docs) == 4
+    packaged, same = benchmark(count=6, limit=4).load_task(inputs)
+    assert same == numbers and packaged.eval_docs[0] == loaded.eval_docs[0]
