@@ -12,10 +12,14 @@ SINGLE_PROCESS = True
 
 
 def check(params: dict[str, Any], facts: dict[str, Any]) -> None:
-    """Refuse an unknown kind of source."""
+    """Refuse an unknown kind of source, and a local directory that is incomplete or damaged."""
     known = ("package", "local", "hub", "random")
     if (kind := params["source"].get("kind")) not in known:
         raise ValueError(f"model.source.kind={kind!r} is not known; use one of {', '.join(known)}")
+    if kind == "local" and facts.get("local_model"):
+        from pipeline.models.directory import check_directory
+
+        check_directory(Path(facts["local_model"]))
 
 
 def run(context: worker.Context) -> dict[str, Any]:

@@ -6,6 +6,8 @@ import json
 import shutil
 from pathlib import Path
 
+from pipeline.models.safetensors_io import read_index
+
 EXPANSION_FILE = "expansion.json"
 _WEIGHT_SUFFIXES = (".safetensors", ".bin", ".pt", ".pth", ".gguf", ".h5", ".msgpack", ".onnx")
 
@@ -25,6 +27,25 @@ def read_config(directory: Path) -> dict:
         return json.loads(file.read_text())
     except ValueError as error:
         raise ValueError(f"{file} is damaged: {error}") from error
+
+
+def has_tokenizer(directory: Path) -> bool:
+    """Whether a directory holds files of a tokenizer."""
+    return any((directory / name).is_file() for name in ("tokenizer.json", "tokenizer.model", "vocab.json"))
+
+
+def check_directory(directory: Path) -> None:
+    """Look at a model directory without loading it: config, tokenizer, and every shard's header and length.
+
+    Raises:
+        ValueError: what is missing or damaged, and what to do.
+    """
+    read_config(directory)
+    if not has_tokenizer(directory):
+        raise ValueError(
+            f"{directory} has no tokenizer (tokenizer.json, tokenizer.model or vocab.json); copy the model's"
+        )
+    read_index(directory)
 
 
 def copy_side_files(source: Path, target: Path) -> None:

@@ -5,6 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from pipeline.models.directory import has_tokenizer
+
 if TYPE_CHECKING:
     import torch
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -55,7 +57,7 @@ def load_tokenizer(path: str | Path, trust_remote_code: bool = False) -> PreTrai
     """
     import transformers
 
-    if not any((Path(path) / name).exists() for name in ("tokenizer.json", "tokenizer.model", "vocab.json")):
+    if not has_tokenizer(Path(path)):
         raise ValueError(f"{path} has no tokenizer (tokenizer.json, tokenizer.model or vocab.json); copy the model's")
     return transformers.AutoTokenizer.from_pretrained(
         str(path), local_files_only=True, trust_remote_code=trust_remote_code

@@ -1,0 +1,249 @@
+"""Reads what the stages left in their artifact directories into plain values. Computes nothing, loads no weights."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from pipeline.reporting.facts import Facts, read_facts
+from pipeline.reporting.statistics import Floats, Items
+
+ROWS = ("base", "expanded", "post-pretrained", "tuned")
+GROUPS = ("domain", "general", "retention")
+
+
+@dataclass(frozen=True)
+class Benchmark:
+    """A measure and what it stands for: `domain`, `general` text, or `retention` of what the base could do."""
+
+    name: str
+    title: str
+    group: str
+    note: str = ""
+
+
+@dataclass(frozen=True)
+class Curve:
+    """Losses in nats per token over trained tokens: (T,) at training steps, (V,) at validations."""
+
+    stage: str
+    tokens: Floats = field(repr=False)
+    loss: Floats = field(repr=False)
+    val_tokens: Floats = field(repr=False)
+    val_loss: Floats = field(repr=False)
+
+
+@dataclass(frozen=True)
+class Provenance:
+    """Where an artifact came from, as its manifest tells it; missing entries are empty."""
+
+    stage: str
+    label: str
+    fingerprint: str
+    directory: str
+    git: str
+    command: str
+    packages: str
+    host: str
+    started: str
+    wall_time_s: float | None
+
+
+@dataclass(frozen=True)
+class Row:
+    """One model of one cell with everything known about it. `model` and `training` are artifact directories."""
+
+    name: str
+    cell: str
+    model: Path
+    fingerprint: str
+    training: Path | None
+    facts: Facts
+    curve: Curve | None
+    evaluations: dict[str, Items]
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One configuration of a sweep, or the only one of a single run. Its first row is the base."""
+
+    name: str
+    rows: tuple[Row, ...]
+
+    @property
+    def base(self) -> Row:
+        return self.rows[0]
+
+    def row(self, name: str) -> Row | None:
+        return next((row for row in self.rows if row.name == name), None)
+
+
+@dataclass(frozen=True)
+class Collection:
+    name: str
+    cells: tuple[Cell, ...]
+    benchmarks: tuple[Benchmark, ...]
+    provenance: tuple[Provenance, ...]
+
+
+def collect(
+    name: str,
+    cells: list[dict[str, Any]],
+    benchmarks: Mapping[str, Mapping[str, str]],
+    inputs: Mapping[str, Path],
+) -> Collection:
+    """Read all artifacts that `cells` names by role; `inputs` maps roles to directories.
+
+    Raises:
+        ValueError: naming the directory, if an artifact lacks a file or a file does not hold what it should.
+    """
+    reader = _Reader(inputs)
+    read = tuple(_read_cell(cell, reader) for cell in cells)
+    described = [Benchmark(key, b["title"], b["group"], b.get("note") or "") for key, b in benchmarks.items()]
+    described.sort(key=lambda b: GROUPS.index(b.group))
+    return Collection(name, read, tuple(described), tuple(_provenance(d) for d in sorted(set(inputs.values()))))
+
+
+class _Reader:
+    """Reads each artifact once, however many cells share it."""
+
+    def __init__(self, inputs: Mapping[str, Path]) -> None:
+        self._inputs = inputs
+        self._items: dict[Path, Items] = {}
+
+    def directory(self, role: str) -> Path:
+        if role not in self._inputs:
+            raise ValueError(f"the role {role!r} is not among the report's {len(self._inputs)} inputs")
+        return Path(self._inputs[role])
+
+    def items(self, role: str) -> Items:
+        directory = self.directory(role)
+        if directory not in self._items:
+            self._items[directory] = read_items(directory)
+        return self._items[directory]
+
+
+def _read_cell(cell: dict[str, Any], reader: _Reader) -> Cell:
+    rows = [_read_row(row, cell["cell"], reader) for row in cell["rows"]]
+    return Cell(cell["cell"], tuple(sorted(rows, key=lambda row: ROWS.index(row.name))))
+
+
+def _read_row(row: dict[str, Any], cell: str, reader: _Reader) -> Row:
+    model = reader.directory(row["model"])
+    training = reader.directory(row["training"]) if row.get("training") else None
+    return Row(
+        name=row["row"],
+        cell=cell,
+        model=model,
+        fingerprint=str(read_manifest(model).get("fingerprint", "")),
+        training=training,
+        facts=read_facts(model, read_manifest(model), read_manifest(training) if training else None),
+        curve=read_curve(training) if training else None,
+        evaluations={benchmark: reader.items(role) for benchmark, role in row["evaluations"].items()},
+    )
+
+
+def read_manifest(directory: Path) -> dict[str, Any]:
+    """The artifact's manifest. Raises ValueError if it is missing or is not a JSON object."""
+    manifest = _read_json(directory, "manifest.json")
+    if not isinstance(manifest, dict):
+        raise ValueError(f"{directory}/manifest.json is not a JSON object; rerun the stage that wrote it")
+    return manifest
+
+
+def read_items(directory: Path) -> Items:
+    """The items of an evaluation artifact, (N,) each. Raises ValueError naming the directory."""
+    content = _read_json(directory, "items.json")
+    try:
+        items = content["items"]
+        return Items(
+            metric=str(content["metric"]),
+            higher_is_better=bool(content["higher_is_better"]),
+            ids=tuple(str(item["id"]) for item in items),
+            hashes=tuple(str(item["hash"]) for item in items),
+            numerators=np.array([item["numerator"] for item in items], dtype=np.float64),
+            denominators=np.array([item["denominator"] for item in items], dtype=np.float64),
+        )
+    except KeyError as error:
+        raise ValueError(f"{directory}/items.json has no {error}; rerun this evaluation") from error
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{directory}/items.json: {error}") from error
+
+
+def read_curve(directory: Path) -> Curve:
+    """The losses a training stage logged. A step logged twice, before and after a resume, counts once (the later)."""
+    train: dict[int, tuple[float, float]] = {}
+    validation: dict[int, tuple[float, float]] = {}
+    path = _existing(directory, "metrics.jsonl")
+    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
+        if not line.strip():
+            continue
+        try:
+            record = json.loads(line)
+            if "loss" in record:
+                train[int(record["step"])] = (float(record["tokens"]), float(record["loss"]))
+            if "val_loss" in record:
+                validation[int(record["step"])] = (float(record["tokens"]), float(record["val_loss"]))
+        except (KeyError, TypeError, ValueError) as error:
+            raise ValueError(f"{path}: line {number} is not a record of step, tokens and a loss: {error!r}") from error
+    tokens, loss = _columns(train)
+    val_tokens, val_loss = _columns(validation)
+    return Curve(str(read_manifest(directory).get("stage", "training")), tokens, loss, val_tokens, val_loss)
+
+
+def _columns(records: dict[int, tuple[float, float]]) -> tuple[Floats, Floats]:
+    table = np.array([records[step] for step in sorted(records)], dtype=np.float64).reshape(-1, 2)
+    return table[:, 0], table[:, 1]
+
+
+def _provenance(directory: Path) -> Provenance:
+    manifest = read_manifest(directory)
+    source = manifest.get("provenance") or {}
+    wall_time = source.get("wall_time_s")
+    argv = source.get("argv")
+    return Provenance(
+        stage=str(manifest.get("stage", "")),
+        label=str(manifest.get("label", "")),
+        fingerprint=str(manifest.get("fingerprint", "")),
+        directory=directory.name,
+        git=_commit(source.get("git")),
+        command=" ".join(map(str, argv)) if isinstance(argv, list) else _flat(argv),
+        packages=_flat(source.get("packages")),
+        host=_flat(source.get("host")),
+        started=_flat(source.get("started")),
+        wall_time_s=float(wall_time) if wall_time is not None else None,
+    )
+
+
+def _commit(git: Any) -> str:
+    if not isinstance(git, Mapping):
+        return _flat(git)
+    return f"{git.get('commit', '')} with uncommitted changes" if git.get("dirty") else str(git.get("commit", ""))
+
+
+def _flat(value: Any) -> str:
+    if value is None:
+        return ""
+    if isinstance(value, Mapping):
+        return ", ".join(f"{key} {_flat(item)}" for key, item in value.items() if item is not None)
+    return ", ".join(map(_flat, value)) if isinstance(value, list) else str(value)
+
+
+def _existing(directory: Path, name: str) -> Path:
+    path = directory / name
+    if not path.is_file():
+        raise ValueError(f"the artifact {directory} has no {name}; rerun the stage that writes it")
+    return path
+
+
+def _read_json(directory: Path, name: str) -> Any:
+    path = _existing(directory, name)
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{path} is not valid JSON ({error}); rerun the stage that wrote it") from error

@@ -1,0 +1,241 @@
+"""Every model of a report against the base of its cell: scores, differences and the gains drawn from them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+
+from pipeline.reporting.collect import Benchmark, Cell, Collection, Row
+from pipeline.reporting.labels import cell_labels
+from pipeline.reporting.statistics import (
+    Difference,
+    Items,
+    Score,
+    beyond_general_shift,
+    combine,
+    mean_gain,
+    paired_difference,
+    score,
+)
+
+BITS_PER_BYTE = "bits_per_byte"
+KEPT_GROUPS = ("general", "retention")
+
+
+@dataclass(frozen=True)
+class Gains:
+    """What a model gained over a reference; positive is better, None where the report lacks the measures.
+
+    Attributes:
+        domain, general: mean gain in bits per byte over the group's bits-per-byte measures.
+        beyond: domain minus general.
+        retention: mean change over what the base could do already, the general and retention measures: in percentage
+            points over those that are shares (accuracies), or in standard errors over all if none is one.
+        num_retention: how many measures that is.
+    """
+
+    domain: Difference | None
+    general: Difference | None
+    beyond: Difference | None
+    retention: Difference | None
+    retention_unit: str
+    num_retention: int
+
+
+@dataclass(frozen=True)
+class Line:
+    """One model of the report: a row of one cell, or of several cells that share it.
+
+    `differences` is empty for the base itself; `gains` is then None.
+    """
+
+    label: str
+    name: str
+    cells: tuple[str, ...]
+    row: Row
+    scores: dict[str, Score]
+    differences: dict[str, Difference]
+    gains: Gains | None
+
+
+@dataclass(frozen=True)
+class Rival:
+    """The last model of one cell against the last model of the first cell, item by item."""
+
+    cell: str
+    label: str
+    reference_label: str
+    gains: Gains
+
+
+@dataclass(frozen=True)
+class Unit:
+    """How values of a measure are shown: multiplied by `scale`, with `digits` decimals, named `name`."""
+
+    name: str
+    scale: float
+    digits: int
+    higher_is_better: bool
+
+
+@dataclass(frozen=True)
+class Comparison:
+    collection: Collection
+    benchmarks: tuple[Benchmark, ...]  # those that at least one model was evaluated on
+    units: dict[str, Unit]
+    labels: dict[str, str]  # cell name -> short label
+    lines: tuple[Line, ...]
+    rivals: tuple[Rival, ...]
+    confidence: float
+    num_bootstrap: int
+
+    def line(self, cell: str, name: str) -> Line | None:
+        """The model of row `name` in a cell."""
+        return next((line for line in self.lines if line.name == name and cell in line.cells), None)
+
+    def kept(self, line: Line) -> list[Benchmark]:
+        """The measures, of those a model shares with its base, of what the base could do already."""
+        return [b for b in self.benchmarks if b.group in KEPT_GROUPS and b.name in line.differences]
+
+    def last_line(self, cell: Cell) -> Line | None:
+        """The model a cell ends with, if that is not the base itself."""
+        return self.line(cell.name, cell.rows[-1].name) if len(cell.rows) > 1 else None
+
+
+def compare(collection: Collection, *, confidence: float, num_bootstrap: int, seed: int) -> Comparison:
+    """Compare all models with their base on the items both answered.
+
+    Raises:
+        ValueError: naming row and benchmark, if two models answered different items.
+    """
+    differ = partial(paired_difference, confidence=confidence, num_bootstrap=num_bootstrap, seed=seed)
+    labels = cell_labels([cell.name for cell in collection.cells])
+    units = _units(collection)
+    groups = [(merged, cells) for merged, cells in _merged_rows(collection)]
+    lines = [_line(row, cells, collection, labels, units, differ) for row, cells in groups]
+    rivals = _rivals(collection, labels, units, differ)
+    benchmarks = tuple(b for b in collection.benchmarks if b.name in units)
+    return Comparison(collection, benchmarks, units, labels, tuple(lines), rivals, confidence, num_bootstrap)
+
+
+def _merged_rows(collection: Collection) -> list[tuple[Row, list[Cell]]]:
+    """Rows with the cells that share them: same row name, model and base. Evaluations are united."""
+    merged: dict[tuple[str, Path, Path], tuple[Row, list[Cell]]] = {}
+    for cell in collection.cells:
+        for row in cell.rows:
+            key = (row.name, row.model, cell.base.model)
+            known, cells = merged.get(key, (row, []))
+            known = replace(known, evaluations={**row.evaluations, **known.evaluations})
+            merged[key] = (known, [*cells, cell])
+    return list(merged.values())
+
+
+def _line(
+    row: Row,
+    cells: list[Cell],
+    collection: Collection,
+    labels: dict[str, str],
+    units: dict[str, Unit],
+    differ: Callable[..., Difference],
+) -> Line:
+    base_evaluations: dict[str, Items] = {}
+    for cell in cells:
+        base_evaluations = {**cell.base.evaluations, **base_evaluations}
+    is_base = row.name == "base"
+    differences = {} if is_base else _differences(row.name, row.evaluations, base_evaluations, differ)
+    gains = None if is_base else _gains(differences, base_evaluations, collection, units)
+    names = tuple(cell.name for cell in cells)
+    label = row.name
+    if len(names) < len(collection.cells):
+        label += " · " + " / ".join(labels[name] for name in names)
+    scores = {name: score(items) for name, items in row.evaluations.items()}
+    return Line(label, row.name, names, row, scores, differences, gains)
+
+
+def _differences(
+    label: str, model: dict[str, Items], reference: dict[str, Items], differ: Callable[..., Difference]
+) -> dict[str, Difference]:
+    found = {}
+    for name in model.keys() & reference.keys():
+        try:
+            found[name] = differ(model[name], reference[name], stream=name)
+        except ValueError as error:
+            raise ValueError(f"{label} against its reference on {name}: {error}") from error
+    return found
+
+
+def _gains(
+    differences: dict[str, Difference],
+    reference: dict[str, Items],
+    collection: Collection,
+    units: dict[str, Unit],
+) -> Gains:
+    def of_group(group: str, only_bits: bool) -> list[str]:
+        named = [b.name for b in collection.benchmarks if b.group == group and b.name in differences]
+        return [name for name in named if not only_bits or reference[name].metric == BITS_PER_BYTE]
+
+    any_difference = next(iter(differences.values()), None)
+    confidence = any_difference.confidence if any_difference else 0.0
+    domain = [differences[name] for name in of_group("domain", only_bits=True)]
+    general = [differences[name] for name in of_group("general", only_bits=True)]
+    kept = [name for group in KEPT_GROUPS for name in of_group(group, only_bits=False)]
+    measured = [b.name for b in collection.benchmarks if b.group in KEPT_GROUPS and b.name in units]
+    if any(units[name].name == "%" for name in measured):
+        unit, weights = "percentage points", {name: 100.0 for name in kept if units[name].name == "%"}
+    else:
+        unit, weights = "standard errors of the base's score", _inverse_stderrs(kept, reference)
+    terms = [(weight / len(weights), differences[name]) for name, weight in weights.items()]
+    return Gains(
+        domain=mean_gain(domain, confidence=confidence) if domain else None,
+        general=mean_gain(general, confidence=confidence) if general else None,
+        beyond=beyond_general_shift(domain, general, confidence=confidence) if domain and general else None,
+        retention=combine(terms, confidence=confidence) if terms else None,
+        retention_unit=unit,
+        num_retention=len(terms),
+    )
+
+
+def _inverse_stderrs(names: Iterable[str], reference: dict[str, Items]) -> dict[str, float]:
+    stderrs = {name: score(reference[name]).stderr for name in names}
+    return {name: 1 / stderr for name, stderr in stderrs.items() if stderr > 0 and math.isfinite(stderr)}
+
+
+def _units(collection: Collection) -> dict[str, Unit]:
+    items: dict[str, list[Items]] = {}
+    for cell in collection.cells:
+        for row in cell.rows:
+            for name, found in row.evaluations.items():
+                items.setdefault(name, []).append(found)
+    return {name: _unit(found) for name, found in items.items()}
+
+
+def _unit(items: list[Items]) -> Unit:
+    first = items[0]
+    if first.metric == BITS_PER_BYTE:
+        return Unit("bits/byte", 1.0, 4, first.higher_is_better)
+    if all(found.is_share for found in items):
+        return Unit("%", 100.0, 1, True)
+    return Unit(first.metric, 1.0, 3, first.higher_is_better)
+
+
+def _rivals(
+    collection: Collection, labels: dict[str, str], units: dict[str, Unit], differ: Callable[..., Difference]
+) -> tuple[Rival, ...]:
+    """Only where cells start from one base and end at the same stage: else a difference has other causes."""
+    first, *others = collection.cells
+    if len(first.rows) < 2:
+        return ()
+    rivals = []
+    for cell in others:
+        if cell.base.model != first.base.model or cell.rows[-1].name != first.rows[-1].name:
+            continue
+        if cell.rows[-1].model == first.rows[-1].model:
+            continue
+        model, reference = cell.rows[-1].evaluations, first.rows[-1].evaluations
+        differences = _differences(cell.rows[-1].name, model, reference, differ)
+        gains = _gains(differences, reference, collection, units)
+        rivals.append(Rival(cell.name, labels[cell.name], labels[first.name], gains))
+    return tuple(rivals)

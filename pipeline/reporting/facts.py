@@ -1,0 +1,96 @@
+"""What a model is and what its training cost, from its files' headers and its manifests."""
+
+from __future__ import annotations
+
+import json
+import math
+import struct
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+MAX_HEADER_BYTES = 100_000_000  # the format's own limit
+
+
+@dataclass(frozen=True)
+class Facts:
+    """Counts of parameters (tied weights once), trained tokens, seconds and bytes; None where nothing was recorded.
+
+    `trainable_share` is of the parameters during training, adapters included; `max_abs_difference` is that of the
+    logits of an expanded model and its source, from the expansion's own proof.
+    """
+
+    num_parameters: int | None = None
+    num_new: int | None = None
+    num_trainable: int | None = None
+    trainable_share: float | None = None
+    tokens: int | None = None
+    wall_time_s: float | None = None
+    peak_memory_bytes: int | None = None
+    max_abs_difference: float | None = None
+
+
+def read_facts(directory: Path, manifest: Mapping[str, Any], training: Mapping[str, Any] | None) -> Facts:
+    """Facts of the model artifact `directory`; `training` is the manifest of the stage that trained it, if any.
+
+    Parameters are counted from the safetensors headers, so no weight is read. New parameters are those that the
+    manifest or `model/expansion.json` lists by name.
+    """
+    model = directory / "model" if (directory / "model").is_dir() else Path(manifest.get("model_path") or directory)
+    sizes = tensor_sizes(model)
+    own = manifest.get("metrics") or {}
+    metrics = (training or {}).get("metrics") or {}
+    wall_time = ((training or {}).get("provenance") or {}).get("wall_time_s")
+    num_parameters = sum(sizes.values()) if sizes else _integer(own, "num_parameters")
+    num_trainable = _integer(metrics, "num_trainable")
+    during_training = _integer(metrics, "num_parameters") or num_parameters
+    return Facts(
+        num_parameters=num_parameters,
+        num_new=_count_new(model, manifest, sizes),
+        num_trainable=num_trainable,
+        trainable_share=num_trainable / during_training if num_trainable is not None and during_training else None,
+        tokens=_integer(metrics, "num_tokens"),
+        wall_time_s=float(wall_time) if wall_time is not None else None,
+        peak_memory_bytes=_integer(metrics, "peak_memory_bytes"),
+        max_abs_difference=own.get("max_abs_difference"),
+    )
+
+
+def tensor_sizes(directory: Path) -> dict[str, int]:
+    """Number of elements per tensor in a directory's safetensors files; empty if there are none.
+
+    Raises:
+        ValueError: if a file is not in the safetensors format.
+    """
+    sizes: dict[str, int] = {}
+    for path in sorted(directory.glob("*.safetensors")):
+        for name, tensor in _safetensors_header(path).items():
+            if name != "__metadata__":
+                sizes[name] = math.prod(tensor["shape"])
+    return sizes
+
+
+def _safetensors_header(path: Path) -> dict[str, Any]:
+    with path.open("rb") as file:
+        prefix = file.read(8)
+        length = struct.unpack("<Q", prefix)[0] if len(prefix) == 8 else MAX_HEADER_BYTES + 1
+        if length > MAX_HEADER_BYTES:
+            raise ValueError(f"{path} is not a safetensors file; rerun the stage that wrote it")
+        return json.loads(file.read(length))
+
+
+def _count_new(model: Path, manifest: Mapping[str, Any], sizes: Mapping[str, int]) -> int | None:
+    names = manifest.get("new_parameters")
+    recorded = model / "expansion.json"
+    if names is None and recorded.is_file():
+        names = json.loads(recorded.read_text(encoding="utf-8")).get("new_parameters")
+    if names is None:
+        return None
+    # Some models are stored under other names than their parameters have; then the count is unknown, not smaller.
+    return sum(sizes[name] for name in names) if all(name in sizes for name in names) else None
+
+
+def _integer(metrics: Mapping[str, Any], name: str) -> int | None:
+    value = metrics.get(name)
+    return int(value) if value is not None else None

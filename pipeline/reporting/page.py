@@ -1,0 +1,233 @@
+"""The report as one self-contained HTML page, as Markdown for a terminal, and as data."""
+
+from __future__ import annotations
+
+import base64
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import jinja2
+
+from pipeline.reporting.collect import Collection
+from pipeline.reporting.compare import Comparison, Gains, Line
+from pipeline.reporting.statistics import Difference
+from pipeline.reporting.table import differences_table, facts_table, gains_table, markdown, split, values_table
+from pipeline.reporting.verdict import Verdict, verdicts
+from pipeline.reporting.wording import duration, percent
+
+TEMPLATE = Path(__file__).with_name("page.html")
+FEW_ITEMS = 30  # below this, percentile intervals are noticeably too narrow
+ANSWERS = {
+    "yes": "yes",
+    "no": "no",
+    "partly": "partly",
+    "no_loss": "no loss shown",
+    "unclear": "not shown",
+    "unknown": "not measured",
+    "absent": "no expansion",
+    "better": "better",
+    "worse": "worse",
+    "mixed": "mixed",
+}
+
+
+@dataclass(frozen=True)
+class Plot:
+    """A figure of the page: its SVG file, heading, description for those who cannot see it, and how to read it."""
+
+    path: Path
+    title: str
+    alt: str
+    caption: str
+
+    @property
+    def source(self) -> str:
+        return "data:image/svg+xml;base64," + base64.b64encode(self.path.read_bytes()).decode()
+
+
+def html(comparison: Comparison, plots: list[Plot]) -> str:
+    """The whole page. Nothing in it is loaded from elsewhere, and all text from artifacts is escaped."""
+    environment = jinja2.Environment(
+        autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined
+    )
+    template = environment.from_string(TEMPLATE.read_text(encoding="utf-8"))
+    collection = comparison.collection
+    return template.render(
+        name=collection.name,
+        summary=summary(comparison),
+        verdicts=verdicts(comparison),
+        answers=ANSWERS,
+        gains=gains_table(comparison),
+        tables=[part for table in (differences_table(comparison), values_table(comparison)) for part in split(table)],
+        facts=facts_table(comparison),
+        plots=plots,
+        benchmarks=comparison.benchmarks,
+        cells=cell_legend(comparison),
+        method=method(comparison),
+        provenance=collection.provenance,
+        commits=_distinct(collection, "git"),
+        packages=_distinct(collection, "packages"),
+        commands=_distinct(collection, "command"),
+        duration=duration,
+    )
+
+
+def report_markdown(comparison: Comparison) -> str:
+    """The page's text without figures, at most about 120 columns wide in its tables."""
+    parts = [f"# {_inline(comparison.collection.name)}", summary(comparison)]
+    parts += [_verdict_markdown(verdict, len(comparison.collection.cells) > 1) for verdict in verdicts(comparison)]
+    tables = (gains_table(comparison), differences_table(comparison), values_table(comparison), facts_table(comparison))
+    for table in tables:
+        if table.rows:
+            parts += [f"## {table.caption}", markdown(table)]
+    legend = cell_legend(comparison)
+    if legend:
+        parts += ["## Cells", "\n".join(f"- **{_inline(label)}**: `{cell}`" for label, cell in legend)]
+    parts += ["## Method", "\n".join(f"- {sentence}" for sentence in method(comparison))]
+    return "\n\n".join(parts) + "\n"
+
+
+def data(comparison: Comparison) -> dict[str, Any]:
+    """Everything the tables and sentences show, as plain JSON values; what is not finite becomes null."""
+    return {
+        "name": comparison.collection.name,
+        "confidence": comparison.confidence,
+        "num_bootstrap": comparison.num_bootstrap,
+        "benchmarks": {b.name: {"title": b.title, "group": b.group, "note": b.note} for b in comparison.benchmarks},
+        "models": [_line_data(line) for line in comparison.lines],
+        "against_first_cell": [{"cell": rival.cell, "gains": _gains_data(rival.gains)} for rival in comparison.rivals],
+        "verdicts": [
+            {
+                "cell": verdict.cell,
+                "findings": [{"question": f.question, "answer": f.answer, "text": f.text} for f in verdict.findings],
+            }
+            for verdict in verdicts(comparison)
+        ],
+    }
+
+
+def headline(comparison: Comparison) -> dict[str, Any]:
+    """A few numbers per cell about the model it ends with. With several cells, keys start with the cell's label."""
+    metrics: dict[str, Any] = {"num_models": len(comparison.lines), "num_benchmarks": len(comparison.benchmarks)}
+    for cell in comparison.collection.cells:
+        prefix = f"{comparison.labels[cell.name]}/" if len(comparison.collection.cells) > 1 else ""
+        expanded = comparison.line(cell.name, "expanded")
+        if expanded is not None and expanded.differences:
+            metrics[f"{prefix}expanded_equals_base"] = all(d.identical for d in expanded.differences.values())
+        line = comparison.last_line(cell)
+        if line is None or line.gains is None:
+            continue
+        for key, gain in (("domain_gain", line.gains.domain), ("beyond_general_shift", line.gains.beyond)):
+            if gain is not None:
+                metrics[prefix + key] = gain.value
+        kept = comparison.kept(line)
+        if kept:
+            metrics[f"{prefix}num_worse"] = sum(line.differences[b.name].mark == "worse" for b in kept)
+    return metrics
+
+
+def summary(comparison: Comparison) -> str:
+    """One line on what was compared."""
+    models, benchmarks = len(comparison.lines), len(comparison.benchmarks)
+    cells = len(comparison.collection.cells)
+    text = f"{models} models, {benchmarks} benchmark{'s' if benchmarks != 1 else ''}"
+    return text + (f", {cells} cells." if cells > 1 else ".")
+
+
+def cell_legend(comparison: Comparison) -> list[tuple[str, str]]:
+    """(label, full override string) of each cell; empty if there is only one."""
+    return [] if len(comparison.labels) == 1 else [(label, cell) for cell, label in comparison.labels.items()]
+
+
+def method(comparison: Comparison) -> list[str]:
+    """How the numbers were made and what they do not cover."""
+    confidence = percent(comparison.confidence)
+    tail = (1 - comparison.confidence) / 2
+    sentences = [
+        "A score is the sum of the items' numerators over the sum of their denominators; its standard error is that of "
+        "a ratio estimator over items.",
+        f"Differences are paired over identical items (ids and content hashes agree). Intervals are {confidence} "
+        f"percentile intervals from {comparison.num_bootstrap:,} bootstrap draws of items. Better and worse mean that "
+        "the interval excludes zero; identical means that every item has exactly the same value.",
+        "Beyond the general shift: domain gain minus the gain on general text, both in bits per byte against the base, "
+        "with independent draws of the two sets.",
+        "What the base could do already is read off the general and the retention measures. Their mean change is over "
+        "those that are accuracies, in percentage points, each measure counting the same.",
+        "The intervals cover the choice of items. They do not cover training seeds, and they are not corrected for the "
+        f"number of comparisons: of many unchanged measures about {percent(2 * tail)} will look changed.",
+    ]
+    few = [b.title for b in comparison.benchmarks if _num_items(comparison, b.name) < FEW_ITEMS]
+    if few:
+        sentences.append(f"Fewer than {FEW_ITEMS} items, so the intervals are too narrow or missing: {', '.join(few)}.")
+    return sentences
+
+
+def _num_items(comparison: Comparison, benchmark: str) -> int:
+    return min(line.scores[benchmark].n for line in comparison.lines if benchmark in line.scores)
+
+
+def _verdict_markdown(verdict: Verdict, many: bool) -> str:
+    title = f"## Verdict: {_inline(verdict.label)}" if many else "## Verdict"
+    lines = [f"- **{f.question} {ANSWERS[f.answer].capitalize()}.** {f.text}" for f in verdict.findings]
+    return title + "\n\n" + "\n".join(_inline(line) for line in lines)
+
+
+def _inline(text: str) -> str:
+    """Markdown passes HTML through, so what comes from artifacts must not look like a tag."""
+    return text.replace("<", "&lt;")
+
+
+def _distinct(collection: Collection, attribute: str) -> list[str]:
+    values = [getattr(source, attribute) for source in collection.provenance]
+    return [value for value in dict.fromkeys(values) if value]
+
+
+def _line_data(line: Line) -> dict[str, Any]:
+    facts = line.row.facts
+    return {
+        "label": line.label,
+        "row": line.name,
+        "cells": list(line.cells),
+        "fingerprint": line.row.fingerprint,
+        "num_parameters": facts.num_parameters,
+        "num_new_parameters": facts.num_new,
+        "trainable_share": facts.trainable_share,
+        "tokens": facts.tokens,
+        "wall_time_s": facts.wall_time_s,
+        "peak_memory_bytes": facts.peak_memory_bytes,
+        "scores": {
+            name: {"value": s.value, "stderr": _finite(s.stderr), "n": s.n} for name, s in sorted(line.scores.items())
+        },
+        "differences": {name: _difference_data(d) for name, d in sorted(line.differences.items())},
+        "gains": None if line.gains is None else _gains_data(line.gains),
+    }
+
+
+def _gains_data(gains: Gains) -> dict[str, Any]:
+    return {
+        "domain": _difference_data(gains.domain),
+        "general": _difference_data(gains.general),
+        "beyond_general_shift": _difference_data(gains.beyond),
+        "retention": _difference_data(gains.retention),
+        "retention_unit": gains.retention_unit,
+        "num_retention": gains.num_retention,
+    }
+
+
+def _difference_data(difference: Difference | None) -> dict[str, Any] | None:
+    if difference is None:
+        return None
+    return {
+        "value": difference.value,
+        "stderr": _finite(difference.stderr),
+        "low": _finite(difference.low),
+        "high": _finite(difference.high),
+        "n": difference.n,
+        "mark": difference.mark,
+    }
+
+
+def _finite(value: float) -> float | None:
+    return value if math.isfinite(value) else None

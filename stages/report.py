@@ -1,0 +1,89 @@
+"""Compare all models of a run, or of all cells of a sweep: report.md, index.html, data.json and the figures.
+
+params:
+    name, confidence, num_bootstrap, seed
+    cells: [{cell, rows: [{row, model: role, training: role | null, evaluations: {benchmark: role}}]}]
+    benchmarks: {name: {title, group: domain | general | retention, note}}
+inputs: every role used in `cells`.
+"""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from pipeline.engine import worker
+
+VERSION = 1
+PARAMS = {"name", "confidence", "num_bootstrap", "seed", "cells", "benchmarks"}
+ROWS = ("base", "expanded", "post-pretrained", "tuned")
+GROUPS = ("domain", "general", "retention")
+MIN_BOOTSTRAP = 100
+
+
+def check(params: dict[str, Any], facts: dict[str, Any]) -> None:
+    """Refuse a report that could not be computed. Raises ValueError."""
+    if set(params) != PARAMS:
+        raise ValueError(f"report: the params are {sorted(params)}, required are {sorted(PARAMS)}")
+    if not 0 < params["confidence"] < 1:
+        raise ValueError(f"report.confidence={params['confidence']} is not between 0 and 1; 0.95 is usual")
+    if not isinstance(params["num_bootstrap"], int) or params["num_bootstrap"] < MIN_BOOTSTRAP:
+        raise ValueError(
+            f"report.num_bootstrap={params['num_bootstrap']} must be an integer of at least {MIN_BOOTSTRAP}"
+        )
+    if not isinstance(params["seed"], int) or params["seed"] < 0:
+        raise ValueError(f"report.seed={params['seed']} must be an integer that is not negative")
+    for name, benchmark in params["benchmarks"].items():
+        if benchmark["group"] not in GROUPS:
+            raise ValueError(
+                f"benchmark {name}: group={benchmark['group']!r} is unknown; use one of {', '.join(GROUPS)}"
+            )
+    if not params["cells"]:
+        raise ValueError("report: there are no cells; at least one is required")
+    for cell in params["cells"]:
+        _check_rows(cell["cell"], cell["rows"], set(params["benchmarks"]))
+    names = [cell["cell"] for cell in params["cells"]]
+    if len(set(names)) != len(names):
+        raise ValueError(f"report: the cells {names} are not all different")
+
+
+def _check_rows(cell: str, rows: list[dict[str, Any]], benchmarks: set[str]) -> None:
+    names = [row["row"] for row in rows]
+    if "base" not in names or len(set(names)) != len(names) or not set(names) <= set(ROWS):
+        raise ValueError(
+            f"cell {cell!r} has the rows {names}; required are base and, each once, some of {', '.join(ROWS[1:])}"
+        )
+    unknown = {name for row in rows for name in row["evaluations"]} - benchmarks
+    if unknown:
+        raise ValueError(f"cell {cell!r} evaluates {sorted(unknown)}, which benchmarks does not describe")
+
+
+def run(context: worker.Context) -> dict[str, Any]:
+    from pipeline.reporting.collect import collect
+    from pipeline.reporting.compare import compare
+    from pipeline.reporting.figures import draw
+    from pipeline.reporting.page import data, headline, html, report_markdown
+
+    params = context.params
+    collection = collect(params["name"], params["cells"], params["benchmarks"], context.inputs)
+    context.progress(step=1, total=3, note="comparing models")
+    comparison = compare(
+        collection,
+        confidence=params["confidence"],
+        num_bootstrap=params["num_bootstrap"],
+        seed=params["seed"],
+    )
+    context.progress(step=2, total=3, note="drawing")
+    plots = draw(comparison, context.directory)
+    _write(context, "report.md", report_markdown(comparison))
+    _write(context, "index.html", html(comparison, plots))
+    _write(context, "data.json", json.dumps(data(comparison), indent=1, allow_nan=False, ensure_ascii=False) + "\n")
+    return headline(comparison)
+
+
+def _write(context: worker.Context, name: str, text: str) -> None:
+    (context.directory / name).write_text(text, encoding="utf-8")
+
+
+if __name__ == "__main__":
+    worker.main(run)

@@ -1,0 +1,99 @@
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from pipeline.reporting.collect import collect, read_curve
+from pipeline.reporting.facts import Facts, read_facts
+from tests.reporting.synthetic import BENCHMARKS, NEW, Artifacts, none, one_cell, write_json, write_safetensors
+
+
+@pytest.fixture
+def artifacts(tmp_path):
+    return Artifacts(tmp_path)
+
+
+def collected(artifacts, cells):
+    return collect("a run", cells, BENCHMARKS, artifacts.inputs)
+
+
+def test_everything_a_cell_names_is_read(artifacts):
+    collection = collected(artifacts, [one_cell(artifacts)])
+    (cell,) = collection.cells
+    assert [row.name for row in cell.rows] == ["base", "expanded", "post-pretrained", "tuned"]
+    tuned = cell.row("tuned")
+    assert tuned.facts == Facts(1250, 250, 250, 0.2, 1_638_400, 754.2, 3 * 2**30)
+    assert tuned.curve.stage == "sft" and tuned.curve.loss.size == 400 and tuned.curve.val_loss.size == 5
+    assert cell.row("expanded").facts.max_abs_difference == 0.0
+    assert [b.group for b in collection.benchmarks] == ["domain"] + ["general"] * 4 + ["retention"]
+    assert collection.provenance[0].git == "4f0c2d9"
+    assert collection.provenance[0].command == "python -m pipeline experiment=tos"
+
+
+def test_an_unknown_role_is_named(artifacts):
+    cell = one_cell(artifacts)
+    cell["rows"][0]["evaluations"]["sciq"] = "evaluate-000000000000"
+    with pytest.raises(ValueError, match="'evaluate-000000000000' is not among"):
+        collected(artifacts, [cell])
+
+
+@pytest.mark.parametrize("name", ["manifest.json", "items.json", "metrics.jsonl"])
+def test_a_missing_file_names_its_directory(artifacts, name):
+    cell = one_cell(artifacts)
+    directory = next(d for d in artifacts.inputs.values() if (d / name).exists())
+    (directory / name).unlink()
+    with pytest.raises(ValueError, match=f"{directory.name} has no {name}"):
+        collected(artifacts, [cell])
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ({"metric": "acc", "higher_is_better": True}, "has no 'items'"),
+        ({"metric": "acc", "higher_is_better": True, "items": []}, "found no items"),
+        ({"metric": "acc", "higher_is_better": True, "items": [{"id": "a"}]}, "has no 'hash'"),
+        ([], "items.json"),
+    ],
+)
+def test_damaged_items_name_their_directory(artifacts, content, message):
+    cell = {"cell": "default", "rows": [artifacts.row("base", "smol", "base", none("sciq"))]}
+    directory = artifacts.inputs[cell["rows"][0]["evaluations"]["sciq"]]
+    write_json(directory / "items.json", content)
+    with pytest.raises(ValueError, match=message) as error:
+        collected(artifacts, [cell])
+    assert directory.name in str(error.value)
+
+
+def test_a_step_logged_twice_counts_once(artifacts):
+    directory = artifacts.inputs[artifacts.add("pretrain", "resumed")]
+    lines = [(1, 3.0), (2, 2.5), (2, 2.4), (3, 2.2)]
+    text = "".join(json.dumps({"step": s, "tokens": 10 * s, "loss": loss}) + "\n" for s, loss in lines)
+    (directory / "metrics.jsonl").write_text(text)
+    curve = read_curve(directory)
+    assert curve.tokens.tolist() == [10, 20, 30] and curve.loss.tolist() == [3.0, 2.4, 2.2]
+    (directory / "metrics.jsonl").write_text(text + "{torn")
+    with pytest.raises(ValueError, match="line 5"):
+        read_curve(directory)
+
+
+def test_a_base_by_reference_is_counted_where_it_lies(tmp_path):
+    write_safetensors(tmp_path / "weights" / "model-1.safetensors", {"a": [2, 3], "b": []})
+    write_safetensors(tmp_path / "weights" / "model-2.safetensors", {"c": [5]})
+    facts = read_facts(tmp_path / "artifact", {"model_path": str(tmp_path / "weights")}, None)
+    assert facts.num_parameters == 2 * 3 + 1 + 5 and facts.num_new is None
+
+
+def test_new_parameters_come_from_the_file_beside_the_weights(tmp_path):
+    write_safetensors(tmp_path / "model" / "model.safetensors", {NEW[0]: [7], "other": [3]})
+    write_json(tmp_path / "model" / "expansion.json", {"new_parameters": NEW})
+    assert read_facts(tmp_path, {}, None).num_new == 7
+    write_json(tmp_path / "model" / "expansion.json", {"new_parameters": [*NEW, "stored.under.another.name"]})
+    assert read_facts(tmp_path, {}, None).num_new is None
+
+
+def test_a_file_that_is_not_safetensors_is_refused(tmp_path):
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "model.safetensors").write_bytes(b"<html>" * 4)
+    with pytest.raises(ValueError, match="not a safetensors file"):
+        read_facts(tmp_path, {}, None)

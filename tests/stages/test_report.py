@@ -1,0 +1,155 @@
+"""The stage as the driver runs it, on synthetic artifacts."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from html.parser import HTMLParser
+from types import SimpleNamespace
+
+import pytest
+
+from stages import report
+from tests.reporting.synthetic import BENCHMARKS, Artifacts, none, one_cell, params, sweep
+
+
+@pytest.fixture
+def artifacts(tmp_path):
+    return Artifacts(tmp_path / "artifacts")
+
+
+def run(artifacts, tmp_path, cells, **changes):
+    directory = tmp_path / "report"
+    directory.mkdir(exist_ok=True)
+    request = params(cells, **changes)
+    report.check(request, {})
+    context = SimpleNamespace(
+        directory=directory, params=request, inputs=artifacts.inputs, is_main=True, progress=lambda **fields: None
+    )
+    return report.run(context), directory
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """A report on one cell: its metrics, its directory, and how to make it again elsewhere."""
+    path = tmp_path_factory.mktemp("finished")
+    artifacts = Artifacts(path / "artifacts")
+    cells = [one_cell(artifacts)]
+    return *run(artifacts, path, cells), lambda other: run(artifacts, other, cells)
+
+
+class Page(HTMLParser):
+    """Counts tags and what a page would load."""
+
+    VOID = ("meta", "img", "link", "br")
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.open, self.tags, self.images = [], [], []
+        self.feed(text)
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append(tag)
+        if tag not in self.VOID:
+            self.open.append(tag)
+        if tag == "img":
+            self.images.append(dict(attrs))
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+
+def test_one_cell(finished):
+    metrics, directory, _ = finished
+    written = {"report.md", "index.html", "data.json", "loss.png", "loss.svg", "tradeoff.png", "tradeoff.svg"}
+    assert {path.name for path in directory.iterdir()} == written
+    assert metrics["expanded_equals_base"] is True and metrics["beyond_general_shift"] > 0.03
+    data = json.loads((directory / "data.json").read_text())
+    assert [model["row"] for model in data["models"]] == ["base", "expanded", "post-pretrained", "tuned"]
+    assert data["models"][1]["differences"]["sciq"]["mark"] == "identical"
+
+
+def test_the_page_is_complete_in_itself(finished):
+    _, directory, _ = finished
+    text = (directory / "index.html").read_text()
+    page = Page(text)
+    assert page.open == [] and not {"script", "link", "iframe"} & set(page.tags)
+    assert "http://" not in text and "https://" not in text and "url(" not in text
+    assert len(page.images) == 2
+    assert all(i["src"].startswith("data:image/svg+xml;base64,") and len(i["alt"]) > 40 for i in page.images)
+    assert text.count('scope="row"') > 10 and '<html lang="en">' in text
+
+
+def test_two_cells(artifacts, tmp_path):
+    cells = [one_cell(artifacts), one_cell(artifacts, "expand=none", seed=3, full=True)]
+    metrics, directory = run(artifacts, tmp_path, cells)
+    assert metrics["default/num_worse"] < metrics["expand=none/num_worse"]
+    assert "expand=none/expanded_equals_base" not in metrics
+    text = (directory / "report.md").read_text()
+    assert "## Verdict: default" in text and "How does expand=none end up against default?" in text
+
+
+def test_a_sweep_is_drawn_over_its_number(artifacts, tmp_path):
+    _, directory = run(artifacts, tmp_path, sweep(artifacts, [1, 2, 5, 10, 30]))
+    assert (directory / "sweep.png").is_file()
+    assert len(Page((directory / "index.html").read_text()).images) == 3
+
+
+def test_missing_stages_leave_out_what_they_would_show(artifacts, tmp_path):
+    cell = {"cell": "default", "rows": [artifacts.row("base", "smol", "base", none("sciq"))]}
+    metrics, directory = run(artifacts, tmp_path, [cell])
+    assert {path.name for path in directory.iterdir()} == {"report.md", "index.html", "data.json"}
+    assert metrics == {"num_models": 1, "num_benchmarks": 1}
+    assert "no trained model" in (directory / "report.md").read_text()
+
+
+def test_text_from_artifacts_is_escaped(artifacts, tmp_path):
+    benchmarks = {**BENCHMARKS, "sciq": {"title": "<b>Sci|Q</b>", "group": "general", "note": "<i>&</i>"}}
+    cell = one_cell(artifacts, "x=<script>alert(1)</script>$a$")
+    other = one_cell(artifacts, "x=2", seed=2)
+    _, directory = run(artifacts, tmp_path, [cell, other], name='<img src=x onerror="1">', benchmarks=benchmarks)
+    text = (directory / "index.html").read_text()
+    assert "<script" not in text and "<b>Sci" not in text and "<img src=x" not in text and "<i>&" not in text
+    assert "&lt;script&gt;alert(1)" in text and "&lt;b&gt;Sci|Q" in text
+    markdown = (directory / "report.md").read_text()
+    assert "<img" not in markdown and "Sci\\|Q" in markdown
+
+
+def test_the_same_request_gives_the_same_files(finished, tmp_path):
+    _, directory, again = finished
+    first, second = ({p.name: p.read_bytes() for p in d.iterdir()} for d in (directory, again(tmp_path)[1]))
+    assert first == second
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"confidence": 1.0}, "confidence=1.0"),
+        ({"num_bootstrap": 10}, "at least 100"),
+        ({"seed": -1}, "seed=-1"),
+        ({"cells": []}, "no cells"),
+        ({"surprise": 1}, "'surprise'"),
+        ({"benchmarks": {"a": {"title": "A", "group": "other"}}}, "group='other' is unknown"),
+        ({"cells": [{"cell": "default", "rows": []}]}, "required are base"),
+        ({"cells": [{"cell": "default", "rows": [{"row": "base", "evaluations": {"z": "r"}}]}]}, r"\['z'\]"),
+        ({"cells": [{"cell": "a", "rows": [{"row": "base", "evaluations": {}}]}] * 2}, "not all different"),
+    ],
+)
+def test_a_wrong_request_is_refused_before_anything_runs(changes, message):
+    with pytest.raises(ValueError, match=message):
+        report.check({**params([{"cell": "default", "rows": [{"row": "base", "evaluations": {}}]}]), **changes}, {})
+
+
+def test_rows_and_groups_are_those_that_the_library_knows():
+    from pipeline.reporting import collect
+
+    assert (report.ROWS, report.GROUPS) == (collect.ROWS, collect.GROUPS)
+
+
+def test_the_stage_is_light_and_the_library_knows_no_torch():
+    code = (
+        "import sys, stages.report; assert not {'numpy', 'matplotlib', 'torch'} & set(sys.modules);"
+        "import pipeline.reporting.page, pipeline.reporting.figures; assert 'torch' not in sys.modules"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
