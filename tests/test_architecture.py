@@ -17,8 +17,8 @@ def run(code: str) -> str:
 def test_the_driver_imports_no_torch():
     """Composing, building the graph and checking every stage's request: all without torch."""
     code = """
-import sys
-sys.argv = ["pipeline", "dry_run=true", "paths.outputs=/nonexistent/outputs", "paths.cache=" + __import__("tempfile").mkdtemp()]
+import sys, tempfile
+sys.argv = ["pipeline", "dry_run=true", "paths.outputs=/nonexistent/outputs", "paths.cache=" + tempfile.mkdtemp()]
 import pipeline.__main__ as driver
 status = driver.run()
 heavy = sorted({"torch", "transformers", "accelerate", "datasets", "peft", "lm_eval"} & set(sys.modules))

@@ -96,7 +96,9 @@ def test_training_keys_equal_the_settings(stage):
 
 
 def test_every_launch_key_is_read():
-    code = "\n".join(f.read_text() for f in [*(CONF.parent / "pipeline").rglob("*.py"), *CONF.parent.glob("stages/*.py")])
+    code = "\n".join(
+        f.read_text() for f in [*(CONF.parent / "pipeline").rglob("*.py"), *CONF.parent.glob("stages/*.py")]
+    )
     for key in composed()["launch"]:
         assert f'"{key}"' in code, f"launch.{key} is declared and never read"
 
@@ -117,10 +119,14 @@ def plan(*overrides: str, tmp_path: Path) -> tuple[build.Cell, dict]:
 
 
 def test_the_papers_run(tmp_path):
-    """PAPER: LLaMA2-7B, N=8, P=1, 32 -> 40; batch 1024 x 4096, lr 2e-4, 15,900 steps; SFT batch 128, lr 2e-5."""
+    """LLaMA2-7B, N=8, P=1, 32 -> 40; batch 1024 x 4096, lr 2e-4, 15,900 steps; SFT batch 128, lr 2e-5."""
     cell, facts = plan("experiment=llama_pro", tmp_path=tmp_path)
     assert facts["num_blocks"] == 32
-    assert cell.models["expanded"].params["method"] | {"_target_": 0} == {"_target_": 0, "num_groups": 8, "per_group": 1}
+    assert cell.models["expanded"].params["method"] | {"_target_": 0} == {
+        "_target_": 0,
+        "num_groups": 8,
+        "per_group": 1,
+    }
     pretrain, sft = cell.models["post-pretrained"].params, cell.models["tuned"].params
     expected = {
         "seq_len": 4096, "batch_size": 1024, "num_steps": 15900, "lr": 2e-4, "warmup_ratio": 0.06, "weight_decay": 0.1,
@@ -180,7 +186,10 @@ def test_a_cell_survives_its_file(tmp_path):
         (["model=local", "model.source.path=/does/not/exist"], "/does/not/exist: no such directory"),
         (["pretrain.precision=fp8"], "use fp32 or bf16"),
         (["pretrain.num_steps=5"], "exactly one of num_steps, num_tokens and num_epochs"),
-        (["data@pretrain.data=local_text", "pretrain.data.sources.local.origin.source.path=/does/not/exist"], "does not exist"),
+        (
+            ["data@pretrain.data=local_text", "pretrain.data.sources.local.origin.source.path=/does/not/exist"],
+            "does not exist",
+        ),
     ],
     ids=lambda value: value[-1] if isinstance(value, list) else "",
 )

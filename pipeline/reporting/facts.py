@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import json
 import math
-import struct
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-MAX_HEADER_BYTES = 100_000_000  # the format's own limit
+from pipeline.models.safetensors_io import read_index
 
 
 @dataclass(frozen=True)
@@ -58,26 +57,14 @@ def read_facts(directory: Path, manifest: Mapping[str, Any], training: Mapping[s
 
 
 def tensor_sizes(directory: Path) -> dict[str, int]:
-    """Number of elements per tensor in a directory's safetensors files; empty if there are none.
+    """Number of elements per tensor in a model directory; empty if it holds no safetensors files.
 
     Raises:
-        ValueError: if a file is not in the safetensors format.
+        ValueError: a file is damaged.
     """
-    sizes: dict[str, int] = {}
-    for path in sorted(directory.glob("*.safetensors")):
-        for name, tensor in _safetensors_header(path).items():
-            if name != "__metadata__":
-                sizes[name] = math.prod(tensor["shape"])
-    return sizes
-
-
-def _safetensors_header(path: Path) -> dict[str, Any]:
-    with path.open("rb") as file:
-        prefix = file.read(8)
-        length = struct.unpack("<Q", prefix)[0] if len(prefix) == 8 else MAX_HEADER_BYTES + 1
-        if length > MAX_HEADER_BYTES:
-            raise ValueError(f"{path} is not a safetensors file; rerun the stage that wrote it")
-        return json.loads(file.read(length))
+    if not any(directory.glob("*.safetensors")):
+        return {}
+    return {name: math.prod(stored.shape) for name, stored in read_index(directory).items()}
 
 
 def _count_new(model: Path, manifest: Mapping[str, Any], sizes: Mapping[str, int]) -> int | None:

@@ -152,7 +152,8 @@ class _Run:
         loss_mean = accelerator.reduce(loss_sum, "sum").item() / num_labels
         if not math.isfinite(loss_mean) or not math.isfinite(float(grad_norm)):
             raise ValueError(
-                f"step {self.step}: loss {loss_mean}, gradient norm {float(grad_norm)}; lower the learning rate ({settings.lr})"
+                f"step {self.step}: loss {loss_mean}, gradient norm {float(grad_norm)}; "
+                f"lower the learning rate ({settings.lr})"
             )
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)

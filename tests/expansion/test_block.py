@@ -19,9 +19,7 @@ from pipeline.models.safetensors_io import read_index
 
 
 def expand(source, target, num_groups=2, per_group=1, shard_bytes=5 * 10**9):
-    plan = BlockExpansion(num_groups, per_group).plan(
-        read_index(source), read_config(source), read_expansion(source)
-    )
+    plan = BlockExpansion(num_groups, per_group).plan(read_index(source), read_config(source), read_expansion(source))
     return write_expansion(plan, source, target, shard_bytes)
 
 
@@ -134,7 +132,7 @@ def test_verification_fails_closed_when_a_block_is_not_an_identity(make_model, t
 
 
 def test_only_the_writers_get_a_gradient_at_step_zero(make_model, tmp_path):
-    """PAPER: W^O and W3 first; every other tensor of a new block has exactly zero gradient, and starts one step later."""
+    """W^O and W3 first; every other tensor of a new block has exactly zero gradient, and starts one step later."""
     expand(make_model(), tmp_path)
     model = load(tmp_path)
     ids = torch.arange(20)[None]

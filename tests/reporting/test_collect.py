@@ -80,6 +80,8 @@ def test_a_step_logged_twice_counts_once(artifacts):
 def test_a_base_by_reference_is_counted_where_it_lies(tmp_path):
     write_safetensors(tmp_path / "weights" / "model-1.safetensors", {"a": [2, 3], "b": []})
     write_safetensors(tmp_path / "weights" / "model-2.safetensors", {"c": [5]})
+    weight_map = {"a": "model-1.safetensors", "b": "model-1.safetensors", "c": "model-2.safetensors"}
+    write_json(tmp_path / "weights" / "model.safetensors.index.json", {"weight_map": weight_map})
     facts = read_facts(tmp_path / "artifact", {"model_path": str(tmp_path / "weights")}, None)
     assert facts.num_parameters == 2 * 3 + 1 + 5 and facts.num_new is None
 

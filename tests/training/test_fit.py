@@ -60,9 +60,7 @@ def train(source, run, store, strategy=None, stop_after=None, launch=None, seed=
     )
     stream = PackedStream([store], {"a": 1.0}, 64, seed)
     validation = {"a": [next(PackedStream([store], {"a": 1.0}, 64, 9)) for _ in range(2)]}
-    return fit(
-        source, run / "model", strategy or NewBlocks(), settings(**changes), stream, validation, runtime, device
-    )
+    return fit(source, run / "model", strategy or NewBlocks(), settings(**changes), stream, validation, runtime, device)
 
 
 def weights(run):

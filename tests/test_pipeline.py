@@ -1,0 +1,263 @@
+"""The whole pipeline on a tiny model: real launches, reuse, kills, and requests that fail late."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+import torch
+from safetensors.torch import load_file
+
+ROOT = Path(__file__).parent.parent
+
+
+@pytest.fixture(scope="module")
+def words(tmp_path_factory) -> Path:
+    """Text and conversations that a model can learn a little from: this project's own sources."""
+    folder = tmp_path_factory.mktemp("words")
+    (folder / "text").mkdir()
+    for index, file in enumerate(sorted((ROOT / "pipeline").rglob("*.py"))):
+        (folder / "text" / f"{index}.txt").write_text(file.read_text()[:1500])
+    with (folder / "chats.jsonl").open("w") as out:
+        for file in sorted((ROOT / "pipeline").rglob("*.py")):
+            lines = [line for line in file.read_text().splitlines() if len(line) > 20][:3]
+            if len(lines) == 3:
+                turns = [
+                    {"role": "user", "content": f"{file.stem}: {lines[0]}"},
+                    {"role": "assistant", "content": lines[1]},
+                ]
+                out.write(json.dumps({"id": str(file), "messages": turns}) + "\n")
+    return folder
+
+
+@pytest.fixture
+def arguments(words, tmp_path) -> list[str]:
+    return [
+        "model=tiny",
+        "expand.num_groups=2",
+        "data@pretrain.data=local_text",
+        f"pretrain.data.sources.local.origin.source.path={words / 'text'}",
+        "pretrain.data.held_out.fraction=0.2",
+        "pretrain.seq_len=64",
+        "pretrain.num_tokens=1024",
+        "pretrain.validation_tokens=256",
+        "pretrain.lr=0.01",
+        "data@sft.data=local_chat",
+        f"sft.data.sources.local.origin.source.path={words / 'chats.jsonl'}",
+        "sft.data.held_out.fraction=0.1",
+        "sft.seq_len=256",
+        "sft.num_tokens=1024",
+        "sft.validation_tokens=256",
+        "benchmark=[domain]",
+        "report.num_bootstrap=200",
+        "launch.cpu=true",
+        "launch.threads=1",
+        f"paths.outputs={tmp_path / 'outputs'}",
+    ]
+
+
+def run(arguments: list[str], expect: int = 0, timeout: float = 300) -> str:
+    done = subprocess.run(
+        [sys.executable, "-m", "pipeline", *arguments], cwd=ROOT, capture_output=True, text=True, timeout=timeout
+    )
+    assert done.returncode == expect, done.stdout + done.stderr
+    return done.stdout + done.stderr
+
+
+def artifacts(outputs: Path, stage: str) -> list[Path]:
+    folder = outputs / "artifacts" / stage
+    return sorted(p for p in folder.iterdir() if not p.name.startswith(".")) if folder.is_dir() else []
+
+
+def manifest(directory: Path) -> dict:
+    return json.loads((directory / "manifest.json").read_text())
+
+
+def weights(directory: Path) -> dict[str, torch.Tensor]:
+    return load_file(directory / "model" / "model.safetensors")
+
+
+def test_the_whole_run_in_process(arguments, tmp_path):
+    """Every stage and the report; a second run does nothing; a changed knob rebuilds its descendants only."""
+    arguments = [*arguments, "launch=inprocess", "launch.cpu=true"]
+    output = run(arguments)
+    outputs = tmp_path / "outputs"
+    assert [len(artifacts(outputs, s)) for s in ("base", "data", "expand", "pretrain", "sft")] == [1, 2, 1, 1, 1]
+    rows = {manifest(p)["label"].split("/")[1]: manifest(p)["metrics"]["value"] for p in artifacts(outputs, "evaluate")}
+    assert rows["expanded"] == rows["base"] and rows["post-pretrained"] < rows["base"]
+    for row in ("base", "expanded", "post-pretrained", "tuned"):
+        assert row in output
+    assert (outputs / "reports" / "demo" / "index.html").stat().st_size > 10_000
+    expand, pretrain = manifest(artifacts(outputs, "expand")[0]), manifest(artifacts(outputs, "pretrain")[0])
+    assert expand["proof"]["logits_equal"] and expand["proof"]["cached_logits_equal"]
+    assert len(expand["new_parameters"]) == 18 and pretrain["metrics"]["num_frozen_tensors"] == 38
+
+    before = {p: p.stat().st_mtime_ns for p in outputs.rglob("manifest.json")}
+    run(arguments)
+    assert {p: p.stat().st_mtime_ns for p in outputs.rglob("manifest.json")} == before
+
+    run([*arguments, "sft.lr=1e-3"])
+    assert [len(artifacts(outputs, s)) for s in ("expand", "pretrain", "sft", "evaluate")] == [1, 1, 2, 5]
+    assert "sft.lr=1e-3" in (outputs / "reports" / "demo" / "report.md").read_text()
+
+
+def test_a_sweep_shares_what_it_can_and_ends_in_one_report(arguments, tmp_path):
+    arguments = [*arguments, "launch=inprocess", "launch.cpu=true", "sft=none", "expand.num_groups=1,2", "-m"]
+    arguments.remove("expand.num_groups=2")
+    arguments = [a for a in arguments if not a.startswith("sft.") and not a.startswith("data@sft")]
+    run(arguments)
+    outputs = tmp_path / "outputs"
+    assert [len(artifacts(outputs, s)) for s in ("base", "data", "expand", "pretrain", "report")] == [1, 1, 2, 2, 1]
+    assert len(artifacts(outputs, "evaluate")) == 5  # base once, expanded and post-pretrained twice
+    data = json.loads((outputs / "reports" / "demo" / "data.json").read_text())
+    assert json.dumps(data).count("expand.num_groups=") >= 2
+
+
+def test_a_corrupted_artifact_is_noticed_before_it_is_used(arguments, tmp_path):
+    arguments = [*arguments, "launch=inprocess", "launch.cpu=true"]
+    run([*arguments, "stage=expand"])
+    file = artifacts(tmp_path / "outputs", "expand")[0] / "model" / "model.safetensors"
+    data = bytearray(file.read_bytes())
+    data[-1] ^= 1
+    file.write_bytes(data)
+    output = run([*arguments, "stage=pretrain"], expect=1)
+    assert "ArtifactError" in output and "model.safetensors" in output and "delete" in output
+    assert not artifacts(tmp_path / "outputs", "pretrain")
+
+
+def test_a_truncated_manifest_is_named(arguments, tmp_path):
+    arguments = [*arguments, "launch=inprocess", "launch.cpu=true"]
+    run([*arguments, "stage=base"])
+    file = artifacts(tmp_path / "outputs", "base")[0] / "manifest.json"
+    file.write_text(file.read_text()[:100])
+    output = run([*arguments, "stage=base"], expect=1)
+    assert "ArtifactError" in output and "manifest.json" in output and "delete" in output
+
+
+def local(arguments: list[str], directory: Path) -> list[str]:
+    return [a for a in arguments if a != "model=tiny"] + ["model=local", f"model.source.path={directory}"]
+
+
+def test_a_local_model_is_used_where_it_lies(arguments, make_model, tmp_path):
+    run([*local(arguments, make_model()), "stage=expand", "launch=inprocess"])
+    outputs = tmp_path / "outputs"
+    assert not (artifacts(outputs, "base")[0] / "model").exists()
+    assert manifest(artifacts(outputs, "expand")[0])["metrics"]["num_blocks"] == 6
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (lambda d: (d / "tokenizer.json").unlink(), "has no tokenizer"),
+        (lambda d: os.truncate(d / "model.safetensors", 5000), "model.safetensors"),
+        (lambda d: (d / "config.json").write_text("{"), "config.json is damaged"),
+        (lambda d: (d / "model.safetensors").unlink(), "needs its safetensors weights"),
+    ],
+    ids=["no-tokenizer", "truncated-shard", "damaged-config", "no-weights"],
+)
+def test_a_damaged_local_model_is_answered_before_any_work(arguments, make_model, tmp_path, damage, message):
+    directory = shutil.copytree(make_model(), tmp_path / "model")
+    damage(directory)
+    output = run(local(arguments, directory), expect=1)
+    assert message in output and "Traceback" not in output
+    assert not (tmp_path / "outputs" / "artifacts").exists() or not artifacts(tmp_path / "outputs", "base")
+
+
+def test_an_empty_data_source_is_answered(arguments, tmp_path):
+    (tmp_path / "nothing").mkdir()
+    arguments = [a for a in arguments if "pretrain.data.sources" not in a]
+    output = run([*arguments, f"pretrain.data.sources.local.origin.source.path={tmp_path / 'nothing'}"], expect=1)
+    assert "ConfigError" in output and "holds no files" in output
+
+
+def start(arguments: list[str], log: Path) -> subprocess.Popen:
+    with log.open("w") as out:
+        return subprocess.Popen([sys.executable, "-m", "pipeline", *arguments], cwd=ROOT, stdout=out, stderr=out)
+
+
+def wait_for_step(outputs: Path, stage: str, step: int, driver: subprocess.Popen, log: Path) -> None:
+    deadline = time.monotonic() + 240
+    while time.monotonic() < deadline:
+        assert driver.poll() is None, log.read_text()
+        for file in outputs.glob(f"artifacts/{stage}/*.partial/metrics.jsonl"):
+            if f'"step": {step}' in file.read_text():
+                return
+        time.sleep(0.02)
+    raise AssertionError(f"{stage} never reached step {step}: {log.read_text()}")
+
+
+def workers(stage: str, outputs: Path) -> list[psutil.Process]:
+    found = []
+    for process in psutil.process_iter(["cmdline"]):
+        line = " ".join(process.info["cmdline"] or [])
+        if str(outputs) in line and (f"stages.{stage}" in line or f"stages/{stage}.py" in line):
+            found.append(process)
+    return found
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("stage", ["pretrain", "sft"])
+def test_sigkill_of_the_worker_then_the_same_command_gives_the_same_bits(arguments, tmp_path, stage):
+    """Through Accelerate, with a checkpoint after every step: killed in the middle, the weights are those unbroken."""
+    longer = [*arguments, f"stage={stage}", "launch.checkpoint_every_s=0", f"{stage}.num_tokens=16384"]
+    whole, cut = tmp_path / "whole", tmp_path / "cut"
+    run([*longer, f"paths.outputs={whole}"])
+    command = [*longer, f"paths.outputs={cut}"]
+    driver = start(command, tmp_path / "log")
+    wait_for_step(cut, stage, 4, driver, tmp_path / "log")
+    for process in workers(stage, cut):
+        process.kill()
+    assert driver.wait(60) == 1
+    assert not [p for p in artifacts(cut, stage) if not p.name.endswith(".partial")]
+    run(command)
+    a, b = (weights(artifacts(out, stage)[0]) for out in (whole, cut))
+    assert a.keys() == b.keys() and all(torch.equal(a[n], b[n]) for n in a)
+
+
+@pytest.mark.slow
+def test_ctrl_c_leaves_no_child_and_a_state_that_resumes(arguments, tmp_path):
+    longer = [*arguments, "stage=pretrain", "pretrain.num_tokens=16384"]
+    outputs = tmp_path / "outputs"
+    driver = start(longer, tmp_path / "log")
+    wait_for_step(outputs, "pretrain", 3, driver, tmp_path / "log")
+    driver.send_signal(signal.SIGINT)
+    assert driver.wait(60) == 130
+    assert not workers("pretrain", outputs)
+    partial = artifacts(outputs, "pretrain")[0]
+    assert partial.name.endswith(".partial") and list((partial / "checkpoints").glob("step-*"))
+    run(longer)
+    steps = [
+        json.loads(line)["step"]
+        for line in (artifacts(outputs, "pretrain")[0] / "metrics.jsonl").open()
+        if '"loss"' in line
+    ]
+    assert steps == list(range(1, 129))
+
+
+@pytest.mark.slow
+def test_two_processes_follow_one(arguments, tmp_path):
+    """Really two ranks (DDP on the CPU): the same loss curve as one, within the order of sums."""
+    curves = []
+    for n in (1, 2):
+        outputs = tmp_path / str(n)
+        run(
+            [
+                *arguments,
+                "stage=pretrain",
+                f"launch.num_processes={n}",
+                "launch.micro_batch=1",
+                f"paths.outputs={outputs}",
+            ]
+        )
+        directory = artifacts(outputs, "pretrain")[0]
+        curves.append([json.loads(line)["loss"] for line in (directory / "metrics.jsonl").open() if '"loss"' in line])
+        assert manifest(directory)["metrics"]["num_processes"] == n
+    assert curves[0] == pytest.approx(curves[1], rel=1e-5)
