@@ -1,0 +1,53 @@
+"""Reading a data artifact for training: the right kind, the asked amount, the same rows for every model."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+
+from pipeline.data.prepared import keep_chat_template, open_stream, validation_rows
+from pipeline.data.tokens import write_store
+from pipeline.models.tiny import CHAT_TEMPLATE, byte_tokenizer
+
+
+@pytest.fixture
+def text_data(tmp_path):
+    tokenizer = byte_tokenizer()
+    documents = [f"document {i} " * (3 + i) for i in range(8)]
+    encoded = [np.array([*tokenizer(d).input_ids, tokenizer.eos_token_id]) for d in documents]
+    write_store(tmp_path, "a", [(ids, None) for ids in encoded], len(tokenizer))
+    lines = [json.dumps({"id": str(i), "text": d}) for i, d in enumerate(documents)]
+    (tmp_path / "a.heldout.jsonl").write_text("\n".join(lines) + "\n")
+    manifest = {"kind": "text", "sources": {"a": {"weight": 1.0}}}
+    (tmp_path / "sources.json").write_text(json.dumps(manifest))
+    return tmp_path
+
+
+def test_rows_are_full_and_follow_the_seed(text_data):
+    rows = [next(open_stream(text_data, 32, seed)) for seed in (0, 0, 1)]
+    assert all((row["segment_ids"] >= 0).all() for row in rows)
+    assert (rows[0]["input_ids"] == rows[1]["input_ids"]).all() and (rows[0]["input_ids"] != rows[2]["input_ids"]).any()
+
+
+def test_text_is_not_taken_for_chats(text_data):
+    with pytest.raises(ValueError, match="trains on chat data, but its data is of kind text"):
+        open_stream(text_data, 32, 0, "truncate")
+
+
+def test_validation_takes_about_what_is_asked_for(text_data):
+    rows = validation_rows(text_data, byte_tokenizer(), 32, 200)["a"]
+    assert 200 <= sum((row["segment_ids"] >= 0).sum() for row in rows) < 232
+    assert all(row["position_ids"][0] == 0 and row["segment_ids"].max() == 0 for row in rows)
+
+
+def test_the_template_of_the_chats_goes_with_the_model(tmp_path):
+    (tmp_path / "sources.json").write_text(json.dumps({"kind": "chat", "chat_template": CHAT_TEMPLATE, "sources": {}}))
+    tokenizer, model = byte_tokenizer(), tmp_path / "model"
+    model.mkdir()
+    keep_chat_template(tmp_path, tokenizer, model)
+    assert not (model / "chat_template.jinja").exists()
+    tokenizer.chat_template = "another"
+    keep_chat_template(tmp_path, tokenizer, model)
+    assert (model / "chat_template.jinja").read_text() == CHAT_TEMPLATE

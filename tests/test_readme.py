@@ -1,0 +1,42 @@
+"""The README's commands are commands: each is planned with what it says, on a real path where it names one."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+
+import pipeline.__main__ as driver
+
+README = (Path(__file__).parent.parent / "README.md").read_text()
+COMMANDS = sorted(set(re.findall(r"`(python -m pipeline[^`]*)`", README)))
+
+
+def test_there_are_commands():
+    assert len(COMMANDS) > 10
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_each_command_can_be_planned(command, make_model, tmp_path, monkeypatch, capsys):
+    text = tmp_path / "text"
+    text.mkdir()
+    (text / "a.txt").write_text("words to learn")
+    arguments = shlex.split(command)[3:]
+    arguments = [a.replace("=/path/to/model", f"={make_model()}").replace("=/path", f"={text}") for a in arguments]
+    if any(a.startswith("model.source.path") for a in arguments):
+        arguments += ["expand.num_groups=2", "pretrain.seq_len=64", "sft.seq_len=64", "benchmark=[domain]"]
+    if "--cfg" not in arguments and "--help" not in arguments and "dry_run=true" not in arguments:
+        arguments.append("dry_run=true")
+    arguments += [] if "--help" in arguments else [f"paths.outputs={tmp_path / 'outputs'}"]
+    monkeypatch.setattr("sys.argv", ["pipeline", *arguments])
+    assert driver.run() == 0, capsys.readouterr().err
+
+
+def test_named_files_exist():
+    root = Path(__file__).parent.parent
+    for name in ("conf", "pipeline/engine", "stages", "conf/experiment"):
+        assert name in README and (root / name).exists()
+    for target in set(re.findall(r"\bmake (\w[\w-]*)", README)):
+        assert re.search(rf"^{target}:", (root / "Makefile").read_text(), re.M), target
