@@ -42,8 +42,8 @@ class TokenScorer:
     def __init__(self, model: Any) -> None:
         self.model = model
         self.device = model.get_input_embeddings().weight.device
-        # Few tokens keep a CPU busy, and short batches pad little; a GPU wants many.
-        self.batch_tokens = 16384 if self.device.type == "cuda" else 192
+        # On a CPU 512 tokens are a fifth faster than 192, and 1024 no faster than 512; a GPU wants many.
+        self.batch_tokens = 16384 if self.device.type == "cuda" else 512
         probe = torch.arange(1, _PROBE_TOKENS + 1, device=self.device)[None] % model.config.get_text_config().vocab_size
         self._separate_head = False
         with torch.inference_mode():
