@@ -14,12 +14,13 @@ install: $(VENV)/.installed
 $(VENV)/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit(None if sys.version_info >= (3, 11) else "Python 3.11 or newer is required, found " + sys.version.split()[0] + "; run make with PYTHON=/path/to/python3.11")'
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(PIP) install -q torch -c constraints.txt
-	$(PIP) install -q -e . -c constraints.txt
+	@# Python compiles what is imported when it first is; compiling all of it would double the time to install.
+	$(PIP) install -q --no-compile torch -c constraints.txt
+	$(PIP) install -q --no-compile -e . -c constraints.txt
 	touch $@
 
 $(VENV)/.installed-test: $(VENV)/.installed
-	$(PIP) install -q -e '.[test]' -c constraints.txt
+	$(PIP) install -q --no-compile -e '.[test]' -c constraints.txt
 	touch $@
 
 test: $(VENV)/.installed-test lint types
