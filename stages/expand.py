@@ -2,53 +2,77 @@
 
 from __future__ import annotations
 
+import shutil
 from typing import Any
 
 from hydra.utils import instantiate
 
 from pipeline.engine import worker
 
-VERSION = 1
+VERSION = 2
 SINGLE_PROCESS = True
+FORMS = ("whole", "reference")
 
 
 def check(params: dict[str, Any], facts: dict[str, Any]) -> None:
     """Ask the method whether it can be applied to a model of this depth."""
+    if params["save"] not in FORMS:
+        raise ValueError(f"save={params['save']!r} is not known; use one of {', '.join(FORMS)}")
     expansion = instantiate(params["method"], _convert_="all")
     if facts.get("num_blocks") is not None:
         expansion.check(facts["num_blocks"])
 
 
 def run(context: worker.Context) -> dict[str, Any]:
-    """Write the expanded model, load it again, and fail unless it computes exactly what its source does."""
+    """Write the expanded model, load it again, and fail unless it computes exactly what its source does.
+
+    A method that does not claim to be exact is compared too, and how far it is off is kept.
+    """
+    from pipeline.data.corpus import Place
     from pipeline.engine.artifact import model_dir
+    from pipeline.expansion.base import read_source
     from pipeline.expansion.verify import verify_identity
     from pipeline.expansion.writer import write_expansion
-    from pipeline.models.directory import read_config, read_expansion
-    from pipeline.models.safetensors_io import ITEM_BITS, read_index
+    from pipeline.reporting.stack import read_stack
+    from pipeline.reporting.stack_figure import write_inspection
 
-    source, target = model_dir(context.inputs["model"]), context.directory / "model"
+    target, scratch = context.directory / "model", context.directory / "scratch"
+    scratch.mkdir(exist_ok=True)
     expansion = instantiate(context.params["method"], _convert_="all")
-    config, stored = read_config(source), read_index(source)
+    source = read_source(model_dir(context.inputs["model"]))
+    context.progress(note="planning")
+    plan = expansion.plan(source, Place(context.locate, context.listing, scratch, context.progress))
     context.progress(note="writing")
-    plan = write_expansion(expansion.plan(stored, config, read_expansion(source)), source, target)
-    metrics: dict[str, Any] = {}
-    if plan.exact:
-        context.progress(note="verifying: logits with and without cache, generation")
-        proof = verify_identity(source, target)
-        context.record(proof=proof.record())
-        if not proof.exact:
-            raise ValueError(f"the expanded model is not identical to its source: {proof.record()}")
-        metrics["max_abs_difference"] = proof.max_abs_difference
+    plan = write_expansion(plan, source, target, save=context.params["save"])
+    shutil.rmtree(scratch)
+    context.progress(note="verifying: logits with and without cache, generation")
+    proof = verify_identity(source.directory, target)
+    context.record(proof=proof.record())
+    if plan.exact and not proof.exact:
+        raise ValueError(f"the expanded model is not identical to its source: {proof.record()}")
     context.record(expansion=plan.record(), new_parameters=list(plan.new_parameters))
-    sizes = {name: t.num_bytes * 8 // ITEM_BITS[t.dtype] for name, t in read_index(target).items()}
+    stack = read_stack(target)
+    if stack is not None:
+        write_inspection(stack, context.directory)
+    return {**_counts(target, plan.new_parameters, source.anatomy.num_blocks), **_distance(proof)}
+
+
+def _counts(target: Any, new_parameters: tuple[str, ...], num_source_blocks: int) -> dict[str, int]:
+    from pipeline.expansion.base import read_source
+    from pipeline.models.safetensors_io import ITEM_BITS
+
+    grown = read_source(target)
+    sizes = {name: t.num_bytes * 8 // ITEM_BITS[t.dtype] for name, t in grown.tensors.items()}
     return {
-        "num_blocks": plan.config["num_hidden_layers"],
-        "num_new_blocks": plan.config["num_hidden_layers"] - config["num_hidden_layers"],
+        "num_blocks": grown.anatomy.num_blocks,
+        "num_new_blocks": grown.anatomy.num_blocks - num_source_blocks,
         "num_parameters": sum(sizes.values()),
-        "num_new_parameters": sum(sizes[name] for name in plan.new_parameters),
-        **metrics,
+        "num_new_parameters": sum(sizes[name] for name in new_parameters),
     }
+
+
+def _distance(proof: Any) -> dict[str, Any]:
+    return {"exact": proof.exact, "max_abs_difference": proof.max_abs_difference}
 
 
 if __name__ == "__main__":

@@ -77,8 +77,9 @@ class _Builder:
         base = model = self._node("base", "base", dict(config["model"]), {})
         cell.models[ROWS["base"]] = base
         if not config["expand"].get("skip"):
-            method = {k: v for k, v in config["expand"].items() if k != "skip"}
-            model = cell.models[ROWS["expand"]] = self._node("expand", "expand", {"method": method}, {"model": base})
+            method = {k: v for k, v in config["expand"].items() if k not in ("skip", "save")}
+            params = {"method": method, "save": config["expand"]["save"]}
+            model = cell.models[ROWS["expand"]] = self._node("expand", "expand", params, {"model": base})
         for stage in TRAINING:
             section = dict(config[stage])
             if section.pop("skip", False):

@@ -1,29 +1,47 @@
-"""An expansion as data: from which source tensor each target tensor is made, and which parameters are new."""
+"""An expansion as data: from which source tensors each target tensor is made, and which parameters are new."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from pathlib import Path
 from typing import Any, Literal, Protocol
 
+from pipeline.data.corpus import Place
 from pipeline.expansion.layout import Slot
+from pipeline.expansion.structure import Anatomy, build
+from pipeline.models.directory import read_config, read_expansion
+from pipeline.models.safetensors_io import Stored, read_index
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """How one target tensor is made: the bytes of tensor `source`, or zeros of its shape and dtype."""
+    """How one target tensor is made.
 
-    kind: Literal["copy", "zeros"]
+    "copy": the bytes of `source`. "zeros": zeros of its shape and dtype. "fill": `value` everywhere. "random": normal
+    with standard deviation `value`, drawn from `seed` and the target's name. "mean": of `source` and `others`, computed
+    in fp32. "made": the tensor of this name in the plan's `made` file.
+    """
+
+    kind: Literal["copy", "zeros", "fill", "random", "mean", "made"]
     source: str
+    value: float = 0.0
+    seed: int = 0
+    others: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
 class NewBlock:
     """One entry of the expansion map.
 
-    `position` is the block's index in the new stack, `origin` the index of the block it was copied from in the stack
-    before this round, `round` counts expansions from 1, `source_hash` is the sha256 over the origin's tensors.
+    Attributes:
+        position: the block's index in the new stack.
+        origin: the index of the block it was made from, in the stack before this round.
+        group: counts the insertion points of its round from 0.
+        round: counts expansions from 1.
+        source_hash: sha256 over the origin's tensors.
+        lr_scale: what the learning rate of its parameters is multiplied by (ADEPT); 1 for every other method.
     """
 
     position: int
@@ -31,11 +49,25 @@ class NewBlock:
     group: int | None
     round: int
     source_hash: str = ""
+    lr_scale: float = 1.0
 
 
 @dataclass(frozen=True)
 class Plan:
-    """What an expansion will write. `recipes` are in the order of writing; `config` is the whole new config.json."""
+    """What an expansion will write.
+
+    Attributes:
+        recipes: by the name on disk, in the order of writing.
+        config: the whole new config.json.
+        blocks: the expansion map: earlier rounds' blocks at their new positions, then this round's.
+        new_parameters: this round's tensors, by their names on disk.
+        module_parameters: the same by their names in the loaded model, where these differ (experts that transformers
+            joins); None: they do not.
+        exact: the method claims that the expanded model computes what its source does.
+        stack: the new order of blocks.
+        rounds: one entry an earlier round: its method, settings and parameters, by their present names.
+        made: a safetensors file with tensors that the method computed, for recipes of the kind "made".
+    """
 
     recipes: dict[str, Recipe]
     config: dict[str, Any]
@@ -44,6 +76,11 @@ class Plan:
     exact: bool
     method: str
     settings: dict[str, Any] = field(default_factory=dict)
+    stack: tuple[Slot, ...] = ()
+    rounds: tuple[dict[str, Any], ...] = ()
+    made: Path | None = None
+    module_parameters: tuple[str, ...] | None = None
+    notes: dict[str, Any] = field(default_factory=dict)
 
     def record(self) -> dict[str, Any]:
         """The plain form kept beside the weights; everything later reads it instead of deriving it again."""
@@ -53,7 +90,67 @@ class Plan:
             "exact": self.exact,
             "blocks": [asdict(block) for block in self.blocks],
             "new_parameters": list(self.new_parameters),
+            "module_parameters": list(
+                self.new_parameters if self.module_parameters is None else self.module_parameters
+            ),
+            "rounds": list(self.rounds),
+            **self.notes,
         }
+
+
+@dataclass(frozen=True)
+class Source:
+    """A saved model as an expansion sees it.
+
+    Attributes:
+        directory: a `save_pretrained` directory.
+        tensors: by their names on disk.
+        config: its config.json.
+        expansion: the record of earlier rounds; see `Plan.record`.
+        anatomy: its blocks, without weights.
+        blocks: how its tensors name them.
+    """
+
+    directory: Path
+    tensors: Mapping[str, Stored]
+    config: Mapping[str, Any]
+    expansion: Mapping[str, Any]
+    anatomy: Anatomy
+    blocks: BlockNames
+
+    def by_block(self) -> list[list[str]]:
+        """The rest of the name of each tensor, per block."""
+        found: list[list[str]] = [[] for _ in range(self.blocks.num_blocks)]
+        for name in self.tensors:
+            if parts := self.blocks.split(name):
+                found[parts[0]].append(parts[1])
+        return found
+
+    def stored_for(self, block: int, parameters: Iterable[str]) -> tuple[str, ...]:
+        """The tensors on disk, by the rest of their names, that make these parameters of a block.
+
+        Raises:
+            ValueError: one of them also makes a parameter that is not among these.
+        """
+        wanted = {f"{self.anatomy.prefix}{block}.{name}" for name in parameters}
+        rests = []
+        reached: set[str] = set()
+        for rest in self.by_block()[block]:
+            makes = set(self.anatomy.targets(self.blocks.join(block, rest)))
+            if makes & wanted:
+                if makes - wanted:
+                    raise ValueError(
+                        f"{self.blocks.join(block, rest)} holds {', '.join(sorted(makes & wanted))} together with "
+                        f"{', '.join(sorted(makes - wanted))}; they cannot be treated apart"
+                    )
+                rests.append(rest)
+                reached |= makes
+        if wanted - reached:
+            raise ValueError(
+                f"{self.directory} has no tensor for {', '.join(sorted(wanted - reached))}; "
+                f"found in block {block}: {', '.join(sorted(self.by_block()[block]))}"
+            )
+        return tuple(rests)
 
 
 class Expansion(Protocol):
@@ -62,8 +159,14 @@ class Expansion(Protocol):
     def check(self, num_blocks: int) -> None:
         """Raise ValueError where this method cannot be applied to a model of that depth."""
 
-    def plan(self, names: Iterable[str], config: Mapping[str, Any], previous: Mapping[str, Any]) -> Plan:
-        """Plan the expansion of a model with these tensor names, this config.json and this earlier expansion record."""
+    def plan(self, source: Source, place: Place) -> Plan:
+        """Plan the expansion of a saved model.
+
+        Args:
+            source: the model.
+            place: where the sources of data that the method names lie, whom to tell of progress, and a directory for
+                what it computes, which lasts until the plan is written.
+        """
 
 
 @dataclass(frozen=True)
@@ -78,15 +181,21 @@ class BlockNames:
         if not name.startswith(self.prefix):
             return None
         index, _, rest = name[len(self.prefix) :].partition(".")
-        return (int(index), rest) if index.isdigit() else None
+        return (int(index), rest) if index.isdigit() and int(index) < self.num_blocks else None
 
     def join(self, index: int, rest: str) -> str:
         """The name of tensor `rest` in block `index`."""
         return f"{self.prefix}{index}.{rest}"
 
 
-def find_blocks(names: Iterable[str], num_blocks: int) -> BlockNames:
-    """Find the one prefix under which the checkpoint numbers exactly `num_blocks` blocks from 0.
+def find_blocks(names: Iterable[str], num_blocks: int, module_prefix: str = "") -> BlockNames:
+    """Find the one prefix under which the checkpoint numbers `num_blocks` blocks from 0.
+
+    Args:
+        names: of all tensors.
+        num_blocks: the depth.
+        module_prefix: where the blocks are in the module, which tells them from other numbered lists; a checkpoint may
+            leave out the first parts of it ("transformer.h." and "h.").
 
     Raises:
         ValueError: none or several are found.
@@ -95,8 +204,11 @@ def find_blocks(names: Iterable[str], num_blocks: int) -> BlockNames:
     for name in names:
         for match in re.finditer(r"(?:^|\.)(\d+)\.", name):
             indices.setdefault(name[: match.start(1)], set()).add(int(match.group(1)))
-    found = [prefix for prefix, seen in indices.items() if seen == set(range(num_blocks))]
+    # DeepSeek-V3 keeps blocks for multi-token prediction behind its last one, which transformers leaves out.
+    found = [prefix for prefix, seen in indices.items() if seen >= set(range(num_blocks))]
     outer = [p for p in found if not any(p != q and p.startswith(q) for q in found)]
+    if len(outer) > 1 and module_prefix:
+        outer = [p for p in outer if module_prefix.endswith(p)]
     if len(outer) != 1:
         raise ValueError(
             f"expected one numbered list of {num_blocks} blocks among the tensor names, found {sorted(outer) or 'none'}"
@@ -104,38 +216,47 @@ def find_blocks(names: Iterable[str], num_blocks: int) -> BlockNames:
     return BlockNames(outer[0], num_blocks)
 
 
-# The modules of one block whose output is added to the residual stream, for the families with Llama's block: two
-# sublayers, each `x + f(norm(x))`, with no norm after the writer.
-LLAMA_WRITERS = ("self_attn.o_proj", "mlp.down_proj")
-LLAMA_FAMILY = ("llama", "mistral", "qwen2", "qwen3")
-
-
-def residual_writers(model_type: str, tensors: Iterable[str]) -> tuple[str, ...]:
-    """The residual writers' tensors of one block, weights and biases, by the rest of their names.
+def read_source(directory: Path) -> Source:
+    """Look at a saved model without loading its weights.
 
     Raises:
-        ValueError: the architecture is not one whose writers are known, or the block lacks one.
+        ValueError: it is damaged, or of an architecture that transformers cannot build.
     """
-    if model_type not in LLAMA_FAMILY:
-        raise ValueError(
-            f"the residual writers of model_type={model_type!r} are not known, so that an identity block cannot be "
-            f"made; supported: {', '.join(LLAMA_FAMILY)}"
-        )
-    rests = set(tensors)
-    missing = [module for module in LLAMA_WRITERS if f"{module}.weight" not in rests]
-    if missing:
-        raise ValueError(f"a block of this {model_type} has no {', '.join(missing)}; found {', '.join(sorted(rests))}")
-    return tuple(sorted(rest for rest in rests if rest.rpartition(".")[0] in LLAMA_WRITERS))
+    config, tensors = read_config(directory), read_index(directory)
+    anatomy = build(config)
+    blocks = find_blocks(tensors, anatomy.num_blocks, anatomy.prefix)
+    return Source(directory, tensors, config, read_expansion(directory), anatomy, blocks)
 
 
-def grow_config(config: Mapping[str, Any], stack: list[Slot], num_blocks: int) -> dict[str, Any]:
-    """The source's config.json for the new stack: the depth, and every list with one entry per block.
+def grow_map(
+    stack: Sequence[Slot], previous: Mapping[str, Any], blocks: BlockNames, lr_scales: Mapping[int, float] | None = None
+) -> tuple[tuple[NewBlock, ...], tuple[dict[str, Any], ...]]:
+    """Earlier rounds' blocks and parameters at their new positions, and this round's blocks.
 
-    A new block inherits its origin's entry (transformers refuses a `layer_types` of another length).
+    Args:
+        stack: the new order.
+        previous: the source's expansion record.
+        blocks: how its tensors name blocks.
+        lr_scales: by origin.
+
+    Returns:
+        The map, and one entry an earlier round with its method, settings and parameters.
     """
-    grown = dict(config)
-    for key, value in config.items():
-        if isinstance(value, list) and len(value) == num_blocks:
-            grown[key] = [value[slot.source] for slot in stack]
-    grown["num_hidden_layers"] = len(stack)
-    return grown
+    moved = {slot.source: position for position, slot in enumerate(stack) if not slot.new}
+    earlier = [NewBlock(**{**entry, "position": moved[entry["position"]]}) for entry in previous.get("blocks", [])]
+    last = max((block.round for block in earlier), default=0)
+    added = [
+        NewBlock(position, slot.source, slot.group, last + 1, lr_scale=(lr_scales or {}).get(slot.source, 1.0))
+        for position, slot in enumerate(stack)
+        if slot.new
+    ]
+
+    def renamed(name: str) -> str:
+        parts = blocks.split(name)
+        return name if parts is None else blocks.join(moved[parts[0]], parts[1])
+
+    rounds = list(previous.get("rounds", []))
+    if last:
+        rounds.append({key: previous.get(key) for key in ("method", "settings", "exact", "new_parameters")})
+    rounds = [{**entry, "new_parameters": [renamed(name) for name in entry["new_parameters"]]} for entry in rounds]
+    return (*earlier, *added), tuple({**entry, "round": index + 1} for index, entry in enumerate(rounds))

@@ -1,72 +1,176 @@
-"""Block expansion by identity blocks: LLaMA Pro, arXiv 2401.02415, section 3.2."""
+"""Block expansion: LLaMA Pro, arXiv 2401.02415, section 3.2, with the initialisations it is compared with."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, fields
+from typing import Any, Literal
 
-from pipeline.expansion.base import BlockNames, NewBlock, Plan, Recipe, find_blocks, grow_config, residual_writers
-from pipeline.expansion.layout import Slot, interleaved
+from pipeline.data.corpus import Place
+from pipeline.expansion.base import Plan, Recipe, Source, grow_map
+from pipeline.expansion.layout import Layout, Slot
+from pipeline.expansion.surgery import check_grown, grow_config
+
+INITIALISATIONS = ("zero_writers", "copy", "zero_norms", "random", "average")
+EXACT = ("zero_writers", "zero_norms")
 
 
 @dataclass(frozen=True)
-class BlockExpansion:
-    """Copy the top `per_group` blocks (P) of each of `num_groups` groups (N) after the group, as identity blocks.
+class BlockExpansion(Layout):
+    """Insert new blocks made from old ones; see `Layout` for where, and `init` for how.
 
-    All tensors of a new block are copies except its residual writers (W^O and W3 in the paper, `o_proj` and `down_proj`
-    in Llama, with their biases), which are zero: both sublayers then add exactly nothing to the stream.
+    Attributes:
+        init: "zero_writers" (the paper's: all tensors are copies except the residual writers, W^O and W3 in the paper,
+            `o_proj` and `down_proj` in Llama, with their biases, which are zero, so that both sublayers add exactly
+            nothing), "copy" (nothing zeroed; the authors found it somewhat worse), "zero_norms" (the norms' scales are
+            nothing: Shen et al. 2022, arXiv 2203.06211; the FFN of a gated block then never learns), "random" (matrices
+            drawn with the model's initializer_range, vectors copied) or "average" (the mean of the old blocks below and
+            above).
+        seed: of "random".
     """
 
-    num_groups: int
-    per_group: int
+    init: Literal["zero_writers", "copy", "zero_norms", "random", "average"] = "zero_writers"
+    seed: int = 0
 
     def check(self, num_blocks: int) -> None:
-        """Raise ValueError where these groups do not fit a model of that depth."""
-        interleaved(num_blocks, self.num_groups, self.per_group)
+        """Raise ValueError where these settings do not fit a model of that depth."""
+        if self.init not in INITIALISATIONS:
+            raise ValueError(f"init={self.init!r} is not known; use one of {', '.join(INITIALISATIONS)}")
+        self.slots(num_blocks)
 
-    def plan(self, names: Iterable[str], config: Mapping[str, Any], previous: Mapping[str, Any]) -> Plan:
-        """See `Expansion.plan`."""
-        names = list(names)
-        num_blocks = config["num_hidden_layers"]
-        stack = interleaved(num_blocks, self.num_groups, self.per_group)
-        blocks = find_blocks(names, num_blocks)
-        recipes, new_parameters = _recipes(names, stack, blocks, str(config.get("model_type")))
-        return Plan(
-            recipes=recipes,
-            config=grow_config(config, stack, num_blocks),
-            blocks=_map(stack, previous),
-            new_parameters=tuple(new_parameters),
-            exact=True,
-            method="block",
-            settings=asdict(self),
-        )
+    def plan(self, source: Source, place: Place | None = None) -> Plan:
+        """See `Expansion.plan`; needs no place.
+
+        Raises:
+            ValueError: the settings do not fit, or the architecture has no exact form of `init`.
+        """
+        self.check(source.anatomy.num_blocks)
+        stack = self.slots(source.anatomy.num_blocks)
+        return plan_stack(source, stack, self._recipe_of(source, stack), self.init in EXACT, "block", self._settings())
+
+    def _settings(self) -> dict[str, Any]:
+        return {field.name: getattr(self, field.name) for field in fields(self)}
+
+    def _recipe_of(self, source: Source, stack: Sequence[Slot]) -> RecipeOf:
+        if self.init == "copy":
+            return lambda slot, position, rest: copied_of(source, slot, rest)
+        if self.init == "zero_writers":
+            return zeroed_writers(source)
+        if self.init == "zero_norms":
+            return _zeroed_norms(source)
+        if self.init == "random":
+            deviation = float(getattr(source.anatomy.config.get_text_config(), "initializer_range", None) or 0.02)
+            return lambda slot, position, rest: _random(source, slot, rest, deviation, self.seed)
+        return _average(source, stack)
 
 
-def _recipes(
-    names: list[str], stack: list[Slot], blocks: BlockNames, model_type: str
-) -> tuple[dict[str, Recipe], list[str]]:
-    by_block: dict[int, list[str]] = {}
-    for name in names:
-        if parts := blocks.split(name):
-            by_block.setdefault(parts[0], []).append(parts[1])
+RecipeOf = Callable[[Slot, int, str], Recipe]
+"""How tensor `rest` of the new block of a slot at a position is made."""
+
+
+def plan_stack(
+    source: Source,
+    stack: Sequence[Slot],
+    recipe_of: RecipeOf,
+    exact: bool,
+    method: str,
+    settings: Mapping[str, Any],
+    lr_scales: Mapping[int, float] | None = None,
+) -> Plan:
+    """Plan a new order of blocks: old ones are copied, new ones are made by `recipe_of`.
+
+    Tensors of blocks behind the depth of the config (DeepSeek-V3 keeps its multi-token prediction there), which
+    transformers does not load, are left out: their numbers now belong to other blocks.
+
+    Raises:
+        ValueError: the config cannot follow; see `grow_config` and `check_grown`.
+    """
+    config = grow_config(source.config, stack, source.anatomy)
+    check_grown(config, stack, source.anatomy)
+    by_block, blocks = source.by_block(), source.blocks
     # What stands outside the blocks goes first: shards of a base and of its expansion then begin alike.
-    recipes = {name: Recipe("copy", name) for name in names if blocks.split(name) is None}
-    new_parameters = []
+    recipes = {name: Recipe("copy", name) for name in source.tensors if not name.startswith(blocks.prefix)}
+    new_parameters: list[str] = []
+    module_parameters: dict[str, None] = {}
     for position, slot in enumerate(stack):
-        writers = residual_writers(model_type, by_block[slot.source]) if slot.new else ()
         for rest in by_block[slot.source]:
             target = blocks.join(position, rest)
-            recipes[target] = Recipe("zeros" if rest in writers else "copy", blocks.join(slot.source, rest))
+            recipes[target] = recipe_of(slot, position, rest) if slot.new else copied_of(source, slot, rest)
             if slot.new:
                 new_parameters.append(target)
-    return recipes, new_parameters
+                own = f"{source.anatomy.prefix}{slot.source}."
+                for made in source.anatomy.targets(blocks.join(slot.source, rest)):
+                    module_parameters[f"{source.anatomy.prefix}{position}.{made.removeprefix(own)}"] = None
+    expansion_map, rounds = grow_map(stack, source.expansion, blocks, lr_scales)
+    return Plan(
+        recipes=recipes,
+        config=config,
+        blocks=expansion_map,
+        new_parameters=tuple(new_parameters),
+        exact=exact,
+        method=method,
+        settings=dict(settings),
+        stack=tuple(stack),
+        rounds=rounds,
+        module_parameters=tuple(module_parameters),
+    )
 
 
-def _map(stack: list[Slot], previous: Mapping[str, Any]) -> tuple[NewBlock, ...]:
-    """Earlier rounds' blocks at their new positions, then this round's."""
-    moved = {slot.source: position for position, slot in enumerate(stack) if not slot.new}
-    earlier = [NewBlock(**{**entry, "position": moved[entry["position"]]}) for entry in previous.get("blocks", [])]
-    this_round = 1 + max((block.round for block in earlier), default=0)
-    added = [NewBlock(position, slot.source, slot.group, this_round) for position, slot in enumerate(stack) if slot.new]
-    return (*earlier, *added)
+def copied_of(source: Source, slot: Slot, rest: str) -> Recipe:
+    """The bytes of the tensor that the slot's source has."""
+    return Recipe("copy", source.blocks.join(slot.source, rest))
+
+
+def zeroed_writers(source: Source) -> RecipeOf:
+    """Copies with zeroed residual writers: the block is an identity block (LLaMA Pro, equations 3 and 4)."""
+    found: dict[int, tuple[str, ...]] = {}
+
+    def recipe(slot: Slot, position: int, rest: str) -> Recipe:
+        if slot.source not in found:
+            found[slot.source] = source.stored_for(slot.source, source.anatomy.writers(slot.source))
+        return Recipe("zeros" if rest in found[slot.source] else "copy", source.blocks.join(slot.source, rest))
+
+    return recipe
+
+
+def _zeroed_norms(source: Source) -> RecipeOf:
+    found: dict[int, tuple[tuple[str, ...], bool]] = {}
+
+    def recipe(slot: Slot, position: int, rest: str) -> Recipe:
+        if slot.source not in found:
+            norms = source.anatomy.norms(slot.source)
+            centred = source.anatomy.zero_centred(slot.source, norms[0])
+            found[slot.source] = (source.stored_for(slot.source, norms), centred)
+        norms, centred = found[slot.source]
+        name = source.blocks.join(slot.source, rest)
+        if rest not in norms:
+            return Recipe("copy", name)
+        return Recipe("fill", name, -1.0) if centred and rest.endswith("weight") else Recipe("zeros", name)
+
+    return recipe
+
+
+def _random(source: Source, slot: Slot, rest: str, deviation: float, seed: int) -> Recipe:
+    name = source.blocks.join(slot.source, rest)
+    if len(source.tensors[name].shape) < 2:
+        return Recipe("copy", name)
+    return Recipe("random", name, deviation, seed)
+
+
+def _average(source: Source, stack: Sequence[Slot]) -> RecipeOf:
+    """The mean of the nearest old blocks below and above; at an end, of the one there is."""
+
+    def recipe(slot: Slot, position: int, rest: str) -> Recipe:
+        below = next((s.source for s in reversed(stack[:position]) if not s.new), None)
+        above = next((s.source for s in stack[position + 1 :] if not s.new), None)
+        names = [source.blocks.join(block, rest) for block in (below, above) if block is not None]
+        shapes = {source.tensors[name].shape for name in names if name in source.tensors}
+        if len(shapes) != 1 or not all(name in source.tensors for name in names):
+            raise ValueError(
+                f"expand.init=average cannot average {' and '.join(names)}: the neighbours of block {position} are "
+                "not alike; choose positions between like blocks, or another expand.init"
+            )
+        origin = source.blocks.join(slot.source, rest)
+        return Recipe("mean", names[0], others=tuple(names[1:])) if len(names) > 1 else Recipe("copy", origin)
+
+    return recipe

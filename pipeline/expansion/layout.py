@@ -2,49 +2,181 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import Literal
+
+ORIGINS = ("top", "bottom", "last")
+POSITIONS = ("interleaved", "prefix", "suffix", "explicit")
+
+Origin = Literal["top", "bottom", "last"]
 
 
 @dataclass(frozen=True)
 class Slot:
-    """One block of the new stack: a copy of block `source` of the old one; `group` counts from 0 if it is `new`."""
+    """One block of the new stack: block `source` of the old one, or, if it is `new`, a block made from it.
+
+    `group` counts the insertion points from 0.
+    """
 
     source: int
     new: bool = False
     group: int | None = None
 
 
-def interleaved(num_blocks: int, num_groups: int, per_group: int) -> list[Slot]:
-    """Split L blocks into N groups of M = L / N and copy the top P blocks of each group directly after it.
+@dataclass(frozen=True)
+class Layout:
+    """Where new blocks go.
+
+    Attributes:
+        num_groups: N, the number of insertion points of `interleaved`; with `prefix` and `suffix` N x P blocks are
+            added at one end.
+        per_group: P, new blocks at each insertion point.
+        position: "interleaved" (after each group, the paper's), "prefix" (all below the first block), "suffix" (all
+            above the last) or "explicit".
+        positions: for "explicit", pairs (after, count): `count` new blocks directly above block `after` of the source;
+            after=-1 is below the first block.
+        origin: which blocks of the group are copied: its "top" P in their order (the paper's), its "bottom" P, or its
+            "last" block P times. A prefix takes the bottom of the stack for its group.
+        strict: refuse num_groups that does not divide the depth, instead of making groups as equal as possible.
+    """
+
+    num_groups: int = 1
+    per_group: int = 1
+    position: Literal["interleaved", "prefix", "suffix", "explicit"] = "interleaved"
+    positions: Sequence[Sequence[int]] | None = None
+    origin: Origin = "top"
+    strict: bool = True
+
+    def slots(self, num_blocks: int) -> list[Slot]:
+        """The expanded stack of a model with that many blocks.
+
+        Raises:
+            ValueError: a setting that cannot be met, and what would be.
+        """
+        if self.origin not in ORIGINS:
+            raise ValueError(f"origin={self.origin!r} is not known; use one of {', '.join(ORIGINS)}")
+        if self.position not in POSITIONS:
+            raise ValueError(f"position={self.position!r} is not known; use one of {', '.join(POSITIONS)}")
+        if self.position == "explicit":
+            return explicit(num_blocks, self.positions, self.origin)
+        if self.positions is not None:
+            raise ValueError(
+                f"positions={list(self.positions)} is read only with position=explicit, found {self.position}"
+            )
+        if self.num_groups < 1 or self.per_group < 1:
+            raise ValueError(
+                f"num_groups={self.num_groups} and per_group={self.per_group} must be at least 1; use expand=none to "
+                "add none"
+            )
+        if self.position == "interleaved":
+            return interleaved(num_blocks, self.num_groups, self.per_group, self.origin, self.strict)
+        return at_end(num_blocks, self.num_groups * self.per_group, self.position, self.origin)
+
+
+def interleaved(
+    num_blocks: int, num_groups: int, per_group: int, origin: Origin = "top", strict: bool = True
+) -> list[Slot]:
+    """Split L blocks into N groups of M = L / N and put P new blocks directly after each group.
 
     LLaMA Pro, section 3.2. For L=32, N=8, P=1 the new blocks stand at 4, 9, 14, ..., 39.
 
     Args:
         num_blocks: L, the depth of the source.
-        num_groups: N; it divides L.
-        per_group: P, at most M.
+        num_groups: N, at most L; where it does not divide L the first L mod N groups have one block more.
+        per_group: P, at most the size of the smallest group unless `origin` is "last".
+        origin: see `Layout`.
+        strict: refuse N that does not divide L.
 
     Raises:
         ValueError: a count that cannot be met.
     """
-    if num_groups < 1 or per_group < 1:
-        raise ValueError(
-            f"num_groups={num_groups} and per_group={per_group} must be at least 1; use expand=none to add none"
-        )
-    if num_blocks % num_groups:
+    if num_groups > num_blocks or (strict and num_blocks % num_groups):
         fitting = ", ".join(str(n) for n in range(1, num_blocks + 1) if num_blocks % n == 0)
+        uneven = f", expand.strict=false for uneven groups (at most {num_blocks})," if num_groups < num_blocks else ""
         raise ValueError(
-            f"num_groups={num_groups} does not divide the model's {num_blocks} blocks; use one of {fitting}"
+            f"num_groups={num_groups} does not divide the model's {num_blocks} blocks; use one of {fitting}{uneven} "
+            "or expand.position=explicit with expand.positions"
         )
-    size = num_blocks // num_groups
-    if per_group > size:
+    size, longer = divmod(num_blocks, num_groups)
+    if per_group > size and origin != "last":
         raise ValueError(
             f"per_group={per_group} is more than the {size} blocks of a group "
-            f"({num_blocks} blocks in {num_groups} groups); use at most {size}, or fewer groups"
+            f"({num_blocks} blocks in {num_groups} groups); use at most {size}, fewer groups, or expand.origin=last"
         )
-    stack = []
+    stack: list[Slot] = []
+    start = 0
     for group in range(num_groups):
-        end = (group + 1) * size
-        stack += [Slot(i) for i in range(end - size, end)]
-        stack += [Slot(i, new=True, group=group) for i in range(end - per_group, end)]
+        end = start + size + (group < longer)
+        stack += [Slot(i) for i in range(start, end)]
+        stack += _new(range(start, end), per_group, origin, group)
+        start = end
     return stack
+
+
+def at_end(num_blocks: int, count: int, position: str, origin: Origin = "top") -> list[Slot]:
+    """All `count` new blocks below the first block ("prefix") or above the last ("suffix"); Table 5 of LLaMA Pro.
+
+    The paper does not say which blocks it copies there. Ours: those next to the place, the bottom `count` blocks for a
+    prefix and the top `count` for a suffix, in their order; with origin="last" the single nearest block each time.
+
+    Raises:
+        ValueError: more blocks than the model has.
+    """
+    if count > num_blocks and origin != "last":
+        raise ValueError(
+            f"a {position} of {count} blocks needs as many to copy, the model has {num_blocks}; use at most "
+            f"{num_blocks}, or expand.origin=last"
+        )
+    old = [Slot(i) for i in range(num_blocks)]
+    if position == "prefix":
+        return [*_new(range(num_blocks), count, "first" if origin == "last" else "bottom", 0), *old]
+    return [*old, *_new(range(num_blocks), count, origin, 0)]
+
+
+def explicit(num_blocks: int, positions: Sequence[Sequence[int]] | None, origin: Origin = "top") -> list[Slot]:
+    """`count` new blocks directly above block `after` for each pair; their group is the blocks since the place before.
+
+    Raises:
+        ValueError: a malformed pair, a place outside the model or given twice, more copies than blocks to copy.
+    """
+    counts: dict[int, int] = {}
+    for pair in positions or ():
+        if isinstance(pair, str | int) or len(pair) != 2:
+            raise ValueError(f"positions holds {pair!r}; each entry is [after, count], such as [[3, 1], [7, 2]]")
+        after, count = pair
+        if after in counts or not -1 <= after < num_blocks or count < 1:
+            raise ValueError(
+                f"positions holds [{after}, {count}]: `after` must be a block from -1 (below the first) to "
+                f"{num_blocks - 1}, named once, and the count at least 1"
+            )
+        counts[after] = count
+    if not counts:
+        raise ValueError("position=explicit needs expand.positions, such as [[3, 1], [7, 2]]")
+    stack: list[Slot] = []
+    start = 0
+    for group, after in enumerate(sorted(counts)):
+        count, end = counts[after], after + 1
+        stack += [Slot(i) for i in range(start, end)]
+        # Below the first block there is no group; its blocks are copied as a prefix's are.
+        available = range(start, end) if end else range(num_blocks)
+        if count > len(available) and origin != "last":
+            raise ValueError(
+                f"positions asks for {count} new blocks above block {after}, where a group of {len(available)} ends; "
+                "use fewer, or expand.origin=last"
+            )
+        way = origin if end else ("first" if origin == "last" else "bottom")
+        stack += _new(available, count, way, group)
+        start = end
+    return stack + [Slot(i) for i in range(start, num_blocks)]
+
+
+def _new(group: Iterable[int], count: int, origin: str, index: int) -> list[Slot]:
+    blocks = list(group)
+    chosen = {
+        "top": blocks[len(blocks) - count :] if count <= len(blocks) else [],
+        "bottom": blocks[:count],
+        "last": blocks[-1:] * count,
+        "first": blocks[:1] * count,
+    }[origin]
+    return [Slot(i, new=True, group=index) for i in chosen]

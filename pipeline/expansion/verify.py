@@ -47,6 +47,9 @@ class Proof:
 def probe(path: Path, num_tokens: int = 48, num_generated: int = 8, seed: int = 0) -> Probe:
     """Run the saved model of `path` in the dtype of its weights on `num_tokens` seeded random token ids."""
     model = load(path)
+    for parameter in model.parameters():
+        # Mapped files put tensors at any address, and matrix kernels sum in an order that depends on it.
+        parameter.data = parameter.data.clone()
     generator = torch.Generator().manual_seed(seed)
     ids_BT = torch.randint(0, model.config.vocab_size, (1, num_tokens), generator=generator)
     with torch.no_grad():

@@ -5,53 +5,152 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import math
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from pipeline.expansion.base import Plan, find_blocks
-from pipeline.models.directory import EXPANSION_FILE, copy_side_files
-from pipeline.models.safetensors_io import Planned, Stored, content_hash, read_index, write_shards
+from pipeline.models.directory import Form, begin_model, commit_model, write_weights
+from pipeline.models.safetensors_io import ITEM_BITS, Planned, Stored, content_hash, read_header, read_pieces
+
+if TYPE_CHECKING:  # torch comes with these; copying does without it
+    import torch
+
+    from pipeline.expansion.base import NewBlock, Plan, Recipe, Source
+
+_PIECE_ITEMS = 2**20  # how much of a computed tensor is in memory; part of what "random" means, see _random
 
 
-def write_expansion(plan: Plan, source: Path, target: Path, shard_bytes: int = 5 * 10**9) -> Plan:
-    """Write the expanded model to `target` as a plain `save_pretrained` directory with `expansion.json` beside it.
+def write_expansion(
+    plan: Plan, source: Source, target: Path, shard_bytes: int = 5 * 10**9, save: Form = "whole"
+) -> Plan:
+    """Write the expanded model to `target`, with `expansion.json` beside it.
+
+    Old blocks are copied a data region at a time and never decoded; a computed tensor is in memory a piece at a time;
+    zeros are holes in the file. The config is written last, so that a directory in which this was killed does not load.
 
     Args:
-        plan: made from the tensors and the config of `source`.
-        source: a `save_pretrained` directory with safetensors weights.
-        target: is created.
+        plan: made from `source`.
+        source: a model, whole or by reference.
+        target: is created; a model in it is replaced.
         shard_bytes: the largest shard, bytes.
+        save: "whole" writes a plain `save_pretrained` directory. "reference" writes only the tensors that are not
+            copies, and where in the source's files the others are; our own loader makes one model of it.
 
     Returns:
         The plan with the hashes of the blocks that were copied.
 
     Raises:
-        ValueError: a source shard is missing or damaged.
+        ValueError: a source file is missing or damaged, or the plan asks for what it does not hold.
     """
-    stored = read_index(source)
-    copy_side_files(source, target)
-    tensors = {}
-    for name, recipe in plan.recipes.items():
-        origin = stored[recipe.source]
-        content = origin if recipe.kind == "copy" else None
-        tensors[name] = Planned(origin.dtype, origin.shape, origin.num_bytes, content)
-    write_shards(target, tensors, shard_bytes)
-    (target / "config.json").write_text(json.dumps(plan.config, indent=2) + "\n")
-    plan = _with_hashes(plan, stored)
-    (target / EXPANSION_FILE).write_text(json.dumps(plan.record(), indent=2) + "\n")
+    tensors = _planned(plan, source.tensors)
+    reads = {stored.file for stored in source.tensors.values()} | ({plan.made} if plan.made else set())
+    begin_model(source.directory, target, reads)
+    with ThreadPoolExecutor(1) as pool:  # hashing reads ahead of the copy of the same blocks
+        hashes = pool.submit(_source_hashes, plan, source)
+        write_weights(target, tensors, shard_bytes, save)
+        plan = dataclasses.replace(plan, blocks=tuple(_pinned(plan, hashes.result())))
+    commit_model(target, json.dumps(plan.config, indent=2) + "\n", json.dumps(plan.record(), indent=2) + "\n")
     return plan
 
 
-def _with_hashes(plan: Plan, stored: dict[str, Stored]) -> Plan:
-    """Pin each new block to the content of the block it was copied from."""
-    num_blocks = plan.config["num_hidden_layers"] - len({b.position for b in plan.blocks if not b.source_hash})
-    names = find_blocks(stored, num_blocks)
-    blocks = []
+def _pinned(plan: Plan, hashes: Mapping[int, str]) -> Iterator[NewBlock]:
     for block in plan.blocks:
-        if not block.source_hash:
-            own = [name for name in sorted(stored) if (parts := names.split(name)) and parts[0] == block.origin]
-            digest = hashlib.sha256()
-            for name in own:
-                digest.update(f"{name} {content_hash(stored[name])}\n".encode())
-            block = dataclasses.replace(block, source_hash=digest.hexdigest())
-        blocks.append(block)
-    return dataclasses.replace(plan, blocks=tuple(blocks))
+        yield block if block.source_hash else dataclasses.replace(block, source_hash=hashes[block.origin])
+
+
+def _source_hashes(plan: Plan, source: Source) -> dict[int, str]:
+    """sha256 over the tensors of each block that a new one is made from."""
+    origins = {block.origin for block in plan.blocks if not block.source_hash}
+    digests = {origin: hashlib.sha256() for origin in sorted(origins)}
+    for name in sorted(source.tensors):
+        parts = source.blocks.split(name)
+        if parts and parts[0] in digests:
+            digests[parts[0]].update(f"{name} {content_hash(source.tensors[name])}\n".encode())
+    return {origin: digest.hexdigest() for origin, digest in digests.items()}
+
+
+def _planned(plan: Plan, stored: Mapping[str, Stored]) -> dict[str, Planned]:
+    """The target's tensors, what stays first: each stored tensor is then copied into the place that it had."""
+    new = set(plan.new_parameters)
+    made = read_header(plan.made) if plan.made else {}
+    tensors = {}
+    for name in sorted(plan.recipes, key=new.__contains__):
+        recipe = plan.recipes[name]
+        missing = sorted({recipe.source, *recipe.others} - set(stored))
+        if missing or (recipe.kind == "made" and name not in made):
+            raise ValueError(
+                f"the plan makes {name} ({recipe.kind}) from {', '.join(missing) or plan.made}, which is not there; "
+                "plan the expansion again for this model"
+            )
+        tensors[name] = _tensor(name, recipe, stored, made)
+    return tensors
+
+
+def _tensor(name: str, recipe: Recipe, stored: Mapping[str, Stored], made: Mapping[str, Stored]) -> Planned:
+    origin = stored[recipe.source]
+    shape = made[name].shape if recipe.kind == "made" else origin.shape
+    num_bytes = (ITEM_BITS[origin.dtype] * math.prod(shape) + 7) // 8
+    if recipe.kind == "copy":
+        return Planned(origin.dtype, shape, num_bytes, origin)
+    if recipe.kind == "zeros":
+        return Planned(origin.dtype, shape, num_bytes, None)
+    if recipe.kind == "made" and made[name].dtype == origin.dtype:
+        # By a function: the file that it lies in is not one to refer to.
+        return Planned(origin.dtype, shape, num_bytes, lambda: read_pieces(made[name]))
+    values = {
+        "fill": lambda: _filled(recipe, math.prod(shape)),
+        "random": lambda: _random(recipe, name, math.prod(shape)),
+        "mean": lambda: _mean([stored[other] for other in (recipe.source, *recipe.others)]),
+        "made": lambda: _mean([made[name]]),
+    }
+    return Planned(origin.dtype, shape, num_bytes, _encoded(values[recipe.kind], origin.dtype))
+
+
+def _encoded(values: Callable[[], Iterator[torch.Tensor]], dtype: str) -> Callable[[], Iterator[memoryview]]:
+    def pieces() -> Iterator[memoryview]:
+        from pipeline.models.save import raw_bytes
+
+        for value in values():
+            yield raw_bytes(value, dtype)
+
+    return pieces
+
+
+def _counts(num_items: int) -> Iterator[int]:
+    for start in range(0, num_items, _PIECE_ITEMS):
+        yield min(_PIECE_ITEMS, num_items - start)
+
+
+def _filled(recipe: Recipe, num_items: int) -> Iterator[torch.Tensor]:
+    import torch
+
+    for count in _counts(num_items):
+        yield torch.full((count,), recipe.value)
+
+
+def _random(recipe: Recipe, name: str, num_items: int) -> Iterator[torch.Tensor]:
+    """Normal values that depend on the seed and the tensor's name alone, whatever else is written, in which order."""
+    import torch
+
+    seed = hashlib.sha256(f"{recipe.seed} {name}".encode()).digest()
+    generator = torch.Generator().manual_seed(int.from_bytes(seed[:8], "little", signed=True))
+    for count in _counts(num_items):
+        yield torch.randn(count, generator=generator, dtype=torch.float32) * recipe.value
+
+
+def _mean(parts: list[Stored]) -> Iterator[torch.Tensor]:
+    """The mean of stored tensors of one shape, computed in fp32."""
+    import torch
+
+    from pipeline.models.save import DTYPES
+
+    def decoded(stored: Stored) -> Iterator[torch.Tensor]:
+        if stored.dtype not in DTYPES:
+            raise ValueError(f"{stored.name} in {stored.file} has dtype {stored.dtype}, which cannot be averaged")
+        for piece in read_pieces(stored, _PIECE_ITEMS * ITEM_BITS[stored.dtype] // 8):
+            yield torch.frombuffer(piece, dtype=DTYPES[stored.dtype]).float()
+
+    for pieces in zip(*(decoded(stored) for stored in parts), strict=True):
+        yield torch.stack(pieces).mean(dim=0) if len(pieces) > 1 else pieces[0]

@@ -3,12 +3,20 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
+from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
+from typing import Literal
 
-from pipeline.models.safetensors_io import read_index
+from pipeline.models.durable import partial_of, sync_directory, write_text
+from pipeline.models.reference import OWN_FILE, REFERENCE_FILE, write_reference
+from pipeline.models.safetensors_io import INDEX_FILE, Planned, Stored, read_index, write_shards
 
+CONFIG_FILE = "config.json"
 EXPANSION_FILE = "expansion.json"
+Form = Literal["whole", "reference"]
+FORMS = ("whole", "reference")
 _WEIGHT_SUFFIXES = (".safetensors", ".bin", ".pt", ".pth", ".gguf", ".h5", ".msgpack", ".onnx")
 
 
@@ -18,7 +26,7 @@ def read_config(directory: Path) -> dict:
     Raises:
         ValueError: missing or damaged.
     """
-    file = directory / "config.json"
+    file = directory / CONFIG_FILE
     if not file.is_file():
         raise ValueError(
             f"{directory} has no config.json; a model directory needs config.json, weights and a tokenizer"
@@ -48,16 +56,107 @@ def check_directory(directory: Path) -> None:
     read_index(directory)
 
 
-def copy_side_files(source: Path, target: Path) -> None:
-    """Everything small that belongs to a model except its weights and its config: tokenizer, templates, licence."""
+def copy_side_files(source: Path, target: Path, leave_out: Collection[str] = ()) -> None:
+    """Everything small that belongs to a model except its weights: tokenizer, templates, licence, and last the config.
+
+    Args:
+        source: a model directory.
+        target: is created.
+        leave_out: names of files that the target gets from elsewhere.
+    """
     target.mkdir(parents=True, exist_ok=True)
-    for file in sorted(source.iterdir()):
-        is_weight = file.suffix in _WEIGHT_SUFFIXES or file.name.endswith(".index.json")
-        if file.is_file() and not is_weight and not file.name.startswith("."):
-            shutil.copyfile(file, target / file.name)
+    for file in sorted(source.iterdir(), key=lambda file: (file.name == CONFIG_FILE, file.name)):
+        is_weight = file.suffix in _WEIGHT_SUFFIXES or file.name.endswith((".index.json", ".partial"))
+        ours = is_weight or file.name.startswith(".") or file.name in (REFERENCE_FILE, *leave_out)
+        if file.is_file() and not ours:
+            shutil.copyfile(file, partial_of(target / file.name))
+            os.replace(partial_of(target / file.name), target / file.name)
 
 
 def read_expansion(directory: Path) -> dict:
-    """The record of what an expansion added: `{"new_parameters": [...], "blocks": [...]}`; empty lists if nothing."""
+    """The record of what an expansion added, with empty lists if nothing.
+
+    `new_parameters` are names of tensors on disk, `module_parameters` those of the loaded model that they make.
+    """
     file = directory / EXPANSION_FILE
-    return json.loads(file.read_text()) if file.is_file() else {"new_parameters": [], "blocks": []}
+    record = json.loads(file.read_text()) if file.is_file() else {"new_parameters": [], "blocks": []}
+    return {"module_parameters": record["new_parameters"], **record}
+
+
+def begin_model(source: Path, target: Path, reads: Iterable[Path] = ()) -> None:
+    """Make `target` a directory that nothing takes for a model, with the tokenizer and such of `source`.
+
+    A model that was there, or the remains of a writing that was killed, are removed, the config first.
+
+    Args:
+        source: a model directory.
+        target: is created.
+        reads: files that the new model is made from, or refers to.
+
+    Raises:
+        ValueError: one of them would be removed.
+    """
+    if target.resolve() in {source.resolve(), *(file.resolve().parent for file in reads)}:
+        raise ValueError(f"{target} holds weights that the new model is made from; write it to another directory")
+    target.mkdir(parents=True, exist_ok=True)
+    weights = [*target.glob("model*.safetensors"), *target.glob("*.safetensors.partial"), target / OWN_FILE]
+    for file in (target / CONFIG_FILE, target / REFERENCE_FILE, target / INDEX_FILE, target / EXPANSION_FILE, *weights):
+        file.unlink(missing_ok=True)
+    copy_side_files(source, target, leave_out=(CONFIG_FILE, EXPANSION_FILE))
+
+
+def write_weights(
+    target: Path, tensors: Mapping[str, Planned], shard_bytes: int = 5 * 10**9, save: Form = "whole"
+) -> list[Path]:
+    """Write the weights of a model: all of them, or those that are not copies, with references for those that are.
+
+    Raises:
+        ValueError: `save` is not known, or a source file is damaged.
+    """
+    if save not in FORMS:
+        raise ValueError(f"save={save!r} is not known; use one of {', '.join(FORMS)}")
+    return write_reference(target, tensors) if save == "reference" else write_shards(target, tensors, shard_bytes)
+
+
+def commit_model(target: Path, config: str, expansion: str | None) -> None:
+    """Write the texts of expansion.json and, last, of config.json, without which nothing loads the directory."""
+    if expansion is not None:
+        write_text(target / EXPANSION_FILE, expansion)
+    sync_directory(target)
+    write_text(target / CONFIG_FILE, config)
+    sync_directory(target)
+
+
+def materialise(directory: Path, target: Path, shard_bytes: int = 5 * 10**9) -> None:
+    """Write a model, in whichever form it is, as a plain `save_pretrained` directory that needs no other.
+
+    Args:
+        directory: a model directory.
+        target: is created; a model in it is replaced.
+        shard_bytes: the largest shard, bytes.
+
+    Raises:
+        ValueError: the model is incomplete, or what it refers to changed.
+    """
+    rewrite(directory, target, as_copies(read_index(directory)), shard_bytes)
+
+
+def rewrite(
+    source: Path,
+    target: Path,
+    tensors: Mapping[str, Planned],
+    shard_bytes: int = 5 * 10**9,
+    save: Form = "whole",
+) -> None:
+    """Write a model of the same config, record and tokenizer as `source` with these weights."""
+    record = source / EXPANSION_FILE
+    read_config(source)
+    config = (source / CONFIG_FILE).read_text()
+    begin_model(source, target, {p.content.file for p in tensors.values() if isinstance(p.content, Stored)})
+    write_weights(target, tensors, shard_bytes, save)
+    commit_model(target, config, record.read_text() if record.is_file() else None)
+
+
+def as_copies(tensors: Mapping[str, Stored]) -> dict[str, Planned]:
+    """A plan that writes stored tensors as they are."""
+    return {name: Planned(s.dtype, s.shape, s.num_bytes, s) for name, s in tensors.items()}

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipeline.models.directory import has_tokenizer
+from pipeline.models.reference import is_reference, read_reference
 
 if TYPE_CHECKING:
     import torch
@@ -23,7 +25,7 @@ def load(
     """Load the causal language model saved in `path`, on the CPU and in evaluation mode.
 
     Args:
-        path: a `save_pretrained` directory.
+        path: a `save_pretrained` directory, or a model by reference to another.
         dtype: a torch dtype, or "auto" for the one the weights are stored in.
         attention: "auto" (the library's choice), "sdpa", "eager", "flex" or "flash".
         trust_remote_code: run Python code shipped with the weights. Off unless the user asks for it.
@@ -31,22 +33,62 @@ def load(
     Raises:
         ValueError: the directory holds no readable model, or its weights do not fill the architecture.
     """
-    import transformers
-
     if attention not in ATTENTION:
         raise ValueError(f"attention={attention!r} is not known; use one of {', '.join(ATTENTION)}")
-    options: dict[str, Any] = {"dtype": dtype, "use_safetensors": True, "trust_remote_code": trust_remote_code}
+    options: dict[str, Any] = {"dtype": dtype, "use_safetensors": True, "output_loading_info": True}
     if ATTENTION[attention]:
         options["attn_implementation"] = ATTENTION[attention]
     with _quiet_loading():
-        model, report = transformers.AutoModelForCausalLM.from_pretrained(
-            str(path), output_loading_info=True, local_files_only=True, **options
-        )
+        load_form = _load_referred if is_reference(Path(path)) else _load_whole
+        model, report = load_form(Path(path), trust_remote_code, options)
     problems = {k: sorted(map(str, v)) for k, v in report.items() if v and k != "conversion_errors"}
     if problems:
         found = "; ".join(f"{kind}: {', '.join(names[:4])} ({len(names)})" for kind, names in problems.items())
         raise ValueError(f"the weights in {path} do not match their config.json: {found}")
     return model.eval()
+
+
+def _load_whole(path: Path, trust_remote_code: bool, options: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+    import transformers
+
+    _register_own()
+    return transformers.AutoModelForCausalLM.from_pretrained(
+        str(path), local_files_only=True, trust_remote_code=trust_remote_code, **options
+    )
+
+
+def _load_referred(path: Path, trust_remote_code: bool, options: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+    """What `from_pretrained` does with one directory, for tensors that lie in several and have other names there."""
+    import safetensors
+    import torch
+    import transformers
+
+    from pipeline.models.save import DTYPES
+
+    _register_own()
+    stored = read_reference(path)
+    config = transformers.AutoConfig.from_pretrained(
+        str(path), local_files_only=True, trust_remote_code=trust_remote_code
+    )
+    with torch.device("meta"):
+        empty = transformers.AutoModelForCausalLM.from_config(config, trust_remote_code=trust_remote_code)
+    if options["dtype"] == "auto" and config.dtype is None:
+        floats = (DTYPES[s.dtype] for s in stored.values() if s.dtype in ("F64", "F32", "F16", "BF16"))
+        options = {**options, "dtype": next(floats, torch.float32)}
+    if (path / "generation_config.json").is_file():
+        options = {**options, "generation_config": transformers.GenerationConfig.from_pretrained(str(path))}
+    with ExitStack() as opened:
+        paths = {s.file for s in stored.values()}
+        files = {file: opened.enter_context(safetensors.safe_open(file, "pt")) for file in paths}
+        slices = {name: files[s.file].get_slice(s.name) for name, s in stored.items()}
+        model, report = type(empty).from_pretrained(None, config=config, state_dict=slices, **options)
+    model.config.name_or_path = model.name_or_path = str(path)
+    return model, report
+
+
+def _register_own() -> None:
+    """Make the architectures that transformers lacks known to its Auto classes."""
+    import pipeline.models.soft_moe  # noqa: F401
 
 
 def load_tokenizer(path: str | Path, trust_remote_code: bool = False) -> PreTrainedTokenizerBase:

@@ -12,7 +12,7 @@ import torch
 
 from pipeline.models import load
 from pipeline.models.directory import read_expansion
-from pipeline.models.save import save_trained, tensor_hashes
+from pipeline.models.save import as_stored, save_trained, tensor_hashes
 from pipeline.training.loop import Row, RowStream, Runtime, train
 from pipeline.training.loss import PackedLoss, head_is_plain
 from pipeline.training.optim import build_adamw
@@ -76,20 +76,24 @@ def fit(
     )
     model.config.use_cache = False
     plain_head = head_is_plain(model)
-    model = strategy.apply(model, read_expansion(source)["new_parameters"])
+    expansion = read_expansion(source)
+    loaded, model = model, strategy.apply(model, expansion["module_parameters"])
     trainable = {name: p for name, p in model.named_parameters() if p.requires_grad}
     for parameter in trainable.values():
         parameter.data = parameter.data.float()
     frozen_before = _frozen_hashes(model)
     counts = _counts(model)
     model.train()
-    optimizer = build_adamw(trainable.items(), settings.lr, settings.betas, settings.eps, settings.weight_decay)
+    lr_scales = strategy.lr_scales(expansion)
+    optimizer = build_adamw(
+        trainable.items(), settings.lr, settings.betas, settings.eps, settings.weight_decay, lr_scales
+    )
     loss_model, optimizer = accelerator.prepare(PackedLoss(model, plain_head, device.loss_chunk), optimizer)
     num_steps = settings.total_steps(stream.rows_per_pass)
     summary = train(accelerator, loss_model, optimizer, trainable, stream, validation, settings, num_steps, runtime)
     audit_frozen(frozen_before, _frozen_hashes(model))
     if accelerator.is_main_process:
-        save_trained(source, target, strategy.trained(model))
+        save_trained(source, target, as_stored(loaded, strategy.trained(model)))
         shutil.rmtree(runtime.directory / "checkpoints", ignore_errors=True)
     accelerator.wait_for_everyone()
     accelerator.end_training()

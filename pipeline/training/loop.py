@@ -16,7 +16,7 @@ import torch
 
 from pipeline.training.checkpoint import load_checkpoint, save_checkpoint
 from pipeline.training.loss import IGNORED
-from pipeline.training.optim import learning_rate
+from pipeline.training.optim import learning_rate, set_learning_rate
 from pipeline.training.settings import Settings
 from pipeline.training.throughput import Throughput
 
@@ -130,8 +130,7 @@ class _Run:
     def _take_step(self, rows: list[Row]) -> dict[str, Any]:
         settings, accelerator = self.settings, self.accelerator
         lr = learning_rate(self.step, self.num_steps, settings.lr, settings.warmup_ratio, settings.min_lr_ratio)
-        for group in self.optimizer.param_groups:
-            group["lr"] = lr
+        set_learning_rate(self.optimizer, lr)
         # Seeded by the step: dropout is then the same after a resume, with no generator state to keep.
         torch.manual_seed(settings.seed * 1_000_003 + self.step * 1_009 + accelerator.process_index)
         num_labels = sum(int((row["labels"] != IGNORED).sum()) for row in rows)

@@ -1,9 +1,11 @@
-"""AdamW with decay groups, and the learning rate as a function of the step."""
+"""AdamW with groups by decay and by scale of the learning rate, and the learning rate as a function of the step."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 import torch
 
@@ -14,16 +16,30 @@ def build_adamw(
     betas: Sequence[float],
     eps: float,
     weight_decay: float,
+    lr_scales: Mapping[str, float] | None = None,
 ) -> torch.optim.AdamW:
-    """AdamW over what requires a gradient: matrices decay, vectors (norms, biases) do not."""
-    trainable = [p for _, p in named_parameters if p.requires_grad]
-    groups = [
-        {"params": [p for p in trainable if p.ndim >= 2], "weight_decay": weight_decay},
-        {"params": [p for p in trainable if p.ndim < 2], "weight_decay": 0.0},
+    """AdamW over what requires a gradient: matrices decay, vectors (norms, biases) do not.
+
+    Args:
+        lr_scales: what the learning rate is multiplied by, for parameters for which that is not 1, by name.
+    """
+    groups: dict[tuple[float, bool], list[torch.nn.Parameter]] = defaultdict(list)
+    for name, parameter in named_parameters:
+        if parameter.requires_grad:
+            groups[(lr_scales or {}).get(name, 1.0), parameter.ndim < 2].append(parameter)
+    settings: list[dict[str, Any]] = [
+        {"params": groups[key], "lr_scale": key[0], "weight_decay": 0.0 if key[1] else weight_decay}
+        for key in sorted(groups)
     ]
-    return torch.optim.AdamW(
-        [group for group in groups if group["params"]], lr=lr, betas=(betas[0], betas[1]), eps=eps, fused=True
-    )
+    optimizer = torch.optim.AdamW(settings, lr=lr, betas=(betas[0], betas[1]), eps=eps, fused=True)
+    set_learning_rate(optimizer, lr)
+    return optimizer
+
+
+def set_learning_rate(optimizer: torch.optim.Optimizer, lr: float) -> None:
+    """Give each group of `build_adamw` its multiple of this learning rate."""
+    for group in optimizer.param_groups:
+        group["lr"] = lr * group["lr_scale"]
 
 
 def learning_rate(step: int, num_steps: int, peak: float, warmup_ratio: float, min_lr_ratio: float) -> float:

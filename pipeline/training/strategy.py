@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -15,6 +15,9 @@ class Strategy(Protocol):
 
     def apply(self, model: Any, new_parameters: Sequence[str]) -> Any:
         """Set `requires_grad` on exactly what trains and return the model to train."""
+
+    def lr_scales(self, expansion: Mapping[str, Any]) -> dict[str, float]:
+        """What the learning rate is multiplied by, for parameters for which that is not 1, by name."""
 
     def trained(self, model: Any) -> dict[str, torch.Tensor]:
         """After training: the tensors that may differ from the source, by the source's names."""
@@ -44,6 +47,12 @@ class NewBlocks:
             parameter.requires_grad_(name in wanted)
         return model
 
+    def lr_scales(self, expansion: Mapping[str, Any]) -> dict[str, float]:
+        """What the expansion recorded for each new block (ADEPT, arXiv 2510.10071); other methods recorded 1."""
+        by_position = {block["position"]: block.get("lr_scale", 1.0) for block in expansion["blocks"]}
+        scales = {name: by_position.get(_position(name), 1.0) for name in expansion["module_parameters"]}
+        return {name: scale for name, scale in scales.items() if scale != 1.0}
+
     def trained(self, model: nn.Module) -> dict[str, torch.Tensor]:
         """See `Strategy.trained`."""
         return _trainable(model)
@@ -51,11 +60,15 @@ class NewBlocks:
 
 @dataclass(frozen=True)
 class Full:
-    """Train every parameter."""
+    """Train every parameter, all at one learning rate: the scales of new blocks are for training them alone."""
 
     def apply(self, model: nn.Module, new_parameters: Sequence[str]) -> nn.Module:
         """See `Strategy.apply`."""
         return model.requires_grad_(True)
+
+    def lr_scales(self, expansion: Mapping[str, Any]) -> dict[str, float]:
+        """None; see the class."""
+        return {}
 
     def trained(self, model: nn.Module) -> dict[str, torch.Tensor]:
         """See `Strategy.trained`."""
@@ -92,6 +105,10 @@ class Lora:
         )
         return peft.get_peft_model(model, config)
 
+    def lr_scales(self, expansion: Mapping[str, Any]) -> dict[str, float]:
+        """None: no parameter that trains is a new block's own."""
+        return {}
+
     def trained(self, model: Any) -> dict[str, torch.Tensor]:
         """Merge, and return the weights that carried an adapter."""
         suffix = ".base_layer.weight"
@@ -101,6 +118,11 @@ class Lora:
         ]
         merged = dict(model.merge_and_unload().named_parameters())
         return {f"{name}.weight": merged[f"{name}.weight"] for name in adapted}
+
+
+def _position(name: str) -> int | None:
+    """The block that a parameter is in: the first number of its name ("model.layers.4.mlp.experts.1.up_proj")."""
+    return next((int(part) for part in name.split(".") if part.isdigit()), None)
 
 
 def _trainable(model: nn.Module) -> dict[str, torch.Tensor]:

@@ -8,19 +8,18 @@ import torch
 import transformers
 from safetensors.torch import load_file
 
-from pipeline.expansion.base import find_blocks, grow_config, residual_writers
+from pipeline.expansion.base import find_blocks, read_source
 from pipeline.expansion.block import BlockExpansion
-from pipeline.expansion.layout import interleaved
 from pipeline.expansion.verify import verify_identity
 from pipeline.expansion.writer import write_expansion
 from pipeline.models import load
-from pipeline.models.directory import read_config, read_expansion
-from pipeline.models.safetensors_io import read_index
+from pipeline.models.directory import read_expansion
+from pipeline.training.strategy import NewBlocks
 
 
-def expand(source, target, num_groups=2, per_group=1, shard_bytes=5 * 10**9):
-    plan = BlockExpansion(num_groups, per_group).plan(read_index(source), read_config(source), read_expansion(source))
-    return write_expansion(plan, source, target, shard_bytes)
+def expand(directory, target, num_groups=2, per_group=1, shard_bytes=5 * 10**9, **settings):
+    source = read_source(directory)
+    return write_expansion(BlockExpansion(num_groups, per_group, **settings).plan(source), source, target, shard_bytes)
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
@@ -101,6 +100,9 @@ def test_a_second_round_keeps_the_first_apart(make_model, tmp_path):
     assert [(b.round, b.position) for b in plan.blocks] == [(1, 3), (1, 7), (2, 2), (2, 5), (2, 8)]
     assert all(f".layers.{i}." in " ".join(plan.new_parameters) for i in (2, 5, 8))
     assert not any(f".layers.{i}." in " ".join(plan.new_parameters) for i in (3, 7))
+    (first,) = read_expansion(tmp_path / "two")["rounds"]
+    assert first["round"] == 1 and first["settings"]["num_groups"] == 2
+    assert {name.split(".")[2] for name in first["new_parameters"]} == {"3", "7"} and len(first["new_parameters"]) == 18
 
 
 def test_shards_are_numbered_indexed_and_loadable(make_model, tmp_path):
@@ -143,18 +145,101 @@ def test_only_the_writers_get_a_gradient_at_step_zero(make_model, tmp_path):
             assert bool(parameter.grad.abs().max() > 0) == writes, name
 
 
-def test_lists_of_the_config_follow_the_blocks():
-    config = {"num_hidden_layers": 4, "layer_types": ["a", "b", "a", "c"], "eos_token_id": [1, 2], "hidden_size": 4}
-    grown = grow_config(config, interleaved(4, 2, 1), 4)
-    assert grown["layer_types"] == ["a", "b", "b", "a", "c", "c"] and grown["num_hidden_layers"] == 6
-    assert grown["eos_token_id"] == [1, 2]
+@pytest.mark.parametrize(
+    ("settings", "positions"),
+    [
+        ({"num_groups": 3, "strict": False}, [2, 4, 6]),
+        ({"num_groups": 2, "position": "prefix"}, [0, 1]),
+        ({"num_groups": 2, "position": "suffix"}, [4, 5]),
+        ({"position": "explicit", "positions": [[0, 1], [2, 2]], "origin": "last"}, [1, 4, 5]),
+    ],
+    ids=["uneven", "prefix", "suffix", "explicit"],
+)
+def test_layouts_are_exact_and_recorded(make_model, tmp_path, settings, positions):
+    source = make_model()
+    plan = expand(source, tmp_path, **settings)
+    assert [block.position for block in plan.blocks] == positions
+    assert verify_identity(source, tmp_path, num_tokens=16).exact
 
 
-def test_unknown_architectures_are_refused():
-    with pytest.raises(ValueError, match="model_type='gpt2' are not known"):
-        residual_writers("gpt2", ["attn.c_proj.weight"])
-    with pytest.raises(ValueError, match=r"has no self_attn.o_proj"):
-        residual_writers("llama", ["mlp.down_proj.weight"])
+@pytest.mark.parametrize(
+    ("num_blocks", "num_groups", "per_group"),
+    [(32, 8, 1), (32, 8, 2), (36, 9, 1), (64, 16, 1), (80, 16, 1), (33, 8, 1), (30, 7, 2)],
+)
+def test_trainable_set_by_exact_name(make_model, tmp_path, num_blocks, num_groups, per_group):
+    """The names are made up here from the rule alone: P blocks end each group, at the group's end plus P a group below."""
+    source = make_model(num_hidden_layers=num_blocks, hidden_size=8, intermediate_size=8, head_dim=2)
+    expand(source, tmp_path, num_groups, per_group, strict=False)
+    ends = [round_up(num_blocks, num_groups, g + 1) + g * per_group for g in range(num_groups)]
+    new = [end + p for end in ends for p in range(per_group)]
+    rests = [
+        "input_layernorm", "mlp.down_proj", "mlp.gate_proj", "mlp.up_proj", "post_attention_layernorm",
+        "self_attn.k_proj", "self_attn.o_proj", "self_attn.q_proj", "self_attn.v_proj",
+    ]  # fmt: skip
+    model = NewBlocks().apply(load(tmp_path), read_expansion(tmp_path)["new_parameters"])
+    trainable = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
+    assert trainable == {f"model.layers.{i}.{rest}.weight" for i in new for rest in rests}
+
+
+def round_up(num_blocks, num_groups, groups):
+    """How many old blocks the first groups hold, the longer groups first."""
+    size, longer = divmod(num_blocks, num_groups)
+    return groups * size + min(groups, longer)
+
+
+def logits(directory):
+    with torch.no_grad():
+        return load(directory)(input_ids=torch.arange(3, 19)[None]).logits
+
+
+def test_zeroed_norms_are_exact_and_stall_the_ffn(make_model, tmp_path):
+    """Shen et al.: the output is unchanged, the attention's norm learns, and of the FFN nothing ever does."""
+    source = make_model()
+    plan = expand(source, tmp_path, init="zero_norms")
+    assert plan.exact and verify_identity(source, tmp_path, num_tokens=16).exact
+    model = load(tmp_path)
+    ids = torch.arange(20)[None]
+    model(input_ids=ids, labels=ids).loss.backward()
+    moved = {n for n, p in model.model.layers[2].named_parameters() if bool(p.grad.abs().max() > 0)}
+    assert moved == {"input_layernorm.weight"}
+
+
+def test_zeroed_norms_of_gemma_are_minus_one(make_model, tmp_path):
+    """Gemma multiplies by 1 + the weight: nothing is -1 there."""
+    source = make_model(model_type="gemma", head_dim=8)
+    expand(source, tmp_path, init="zero_norms")
+    assert verify_identity(source, tmp_path, num_tokens=16).exact
+    tensors = load_file(tmp_path / "model.safetensors")
+    assert (tensors["model.layers.2.input_layernorm.weight"] == -1).all()
+
+
+def test_zeroed_norms_are_refused_where_a_bias_stands_behind_them(make_model, tmp_path):
+    with pytest.raises(ValueError, match="not an identity with its norms"):
+        expand(make_model(model_type="qwen2"), tmp_path, init="zero_norms")
+
+
+@pytest.mark.parametrize("init", ["copy", "random", "average"])
+def test_other_initialisations_claim_nothing_and_change_the_output(make_model, tmp_path, init):
+    source = make_model()
+    plan = expand(source, tmp_path, init=init)
+    assert not plan.exact and not torch.equal(logits(source), logits(tmp_path))
+
+
+def test_copies_random_and_averaged_blocks_hold_what_they_say(make_model, tmp_path):
+    source = make_model()
+    before = load_file(source / "model.safetensors")
+    made = {}
+    for init in ("copy", "random", "average"):
+        expand(source, tmp_path / init, init=init)
+        made[init] = load_file(tmp_path / init / "model.safetensors")
+    name = "model.layers.{}.mlp.down_proj.weight"
+    assert torch.equal(made["copy"][name.format(2)], before[name.format(1)])
+    assert torch.equal(made["average"][name.format(2)], (before[name.format(1)] + before[name.format(2)]) / 2)
+    assert torch.equal(made["average"][name.format(5)], before[name.format(3)])  # nothing stands above it
+    drawn = made["random"][name.format(2)]
+    assert abs(drawn.std().item() - 0.02) < 0.002 and abs(drawn.mean().item()) < 0.002
+    expand(source, tmp_path / "other", init="random", seed=1)
+    assert not torch.equal(load_file(tmp_path / "other" / "model.safetensors")[name.format(2)], drawn)
 
 
 def test_blocks_are_found_beside_numbered_experts():
@@ -168,4 +253,4 @@ def test_expansion_file_is_plain_json(make_model, tmp_path):
     expand(make_model(), tmp_path)
     record = json.loads((tmp_path / "expansion.json").read_text())
     assert record["exact"] is True and record["method"] == "block"
-    assert record["settings"] == {"num_groups": 2, "per_group": 1}
+    assert record["settings"]["num_groups"] == 2 and record["settings"]["init"] == "zero_writers"

@@ -1,12 +1,16 @@
-"""The order of blocks: the paper's positions, and requests that cannot be met."""
+"""The order of blocks: the paper's positions, uneven groups, both ends, explicit places, and what cannot be met."""
 
 import pytest
 
-from pipeline.expansion.layout import interleaved
+from pipeline.expansion.layout import Layout, at_end, explicit, interleaved
 
 
 def new_positions(num_blocks, num_groups, per_group):
     return [i for i, slot in enumerate(interleaved(num_blocks, num_groups, per_group)) if slot.new]
+
+
+def sources(stack):
+    return " ".join(f"{slot.source}{'n' if slot.new else ''}" for slot in stack)
 
 
 def test_papers_positions():
@@ -27,23 +31,74 @@ def test_one_per_group_equals_the_authors_rule(num_blocks, num_groups):
 
 def test_two_per_group_copies_the_top_two_in_order():
     stack = interleaved(8, 2, 2)
-    assert [(s.source, s.new) for s in stack] == [
-        (0, False), (1, False), (2, False), (3, False), (2, True), (3, True),
-        (4, False), (5, False), (6, False), (7, False), (6, True), (7, True),
-    ]  # fmt: skip
+    assert sources(stack) == "0 1 2 3 2n 3n 4 5 6 7 6n 7n"
     assert [s.group for s in stack if s.new] == [0, 0, 1, 1]
 
 
 @pytest.mark.parametrize(
-    ("num_groups", "per_group", "message"),
+    ("origin", "expected"),
     [
-        (7, 1, "num_groups=7 does not divide the model's 30 blocks; use one of 1, 2, 3, 5, 6, 10, 15, 30"),
-        (6, 0, "per_group=0 must be at least 1"),
-        (0, 1, "num_groups=0"),
-        (-1, 1, "num_groups=-1"),
-        (6, 6, "per_group=6 is more than the 5 blocks of a group"),
+        ("top", "0 1 2 3 2n 3n 4 5 6 7 6n 7n"),
+        ("bottom", "0 1 2 3 0n 1n 4 5 6 7 4n 5n"),
+        ("last", "0 1 2 3 3n 3n 4 5 6 7 7n 7n"),
     ],
 )
-def test_refusals_say_what_to_change(num_groups, per_group, message):
-    with pytest.raises(ValueError, match=message.replace("(", r"\(")):
-        interleaved(30, num_groups, per_group)
+def test_origin_chooses_what_is_copied(origin, expected):
+    assert sources(interleaved(8, 2, 2, origin)) == expected
+
+
+def test_uneven_groups_are_as_equal_as_possible_and_the_longer_ones_come_first():
+    assert sources(interleaved(7, 3, 1, strict=False)) == "0 1 2 2n 3 4 4n 5 6 6n"
+    for num_blocks in range(1, 40):
+        for num_groups in range(1, num_blocks + 1):
+            stack = interleaved(num_blocks, num_groups, 1, strict=False)
+            assert [s.source for s in stack if not s.new] == list(range(num_blocks))
+            ends = [s.source for s in stack if s.new]
+            sizes = [end - start for start, end in zip([-1, *ends], ends, strict=False)]
+            assert len(ends) == num_groups and ends[-1] == num_blocks - 1 and max(sizes) - min(sizes) <= 1
+
+
+def test_uneven_groups_equal_strict_ones_where_the_depth_divides():
+    assert interleaved(30, 6, 2, strict=False) == interleaved(30, 6, 2)
+
+
+def test_ends():
+    assert sources(at_end(4, 2, "prefix")) == "0n 1n 0 1 2 3"
+    assert sources(at_end(4, 2, "suffix")) == "0 1 2 3 2n 3n"
+    assert sources(at_end(4, 2, "prefix", "last")) == "0n 0n 0 1 2 3"
+    assert sources(at_end(4, 6, "suffix", "last")) == "0 1 2 3 3n 3n 3n 3n 3n 3n"
+    assert sources(Layout(num_groups=2, per_group=1, position="suffix").slots(4)) == "0 1 2 3 2n 3n"
+
+
+def test_explicit_places():
+    assert sources(explicit(4, [[2, 1], [0, 1]])) == "0 0n 1 2 2n 3"
+    assert sources(explicit(4, [[-1, 2], [3, 3]])) == "0n 1n 0 1 2 3 1n 2n 3n"
+    assert sources(explicit(4, [[-1, 2], [1, 3]], "last")) == "0n 0n 0 1 1n 1n 1n 2 3"
+    assert [s.group for s in explicit(4, [[0, 1], [3, 1]]) if s.new] == [0, 1]
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"num_groups": 7}, "num_groups=7 does not divide the model's 30 blocks; use one of 1, 2, 3, 5, 6, 10, 15, 30"),
+        ({"num_groups": 7}, "expand.strict=false for uneven groups"),
+        ({"num_groups": 31, "strict": False}, "num_groups=31"),
+        ({"num_groups": 6, "per_group": 0}, "per_group=0 must be at least 1"),
+        ({"num_groups": 0}, "num_groups=0"),
+        ({"num_groups": -1}, "num_groups=-1"),
+        ({"num_groups": 6, "per_group": 6}, "per_group=6 is more than the 5 blocks of a group"),
+        ({"position": "prefix", "num_groups": 31}, "a prefix of 31 blocks needs as many to copy"),
+        ({"position": "middle"}, "position='middle' is not known"),
+        ({"origin": "best"}, "origin='best' is not known"),
+        ({"position": "explicit"}, "needs expand.positions"),
+        ({"positions": [[1, 1]]}, "read only with position=explicit"),
+        ({"position": "explicit", "positions": [[30, 1]]}, "from -1 .below the first. to 29"),
+        ({"position": "explicit", "positions": [[3, 1], [3, 1]]}, "named once"),
+        ({"position": "explicit", "positions": [[3, 0]]}, "the count at least 1"),
+        ({"position": "explicit", "positions": [3]}, r"each entry is \[after, count\]"),
+        ({"position": "explicit", "positions": [[0, 2]]}, "a group of 1 ends"),
+    ],
+)
+def test_refusals_say_what_to_change(settings, message):
+    with pytest.raises(ValueError, match=message):
+        Layout(**settings).slots(30)

@@ -9,10 +9,10 @@ from safetensors.torch import load_file
 
 from pipeline.data.mixture import PackedStream
 from pipeline.data.tokens import TokenStore
+from pipeline.expansion.base import read_source
 from pipeline.expansion.block import BlockExpansion
 from pipeline.expansion.writer import write_expansion
-from pipeline.models.directory import read_config, read_expansion
-from pipeline.models.safetensors_io import read_index
+from pipeline.models.directory import read_expansion
 from pipeline.training.fit import audit_frozen, fit, launch_options
 from pipeline.training.loop import StoppedError
 from pipeline.training.settings import Settings
@@ -24,12 +24,15 @@ LAUNCH = {
 }  # fmt: skip
 
 
+def grown(directory, target):
+    source = read_source(directory)
+    write_expansion(BlockExpansion(2, 1).plan(source), source, target)
+    return target
+
+
 @pytest.fixture(scope="session")
 def expanded(make_model, tmp_path_factory):
-    source, target = make_model("bfloat16"), tmp_path_factory.mktemp("expanded")
-    plan = BlockExpansion(2, 1).plan(read_index(source), read_config(source), {})
-    write_expansion(plan, source, target)
-    return target
+    return grown(make_model("bfloat16"), tmp_path_factory.mktemp("expanded"))
 
 
 @pytest.fixture(scope="session")
@@ -86,6 +89,17 @@ def test_frozen_tensors_stay_and_new_ones_move(expanded, store, tmp_path, precis
     assert metrics["val_loss"] < metrics["val_loss_before"]
     assert metrics["num_trainable"] == sum(before[n].numel() for n in new)
     assert read_expansion(tmp_path / "model") == read_expansion(expanded)
+
+
+def test_experts_that_are_joined_in_memory_train_and_are_saved_apart(make_model, store, tmp_path):
+    """In Mixtral's files each expert has its own matrices; in memory those of a block are one parameter."""
+    source = make_model(model_type="mixtral", num_local_experts=4)
+    expanded = grown(source, tmp_path / "expanded")
+    metrics = train(expanded, tmp_path / "run", store)
+    before, after = load_file(expanded / "model.safetensors"), weights(tmp_path / "run")
+    new = set(read_expansion(expanded)["new_parameters"])
+    assert any(".experts.3." in name for name in new) and metrics["num_trainable"] == sum(before[n].numel() for n in new)
+    assert {n for n in before if not torch.equal(before[n], after[n])} == new
 
 
 @pytest.mark.parametrize("stop_after", [1, 3, 5])

@@ -1,0 +1,284 @@
+"""Abstract interpretation of a block: what its output is, given that some of its parameters are zero.
+
+The block runs on meta tensors (shapes without data) below a dispatch mode that follows, through every tensor operation,
+one fact a tensor: it is exactly zero; it is the residual stream that came in; it is proportional to a chosen set of
+parameters; it is the stream plus something so proportional. What no rule covers is unknown, so that an answer is a
+proof for every input (finite activations taken for granted) and a gap in the rules can only make the answer "unknown".
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable
+from enum import Enum
+from typing import Any
+
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+
+class Fact(Enum):
+    """What is known of every element of a tensor."""
+
+    ZERO = "zero"
+    MINUS_ONE = "minus one"
+    STREAM = "the stream"
+    SCALED = "proportional to the chosen parameters"
+    STREAM_PLUS_SCALED = "the stream plus something proportional to the chosen parameters"
+    TANGLED = "a function of something proportional to the chosen parameters, not itself proportional"
+    UNKNOWN = "unknown"
+
+
+ZERO, STREAM, SCALED, PLUS = Fact.ZERO, Fact.STREAM, Fact.SCALED, Fact.STREAM_PLUS_SCALED
+TANGLED, UNKNOWN = Fact.TANGLED, Fact.UNKNOWN
+LINEAR = (ZERO, SCALED)
+
+# By the operation's name without overload. Order-preserving ones keep every fact; moving ones keep what holds of every
+# element; the rest is by arithmetic.
+_SAME_ORDER = frozenset(
+    {
+        "_to_copy",
+        "to",
+        "clone",
+        "contiguous",
+        "detach",
+        "alias",
+        "lift_fresh",
+        "view",
+        "_unsafe_view",
+        "reshape",
+        "_reshape_alias",
+        "squeeze",
+        "unsqueeze",
+        "flatten",
+        "native_dropout",
+    }
+)
+_MOVES = frozenset(
+    {
+        "t",
+        "transpose",
+        "permute",
+        "expand",
+        "slice",
+        "select",
+        "index",
+        "index_select",
+        "gather",
+        "embedding",
+        "repeat",
+        "split",
+        "split_with_sizes",
+        "unbind",
+        "narrow",
+        "as_strided",
+        "diagonal",
+        "flip",
+        "roll",
+        "unfold",
+        "sum",
+        "mean",
+        "cumsum",
+        "repeat_interleave",
+        "movedim",
+        "neg",
+    }
+)
+_ZERO_AT_ZERO = frozenset(
+    {"silu", "gelu", "relu", "tanh", "abs", "square", "sqrt", "erf", "sin", "softsign", "leaky_relu", "hardswish"}
+)
+_PRODUCTS = frozenset({"mm", "bmm", "matmul", "mul", "dot", "mv", "convolution", "_grouped_mm", "einsum", "linear"})
+_ADDS = frozenset({"add", "sub"})
+_JOINS = frozenset(
+    {"cat", "stack", "where", "index_add", "scatter_add", "index_put", "scatter", "copy", "masked_scatter", "maximum"}
+)
+_ZEROS = frozenset({"zeros", "zeros_like", "new_zeros", "zero"})
+_NORMS = frozenset({"native_layer_norm", "_fused_rms_norm", "rms_norm", "native_group_norm"})
+_ATTENTIONS = frozenset(
+    {
+        "_scaled_dot_product_flash_attention_for_cpu",
+        "_scaled_dot_product_attention_math",
+        "_scaled_dot_product_fused_attention_overrideable",
+        "scaled_dot_product_attention",
+    }
+)
+
+
+class Interpreter(TorchDispatchMode):
+    """Follows facts through the operations that run while it is active.
+
+    Args:
+        facts: what is known of tensors to begin with; parameters that are not named are unknown.
+        watched: parameters whose first use is noted in `order`.
+    """
+
+    def __init__(self, facts: Iterable[tuple[torch.Tensor, Fact]], watched: Iterable[torch.Tensor] = ()) -> None:
+        super().__init__()
+        self._facts: dict[int, Fact] = {}
+        self._alive: list[torch.Tensor] = []  # an id is a name only as long as its object lives
+        self._spoilt: set[int] = set()
+        self._watched = {id(tensor) for tensor in watched}
+        self.order: dict[int, int] = {}
+        for tensor, fact in facts:
+            self._set(tensor, fact)
+
+    def fact(self, value: Any) -> Fact:
+        """What is known of a tensor; a Python number is zero or unknown."""
+        if isinstance(value, torch.Tensor):
+            if value.untyped_storage()._cdata in self._spoilt:
+                return UNKNOWN
+            return self._facts.get(id(value), UNKNOWN)
+        return ZERO if isinstance(value, int | float) and value == 0 else UNKNOWN
+
+    def _set(self, tensor: torch.Tensor, fact: Fact) -> None:
+        self._alive.append(tensor)
+        self._facts[id(tensor)] = fact
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        name = func.overloadpacket.__name__
+        for leaf in tree_leaves((args, kwargs)):
+            if id(leaf) in self._watched:
+                self.order.setdefault(id(leaf), len(self.order))
+        if name in ("nonzero", "_local_scalar_dense"):
+            return _pretend(name, args[0])
+        result = func(*args, **kwargs)
+        in_place = name.endswith("_") and not name.startswith("_")
+        fact = self._conclude(name.rstrip("_") if in_place else name, args, kwargs)
+        if fact is UNKNOWN and any(self.fact(leaf) in (SCALED, TANGLED) for leaf in tree_leaves((args, kwargs))):
+            fact = TANGLED
+        for tensor in tree_leaves(result):
+            if isinstance(tensor, torch.Tensor):
+                if in_place:
+                    self._spoil(tensor, fact)
+                self._set(tensor, fact)
+        return result
+
+    def _spoil(self, tensor: torch.Tensor, fact: Fact) -> None:
+        """Writing into a view changes tensors that share its memory, of which nothing is known any more."""
+        storage = tensor.untyped_storage()._cdata
+        shared = sum(other.untyped_storage()._cdata == storage for other in self._alive if other is not tensor)
+        if shared and fact is not self.fact(tensor):
+            self._spoilt.add(storage)
+
+    def _conclude(self, name: str, args: Any, kwargs: Any) -> Fact:
+        if name in _ZEROS:
+            return ZERO
+        if name in ("full", "full_like", "new_full", "fill", "scalar_tensor"):
+            value = kwargs.get("fill_value", args[0] if name == "scalar_tensor" else args[1])
+            return self.fact(value)
+        if name in _SAME_ORDER:
+            return self.fact(args[0])
+        if name in _MOVES or (name == "constant_pad_nd" and not any(args[2:])):
+            fact = self.fact(args[0])
+            return fact if fact in LINEAR else UNKNOWN
+        if name in _ZERO_AT_ZERO or (name == "pow" and isinstance(args[1], int | float) and args[1] > 0):
+            return ZERO if self.fact(args[0]) is ZERO else UNKNOWN
+        if name in _ADDS:
+            return self._sum(args[0], args[1], kwargs.get("alpha", 1), sub=name == "sub")
+        if name in ("rsub",):
+            return ZERO if self.fact(args[0]) is ZERO and self.fact(args[1]) is ZERO else UNKNOWN
+        if name in _PRODUCTS:
+            bias = args[2] if name in ("convolution", "linear") and len(args) > 2 else None
+            return self._add(self._product(args[0], args[1]), ZERO if bias is None else self.fact(bias))
+        if name in ("addmm", "baddbmm"):
+            return self._add(self.fact(args[0]), self._product(args[1], args[2]))
+        if name == "div":
+            fact = self.fact(args[0])
+            return fact if fact in LINEAR and self.fact(args[1]) is UNKNOWN else UNKNOWN
+        if name == "masked_fill":
+            return self._join([args[0], args[2]])
+        if name in _JOINS:
+            values = [leaf for leaf in tree_leaves((args, kwargs)) if _carries_values(leaf)]
+            return self._join(values if name != "copy" else [args[1]])
+        if name in _NORMS:
+            return self._norm(name, args)
+        if name in _ATTENTIONS:
+            fact = self.fact(args[2])
+            return fact if fact in LINEAR else UNKNOWN
+        return UNKNOWN
+
+    def _product(self, a: Any, b: Any) -> Fact:
+        facts = (self.fact(a), self.fact(b))
+        if ZERO in facts:
+            return ZERO
+        for factor, other in ((a, facts[1]), (b, facts[0])):
+            if isinstance(factor, int | float) and factor == 1:
+                return other
+        return SCALED if facts.count(SCALED) == 1 and PLUS not in facts and TANGLED not in facts else UNKNOWN
+
+    def _sum(self, a: Any, b: Any, alpha: Any, sub: bool) -> Fact:
+        left, right = self.fact(a), self.fact(b)
+        if Fact.MINUS_ONE in (left, right):
+            other = b if left is Fact.MINUS_ONE else a
+            return ZERO if not sub and alpha == 1 and isinstance(other, int | float) and other == 1 else UNKNOWN
+        if right in (STREAM, PLUS) and (sub or alpha != 1):
+            return UNKNOWN
+        return self._add(left, right)
+
+    @staticmethod
+    def _add(left: Fact, right: Fact) -> Fact:
+        for one, other in ((left, right), (right, left)):
+            if one is ZERO:
+                return other if other is not Fact.MINUS_ONE else UNKNOWN
+            if one is SCALED and other in (SCALED, STREAM, PLUS):
+                return SCALED if other is SCALED else PLUS
+        return UNKNOWN
+
+    def _join(self, values: list[Any]) -> Fact:
+        facts = {self.fact(value) for value in values}
+        if facts == {ZERO}:
+            return ZERO
+        return SCALED if facts and facts <= set(LINEAR) else UNKNOWN
+
+    def _norm(self, name: str, args: Any) -> Fact:
+        """input, shape, weight[, bias]: zero where the input or the weight is, if the bias adds nothing."""
+        weight = args[2] if len(args) > 2 else None
+        bias = args[3] if name == "native_layer_norm" and len(args) > 3 else None
+        scale = self.fact(weight) if weight is not None else UNKNOWN
+        entering = self.fact(args[0])
+        proportional = scale is SCALED and entering not in (SCALED, TANGLED)
+        core = ZERO if ZERO in (entering, scale) else SCALED if proportional else UNKNOWN
+        return self._add(core, ZERO if bias is None else self.fact(bias))
+
+
+def _carries_values(leaf: Any) -> bool:
+    if isinstance(leaf, torch.Tensor):
+        return leaf.dtype.is_floating_point
+    return False
+
+
+def _pretend(name: str, tensor: torch.Tensor) -> Any:
+    """Meta tensors have no values to branch on: every index is taken to be hit once, every scalar to be 0 or False."""
+    if name == "nonzero":
+        return torch.empty((max(1, math.prod(tensor.shape[:1])), tensor.dim()), dtype=torch.int64, device="meta")
+    return 0.0 if tensor.dtype.is_floating_point else False if tensor.dtype is torch.bool else 0
+
+
+def interpret(
+    call: Callable[[torch.Tensor], Any], stream: torch.Tensor, facts: Iterable[tuple[torch.Tensor, Fact]]
+) -> Fact:
+    """What `call(stream)` is known to be.
+
+    Args:
+        call: runs a block on the stream; returns a tensor, or a tuple that begins with one.
+        stream: hidden states [B, T, D] on the meta device.
+        facts: what is known of the block's parameters.
+    """
+    interpreter = Interpreter([(stream, STREAM), *facts])
+    with torch.no_grad(), interpreter:
+        result = call(stream)
+    out = result[0] if isinstance(result, tuple | list) else result
+    return interpreter.fact(out)
+
+
+def order_of_use(
+    call: Callable[[torch.Tensor], Any], stream: torch.Tensor, parameters: dict[str, torch.Tensor]
+) -> list[str]:
+    """The names of the parameters that a block uses, in the order in which it first does."""
+    interpreter = Interpreter([(stream, STREAM)], parameters.values())
+    with torch.no_grad(), interpreter:
+        call(stream)
+    used = [name for name, parameter in parameters.items() if id(parameter) in interpreter.order]
+    return sorted(used, key=lambda name: interpreter.order[id(parameters[name])])

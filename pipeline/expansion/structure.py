@@ -1,0 +1,313 @@
+"""What a model's blocks are made of, found by building it without weights and running it, not by a list of names."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from functools import cached_property, partial
+from typing import Any
+
+import torch
+from torch import nn
+
+from pipeline.expansion.interpret import PLUS, SCALED, STREAM, ZERO, Fact, interpret, order_of_use
+
+_OWN_INDEX = re.compile(r"^(layer|block|decoder|attn|attention|self_attn)?_?(idx|id|index|number)$")
+_TOKENS = 6  # enough to be told apart from any other dimension of a tiny model, few enough to be fast
+
+
+@dataclass(frozen=True)
+class Portrait:
+    """A block without its weights: what must be equal if two blocks are to compute the same with the same weights.
+
+    Attributes:
+        parts: (path, class, plain attributes) of each module, without the block's own index.
+        shapes: shape of each parameter and buffer by name.
+    """
+
+    parts: tuple[tuple[str, str, tuple[tuple[str, Any], ...]], ...]
+    shapes: tuple[tuple[str, tuple[int, ...]], ...]
+
+    def difference(self, other: Portrait) -> str:
+        """The first thing in which two portraits differ, in words; empty if they are equal."""
+        for (path, kind, mine), (_, other_kind, theirs) in zip(self.parts, other.parts, strict=False):
+            where = path or "the block"
+            if kind != other_kind:
+                return f"{where} is {kind} in one and {other_kind} in the other"
+            changed = sorted(set(mine) ^ set(theirs), key=str)
+            if changed:
+                name = changed[0][0]
+                return f"{where}.{name} is {dict(mine).get(name)!r} in one and {dict(theirs).get(name)!r} in the other"
+        if len(self.parts) != len(other.parts) or self.shapes != other.shapes:
+            return "their modules or the shapes of their parameters differ"
+        return ""
+
+
+@dataclass
+class Anatomy:
+    """A causal language model built on the meta device.
+
+    Attributes:
+        prefix: where its blocks are, as a module's name with a dot at the end ("model.layers.").
+        model: without weights.
+        config: as transformers read it, with every default filled in.
+        calls: for each block, a function from the stream to its output.
+        streams: for each block, a stand-in for its input, [B, T, D].
+    """
+
+    prefix: str
+    model: nn.Module
+    config: Any
+    blocks: list[nn.Module]
+    calls: list[Callable[[torch.Tensor], Any]]
+    streams: list[torch.Tensor]
+    _found: dict[Any, tuple[str, ...]] = field(default_factory=dict)
+
+    def targets(self, stored: str) -> tuple[str, ...]:
+        """The parameters of the model that a tensor of this name on disk makes, by transformers' own conversion."""
+        from transformers.core_model_loading import WeightConverter, WeightRenaming, rename_source_key
+
+        renamings = [rule for rule in self._conversions if isinstance(rule, WeightRenaming)]
+        converters = [rule for rule in self._conversions if isinstance(rule, WeightConverter)]
+        base = self.model.base_model_prefix
+        target, pattern = rename_source_key(stored, renamings, converters, base, self._state)
+        if target not in self._state and stored in self._state:
+            return (stored,)
+        if pattern is None:
+            return (target,)
+        rule = next(rule for rule in converters if pattern in rule.source_patterns)
+        first = rule.target_patterns[0]
+        return tuple(target.replace(first, other) for other in rule.target_patterns)
+
+    @cached_property
+    def _conversions(self) -> list[Any]:
+        from transformers.conversion_mapping import get_model_conversion_mapping
+
+        return get_model_conversion_mapping(self.model)
+
+    @cached_property
+    def _state(self) -> dict[str, Any]:
+        return self.model.state_dict()
+
+    @property
+    def num_blocks(self) -> int:
+        """The depth."""
+        return len(self.blocks)
+
+    def parameters(self, block: int) -> dict[str, torch.Tensor]:
+        """The parameters of one block by the rest of their names."""
+        return dict(self.blocks[block].named_parameters())
+
+    @cached_property
+    def portraits(self) -> list[Portrait]:
+        """One a block."""
+        return [_portrait(block) for block in self.blocks]
+
+    def writers(self, block: int) -> tuple[str, ...]:
+        """The residual writers of one block: the parameters, weights and biases, that are zero in an identity block.
+
+        The smallest set, as late in the block as can be, of matrices and of vectors beside them, for which the block's
+        output is proven to be its input.
+
+        Raises:
+            ValueError: there is none, and what was found.
+        """
+        return self._once("writers", block, self._find_writers)
+
+    def norms(self, block: int) -> tuple[str, ...]:
+        """The norm scales (and offsets) which, set to nothing, make the block the identity: Shen et al. 2022.
+
+        Raises:
+            ValueError: they cannot, for instance because a bias stands behind them.
+        """
+        return self._once("norms", block, self._find_norms)
+
+    def is_identity(self, block: int, zero: Iterable[str], minus_one: Iterable[str] = ()) -> bool:
+        """Whether the block's output is proven to be its input with these parameters zero (or -1)."""
+        parameters = self.parameters(block)
+        facts = [(parameters[name], ZERO) for name in zero]
+        facts += [(parameters[name], Fact.MINUS_ONE) for name in minus_one]
+        return self._fact(block, facts) is STREAM
+
+    def scales(self, block: int, names: Iterable[str]) -> bool:
+        """Whether what the block adds to the stream directly is proportional to these parameters taken together."""
+        parameters = self.parameters(block)
+        return self._fact(block, [(parameters[name], SCALED) for name in names]) is PLUS
+
+    def zero_centred(self, block: int, norm: str) -> bool:
+        """Whether a norm multiplies by 1 + its weight (Gemma), so that -1 switches it off."""
+        scales = self.norms(block)
+        return norm in scales and not self.is_identity(block, scales)
+
+    def _once(self, what: str, block: int, find: Callable[[int], tuple[str, ...]]) -> tuple[str, ...]:
+        key = (what, self.portraits[block])
+        if key not in self._found:
+            self._found[key] = find(block)
+        return self._found[key]
+
+    def _fact(self, block: int, facts: list[tuple[torch.Tensor, Fact]]) -> Fact:
+        return interpret(self.calls[block], self.streams[block], facts)
+
+    def _find_writers(self, block: int) -> tuple[str, ...]:
+        parameters = self.parameters(block)
+        matrices = {name.rpartition(".")[0] for name, value in parameters.items() if value.dim() > 1}
+        beside = [n for n, v in parameters.items() if v.dim() > 1 or n.rpartition(".")[0] in matrices]
+        if not self.is_identity(block, beside):
+            rest = [n for n, v in parameters.items() if n not in beside and n.endswith("bias")]
+            beside += rest
+            if not rest or not self.is_identity(block, beside):
+                raise ValueError(
+                    f"block {block} ({type(self.blocks[block]).__name__}) cannot be made an identity block: even with "
+                    "all of its matrices zero its output is not shown to be its input (a norm over the stream itself, "
+                    "a scaled or gated stream, or an operation that is not understood); found the parameters "
+                    f"{', '.join(sorted(parameters))}. Use an initialisation that is not exact, such as "
+                    "expand.init=copy, or another model"
+                )
+        used = order_of_use(self.calls[block], self.streams[block], parameters)
+        return self._least(block, beside, used)
+
+    def _least(self, block: int, names: list[str], used: list[str]) -> tuple[str, ...]:
+        """Drop what need not be zero, earliest first; experts that stand in a list are dropped or kept together."""
+        kinds: dict[str, list[str]] = {}
+        for name in sorted(names, key=lambda n: used.index(n) if n in used else -1):
+            kinds.setdefault(re.sub(r"\.\d+\.", ".*.", name), []).append(name)
+        kept = dict(kinds)
+        for kind in kinds:
+            others = [name for other, group in kept.items() if other != kind for name in group]
+            if self.is_identity(block, others):
+                del kept[kind]
+        return tuple(sorted(name for group in kept.values() for name in group))
+
+    def _find_norms(self, block: int) -> tuple[str, ...]:
+        parameters = self.parameters(block)
+        matrices = {name.rpartition(".")[0] for name, value in parameters.items() if value.dim() > 1}
+        scales = [n for n, v in parameters.items() if v.dim() == 1 and n.rpartition(".")[0] not in matrices]
+        used = order_of_use(self.calls[block], self.streams[block], {n: parameters[n] for n in scales})
+        kept = list(used)
+        for way in ("zero", "minus_one"):
+            if not self._norms_switch_off(block, kept, way):
+                continue
+            for name in reversed(used):
+                others = [n for n in kept if n != name]
+                if self._norms_switch_off(block, others, way):
+                    kept = others
+            return tuple(sorted(kept))
+        raise ValueError(
+            f"block {block} ({type(self.blocks[block]).__name__}) is not an identity with its norms "
+            f"{', '.join(scales)} set to nothing, for instance because biases stand behind them; use "
+            "expand.init=zero_writers"
+        )
+
+    def _norms_switch_off(self, block: int, names: list[str], way: str) -> bool:
+        offsets = [n for n in names if n.endswith("bias")]
+        weights = [n for n in names if n not in offsets]
+        if way == "zero":
+            return self.is_identity(block, names)
+        return self.is_identity(block, offsets, minus_one=weights)
+
+
+def build(config: Mapping[str, Any]) -> Anatomy:
+    """Build the model of a config.json on the meta device and run it once to see how its blocks are called.
+
+    Raises:
+        ValueError: transformers does not know the architecture, or no single list of blocks takes the stream.
+    """
+    import transformers
+
+    settings = dict(config)
+    model_type = settings.pop("model_type", None)
+    try:
+        loaded = transformers.AutoConfig.for_model(model_type, **settings)
+        loaded._attn_implementation = "eager"
+        with torch.device("meta"):
+            model = transformers.AutoModelForCausalLM.from_config(
+                loaded, dtype=torch.bfloat16, attn_implementation="eager"
+            ).eval()
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ValueError(
+            f"transformers {transformers.__version__} cannot build a causal language model of model_type="
+            f"{model_type!r} from this config.json: {error}"
+        ) from error
+    depth = loaded.get_text_config().num_hidden_layers
+    lists = [
+        (name, module)
+        for name, module in model.named_modules()
+        if isinstance(module, nn.ModuleList) and len(module) == depth
+    ]
+    seen = _watch(model, lists)
+    if len(seen) != 1:
+        raise ValueError(
+            f"expected one list of {depth} blocks that the model runs in turn, found "
+            f"{', '.join(sorted(seen)) or 'none'} in {type(model).__name__}"
+        )
+    name, calls = next(iter(seen.items()))
+    blocks = list(dict(lists)[name])
+    return Anatomy(
+        prefix=f"{name}.",
+        model=model,
+        config=loaded,
+        blocks=blocks,
+        calls=[partial(_call, block, args, kwargs) for block, (args, kwargs) in zip(blocks, calls, strict=True)],
+        streams=[_stream(args, kwargs) for args, kwargs in calls],
+    )
+
+
+def _watch(model: nn.Module, lists: list[tuple[str, nn.ModuleList]]) -> dict[str, list[Any]]:
+    """Run the model on meta tokens; per list of blocks, how each of its members was called."""
+    calls: dict[tuple[str, int], Any] = {}
+    handles = []
+
+    def note(key: tuple[str, int], _: nn.Module, args: Any, kwargs: Any) -> None:
+        calls.setdefault(key, (args, kwargs))
+
+    for name, blocks in lists:
+        for index, block in enumerate(blocks):
+            handles.append(block.register_forward_pre_hook(partial(note, (name, index)), with_kwargs=True))
+    ids = torch.zeros((1, _TOKENS), dtype=torch.int64, device="meta")
+
+    def run(_: torch.Tensor) -> Any:
+        model(input_ids=ids, use_cache=False)
+        return ids
+
+    try:
+        interpret(run, ids, ())
+    except (RuntimeError, NotImplementedError, TypeError, ValueError, AttributeError) as error:
+        raise ValueError(f"{type(model).__name__} does not run without weights: {error}") from error
+    finally:
+        for handle in handles:
+            handle.remove()
+    found = {}
+    for name, blocks in lists:
+        own = [calls.get((name, index)) for index in range(len(blocks))]
+        if all(call is not None and _stream(*call) is not None for call in own):
+            found[name] = own
+    outer = [name for name in found if not any(name != other and name.startswith(other + ".") for other in found)]
+    return {name: found[name] for name in outer}
+
+
+def _stream(args: Any, kwargs: Any) -> Any:
+    value = args[0] if args else kwargs.get("hidden_states")
+    return value if isinstance(value, torch.Tensor) and value.is_floating_point() and value.dim() == 3 else None
+
+
+def _call(block: nn.Module, args: Any, kwargs: Any, stream: torch.Tensor) -> Any:
+    if args:
+        return block(stream, *args[1:], **kwargs)
+    return block(**{**kwargs, "hidden_states": stream})
+
+
+def _portrait(block: nn.Module) -> Portrait:
+    parts = []
+    for path, module in block.named_modules():
+        plain: list[tuple[str, Any]] = []
+        for name, value in vars(module).items():
+            if name.startswith("_") or name == "training" or _OWN_INDEX.match(name):
+                continue
+            if isinstance(value, bool | int | float | str | type(None)):
+                plain.append((name, value))
+            elif isinstance(value, list | tuple) and all(isinstance(v, bool | int | float | str) for v in value):
+                plain.append((name, tuple(value)))
+        parts.append((path, type(module).__name__, tuple(sorted(plain))))
+    tensors = [*block.named_parameters(), *block.named_buffers()]
+    return Portrait(tuple(parts), tuple((name, tuple(tensor.shape)) for name, tensor in tensors))
