@@ -244,9 +244,11 @@ def grow_map(
     """
     moved = {slot.source: position for position, slot in enumerate(stack) if not slot.new}
     earlier = [NewBlock(**{**entry, "position": moved[entry["position"]]}) for entry in previous.get("blocks", [])]
-    last = max((block.round for block in earlier), default=0)
+    rounds = list(previous.get("rounds", []))
+    if previous.get("new_parameters"):  # a round may have added parameters and no block
+        rounds.append({key: previous.get(key) for key in ("method", "settings", "exact", "new_parameters")})
     added = [
-        NewBlock(position, slot.source, slot.group, last + 1, lr_scale=(lr_scales or {}).get(slot.source, 1.0))
+        NewBlock(position, slot.source, slot.group, len(rounds) + 1, lr_scale=(lr_scales or {}).get(slot.source, 1.0))
         for position, slot in enumerate(stack)
         if slot.new
     ]
@@ -255,8 +257,5 @@ def grow_map(
         parts = blocks.split(name)
         return name if parts is None else blocks.join(moved[parts[0]], parts[1])
 
-    rounds = list(previous.get("rounds", []))
-    if last:
-        rounds.append({key: previous.get(key) for key in ("method", "settings", "exact", "new_parameters")})
     rounds = [{**entry, "new_parameters": [renamed(name) for name in entry["new_parameters"]]} for entry in rounds]
     return (*earlier, *added), tuple({**entry, "round": index + 1} for index, entry in enumerate(rounds))

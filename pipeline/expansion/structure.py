@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
-from functools import cached_property, partial
+from functools import cached_property, lru_cache, partial
 from typing import Any
 
 import torch
@@ -210,12 +211,21 @@ class Anatomy:
 def build(config: Mapping[str, Any]) -> Anatomy:
     """Build the model of a config.json on the meta device and run it once to see how its blocks are called.
 
+    The last few are kept: a plan, its check and a pack ask for the same ones.
+
     Raises:
         ValueError: transformers does not know the architecture, or no single list of blocks takes the stream.
     """
+    return _build(json.dumps(config, sort_keys=True))
+
+
+@lru_cache(maxsize=8)
+def _build(text: str) -> Anatomy:
     import transformers
 
-    settings = dict(config)
+    import pipeline.models.soft_moe  # noqa: F401  makes its architectures known
+
+    settings = json.loads(text)
     model_type = settings.pop("model_type", None)
     try:
         loaded = transformers.AutoConfig.for_model(model_type, **settings)

@@ -90,20 +90,18 @@ def _planned(plan: Plan, stored: Mapping[str, Stored]) -> dict[str, Planned]:
 
 def _tensor(name: str, recipe: Recipe, stored: Mapping[str, Stored], made: Mapping[str, Stored]) -> Planned:
     origin = stored[recipe.source]
-    shape = made[name].shape if recipe.kind == "made" else origin.shape
-    num_bytes = (ITEM_BITS[origin.dtype] * math.prod(shape) + 7) // 8
+    if recipe.kind == "made":  # by a function: the file that it lies in is not one to refer to
+        ready = made[name]
+        return Planned(ready.dtype, ready.shape, ready.num_bytes, lambda: read_pieces(ready))
+    shape, num_bytes = origin.shape, origin.num_bytes
     if recipe.kind == "copy":
         return Planned(origin.dtype, shape, num_bytes, origin)
     if recipe.kind == "zeros":
         return Planned(origin.dtype, shape, num_bytes, None)
-    if recipe.kind == "made" and made[name].dtype == origin.dtype:
-        # By a function: the file that it lies in is not one to refer to.
-        return Planned(origin.dtype, shape, num_bytes, lambda: read_pieces(made[name]))
     values = {
         "fill": lambda: _filled(recipe, math.prod(shape)),
         "random": lambda: _random(recipe, name, math.prod(shape)),
         "mean": lambda: _mean([stored[other] for other in (recipe.source, *recipe.others)]),
-        "made": lambda: _mean([made[name]]),
     }
     return Planned(origin.dtype, shape, num_bytes, _encoded(values[recipe.kind], origin.dtype))
 
