@@ -62,6 +62,7 @@ def _load_referred(path: Path, trust_remote_code: bool, options: dict[str, Any])
     import safetensors
     import torch
     import transformers
+    from transformers.integrations import is_deepspeed_zero3_enabled
 
     from pipeline.models.save import DTYPES
 
@@ -80,10 +81,22 @@ def _load_referred(path: Path, trust_remote_code: bool, options: dict[str, Any])
     with ExitStack() as opened:
         paths = {s.file for s in stored.values()}
         files = {file: opened.enter_context(safetensors.safe_open(file, "pt")) for file in paths}
-        slices = {name: files[s.file].get_slice(s.name) for name, s in stored.items()}
-        model, report = type(empty).from_pretrained(None, config=config, state_dict=slices, **options)
+        # DeepSpeed's third stage hands the values to torch; all else reads a slice when its turn comes.
+        take = "get_tensor" if is_deepspeed_zero3_enabled() else "get_slice"
+        values = {name: getattr(files[s.file], take)(s.name) for name, s in stored.items()}
+        model, report = type(empty).from_pretrained(None, config=config, state_dict=values, **options)
+    _part(model)
     model.config.name_or_path = model.name_or_path = str(path)
     return model, report
+
+
+def _part(model: Any) -> None:
+    """Give each parameter memory of its own: names that refer to one stored tensor are loaded as one mapped range."""
+    seen: set[int] = set()
+    for parameter in model.parameters():  # yields a tied parameter once
+        if parameter.data_ptr() in seen:
+            parameter.data = parameter.data.clone()
+        seen.add(parameter.data_ptr())
 
 
 def _register_own() -> None:
