@@ -14,7 +14,7 @@ from typing import Any
 
 from pipeline.engine import worker
 
-VERSION = 1
+VERSION = 2
 PARAMS = {"name", "confidence", "num_bootstrap", "seed", "cells", "benchmarks"}
 ROWS = ("base", "expanded", "post-pretrained", "tuned")
 GROUPS = ("domain", "general", "retention")
@@ -59,6 +59,7 @@ def _check_rows(cell: str, rows: list[dict[str, Any]], benchmarks: set[str]) -> 
 
 
 def run(context: worker.Context) -> dict[str, Any]:
+    from pipeline.reporting.blocks import block_sections
     from pipeline.reporting.collect import collect
     from pipeline.reporting.compare import compare
     from pipeline.reporting.figures import draw
@@ -74,10 +75,11 @@ def run(context: worker.Context) -> dict[str, Any]:
         seed=params["seed"],
     )
     context.progress(step=2, total=3, note="drawing")
-    plots = draw(comparison, context.directory)
-    _write(context, "report.md", report_markdown(comparison))
-    _write(context, "index.html", html(comparison, plots))
-    _write(context, "data.json", json.dumps(data(comparison), indent=1, allow_nan=False, ensure_ascii=False) + "\n")
+    plots, sections = draw(comparison, context.directory), block_sections(comparison, context.directory)
+    values = data(comparison, sections)
+    _write(context, "report.md", report_markdown(comparison, sections))
+    _write(context, "index.html", html(comparison, plots, sections))
+    _write(context, "data.json", json.dumps(values, indent=1, allow_nan=False, ensure_ascii=False) + "\n")
     return headline(comparison)
 
 

@@ -10,7 +10,9 @@ from typing import Any
 
 import numpy as np
 
-from pipeline.reporting.facts import Facts, read_facts
+from pipeline.reporting.diagnosis import Diagnosis, read_diagnosis
+from pipeline.reporting.facts import Facts, model_directory, read_facts
+from pipeline.reporting.stack import Stack, read_stack
 from pipeline.reporting.statistics import Floats, Items
 
 ROWS = ("base", "expanded", "post-pretrained", "tuned")
@@ -56,7 +58,11 @@ class Provenance:
 
 @dataclass(frozen=True)
 class Row:
-    """One model of one cell with everything known about it. `model` and `training` are artifact directories."""
+    """One model of one cell with everything known about it. `model` and `training` are artifact directories.
+
+    `diagnoses` are the evaluations that look into a model instead of comparing it with others; `stack` is that of an
+    expanded model.
+    """
 
     name: str
     cell: str
@@ -66,6 +72,8 @@ class Row:
     facts: Facts
     curve: Curve | None
     evaluations: dict[str, Items]
+    diagnoses: dict[str, Diagnosis] = field(default_factory=dict)
+    stack: Stack | None = None
 
 
 @dataclass(frozen=True)
@@ -115,6 +123,7 @@ class _Reader:
     def __init__(self, inputs: Mapping[str, Path]) -> None:
         self._inputs = inputs
         self._items: dict[Path, Items] = {}
+        self._diagnoses: dict[Path, Diagnosis | None] = {}
 
     def directory(self, role: str) -> Path:
         if role not in self._inputs:
@@ -127,6 +136,12 @@ class _Reader:
             self._items[directory] = read_items(directory)
         return self._items[directory]
 
+    def diagnosis(self, role: str) -> Diagnosis | None:
+        directory = self.directory(role)
+        if directory not in self._diagnoses:
+            self._diagnoses[directory] = read_diagnosis(directory, self.items(role))
+        return self._diagnoses[directory]
+
 
 def _read_cell(cell: dict[str, Any], reader: _Reader) -> Cell:
     rows = [_read_row(row, cell["cell"], reader) for row in cell["rows"]]
@@ -136,15 +151,20 @@ def _read_cell(cell: dict[str, Any], reader: _Reader) -> Cell:
 def _read_row(row: dict[str, Any], cell: str, reader: _Reader) -> Row:
     model = reader.directory(row["model"])
     training = reader.directory(row["training"]) if row.get("training") else None
+    manifest = read_manifest(model)
+    found = {benchmark: reader.diagnosis(role) for benchmark, role in row["evaluations"].items()}
+    diagnoses = {benchmark: diagnosis for benchmark, diagnosis in found.items() if diagnosis is not None}
     return Row(
         name=row["row"],
         cell=cell,
         model=model,
-        fingerprint=str(read_manifest(model).get("fingerprint", "")),
+        fingerprint=str(manifest.get("fingerprint", "")),
         training=training,
-        facts=read_facts(model, read_manifest(model), read_manifest(training) if training else None),
+        facts=read_facts(model, manifest, read_manifest(training) if training else None),
         curve=read_curve(training) if training else None,
-        evaluations={benchmark: reader.items(role) for benchmark, role in row["evaluations"].items()},
+        evaluations={b: reader.items(role) for b, role in row["evaluations"].items() if b not in diagnoses},
+        diagnoses=diagnoses,
+        stack=read_stack(model_directory(model, manifest)) if row["row"] == "expanded" else None,
     )
 
 

@@ -122,13 +122,17 @@ def compare(collection: Collection, *, confidence: float, num_bootstrap: int, se
 
 
 def _merged_rows(collection: Collection) -> list[tuple[Row, list[Cell]]]:
-    """Rows with the cells that share them: same row name, model and base. Evaluations are united."""
+    """Rows with the cells that share them: same row name, model and base. What was measured of them is united."""
     merged: dict[tuple[str, Path, Path], tuple[Row, list[Cell]]] = {}
     for cell in collection.cells:
         for row in cell.rows:
             key = (row.name, row.model, cell.base.model)
             known, cells = merged.get(key, (row, []))
-            known = replace(known, evaluations={**row.evaluations, **known.evaluations})
+            known = replace(
+                known,
+                evaluations={**row.evaluations, **known.evaluations},
+                diagnoses={**row.diagnoses, **known.diagnoses},
+            )
             merged[key] = (known, [*cells, cell])
     return list(merged.values())
 

@@ -36,7 +36,7 @@ def read_facts(directory: Path, manifest: Mapping[str, Any], training: Mapping[s
     Parameters are counted from the safetensors headers, so no weight is read. New parameters are those that the
     manifest or `model/expansion.json` lists by name.
     """
-    model = directory / "model" if (directory / "model").is_dir() else Path(manifest.get("model_path") or directory)
+    model = model_directory(directory, manifest)
     sizes = tensor_sizes(model)
     own = manifest.get("metrics") or {}
     metrics = (training or {}).get("metrics") or {}
@@ -54,6 +54,11 @@ def read_facts(directory: Path, manifest: Mapping[str, Any], training: Mapping[s
         peak_memory_bytes=_integer(metrics, "peak_memory_bytes"),
         max_abs_difference=own.get("max_abs_difference"),
     )
+
+
+def model_directory(directory: Path, manifest: Mapping[str, Any]) -> Path:
+    """Where an artifact's weights lie: in it, or where its manifest says for a model that is used in place."""
+    return directory / "model" if (directory / "model").is_dir() else Path(manifest.get("model_path") or directory)
 
 
 def tensor_sizes(directory: Path) -> dict[str, int]:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import base64
 import math
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,15 @@ import jinja2
 from pipeline.reporting.collect import Collection
 from pipeline.reporting.compare import Comparison, Gains, Line
 from pipeline.reporting.statistics import Difference
-from pipeline.reporting.table import differences_table, facts_table, gains_table, markdown, split, values_table
+from pipeline.reporting.table import (
+    Table,
+    differences_table,
+    facts_table,
+    gains_table,
+    markdown,
+    split,
+    values_table,
+)
 from pipeline.reporting.verdict import Verdict, verdicts
 from pipeline.reporting.wording import duration, percent
 
@@ -47,7 +56,26 @@ class Plot:
         return "data:image/svg+xml;base64," + base64.b64encode(self.path.read_bytes()).decode()
 
 
-def html(comparison: Comparison, plots: list[Plot]) -> str:
+@dataclass(frozen=True)
+class Section:
+    """Something about one model, folded on the page: sentences, a figure and a table.
+
+    Attributes:
+        is_open: unfolded at first.
+        in_text: shown in the Markdown form too, which is printed at the end of a run.
+        values: the same as plain JSON values.
+    """
+
+    title: str
+    sentences: tuple[str, ...]
+    plot: Plot | None
+    table: Table
+    is_open: bool
+    in_text: bool
+    values: dict[str, Any] = field(default_factory=dict)
+
+
+def html(comparison: Comparison, plots: list[Plot], sections: Sequence[Section] = ()) -> str:
     """The whole page. Nothing in it is loaded from elsewhere, and all text from artifacts is escaped."""
     environment = jinja2.Environment(
         autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined
@@ -63,6 +91,7 @@ def html(comparison: Comparison, plots: list[Plot]) -> str:
         tables=[part for table in (differences_table(comparison), values_table(comparison)) for part in split(table)],
         facts=facts_table(comparison),
         plots=plots,
+        sections=sections,
         benchmarks=comparison.benchmarks,
         cells=cell_legend(comparison),
         method=method(comparison),
@@ -74,7 +103,7 @@ def html(comparison: Comparison, plots: list[Plot]) -> str:
     )
 
 
-def report_markdown(comparison: Comparison) -> str:
+def report_markdown(comparison: Comparison, sections: Sequence[Section] = ()) -> str:
     """The page's text without figures, at most about 120 columns wide in its tables."""
     parts = [f"# {_inline(comparison.collection.name)}", summary(comparison)]
     parts += [_verdict_markdown(verdict, len(comparison.collection.cells) > 1) for verdict in verdicts(comparison)]
@@ -82,6 +111,10 @@ def report_markdown(comparison: Comparison) -> str:
     for table in tables:
         if table.rows:
             parts += [f"## {table.caption}", markdown(table)]
+    for section in sections:
+        if section.in_text:
+            sentences = "\n".join(f"- {_inline(sentence)}" for sentence in section.sentences)
+            parts += [f"## {_inline(section.title)}", sentences, markdown(section.table)]
     legend = cell_legend(comparison)
     if legend:
         parts += ["## Cells", "\n".join(f"- **{_inline(label)}**: `{cell}`" for label, cell in legend)]
@@ -89,7 +122,7 @@ def report_markdown(comparison: Comparison) -> str:
     return "\n\n".join(parts) + "\n"
 
 
-def data(comparison: Comparison) -> dict[str, Any]:
+def data(comparison: Comparison, sections: Sequence[Section] = ()) -> dict[str, Any]:
     """Everything the tables and sentences show, as plain JSON values; what is not finite becomes null."""
     return {
         "name": comparison.collection.name,
@@ -105,6 +138,7 @@ def data(comparison: Comparison) -> dict[str, Any]:
             }
             for verdict in verdicts(comparison)
         ],
+        "blocks": [section.values for section in sections],
     }
 
 

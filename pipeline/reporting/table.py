@@ -41,9 +41,12 @@ class Entry:
 
 @dataclass(frozen=True)
 class Table:
+    """`rows_are` heads the first column, which names what a row is about."""
+
     caption: str
     columns: tuple[Column, ...]
     rows: tuple[tuple[str, tuple[Entry, ...]], ...]
+    rows_are: str = "Model"
 
     @property
     def groups(self) -> list[tuple[str, int]]:
@@ -133,6 +136,7 @@ def split(table: Table, num_columns: int = PAGE_COLUMNS) -> list[Table]:
             table.caption if start == 0 else f"{table.caption}, continued",
             table.columns[start : start + size],
             tuple((label, entries[start : start + size]) for label, entries in table.rows),
+            table.rows_are,
         )
         for start in starts
     ]
@@ -140,7 +144,7 @@ def split(table: Table, num_columns: int = PAGE_COLUMNS) -> list[Table]:
 
 def markdown(table: Table, width: int = TERMINAL_WIDTH) -> str:
     """The table in as many aligned Markdown tables as keep every line within `width` characters, groups kept whole."""
-    names = ["Model", "", *(label for label, _ in table.rows)]
+    names = [table.rows_are, "", *(label for label, _ in table.rows)]
     columns = [
         [column.title, column.subtitle, *(_plain(entries[i]) for _, entries in table.rows)]
         for i, column in enumerate(table.columns)

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import math
+from typing import TYPE_CHECKING
 
-from pipeline.reporting.compare import Unit
-from pipeline.reporting.statistics import Difference, Score
+if TYPE_CHECKING:
+    from pipeline.reporting.compare import Unit
+    from pipeline.reporting.statistics import Difference, Score
 
 MISSING = "–"
 
