@@ -24,13 +24,6 @@ _BIN_INDEX = "pytorch_model.bin.index.json"
 _NAMES = {dtype: name for name, dtype in DTYPES.items()}
 
 
-def has_only_bin(directory: Path) -> bool:
-    """Whether the weights of a model directory are all pickles."""
-    return any((directory / n).is_file() for n in (_SINGLE_BIN, _BIN_INDEX)) and not any(
-        directory.glob("*.safetensors")
-    )
-
-
 def convert_bin(directory: Path, target: Path) -> None:
     """Write the model in `directory` to `target` with the same tensors as safetensors, one shard at a time.
 

@@ -29,6 +29,7 @@ __all__ = [
     "Stored",
     "content_hash",
     "fingerprint",
+    "has_only_pickles",
     "read_bytes",
     "read_header",
     "read_index",
@@ -44,6 +45,11 @@ SINGLE_FILE = "model.safetensors"
 INDEX_FILE = "model.safetensors.index.json"
 
 
+def has_only_pickles(directory: Path) -> bool:
+    """Whether the weights of a model directory are all in torch's old files, which `models.bin` converts."""
+    return any(directory.glob("pytorch_model*.bin")) and not any(directory.glob("*.safetensors"))
+
+
 def weight_files(directory: Path) -> list[Path]:
     """The safetensors files of a model directory, by its index or its references where it has them.
 
@@ -56,10 +62,10 @@ def weight_files(directory: Path) -> list[Path]:
     files = [directory / name for name in sorted(set(_weight_map(index).values()))] if index.exists() else []
     files = files or [directory / SINGLE_FILE]
     missing = [f.name for f in files if not f.is_file()]
-    if missing and any(directory.glob("*.bin")) and not any(directory.glob("*.safetensors")):
+    if missing and has_only_pickles(directory):
         raise ValueError(
-            f"{directory} has its weights only as pickles ({min(f.name for f in directory.glob('*.bin'))}), which are "
-            f"not loaded; convert them once: python -m pipeline.models.bin {directory} NEW_DIRECTORY"
+            f"{directory} has its weights only as pickles (pytorch_model.bin), which are not loaded; convert them "
+            f"once: python -m pipeline.models.bin {directory} NEW_DIRECTORY"
         )
     if missing:
         raise ValueError(f"{directory} has no {', '.join(missing)}; a model directory needs its safetensors weights")

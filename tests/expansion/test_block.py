@@ -167,7 +167,7 @@ def test_layouts_are_exact_and_recorded(make_model, tmp_path, settings, position
     [(32, 8, 1), (32, 8, 2), (36, 9, 1), (64, 16, 1), (80, 16, 1), (33, 8, 1), (30, 7, 2)],
 )
 def test_trainable_set_by_exact_name(make_model, tmp_path, num_blocks, num_groups, per_group):
-    """The names are made up here from the rule alone: P blocks end each group, at the group's end plus P a group below."""
+    """The names come from the rule alone: P blocks end each group, at the group's end plus P for each group below."""
     source = make_model(num_hidden_layers=num_blocks, hidden_size=8, intermediate_size=8, head_dim=2)
     expand(source, tmp_path, num_groups, per_group, strict=False)
     ends = [round_up(num_blocks, num_groups, g + 1) + g * per_group for g in range(num_groups)]

@@ -7,7 +7,18 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from pipeline.models.safetensors_io import Planned, content_hash, read_bytes, read_header, read_index, write_shards
+from pipeline.models.safetensors_io import (
+    Planned,
+    content_hash,
+    fingerprint,
+    read_bytes,
+    read_header,
+    read_index,
+    read_pieces,
+    tensors_hash,
+    write_file,
+    write_shards,
+)
 
 
 @pytest.fixture
@@ -42,6 +53,59 @@ def test_content_hash_sees_one_bit(file):
     data[stored.start] ^= 1
     file.write_bytes(data)
     assert content_hash(read_header(file)["a"]) != before
+
+
+def test_the_hash_of_tensors_is_that_of_what_they_hold_not_of_where(file, tmp_path):
+    stored = read_header(file)
+    write_shards(tmp_path, {n: Planned(s.dtype, s.shape, s.num_bytes, s) for n, s in reversed(stored.items())}, 8)
+    moved = read_index(tmp_path)
+    assert len({s.file for s in moved.values()}) > 1 and tensors_hash(moved) == tensors_hash(stored)
+    renamed = {f"{n}x": s for n, s in stored.items()}
+    assert len({tensors_hash(t) for t in (stored, renamed, {"a": stored["a"]}, {**stored, "a": stored["b"]})}) == 4
+
+
+def test_a_fingerprint_sees_a_trained_tensor(file):
+    before, stored = fingerprint(file), read_header(file)["b"]
+    data = bytearray(file.read_bytes())
+    data[stored.start + stored.num_bytes - 1] ^= 1
+    file.write_bytes(data)
+    assert fingerprint(file) != before
+    data[stored.start + stored.num_bytes - 1] ^= 1
+    file.write_bytes(data)
+    assert fingerprint(file) == before
+
+
+def test_pieces_are_the_bytes(file):
+    stored = read_header(file)["a"]
+    pieces = [bytes(piece) for piece in read_pieces(stored, 7)]
+    assert [len(piece) for piece in pieces] == [7, 7, 7, 3] and b"".join(pieces) == read_bytes(stored)
+
+
+def test_a_file_appears_only_when_it_is_whole(file, tmp_path):
+    def broken():
+        yield b"1234"
+        assert (tmp_path / "new.safetensors.partial").exists() and not (tmp_path / "new.safetensors").exists()
+        raise RuntimeError("a fault in the middle")
+
+    with pytest.raises(RuntimeError, match="in the middle"):
+        write_file(tmp_path / "new.safetensors", {"a": Planned("F32", (2,), 8, broken)})
+    assert not (tmp_path / "new.safetensors").exists()
+
+
+@pytest.mark.parametrize("content", [b"1234", lambda: [b"1234", b"5"], lambda: []])
+def test_contents_of_another_size_are_refused(tmp_path, content):
+    with pytest.raises(ValueError, match=r"a in .*new\.safetensors needs 8 bytes, found"):
+        write_file(tmp_path / "new.safetensors", {"a": Planned("F32", (2,), 8, content)})
+
+
+def test_tensors_without_items_and_scalars_keep_their_places(tmp_path):
+    tensors = {"none": torch.zeros(0, 3), "one": torch.tensor(1.0), "none2": torch.zeros(0), "two": torch.ones(2)}
+    save_file(tensors, tmp_path / "model.safetensors")
+    (tmp_path / "out").mkdir()
+    stored = read_header(tmp_path / "model.safetensors")
+    write_shards(tmp_path / "out", {n: Planned(s.dtype, s.shape, s.num_bytes, s) for n, s in stored.items()})
+    new = load_file(tmp_path / "out" / "model.safetensors")
+    assert all(torch.equal(new[n], tensors[n]) and new[n].shape == tensors[n].shape for n in tensors)
 
 
 @pytest.mark.parametrize("keep", [0, 5, 40, -8])

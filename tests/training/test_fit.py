@@ -98,7 +98,9 @@ def test_experts_that_are_joined_in_memory_train_and_are_saved_apart(make_model,
     metrics = train(expanded, tmp_path / "run", store)
     before, after = load_file(expanded / "model.safetensors"), weights(tmp_path / "run")
     new = set(read_expansion(expanded)["new_parameters"])
-    assert any(".experts.3." in name for name in new) and metrics["num_trainable"] == sum(before[n].numel() for n in new)
+    assert any(".experts.3." in name for name in new) and metrics["num_trainable"] == sum(
+        before[n].numel() for n in new
+    )
     assert {n for n in before if not torch.equal(before[n], after[n])} == new
 
 

@@ -57,9 +57,8 @@ def test_an_earlier_rounds_block_keeps_its_scale_to_itself():
 
 def test_records_without_scales_and_other_strategies_have_none():
     old = {"blocks": [{"position": 1}], "module_parameters": ["model.layers.1.mlp.down_proj.weight"]}
-    assert (
-        NewBlocks().lr_scales(old) == {} and NewBlocks().lr_scales({"blocks": [], "module_parameters": ["a.b"]}) == {}
-    )
+    assert NewBlocks().lr_scales(old) == {}
+    assert NewBlocks().lr_scales({"blocks": [], "module_parameters": ["a.b"]}) == {}
     for strategy in (Full(), Lora(4, 8, 0.0, "all-linear")):
         assert strategy.lr_scales(record({1: 0.5})) == {}
 
