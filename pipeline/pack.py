@@ -35,7 +35,7 @@ met, 1 when the machine failed (a full disk), 130 when stopped."""
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit status."""
-    options = _parser().parse_args(arguments)
+    options = parser().parse_args(arguments)
     try:
         options.run(options)
     except KeyboardInterrupt:
@@ -50,17 +50,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+def parser() -> argparse.ArgumentParser:
+    """What the command line understands."""
+    top = argparse.ArgumentParser(
         prog="python -m pipeline.pack",
         description=DESCRIPTION,
         epilog=EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    commands = top.add_subparsers(required=True, metavar="COMMAND")
     for add in (_add_extract, _add_attach, _add_detach, _add_materialise, _add_show):
         add(commands)
-    return parser
+    return top
 
 
 def _add_extract(commands: Any) -> None:

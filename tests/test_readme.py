@@ -9,9 +9,11 @@ from pathlib import Path
 import pytest
 
 import pipeline.__main__ as driver
+from pipeline import pack
+from tests.expansion.architectures import EXACT, REFUSED
 
 README = (Path(__file__).parent.parent / "README.md").read_text()
-COMMANDS = sorted(set(re.findall(r"`(python -m pipeline[^`]*)`", README)))
+COMMANDS = sorted(set(re.findall(r"`(python -m pipeline(?: [^`]*)?)`", README)))
 
 
 def test_there_are_commands():
@@ -32,6 +34,20 @@ def test_each_command_can_be_planned(command, make_model, tmp_path, monkeypatch,
     arguments += [] if "--help" in arguments else [f"paths.outputs={tmp_path / 'outputs'}"]
     monkeypatch.setattr("sys.argv", ["pipeline", *arguments])
     assert driver.run() == 0, capsys.readouterr().err
+
+
+def test_pack_commands_are_understood():
+    commands = re.findall(r"^python -m pipeline\.pack (.*)$", README, re.M)
+    assert {shlex.split(command)[0] for command in commands} == {"extract", "attach", "detach", "materialise"}
+    for command in commands:
+        pack.parser().parse_args(shlex.split(command))
+
+
+def test_the_table_of_architectures_is_that_of_the_tests():
+    section = README.partition("### Architectures")[2].partition("###")[0]
+    cells = [cell.strip() for row in re.findall(r"^\| (?!exact|---)(.*)\|$", section, re.M) for cell in row.split("|")]
+    assert [cell for cell in cells if cell] == list(EXACT)
+    assert all(name.split(",")[0] in section for name in REFUSED)
 
 
 def test_named_files_exist():

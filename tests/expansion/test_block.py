@@ -58,13 +58,14 @@ def test_identity_of_the_llama_family(make_model, tmp_path, config):
 
 
 def test_tensors_equal_the_authors_rule_without_a_cast(make_model, tmp_path):
-    """Recomputed from its definition: copies, with down_proj and o_proj zero; all else as it was, in bf16."""
-    source = make_model("bfloat16")
-    expand(source, tmp_path)
+    """N=8, P=1 on 32 blocks, from the rule's definition: split = L / (L' - L); after block i with (i + 1) % split == 0
+    comes a copy of it with down_proj and o_proj zero. All else is as it was, in bf16."""
+    source = make_model("bfloat16", num_hidden_layers=32)
+    expand(source, tmp_path, num_groups=8)
     before, after = load_file(source / "model.safetensors"), load_file(tmp_path / "model.safetensors")
-    expected, position = {n: t for n, t in before.items() if ".layers." not in n}, 0
-    for i in range(4):
-        for copy in range(2 if (i + 1) % 2 == 0 else 1):
+    expected, position, split = {n: t for n, t in before.items() if ".layers." not in n}, 0, 32 // (40 - 32)
+    for i in range(32):
+        for copy in range(2 if (i + 1) % split == 0 else 1):
             for name, tensor in before.items():
                 if f".layers.{i}." in name:
                     zero = copy and ("down_proj" in name or "o_proj" in name)
@@ -72,7 +73,7 @@ def test_tensors_equal_the_authors_rule_without_a_cast(make_model, tmp_path):
                         torch.zeros_like(tensor) if zero else tensor
                     )
             position += 1
-    assert expected.keys() == after.keys()
+    assert position == 40 and expected.keys() == after.keys()
     for name, tensor in expected.items():
         assert tensor.dtype == after[name].dtype == torch.bfloat16 and torch.equal(tensor, after[name]), name
 
