@@ -88,15 +88,20 @@ def run_report(config: dict[str, Any]) -> None:
     if config["dry_run"]:
         return
     outputs, cache, name = Path(config["paths"]["outputs"]), Path(config["paths"]["cache"]), config["name"]
-    files = sorted(
-        (outputs / "runs" / name).glob("*/graph.json"), key=lambda f: (f.parent.name != "default", f.parent.name)
-    )
+    files = (outputs / "runs" / name).glob("*/graph.json")
     cells = [cell for cell in map(build.load_cell, files) if _is_complete(cell, outputs)]
+    cells.sort(key=lambda cell: (cell.name != "default", _natural(cell.name)))
     node = build.report_node(config["report"], name, cells, config["launch"])
     directory = runner.run([node], outputs, cache)[node.fingerprint]
     page = artifact.publish(directory, outputs / "reports" / name)
     print((directory / "report.md").read_text())
     print(f"report: {page / 'index.html'}")
+
+
+def _natural(text: str) -> list[tuple[bool, float, str]]:
+    """A sort key by which num_groups=6 stands before num_groups=16."""
+    parts = re.split(r"(\d+(?:\.\d+)?)", text)
+    return [(index % 2 == 0, float(part) if index % 2 else 0.0, part) for index, part in enumerate(parts)]
 
 
 def _is_complete(cell: Cell, outputs: Path) -> bool:
