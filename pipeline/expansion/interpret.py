@@ -91,7 +91,7 @@ _ZERO_AT_ZERO = frozenset(
 _PRODUCTS = frozenset({"mm", "bmm", "matmul", "mul", "dot", "mv", "convolution", "_grouped_mm", "einsum", "linear"})
 _ADDS = frozenset({"add", "sub"})
 _JOINS = frozenset(
-    {"cat", "stack", "where", "index_add", "scatter_add", "index_put", "scatter", "copy", "masked_scatter", "maximum"}
+    {"cat", "stack", "where", "index_add", "scatter_add", "index_put", "scatter", "copy", "masked_scatter"}
 )
 _ZEROS = frozenset({"zeros", "zeros_like", "new_zeros", "zero"})
 _NORMS = frozenset({"native_layer_norm", "_fused_rms_norm", "rms_norm", "native_group_norm"})
@@ -146,7 +146,9 @@ class Interpreter(TorchDispatchMode):
         result = func(*args, **kwargs)
         in_place = name.endswith("_") and not name.startswith("_")
         fact = self._conclude(name.rstrip("_") if in_place else name, args, kwargs)
-        if fact is UNKNOWN and any(self.fact(leaf) in (SCALED, TANGLED) for leaf in tree_leaves((args, kwargs))):
+        known = {self.fact(leaf) for leaf in tree_leaves((args, kwargs))}
+        # What is chosen by a function of the scaled values (a mask, an index) is not proportional to them either.
+        if (TANGLED in known and fact in (SCALED, PLUS)) or (fact is UNKNOWN and known & {SCALED, TANGLED}):
             fact = TANGLED
         for tensor in tree_leaves(result):
             if isinstance(tensor, torch.Tensor):

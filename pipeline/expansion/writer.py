@@ -7,12 +7,11 @@ import hashlib
 import json
 import math
 from collections.abc import Callable, Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pipeline.models.directory import Form, begin_model, commit_model, write_weights
-from pipeline.models.safetensors_io import ITEM_BITS, Planned, Stored, content_hash, read_header, read_pieces
+from pipeline.models.safetensors_io import ITEM_BITS, Planned, Stored, read_header, read_pieces, sample_hash
 
 if TYPE_CHECKING:  # torch comes with these; copying does without it
     import torch
@@ -47,28 +46,22 @@ def write_expansion(
     tensors = _planned(plan, source.tensors)
     reads = {stored.file for stored in source.tensors.values()} | ({plan.made} if plan.made else set())
     begin_model(source.directory, target, reads)
-    with ThreadPoolExecutor(1) as pool:  # hashing reads ahead of the copy of the same blocks
-        hashes = pool.submit(_source_hashes, plan, source)
-        write_weights(target, tensors, shard_bytes, save)
-        plan = dataclasses.replace(plan, blocks=tuple(_pinned(plan, hashes.result())))
+    write_weights(target, tensors, shard_bytes, save)
+    plan = dataclasses.replace(plan, blocks=tuple(_pinned(plan, source)))
     commit_model(target, json.dumps(plan.config, indent=2) + "\n", json.dumps(plan.record(), indent=2) + "\n")
     return plan
 
 
-def _pinned(plan: Plan, hashes: Mapping[int, str]) -> Iterator[NewBlock]:
-    for block in plan.blocks:
-        yield block if block.source_hash else dataclasses.replace(block, source_hash=hashes[block.origin])
-
-
-def _source_hashes(plan: Plan, source: Source) -> dict[int, str]:
-    """sha256 over the tensors of each block that a new one is made from."""
+def _pinned(plan: Plan, source: Source) -> Iterator[NewBlock]:
+    """The map with, for each block of this round, what the block that it was made from looked like."""
     origins = {block.origin for block in plan.blocks if not block.source_hash}
-    digests = {origin: hashlib.sha256() for origin in sorted(origins)}
+    digests = {origin: hashlib.sha256() for origin in origins}
     for name in sorted(source.tensors):
         parts = source.blocks.split(name)
         if parts and parts[0] in digests:
-            digests[parts[0]].update(f"{name} {content_hash(source.tensors[name])}\n".encode())
-    return {origin: digest.hexdigest() for origin, digest in digests.items()}
+            digests[parts[0]].update(f"{name} {sample_hash(source.tensors[name])}\n".encode())
+    for block in plan.blocks:
+        yield block if block.source_hash else dataclasses.replace(block, source_hash=digests[block.origin].hexdigest())
 
 
 def _planned(plan: Plan, stored: Mapping[str, Stored]) -> dict[str, Planned]:

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import errno
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
-COPY_BYTES = 8 * 2**20
+COPY_BYTES = 2**20  # fits into a core's cache
 _KERNEL_COPY_BYTES = 256 * 2**20  # one call; short enough that an interrupt does not wait for long
 # What a kernel, a file system or a container's filter answers where it cannot copy between these two files.
 _NO_KERNEL_COPY = (errno.EXDEV, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL, errno.EPERM)
@@ -21,19 +22,45 @@ def write_at(fd: int, data: bytes | memoryview, position: int) -> None:
 
 
 def copy_at(source: Path, start: int, num_bytes: int, fd: int, position: int) -> None:
-    """Copy `num_bytes` at `start` of a file to a position of an open one, inside the kernel where it can.
+    """Copy `num_bytes` at `start` of a file to a position of an open one that is empty there.
+
+    Inside the kernel where it can, and holes stay holes.
 
     Raises:
         ValueError: the source ends before that.
     """
+    end = start + num_bytes
     with source.open("rb", buffering=0) as stream:
-        done = _kernel_copy(stream.fileno(), start, num_bytes, fd, position)
-        done += _plain_copy(stream.fileno(), start + done, num_bytes - done, fd, position + done)
-    if done != num_bytes:
+        copied_to = min(end, os.fstat(stream.fileno()).st_size)
+        if hasattr(os, "posix_fadvise"):
+            os.posix_fadvise(stream.fileno(), start, num_bytes, os.POSIX_FADV_SEQUENTIAL)
+        for first, last in _data_ranges(stream.fileno(), start, copied_to):
+            to = position + first - start
+            done = _kernel_copy(stream.fileno(), first, last - first, fd, to)
+            done += _plain_copy(stream.fileno(), first + done, last - first - done, fd, to + done)
+            if done != last - first:
+                copied_to = first + done
+                break
+    if copied_to != end:
         raise ValueError(
-            f"{source} ended at byte {start + done} while bytes {start} to {start + num_bytes} were copied from it; "
-            "it changed or is damaged: restore it and run again"
+            f"{source} ended at byte {copied_to} while bytes {start} to {end} were copied from it; it changed or is "
+            "damaged: restore it and run again"
         )
+
+
+def _data_ranges(fd: int, start: int, end: int) -> Iterator[tuple[int, int]]:
+    """Where between two positions a file is not a hole."""
+    while start < end:
+        try:
+            start = os.lseek(fd, start, os.SEEK_DATA)
+        except OSError as error:
+            if error.errno != errno.ENXIO:  # a hole up to the end of the file
+                raise
+            return
+        hole = os.lseek(fd, start, os.SEEK_HOLE)
+        if start < end:
+            yield start, min(hole, end)
+        start = hole
 
 
 def _kernel_copy(source: int, start: int, num_bytes: int, fd: int, position: int) -> int:
@@ -70,23 +97,25 @@ def partial_of(file: Path) -> Path:
     return file.with_name(f"{file.name}.partial")
 
 
-def commit(fd: int, file: Path) -> None:
-    """Give the written and still open `partial_of(file)` its name, after its bytes are on the disk."""
-    os.fsync(fd)
+def commit(file: Path) -> None:
+    """Give what was written to `partial_of(file)` its name, after its bytes are on the disk."""
+    _sync(partial_of(file))
     os.replace(partial_of(file), file)
 
 
 def write_text(file: Path, text: str) -> None:
     """Write a small file so that it is never seen in part."""
-    with partial_of(file).open("wb") as out:
-        out.write(text.encode())
-        out.flush()
-        commit(out.fileno(), file)
+    partial_of(file).write_bytes(text.encode())
+    commit(file)
 
 
 def sync_directory(directory: Path) -> None:
     """Put the names in a directory on the disk."""
-    fd = os.open(directory, os.O_RDONLY)
+    _sync(directory)
+
+
+def _sync(path: Path) -> None:
+    fd = os.open(path, os.O_RDONLY)
     try:
         os.fsync(fd)
     finally:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 
 import torch
@@ -15,6 +18,24 @@ def convert_gguf(gguf: Path, target: Path, dtype: torch.dtype, chat_template: st
     Raises:
         ValueError: the file does not fill the architecture that it names.
     """
+    with _read_once():
+        _convert(gguf, target, dtype, chat_template)
+
+
+@contextmanager
+def _read_once() -> Iterator[None]:
+    """transformers parses the file for the config, for the weights and for the tokenizer: seconds each time."""
+    import gguf
+
+    reader = gguf.GGUFReader
+    vars(gguf)["GGUFReader"] = cache(reader)
+    try:
+        yield
+    finally:
+        vars(gguf)["GGUFReader"] = reader
+
+
+def _convert(gguf: Path, target: Path, dtype: torch.dtype, chat_template: str | None) -> None:
     import transformers
 
     source: dict[str, object] = {"gguf_file": gguf.name, "local_files_only": True}

@@ -6,7 +6,7 @@ import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
-from pipeline.models.durable import sync_directory, write_text
+from pipeline.models.durable import commit, sync_directory, write_text
 from pipeline.models.reference import is_reference, read_reference
 from pipeline.models.tensor_file import (
     ITEM_BITS,
@@ -17,8 +17,10 @@ from pipeline.models.tensor_file import (
     read_bytes,
     read_header,
     read_pieces,
+    sample_hash,
     tensors_hash,
     write_file,
+    write_partial,
 )
 
 __all__ = [
@@ -34,6 +36,7 @@ __all__ = [
     "read_header",
     "read_index",
     "read_pieces",
+    "sample_hash",
     "tensors_hash",
     "weight_files",
     "write_file",
@@ -117,7 +120,9 @@ def write_shards(directory: Path, tensors: Mapping[str, Planned], shard_bytes: i
     if len(shards) > 1:
         names = [f"model-{i + 1:05d}-of-{len(shards):05d}.safetensors" for i in range(len(shards))]
     for name, shard in zip(names, shards, strict=True):
-        write_file(directory / name, shard)
+        write_partial(directory / name, shard)
+    for name in names:
+        commit(directory / name)
     if len(shards) > 1:
         weight_map = {tensor: name for name, shard in zip(names, shards, strict=True) for tensor in shard}
         write_index(directory, weight_map, sum(planned.num_bytes for planned in tensors.values()))

@@ -5,8 +5,9 @@
 
 One run makes a Llama of random bytes and expands it with N=8, P=1 in each way, in a fresh process with the base out of
 the page cache. Every time is taken twice: until the process ends, and until its files are on the disk (ours are when it
-ends). `cp` copies the directory that our whole export made, holes and all, so that it moves the same bytes; it runs
-once more at the end of ours, because a disk is not equally fast at all times, and ratios are to the mean of both.
+ends). `cp` copies the base and a file of the size of what the new blocks occupy, as old as the base: the same bytes as
+our whole export, and as cold (a copy of a file written just before is faster where a host caches the disk). It and ours
+run in turn for several rounds, because a disk is not equally fast at all times; the table shows medians, the JSON all.
 
 Ours does two things, which are shown apart: planning (imports torch and transformers, builds the architecture without
 weights) and writing. "export of it" writes the model by reference whole in a process of its own, which needs neither.
@@ -18,6 +19,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import os
 import shutil
 import statistics
@@ -26,6 +28,7 @@ import sys
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
 
 SHAPES = {
@@ -34,6 +37,7 @@ SHAPES = {
 }
 NUM_GROUPS = 8
 POLL_SECONDS = 0.02
+EXPORT = "  export of it"
 
 
 @dataclass
@@ -53,8 +57,8 @@ class Measured:
 # The base
 
 
-def make_base(directory: Path, shape: dict[str, int]) -> None:
-    """A Llama of incompressible bytes, written as it is drawn."""
+def make_base(directory: Path, again: Path, shape: dict[str, int]) -> None:
+    """A Llama of incompressible bytes, written as it is drawn; in `again` as many as its expansion copies twice."""
     from pipeline.models.safetensors_io import Planned, write_shards
 
     hidden, inner, vocab = shape["hidden"], shape["intermediate"], shape["vocab"]
@@ -68,10 +72,15 @@ def make_base(directory: Path, shape: dict[str, int]) -> None:
     shapes |= {"model.norm.weight": (hidden,), "lm_head.weight": (vocab, hidden)}
     tensors = {}
     for name, size in shapes.items():
-        num_bytes = 2 * size[0] * (size[1] if len(size) > 1 else 1)
-        tensors[name] = Planned("BF16", size, num_bytes, lambda n=num_bytes: _noise(n))
+        num_bytes = 2 * math.prod(size)
+        tensors[name] = Planned("BF16", size, num_bytes, partial(_noise, num_bytes))
     directory.mkdir(parents=True)
     write_shards(directory, tensors, shape["shard_bytes"])
+    # What eight copied blocks occupy: their zeroed o_proj and down_proj are holes.
+    copied = [size for name, size in block.items() if "o_proj" not in name and "down_proj" not in name]
+    again.mkdir()
+    with (again / "copied_blocks").open("wb") as file:
+        file.writelines(_noise(NUM_GROUPS * sum(2 * math.prod(size) for size in copied)))
     config = {
         "architectures": ["LlamaForCausalLM"], "model_type": "llama", "hidden_size": hidden, "vocab_size": vocab,
         "intermediate_size": inner, "num_hidden_layers": shape["blocks"], "num_attention_heads": shape["heads"],
@@ -153,13 +162,13 @@ def mergekit_command(base: Path, target: Path, shape: dict[str, int], python: Pa
 # Measuring
 
 
-def measure(way: str, command: Sequence[str], base: Path, target: Path) -> Measured:
+def measure(way: str, command: Sequence[str], target: Path) -> Measured:
     """Run a command with cold files and watch its memory.
 
     Raises:
         RuntimeError: it failed.
     """
-    _evict(base)
+    _evict(target.parent)
     begun = time.monotonic()
     environment = {**os.environ, "HF_HUB_OFFLINE": "1", "PYTHONPATH": str(Path(__file__).parents[2])}
     with open(target.with_suffix(".log"), "w+") as log:
@@ -211,57 +220,72 @@ def _evict(directory: Path) -> None:
         os.close(fd)
 
 
-def run_all(place: Path, shape: dict[str, int], mergekit: Path | None) -> tuple[list[Measured], dict[str, str]]:
-    """Every way in turn; an output is deleted when nothing needs it any more. Also what could not be run, and why."""
-    base, whole, ref = place / "base", place / "whole", place / "ref"
-    myself = [sys.executable, str(Path(__file__).resolve()), "--shard-bytes", str(shape["shard_bytes"])]
-    commands = {
-        "ours, whole": ([*myself, "--step", "whole", str(base), str(whole)], base, whole),
-        "cp": (["cp", "-r", str(whole), str(place / "cp")], whole, place / "cp"),
-        "ours, by reference": ([*myself, "--step", "reference", str(base), str(ref)], base, ref),
-        "  export of it": ([*myself, "--step", "export", str(ref), str(place / "export")], base, place / "export"),
-        "cp again": (["cp", "-r", str(whole), str(place / "cp")], whole, place / "cp"),
-        "whole state dict": ([*myself, "--step", "dict", str(base), str(place / "dict")], base, place / "dict"),
-    }
+def run_rounds(place: Path, shape: dict[str, int], rounds: int) -> list[Measured]:
+    """Ours and `cp` in turn; outputs are deleted when nothing needs them any more."""
+    base, whole, ref, export, copy = (place / name for name in ("base", "whole", "ref", "export", "cp"))
+    results = []
+    for index in range(rounds):
+        print(f"round {index + 1} ...", file=sys.stderr, flush=True)
+        results.append(measure("ours, whole", _step("whole", base, whole, shape), whole))
+        shutil.rmtree(whole)
+        copy.mkdir()
+        results.append(measure("cp", ["cp", "-r", str(base), str(place / "again"), str(copy)], copy))
+        shutil.rmtree(copy)
+        results.append(measure("ours, by reference", _step("reference", base, ref, shape), ref))
+        results.append(measure(EXPORT, _step("export", ref, export, shape), export))
+        shutil.rmtree(export)
+        shutil.rmtree(ref)
+    return results
+
+
+def run_others(place: Path, shape: dict[str, int], mergekit: Path | None) -> tuple[list[Measured], dict[str, str]]:
+    """The other tools once each, and which could not be run and why."""
+    base, target = place / "base", place / "other"
+    commands = {"whole state dict": _step("dict", base, target, shape)}
     absent = {"mergekit passthrough": "not installed; give the python of its environment with --mergekit"}
     if mergekit and (mergekit.parent / "mergekit-yaml").exists():
-        target = place / "mergekit"
-        commands["mergekit passthrough"] = (mergekit_command(base, target, shape, mergekit), base, target)
+        commands["mergekit passthrough"] = mergekit_command(base, target, shape, mergekit)
         absent = {}
     results = []
-    for way, (command, read, target) in commands.items():
+    for way, command in commands.items():
         print(f"{way} ...", file=sys.stderr, flush=True)
         try:
-            results.append(measure(way, command, read, target))
+            results.append(measure(way, command, target))
         except RuntimeError as error:
             absent[way] = str(error)
-        if target not in (whole, ref):
-            shutil.rmtree(target, ignore_errors=True)
-        if way == "cp again":
-            shutil.rmtree(whole)
+        shutil.rmtree(target, ignore_errors=True)
     return results, absent
+
+
+def _step(step: str, base: Path, target: Path, shape: dict[str, int]) -> list[str]:
+    myself = [sys.executable, str(Path(__file__).resolve()), "--shard-bytes", str(shape["shard_bytes"])]
+    return [*myself, "--step", step, str(base), str(target)]
 
 
 # Showing
 
 
 def table(results: Sequence[Measured], absent: dict[str, str]) -> str:
-    """One line a way, times also as multiples of `cp`'s."""
-    copies = [result for result in results if result.way.startswith("cp")]
-    cp = statistics.mean(result.seconds for result in copies)
-    durable_cp = statistics.mean(result.durable_seconds for result in copies)
+    """One line a way, medians over its runs, times also as multiples of `cp`'s."""
+
+    def median(way: str, field_name: str) -> float:
+        return statistics.median(getattr(r, field_name) for r in results if r.way == way)
 
     def line(way: str, seconds: float, durable: float, rest: str) -> str:
-        return f"{way:22}{seconds:>8.1f}s{durable:>8.1f}s{seconds / cp:>7.2f}{durable / durable_cp:>11.2f}{rest}"
+        ratios = f"{seconds / median('cp', 'seconds'):>7.2f}{durable / median('cp', 'durable_seconds'):>11.2f}"
+        return f"{way:22}{seconds:>8.1f}s{durable:>8.1f}s{ratios}{rest}"
 
-    lines = [f"{'':22}{'process':>9}{'on disk':>9}{'/ cp':>7}{'/ cp+sync':>11}{'GB':>8}{'RSS MiB':>9}{'anonymous':>11}"]
-    for r in results:
-        memory = f"{r.size / 1e9:>8.2f}{r.peak_rss / 2**20:>9.0f}{r.peak_anonymous / 2**20:>11.0f}"
-        lines.append(line(r.way, r.seconds, r.durable_seconds, memory))
-        if r.phases:
-            writing = r.phases["writing_seconds"]
-            above = (r.peak_anonymous - r.phases["anonymous_after_planning"]) / 2**20
-            lines.append(line("  its writing alone", writing, writing, f"{'':>17}{f'+{above:.0f}':>11}"))
+    head = f"{'':22}{'process':>9}{'on disk':>9}{'/ cp':>7}{'/ cp+sync':>11}{'GB':>8}{'occupied':>10}"
+    lines = [f"{head}{'RSS MiB':>9}{'anonymous':>11}"]
+    for way in dict.fromkeys(r.way for r in results):
+        own = [r for r in results if r.way == way]
+        sizes = f"{own[0].size / 1e9:>8.2f}{own[0].on_disk / 1e9:>10.2f}"
+        memory = f"{median(way, 'peak_rss') / 2**20:>9.0f}{median(way, 'peak_anonymous') / 2**20:>11.0f}"
+        lines.append(line(way, median(way, "seconds"), median(way, "durable_seconds"), sizes + memory))
+        if own[0].phases:
+            writing = statistics.median(r.phases["writing_seconds"] for r in own)
+            above = max(r.peak_anonymous - r.phases["anonymous_after_planning"] for r in own) / 2**20
+            lines.append(line("  its writing alone", writing, writing, f"{'':>27}{f'+{above:.0f}':>11}"))
     return "\n".join([*lines, *(f"{way:22}{why}" for way, why in absent.items())])
 
 
@@ -270,6 +294,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--scale", choices=SHAPES, default="7b")
     parser.add_argument("--place", type=Path, default=Path("/tmp/expand-bench"), help="is created and removed")
+    parser.add_argument("--rounds", type=int, default=3, help="of ours and cp in turn")
     parser.add_argument("--json", type=Path, help="where the numbers go")
     parser.add_argument("--mergekit", type=Path, help="the python of an environment that has mergekit")
     parser.add_argument("--shard-bytes", type=int, help=argparse.SUPPRESS)
@@ -288,8 +313,10 @@ def main() -> None:
     arguments.place.mkdir(parents=True)
     try:
         print("making the base ...", file=sys.stderr, flush=True)
-        make_base(arguments.place / "base", shape)
-        results, absent = run_all(arguments.place, shape, arguments.mergekit)
+        make_base(arguments.place / "base", arguments.place / "again", shape)
+        results = run_rounds(arguments.place, shape, arguments.rounds)
+        others, absent = run_others(arguments.place, shape, arguments.mergekit)
+        results += others
     finally:
         shutil.rmtree(arguments.place)
     print(table(results, absent))

@@ -22,7 +22,7 @@ from pipeline.expansion.base import Recipe, read_source
 from pipeline.expansion.block import BlockExpansion
 from pipeline.expansion.writer import write_expansion
 from pipeline.models import durable, load
-from pipeline.models.directory import check_directory
+from pipeline.models.directory import check_directory, materialise
 from pipeline.models.safetensors_io import read_header, read_index, tensors_hash, weight_files
 
 UP = "model.layers.2.mlp.up_proj.weight"
@@ -117,6 +117,9 @@ def test_zeros_take_no_room_on_the_disk(make_model, tmp_path):
     if file.stat().st_blocks * 512 >= file.stat().st_size:
         pytest.skip("this file system has no holes")
     assert file.stat().st_blocks * 512 < file.stat().st_size - zeros * 0.9
+    materialise(tmp_path, tmp_path / "again")
+    again = tmp_path / "again" / "model.safetensors"
+    assert again.read_bytes() == file.read_bytes() and again.stat().st_blocks <= file.stat().st_blocks
 
 
 @pytest.mark.parametrize(

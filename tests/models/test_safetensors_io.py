@@ -15,6 +15,7 @@ from pipeline.models.safetensors_io import (
     read_header,
     read_index,
     read_pieces,
+    sample_hash,
     tensors_hash,
     write_file,
     write_shards,
@@ -73,6 +74,14 @@ def test_a_fingerprint_sees_a_trained_tensor(file):
     data[stored.start + stored.num_bytes - 1] ^= 1
     file.write_bytes(data)
     assert fingerprint(file) == before
+
+
+def test_a_sample_sees_trained_tensors_and_dtypes(tmp_path):
+    tensor = torch.randn(2**20 + 700)
+    tensors = {"a": tensor, "b": tensor + 1e-4, "c": tensor.clone().view(torch.int32), "d": tensor.clone()}
+    save_file(tensors, tmp_path / "model.safetensors")
+    hashes = {name: sample_hash(stored) for name, stored in read_header(tmp_path / "model.safetensors").items()}
+    assert len(set(hashes.values())) == 3 and hashes["a"] == hashes["d"]
 
 
 def test_pieces_are_the_bytes(file):
