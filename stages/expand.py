@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import shutil
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from hydra.utils import instantiate
 
 from pipeline.engine import worker
+
+if TYPE_CHECKING:
+    from pipeline.expansion.base import Plan
+    from pipeline.expansion.verify import Proof
 
 VERSION = 2
 SINGLE_PROCESS = True
@@ -54,24 +59,23 @@ def run(context: worker.Context) -> dict[str, Any]:
     stack = read_stack(target)
     if stack is not None:
         write_inspection(stack, context.directory)
-    return {**_counts(target, plan.new_parameters, source.anatomy.num_blocks), **_distance(proof)}
+    return {**_counts(target, plan, source.anatomy.num_blocks), **_distance(proof)}
 
 
-def _counts(target: Any, new_parameters: tuple[str, ...], num_source_blocks: int) -> dict[str, int]:
-    from pipeline.expansion.base import read_source
-    from pipeline.models.safetensors_io import ITEM_BITS
+def _counts(target: Path, plan: Plan, num_source_blocks: int) -> dict[str, int]:
+    from pipeline.models.safetensors_io import ITEM_BITS, read_index
 
-    grown = read_source(target)
-    sizes = {name: t.num_bytes * 8 // ITEM_BITS[t.dtype] for name, t in grown.tensors.items()}
+    sizes = {name: t.num_bytes * 8 // ITEM_BITS[t.dtype] for name, t in read_index(target).items()}
+    num_blocks = len(plan.stack) or num_source_blocks
     return {
-        "num_blocks": grown.anatomy.num_blocks,
-        "num_new_blocks": grown.anatomy.num_blocks - num_source_blocks,
+        "num_blocks": num_blocks,
+        "num_new_blocks": num_blocks - num_source_blocks,
         "num_parameters": sum(sizes.values()),
-        "num_new_parameters": sum(sizes[name] for name in new_parameters),
+        "num_new_parameters": sum(sizes[name] for name in plan.new_parameters),
     }
 
 
-def _distance(proof: Any) -> dict[str, Any]:
+def _distance(proof: Proof) -> dict[str, Any]:
     return {"exact": proof.exact, "max_abs_difference": proof.max_abs_difference}
 
 

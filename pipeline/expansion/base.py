@@ -40,7 +40,7 @@ class NewBlock:
         origin: the index of the block it was made from, in the stack before this round.
         group: counts the insertion points of its round from 0.
         round: counts expansions from 1.
-        source_hash: sha256 over the origin's tensors.
+        source_hash: sha256 over samples of the origin's tensors; see `tensor_file.sample_hash`.
         lr_scale: what the learning rate of its parameters is multiplied by (ADEPT); 1 for every other method.
     """
 
