@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.engine import worker
+from pipeline.engine.build import depth
 
 VERSION = 1
 SINGLE_PROCESS = True
@@ -18,8 +19,10 @@ def check(params: dict[str, Any], facts: dict[str, Any]) -> None:
         raise ValueError(f"model.source.kind={kind!r} is not known; use one of {', '.join(known)}")
     if kind == "local" and facts.get("local_model"):
         from pipeline.models.directory import check_directory
+        from pipeline.models.safetensors_io import has_only_pickles
 
-        check_directory(Path(facts["local_model"]))
+        if not has_only_pickles(Path(facts["local_model"])):
+            check_directory(Path(facts["local_model"]))
 
 
 def run(context: worker.Context) -> dict[str, Any]:
@@ -35,7 +38,7 @@ def run(context: worker.Context) -> dict[str, Any]:
     tokenizer = load_tokenizer(directory)
     return {
         "num_parameters": sum(t.num_bytes * 8 // ITEM_BITS[t.dtype] for t in stored.values()),
-        "num_blocks": config["num_hidden_layers"],
+        "num_blocks": depth(config),
         "model_type": config.get("model_type"),
         "vocab_size": len(tokenizer),
     }
@@ -43,20 +46,26 @@ def run(context: worker.Context) -> dict[str, Any]:
 
 def _materialise(context: worker.Context) -> Path:
     source, own = context.params["source"], context.directory / "model"
-    if source["kind"] == "local":
-        directory = context.locate(source)
-        context.record(model_path=str(directory))
-        return directory
-    if source["kind"] == "hub":
-        directory = _download(source)
-        context.record(model_path=str(directory))
-        return directory
+    if source["kind"] in ("local", "hub"):
+        return _where_it_lies(context, context.locate(source) if source["kind"] == "local" else _download(source), own)
     if source["kind"] == "random":
         from pipeline.models.tiny import save_random
 
         save_random(own, source["config"], context.params["dtype"], source["seed"])
         return own
     return _from_package(context, own)
+
+
+def _where_it_lies(context: worker.Context, directory: Path, own: Path) -> Path:
+    """Weights in safetensors are used where they are; older checkpoints are converted once."""
+    from pipeline.models.bin import convert_bin
+    from pipeline.models.safetensors_io import has_only_pickles
+
+    if has_only_pickles(directory):
+        convert_bin(directory, own)
+        return own
+    context.record(model_path=str(directory))
+    return directory
 
 
 def _from_package(context: worker.Context, own: Path) -> Path:
@@ -79,17 +88,19 @@ def _download(source: dict[str, Any]) -> Path:
     from huggingface_hub import snapshot_download
 
     patterns = ["*.safetensors", "*.json", "*.jinja", "tokenizer*", "*.model", "*.txt", "LICENSE*"]
-    return Path(snapshot_download(source["repo"], revision=source["revision"], allow_patterns=patterns))
+    where = Path(snapshot_download(source["repo"], revision=source["revision"], allow_patterns=patterns))
+    if not any(where.glob("*.safetensors")):
+        snapshot_download(source["repo"], revision=source["revision"], allow_patterns=["pytorch_model*"])
+    return where
 
 
 def _compare(params: dict[str, Any], config: dict[str, Any]) -> None:
     """The facts that the driver checked a request against must be the model's own."""
-    for fact, key in (("num_blocks", "num_hidden_layers"), ("max_position_embeddings", "max_position_embeddings")):
-        expected, found = params.get(fact), config.get(key)
+    stated = {"num_blocks": depth(config), "max_position_embeddings": config.get("max_position_embeddings")}
+    for fact, found in stated.items():
+        expected = params.get(fact)
         if expected is not None and found is not None and expected != found:
-            raise ValueError(
-                f"model.{fact}={expected}, but the model's config.json says {key}={found}; correct conf/model"
-            )
+            raise ValueError(f"model.{fact}={expected}, but the model's config.json says {found}; correct conf/model")
 
 
 if __name__ == "__main__":

@@ -64,6 +64,7 @@ def targets(node: object) -> list[dict]:
 def every_target() -> dict[str, dict]:
     found: dict[str, dict] = {}
     runs = [["experiment=llama_pro"], ["strategy@pretrain.strategy=lora"], []]
+    runs += [[f"expand={o}"] for o in options("expand")]
     runs += [[f"data@pretrain.data={o}"] for o in options("data") if "sft" not in o and "chat" not in o]
     for overrides in runs:
         try:
@@ -122,11 +123,11 @@ def test_the_papers_run(tmp_path):
     """LLaMA2-7B, N=8, P=1, 32 -> 40; batch 1024 x 4096, lr 2e-4, 15,900 steps; SFT batch 128, lr 2e-5."""
     cell, facts = plan("experiment=llama_pro", tmp_path=tmp_path)
     assert facts["num_blocks"] == 32
-    assert cell.models["expanded"].params["method"] | {"_target_": 0} == {
-        "_target_": 0,
-        "num_groups": 8,
-        "per_group": 1,
-    }
+    method = {
+        "num_groups": 8, "per_group": 1, "position": "interleaved", "origin": "top", "init": "zero_writers",
+        "positions": None, "strict": True, "seed": 0,
+    }  # fmt: skip
+    assert {**cell.models["expanded"].params["method"], "_target_": 0} == {**method, "_target_": 0}
     pretrain, sft = cell.models["post-pretrained"].params, cell.models["tuned"].params
     expected = {
         "seq_len": 4096, "batch_size": 1024, "num_steps": 15900, "lr": 2e-4, "warmup_ratio": 0.06, "weight_decay": 0.1,

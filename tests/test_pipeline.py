@@ -153,6 +153,21 @@ def test_a_local_model_is_used_where_it_lies(arguments, make_model, tmp_path):
     assert manifest(artifacts(outputs, "expand")[0])["metrics"]["num_blocks"] == 6
 
 
+def test_another_family_in_an_old_format_goes_all_the_way(arguments, make_model, tmp_path):
+    """GPT-2 calls its depth n_layer, its writers c_proj, and this one is a pytorch_model.bin; saved by reference."""
+    sizes = {"n_embd": 32, "n_layer": 4, "n_head": 4, "n_positions": 512, "bos_token_id": 0}
+    directory = shutil.copytree(make_model(model_type="gpt2", **sizes), tmp_path / "gpt2")
+    tensors = load_file(directory / "model.safetensors")
+    (directory / "model.safetensors").unlink()
+    torch.save(tensors, directory / "pytorch_model.bin")
+    run([*local(arguments, directory), "stage=pretrain", "launch=inprocess", "expand.save=reference"])
+    outputs = tmp_path / "outputs"
+    grown, trained = manifest(artifacts(outputs, "expand")[0]), manifest(artifacts(outputs, "pretrain")[0])
+    assert grown["metrics"]["exact"] and grown["metrics"]["num_blocks"] == 6
+    assert not (artifacts(outputs, "expand")[0] / "model" / "model.safetensors").exists()
+    assert trained["metrics"]["num_trainable"] == grown["metrics"]["num_new_parameters"]
+
+
 @pytest.mark.parametrize(
     ("damage", "message"),
     [

@@ -17,6 +17,7 @@ from pipeline.engine.locations import localize
 STAGES = ("base", "data", "expand", "pretrain", "sft", "evaluate", "report")
 ROWS = {"base": "base", "expand": "expanded", "pretrain": "post-pretrained", "sft": "tuned"}
 TRAINING = ("pretrain", "sft")
+DEPTH_KEYS = ("num_hidden_layers", "n_layer", "n_layers", "num_layers")  # in the config.json of one family or another
 DESCRIPTION = ("title", "group", "note")  # of a benchmark: for the report, not for the evaluation
 
 
@@ -139,6 +140,12 @@ def _version(stage: str) -> int:
     return int(importlib.import_module(f"stages.{stage}").VERSION)
 
 
+def depth(config: Mapping[str, Any]) -> int | None:
+    """How many blocks a config.json states, under the name that its family has for it."""
+    section = config.get("text_config", config)
+    return next((section[key] for key in DEPTH_KEYS if key in section), None)
+
+
 def _facts(model: Mapping[str, Any]) -> dict[str, Any]:
     """What is known of the base model before anything is fetched; read from its files where it is local."""
     facts = {key: model.get(key) for key in ("num_blocks", "max_position_embeddings")} | {"expanded": False}
@@ -153,7 +160,7 @@ def _facts(model: Mapping[str, Any]) -> dict[str, Any]:
             config = json.loads(file.read_text())
         except ValueError as error:
             raise ConfigError(f"model.source.path: {file} is damaged: {error}") from error
-        facts["num_blocks"] = facts["num_blocks"] or config.get("num_hidden_layers")
+        facts["num_blocks"] = facts["num_blocks"] or depth(config)
         facts["max_position_embeddings"] = facts["max_position_embeddings"] or config.get("max_position_embeddings")
         facts["expanded"] = (directory / "expansion.json").is_file()
         facts["local_model"] = str(directory)

@@ -6,13 +6,15 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
-from pipeline.data.corpus import Place
 from pipeline.expansion.layout import Slot
-from pipeline.expansion.structure import Anatomy, build
 from pipeline.models.directory import read_config, read_expansion
 from pipeline.models.safetensors_io import Stored, read_index
+
+if TYPE_CHECKING:  # these bring torch, which the check of a request does without
+    from pipeline.data.corpus import Place
+    from pipeline.expansion.structure import Anatomy
 
 
 @dataclass(frozen=True)
@@ -222,6 +224,8 @@ def read_source(directory: Path) -> Source:
     Raises:
         ValueError: it is damaged, or of an architecture that transformers cannot build.
     """
+    from pipeline.expansion.structure import build
+
     config, tensors = read_config(directory), read_index(directory)
     anatomy = build(config)
     blocks = find_blocks(tensors, anatomy.num_blocks, anatomy.prefix)

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
-from pipeline.data.corpus import Place
 from pipeline.expansion.base import Plan, Recipe, Source, grow_map
 from pipeline.expansion.layout import Layout, Slot
-from pipeline.expansion.surgery import check_grown, grow_config
+
+if TYPE_CHECKING:
+    from pipeline.data.corpus import Place
 
 INITIALISATIONS = ("zero_writers", "copy", "zero_norms", "random", "average")
 EXACT = ("zero_writers", "zero_norms")
@@ -85,6 +86,8 @@ def plan_stack(
     Raises:
         ValueError: the config cannot follow; see `grow_config` and `check_grown`.
     """
+    from pipeline.expansion.surgery import check_grown, grow_config
+
     config = grow_config(source.config, stack, source.anatomy)
     check_grown(config, stack, source.anatomy)
     by_block, blocks = source.by_block(), source.blocks

@@ -6,12 +6,14 @@ import struct
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
-from pipeline.data.corpus import Place
 from pipeline.expansion.base import Plan, Recipe, Source, grow_map
 from pipeline.expansion.layout import Slot
 from pipeline.models.safetensors_io import Planned, write_file
+
+if TYPE_CHECKING:
+    from pipeline.data.corpus import Place
 
 MODES = ("exact", "faithful")
 

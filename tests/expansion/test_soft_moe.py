@@ -169,7 +169,11 @@ def test_missing_ffn_weights_are_named(make_model, tmp_path):
 def test_the_config_names_the_fields_of_the_method():
     file = Path(__file__).parents[2] / "conf" / "expand" / "soft_moe.yaml"
     keys = yaml.safe_load(file.read_text())
-    assert keys.pop("skip") is False and keys.pop("_target_") == f"{SoftMoe.__module__}.SoftMoe"
+    assert (
+        keys.pop("skip") is False
+        and keys.pop("save") == "whole"
+        and keys.pop("_target_") == f"{SoftMoe.__module__}.SoftMoe"
+    )
     assert set(keys) == {field.name for field in dataclasses.fields(SoftMoe)}
     SoftMoe(**keys).check(4)
 
