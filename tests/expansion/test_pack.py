@@ -12,7 +12,6 @@ from safetensors.torch import load_file, save_file
 from pipeline.expansion.base import read_source
 from pipeline.expansion.block import BlockExpansion
 from pipeline.expansion.pack import attach, attached_packs, detach, extract, inspect
-from pipeline.expansion.structure import build
 from pipeline.expansion.verify import verify_identity
 from pipeline.expansion.writer import write_expansion
 from pipeline.models import load
@@ -45,25 +44,8 @@ SCALED = {
 }
 
 
-@pytest.fixture(scope="module", autouse=True)
-def build_once():
-    """Building and interpreting a model without weights takes most of the time, and gives the same every time."""
-    anatomies = {}
-
-    def once(config):
-        key = json.dumps(config, sort_keys=True)
-        if key not in anatomies:
-            anatomies[key] = build(config)
-        return anatomies[key]
-
-    with pytest.MonkeyPatch.context() as patch:
-        for module in ("base", "surgery", "pack"):
-            patch.setattr(f"pipeline.expansion.{module}.build", once)
-        yield
-
-
 @pytest.fixture(scope="module")
-def trained_on(make_model, tmp_path_factory, build_once):
+def trained_on(make_model, tmp_path_factory):
     """A function: a tiny base, a model grown from it whose new tensors are random, and the pack `law` of these."""
     made: dict[str, tuple[Path, Path, Path]] = {}
 
