@@ -20,7 +20,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from pipeline.models.durable import partial_of, sync_directory
+from pipeline.models.durable import partial_of, sync
 from pipeline.models.safetensors_io import Stored, read_header
 
 FORMAT = 1
@@ -196,9 +196,9 @@ def fresh_directory(target: Path) -> Iterator[Path]:
     partial.mkdir(parents=True)
     try:
         yield partial
-        sync_directory(partial)
+        sync(partial)
         os.rename(partial, target)
     except BaseException:
         shutil.rmtree(partial, ignore_errors=True)
         raise
-    sync_directory(target.parent)
+    sync(target.parent)

@@ -15,7 +15,7 @@ from pickle import UnpicklingError
 import torch
 
 from pipeline.models.directory import CONFIG_FILE, begin_model, commit_model, read_config
-from pipeline.models.durable import sync_directory
+from pipeline.models.durable import sync
 from pipeline.models.safetensors_io import SINGLE_FILE, Planned, write_file, write_index
 from pipeline.models.save import DTYPES, raw_bytes
 
@@ -51,7 +51,7 @@ def convert_bin(directory: Path, target: Path) -> None:
         total += sum(planned.num_bytes for planned in tensors.values())
     if len(shards) > 1:
         write_index(target, weight_map, total)
-    sync_directory(target)
+    sync(target)
     commit_model(target, (directory / CONFIG_FILE).read_text(), None)
 
 

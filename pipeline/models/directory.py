@@ -9,7 +9,7 @@ from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 from typing import Literal
 
-from pipeline.models.durable import partial_of, sync_directory, write_text
+from pipeline.models.durable import partial_of, sync, write_text
 from pipeline.models.reference import OWN_FILE, REFERENCE_FILE, write_reference
 from pipeline.models.safetensors_io import INDEX_FILE, Planned, Stored, read_index, write_shards
 
@@ -122,9 +122,9 @@ def commit_model(target: Path, config: str, expansion: str | None) -> None:
     """Write the texts of expansion.json and, last, of config.json, without which nothing loads the directory."""
     if expansion is not None:
         write_text(target / EXPANSION_FILE, expansion)
-    sync_directory(target)
+    sync(target)
     write_text(target / CONFIG_FILE, config)
-    sync_directory(target)
+    sync(target)
 
 
 def materialise(directory: Path, target: Path, shard_bytes: int = 5 * 10**9) -> None:

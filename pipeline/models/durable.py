@@ -99,7 +99,7 @@ def partial_of(file: Path) -> Path:
 
 def commit(file: Path) -> None:
     """Give what was written to `partial_of(file)` its name, after its bytes are on the disk."""
-    _sync(partial_of(file))
+    sync(partial_of(file))
     os.replace(partial_of(file), file)
 
 
@@ -109,12 +109,8 @@ def write_text(file: Path, text: str) -> None:
     commit(file)
 
 
-def sync_directory(directory: Path) -> None:
-    """Put the names in a directory on the disk."""
-    _sync(directory)
-
-
-def _sync(path: Path) -> None:
+def sync(path: Path) -> None:
+    """Put the bytes of a file, or the names in a directory, on the disk."""
     fd = os.open(path, os.O_RDONLY)
     try:
         os.fsync(fd)

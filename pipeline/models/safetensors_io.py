@@ -6,7 +6,7 @@ import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
-from pipeline.models.durable import commit, sync_directory, write_text
+from pipeline.models.durable import commit, sync, write_text
 from pipeline.models.reference import is_reference, read_reference
 from pipeline.models.tensor_file import (
     ITEM_BITS,
@@ -126,7 +126,7 @@ def write_shards(directory: Path, tensors: Mapping[str, Planned], shard_bytes: i
     if len(shards) > 1:
         weight_map = {tensor: name for name, shard in zip(names, shards, strict=True) for tensor in shard}
         write_index(directory, weight_map, sum(planned.num_bytes for planned in tensors.values()))
-    sync_directory(directory)
+    sync(directory)
     return [directory / name for name in names]
 
 

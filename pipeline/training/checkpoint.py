@@ -7,7 +7,6 @@ leaves the one before it. Frozen tensors are not in it: they are in the model th
 from __future__ import annotations
 
 import json
-import os
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
@@ -15,6 +14,8 @@ from typing import Any
 
 import torch
 from safetensors.torch import load_file, save_file
+
+from pipeline.models.durable import sync
 
 _PREFIX = "step-"
 
@@ -41,11 +42,11 @@ def save_checkpoint(
     save_file(_optimizer_tensors(trainable, optimizer), partial / "optimizer.safetensors")
     (partial / "state.json").write_text(json.dumps({"step": step, **state}))
     for file in partial.iterdir():
-        _fsync(file)
-    _fsync(partial)
+        sync(file)
+    sync(partial)
     shutil.rmtree(final, ignore_errors=True)
     partial.rename(final)
-    _fsync(folder)
+    sync(folder)
     for old in _steps(folder)[:-keep]:
         shutil.rmtree(old)
 
@@ -93,11 +94,3 @@ def _optimizer_tensors(
 
 def _steps(folder: Path) -> list[Path]:
     return sorted(p for p in folder.glob(f"{_PREFIX}*") if p.is_dir())
-
-
-def _fsync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
