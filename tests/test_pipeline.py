@@ -121,23 +121,18 @@ def test_a_sweep_shares_what_it_can_and_ends_in_one_report(arguments, tmp_path):
     assert json.dumps(data).count("expand.num_groups=") >= 2
 
 
-def test_a_corrupted_artifact_is_noticed_before_it_is_used(arguments, tmp_path):
+def test_a_damaged_artifact_is_noticed_before_it_is_used(arguments, tmp_path):
     arguments = [*arguments, "launch=inprocess", "launch.cpu=true"]
-    run([*arguments, "stage=expand"])
-    file = artifacts(tmp_path / "outputs", "expand")[0] / "model" / "model.safetensors"
+    run([*arguments, "stage=base"])
+    base = artifacts(tmp_path / "outputs", "base")[0]
+    file, text = base / "model" / "model.safetensors", (base / "manifest.json").read_text()
     data = bytearray(file.read_bytes())
     data[-1] ^= 1
     file.write_bytes(data)
-    output = run([*arguments, "stage=pretrain"], expect=1)
+    output = run([*arguments, "stage=expand"], expect=1)
     assert "ArtifactError" in output and "model.safetensors" in output and "delete" in output
-    assert not artifacts(tmp_path / "outputs", "pretrain")
-
-
-def test_a_truncated_manifest_is_named(arguments, tmp_path):
-    arguments = [*arguments, "launch=inprocess", "launch.cpu=true"]
-    run([*arguments, "stage=base"])
-    file = artifacts(tmp_path / "outputs", "base")[0] / "manifest.json"
-    file.write_text(file.read_text()[:100])
+    assert not artifacts(tmp_path / "outputs", "expand")
+    (base / "manifest.json").write_text(text[:100])
     output = run([*arguments, "stage=base"], expect=1)
     assert "ArtifactError" in output and "manifest.json" in output and "delete" in output
 

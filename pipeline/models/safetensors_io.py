@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from pipeline.models.durable import commit, sync, write_text
@@ -46,6 +48,7 @@ __all__ = [
 
 SINGLE_FILE = "model.safetensors"
 INDEX_FILE = "model.safetensors.index.json"
+_WRITERS = 4  # shards written at once, at most
 
 
 def has_only_pickles(directory: Path) -> bool:
@@ -104,8 +107,9 @@ def _weight_map(index: Path) -> dict[str, str]:
 
 
 def write_shards(directory: Path, tensors: Mapping[str, Planned], shard_bytes: int = 5 * 10**9) -> list[Path]:
-    """Write tensors as one `model.safetensors` or as numbered shards with an index, one tensor at a time, fsynced.
+    """Write tensors as one `model.safetensors` or as numbered shards with an index, fsynced.
 
+    A shard is written one tensor at a time; some shards are at once, as copying on a fast disk waits for a core.
     The first copy of each stored tensor goes with its neighbours: one shard a source file, in that file's order, so
     that whole data regions are copied verbatim. All else follows in further shards, in the order given. What fits
     into one shard is one file.
@@ -119,8 +123,7 @@ def write_shards(directory: Path, tensors: Mapping[str, Planned], shard_bytes: i
     names = [SINGLE_FILE]
     if len(shards) > 1:
         names = [f"model-{i + 1:05d}-of-{len(shards):05d}.safetensors" for i in range(len(shards))]
-    for name, shard in zip(names, shards, strict=True):
-        write_partial(directory / name, shard)
+    _write_partials([directory / name for name in names], shards)
     for name in names:
         commit(directory / name)
     if len(shards) > 1:
@@ -128,6 +131,15 @@ def write_shards(directory: Path, tensors: Mapping[str, Planned], shard_bytes: i
         write_index(directory, weight_map, sum(planned.num_bytes for planned in tensors.values()))
     sync(directory)
     return [directory / name for name in names]
+
+
+def _write_partials(files: Sequence[Path], shards: Sequence[Mapping[str, Planned]]) -> None:
+    pool = ThreadPoolExecutor(min(_WRITERS, os.cpu_count() or 1))
+    try:
+        for written in [pool.submit(write_partial, *pair) for pair in zip(files, shards, strict=True)]:
+            written.result()
+    finally:  # of an error or an interrupt: what has not begun never does
+        pool.shutdown(cancel_futures=True)
 
 
 def write_index(directory: Path, weight_map: Mapping[str, str], total_size: int) -> None:

@@ -24,7 +24,7 @@ ITEM_BITS = {
     "BOOL": 8, "U8": 8, "I8": 8, "F8_E4M3": 8, "F8_E5M2": 8, "F8_E8M0": 8, "I16": 16, "U16": 16, "F16": 16, "BF16": 16,
     "I32": 32, "U32": 32, "F32": 32, "I64": 64, "U64": 64, "F64": 64, "F4": 4,
 }  # fmt: skip
-_CACHE_LINE = 64  # bytes
+_PAGE = 4096  # bytes
 _READ_BYTES = 2**20
 _SAMPLE_BYTES = 4096
 _SAMPLE_EVERY = 4 * 2**20
@@ -234,18 +234,19 @@ def _header_of(tensors: Mapping[str, Planned], metadata: Mapping[str, str]) -> b
         header[name] = {"dtype": planned.dtype, "shape": list(planned.shape), "data_offsets": [offset, end]}
         offset = end
     text = json.dumps(header, separators=(",", ":")).encode()
-    return text + b" " * ((_place_of(tensors) - 8 - len(text)) % _CACHE_LINE)
+    return text + b" " * ((_place_of(tensors) - 8 - len(text)) % _PAGE)
 
 
 def _place_of(tensors: Mapping[str, Planned]) -> int:
-    """Where the data begins, modulo a cache line: where it does in the file that the first tensor is copied from.
+    """Where the data begins within a page of the disk: where it does in the file that the first tensor is copied from.
 
     A mapped file is computed with where it lies, and matrix kernels sum in an order that depends on the address: copies
-    at other addresses would give other last bits. The format asks for multiples of 8.
+    at other addresses would give other last bits. And the kernel then copies whole pages. The format asks for multiples
+    of 8.
     """
     first = next(iter(tensors.values()), None)
     start = first.content.start if first and isinstance(first.content, Stored) else 0
-    return start % _CACHE_LINE if start % 8 == 0 else 0
+    return start % _PAGE if start % 8 == 0 else 0
 
 
 def _runs(tensors: Mapping[str, Planned]) -> Iterator[tuple[str, Content, int]]:

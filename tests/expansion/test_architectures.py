@@ -14,9 +14,12 @@ from tests.expansion.architectures import EXACT, REFUSED
 
 LAYOUTS = {
     "interleaved": {"num_groups": 2},
+    "prefix": {"position": "prefix"},
     "suffix": {"position": "suffix"},
     "explicit": {"position": "explicit", "origin": "last"},
 }
+MATRIX = [(layout, per_group) for layout in LAYOUTS for per_group in (1, 2)]
+QUICK = [("interleaved", 1), ("explicit", 2)]
 # A count of dense blocks at the bottom cannot say that a copy of the bottom one stands above a block of experts.
 CANNOT = {(name, "interleaved", 2) for name in ("DeepSeek-V2", "DeepSeek-V3")}
 
@@ -46,25 +49,25 @@ def outputs(directory):
     return logits, generated
 
 
+@pytest.mark.parametrize("ways", [QUICK, pytest.param(MATRIX, marks=pytest.mark.slow)], ids=["quick", "matrix"])
 @pytest.mark.parametrize("name", EXACT)
-def test_expanded_exactly(name, tmp_path):
+def test_expanded_exactly(name, ways, tmp_path):
     source = read_source(saved(EXACT[name], tmp_path / "source"))
     before = outputs(source.directory)
-    for layout, settings in LAYOUTS.items():
-        for per_group in (1, 2):
-            chosen = dict(settings, per_group=per_group)
-            if layout == "explicit":
-                chosen["positions"] = [[0, per_group], [2, 1]]
-            target = tmp_path / f"{layout}-{per_group}"
-            if (name, layout, per_group) in CANNOT:
-                with pytest.raises(ValueError, match="would not be built like block"):
-                    BlockExpansion(**chosen).plan(source)
-                continue
-            plan = write_expansion(BlockExpansion(**chosen).plan(source), source, target)
-            after = outputs(target)
-            assert len(plan.blocks) > 0
-            assert torch.equal(before[0], after[0]), (layout, per_group, (before[0] - after[0]).abs().max())
-            assert torch.equal(before[1], after[1]), (layout, per_group)
+    for layout, per_group in ways:
+        chosen = dict(LAYOUTS[layout], per_group=per_group)
+        if layout == "explicit":
+            chosen["positions"] = [[0, per_group], [2, 1]]
+        target = tmp_path / f"{layout}-{per_group}"
+        if (name, layout, per_group) in CANNOT:
+            with pytest.raises(ValueError, match="would not be built like block"):
+                BlockExpansion(**chosen).plan(source)
+            continue
+        plan = write_expansion(BlockExpansion(**chosen).plan(source), source, target)
+        after = outputs(target)
+        assert len(plan.blocks) > 0
+        assert torch.equal(before[0], after[0]), (layout, per_group, (before[0] - after[0]).abs().max())
+        assert torch.equal(before[1], after[1]), (layout, per_group)
 
 
 @pytest.mark.parametrize("name", REFUSED)

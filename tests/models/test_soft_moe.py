@@ -205,6 +205,7 @@ for way in (by_the_auto_classes, by_our_loader):
 """
 
 
+@pytest.mark.slow
 def test_it_loads_in_a_new_process(tmp_path):
     """Each way in a fork of a process that has imported transformers and nothing of ours."""
     _, model = make_pair("mistral with a window")
