@@ -12,7 +12,7 @@ from typing import Any
 from pipeline.data.hub import Repository, is_commit
 from pipeline.engine import worker
 
-VERSION = 2
+VERSION = 1
 SINGLE_PROCESS = True
 
 

@@ -33,9 +33,9 @@ class TextData:
     """Weighted text sources by name, and how much of each is held out.
 
     replay: sources of general text, prepared in the same way and used by a training stage whose `replay` is more than
-    0; they are no part of the domain, so neither validation nor the domain's evaluation reads them. bad_rows: what becomes
-    of a row that is damaged or of another form: skip (counted and listed) or refuse. decontaminate: evaluation sets of
-    which no document may hold text, or null. Raises ValueError for a bad name or no source.
+    0; they are no part of the domain, so neither validation nor the domain's evaluation reads them. bad_rows: what
+    becomes of a row that is damaged or of another form: skip (counted and listed) or refuse. decontaminate: evaluation
+    sets of which no document may hold text, or null. Raises ValueError for a bad name or no source.
     """
 
     sources: Mapping[str, Text]

@@ -113,7 +113,7 @@ class WordEncoder:
         if not _cuts_first(stated):
             return None
         whole = self._whole(_PROBES)
-        for pattern in (*_own_patterns(stated), _FINE, _COARSE):
+        for pattern in _patterns(stated):
             self._known.clear()
             if all(self._piece(probe, pattern) == ids for probe, ids in zip(_PROBES, whole, strict=True)):
                 return pattern
@@ -129,18 +129,22 @@ def pieces(text: str) -> list[str]:
     return [*found, text[start:]]
 
 
-def _own_patterns(stated: dict[str, Any]) -> list[re.Pattern[str]]:
-    """The pattern by which a tokenizer cuts words itself, for words of ASCII; others stay whole."""
+def _patterns(stated: dict[str, Any]) -> list[re.Pattern[str]]:
+    """The ways in which a tokenizer's text may be cut, the finest first.
+
+    One that cuts by one pattern cuts words of ASCII by this pattern here too, and a word with another character stays
+    whole. Where several steps cut one after the other, white space may be divided otherwise, so it is kept together.
+    """
     splitter = stated["pre_tokenizer"]
     steps = splitter["pretokenizers"] if splitter["type"] == "Sequence" else [splitter]
-    found = [step["pattern"].get("Regex", "\\p{}") for step in steps if step["type"] == "Split"]
-    found += [_GPT2 for step in steps if step["type"] == "ByteLevel" and step["use_regex"]]
-    if len(found) != 1 or "\\p{" in (translated := _in_ascii(found[0])):
-        return []
+    found = [_GPT2 for step in steps if step["type"] == "ByteLevel" and step["use_regex"]]
+    found += [step.get("pattern", {}).get("Regex", r"\p{}") for step in steps if step["type"] != "ByteLevel"]
+    if len(found) != 1 or r"\p{" in (own := _in_ascii(found[0])):
+        return [_COARSE]
     try:
-        return [re.compile(f"{_FOREIGN}{end}|{translated}") for end in ("", _LINE_END)]
+        return [*(re.compile(f"{_FOREIGN}{end}|{own}") for end in ("", _LINE_END)), _FINE, _COARSE]
     except re.error:
-        return []
+        return [_COARSE]
 
 
 def _in_ascii(pattern: str) -> str:
@@ -155,7 +159,7 @@ def _in_ascii(pattern: str) -> str:
 
 
 def _cuts_first(stated: dict[str, Any]) -> bool:
-    """Whether a `tokenizer.json` cuts text by patterns that look at nothing before a word, and merges without chance."""
+    """Whether a `tokenizer.json` cuts text by patterns that never look back, and merges without chance."""
     splitter = stated.get("pre_tokenizer") or {}
     steps = splitter["pretokenizers"] if splitter.get("type") == "Sequence" else [splitter]
     known = all(step.get("type") in _SPLITTERS and not step.get("add_prefix_space") for step in steps)

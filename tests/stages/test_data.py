@@ -49,6 +49,7 @@ def context(tmp_path):
         inputs={"base": base},
         params=_params(),
         is_main=True,
+        launch={"threads": 1, "word_cache": True, "token_cache": str(tmp_path / "tokens")},
         locate=lambda source: texts,
         listing=lambda source: sorted(path.name for path in texts.iterdir()),
         progress=lambda **fields: None,
@@ -90,6 +91,7 @@ def test_the_stage_writes_its_artifact(context):
     names = {path.name for path in context.directory.iterdir()}
     assert names == {
         "sources.json",
+        "rejected.jsonl",
         *(f"local.{part}" for part in ("tokens.npy", "offsets.npy", "ids.jsonl", "heldout.jsonl")),
     }
 
