@@ -25,7 +25,7 @@ def check(params: dict[str, Any], facts: dict[str, Any]) -> None:
 
 def run(context: worker.Context) -> dict[str, Any]:
     """Train on packed documents; the loss is over every token."""
-    from pipeline.data.prepared import open_stream, validation_rows
+    from pipeline.data.prepared import open_stream, unused, validation_rows
     from pipeline.engine.artifact import model_dir
     from pipeline.models import load_tokenizer
     from pipeline.training.fit import fit, launch_options
@@ -44,7 +44,7 @@ def run(context: worker.Context) -> dict[str, Any]:
         metrics = fit(source, context.directory / "model", strategy, settings, stream, validation, runtime, device)
     except StoppedError as stopped:
         raise worker.Interrupted(str(stopped)) from stopped
-    return {**metrics, **stream.summary()}
+    return {**metrics, **stream.summary(), "data": unused(data)}
 
 
 if __name__ == "__main__":

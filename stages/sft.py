@@ -25,7 +25,7 @@ def check(params: dict[str, Any], facts: dict[str, Any]) -> None:
 
 def run(context: worker.Context) -> dict[str, Any]:
     """Train on packed conversations."""
-    from pipeline.data.prepared import keep_chat_template, open_stream, validation_rows
+    from pipeline.data.prepared import keep_chat_template, open_stream, unused, validation_rows
     from pipeline.engine.artifact import model_dir
     from pipeline.models import load_tokenizer
     from pipeline.training.fit import fit, launch_options
@@ -47,7 +47,7 @@ def run(context: worker.Context) -> dict[str, Any]:
         raise worker.Interrupted(str(stopped)) from stopped
     if context.is_main:
         keep_chat_template(data, tokenizer, context.directory / "model")
-    return {**metrics, **stream.summary()}
+    return {**metrics, **stream.summary(), "data": unused(data)}
 
 
 if __name__ == "__main__":

@@ -69,7 +69,7 @@ class ChatEncoder:
         if self._marks_itself:
             return self._encode_marked(messages, tools)
         text, spans = self._assistant_spans(messages, tools)
-        _check_all_said(text, messages, tools)
+        self._check_all_said(text, messages, tools)
         encoding = self._tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
         ids = np.array(encoding["input_ids"], dtype=np.int64)
         return ids, _mask(encoding["offset_mapping"], spans, text)
@@ -81,8 +81,21 @@ class ChatEncoder:
                 if token in text:
                     raise UnfitChatError("a message spells a special token", repr(token))
 
+    def _check_all_said(self, text: str, messages: Sequence[Message], tools: Sequence[Message]) -> None:
+        """Raise UnfitChatError if something of a conversation is not in what the template made of it."""
+        for message in messages:
+            if message["content"].strip() not in text:
+                reason = f"the chat template leaves out a message of the {message['role']}"
+                raise UnfitChatError(reason, repr(text[:60]))
+        calls = [_with_other_calls(message) for message in messages]
+        # What is not rendered may have another name and the rendering is still the same.
+        if tools and self._render(messages, False, list(map(_with_other_name, tools))) == text:
+            raise UnfitChatError("the chat template leaves out the tools", f"{len(tools)} tools")
+        if calls != list(messages) and self._render(calls, False, tools) == text:
+            raise UnfitChatError("the chat template leaves out a tool call", repr(text[:60]))
+
     def _encode_marked(self, messages: Sequence[Message], tools: Sequence[Message]) -> tuple[np.ndarray, np.ndarray]:
-        _check_all_said(self._render(messages, False, tools), messages, tools)
+        self._check_all_said(self._render(messages, False, tools), messages, tools)
         encoding = self._tokenizer.apply_chat_template(
             [dict(message) for message in messages],
             tools=list(tools) or None,
@@ -148,17 +161,16 @@ class ChatEncoder:
         return max(ends) if message.get("tool_calls") else min(ends)
 
 
-def _check_all_said(text: str, messages: Sequence[Message], tools: Sequence[Message]) -> None:
-    """Raise UnfitChatError if something of a conversation is not in what the template made of it."""
-    for message in messages:
-        if message["content"].strip() not in text:
-            raise UnfitChatError(f"the chat template leaves out a message of the {message['role']}", repr(text[:60]))
-        for call in message.get("tool_calls") or ():
-            if call["function"]["name"] not in text:
-                raise UnfitChatError("the chat template leaves out a tool call", call["function"]["name"])
-    for tool in tools:
-        if str(tool.get("function", tool).get("name", "")) not in text:
-            raise UnfitChatError("the chat template leaves out the tools", repr(text[:60]))
+def _with_other_name(tool: Message) -> Message:
+    """A tool, or a call of one, under another name."""
+    function = tool.get("function", tool)
+    renamed = {**function, "name": f"{function.get('name')}_"}
+    return {**tool, "function": renamed} if "function" in tool else renamed
+
+
+def _with_other_calls(message: Message) -> Message:
+    calls = message.get("tool_calls")
+    return {**message, "tool_calls": list(map(_with_other_name, calls))} if calls else message
 
 
 def _added_specials(tokenizer: Any) -> set[str]:

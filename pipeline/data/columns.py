@@ -11,18 +11,19 @@ from pipeline.data.formats import Rejected, Row
 
 _LISTS = ("messages", "conversations", "conversation", "dialog", "dialogue")
 _PAIRS = (
-    ("instruction", "input", "output"),
-    ("instruction", "input", "response"),
-    ("instruction", "context", "response"),
-    ("prompt", None, "completion"),
-    ("prompt", None, "response"),
-    ("prompt", None, "answer"),
-    ("question", None, "answer"),
-    ("question", None, "response"),
-    ("query", None, "response"),
-    ("query", None, "answer"),
+    ("instruction", "output"),
+    ("instruction", "response"),
+    ("prompt", "completion"),
+    ("prompt", "response"),
+    ("prompt", "answer"),
+    ("question", "answer"),
+    ("question", "response"),
+    ("query", "response"),
+    ("query", "answer"),
 )
-"""Columns of what is asked, of what it is asked about, and of the answer, in the order in which they are looked for."""
+"""Columns of what is asked and of the answer, in the order in which they are looked for."""
+_ABOUT = ("input", "context")
+"""Columns of what it is asked about, put after the question."""
 _CALLS = ("function_call", "tool_call")
 
 
@@ -32,7 +33,7 @@ class ByColumns:
 
     - a list of messages (`messages`, `conversations`, ...), each {"role", "content"} or ShareGPT's {"from", "value"},
       where a message from `function_call` is a call of the assistant's;
-    - Alpaca: `instruction`, `input` and `output`, with `system` and `history` where a row has them;
+    - Alpaca: `instruction`, `input` (or `context`) and `output`, with `system` and `history` where a row has them;
     - `prompt` and `completion` (or `response`, `answer`; `question`, `query`), as text or as lists of messages.
 
     A `tools` column and a `system` column are kept. roles maps role names to system, user, assistant and tool. A row of
@@ -63,9 +64,9 @@ class ByColumns:
         for name in _LISTS:
             if isinstance(fields.get(name), list | tuple):
                 return self._listed(fields[name])
-        for prompt, about, answer in _PAIRS:
+        for prompt, answer in _PAIRS:
             if prompt in fields and answer in fields:
-                return self._pair(fields, prompt, about, answer)
+                return self._pair(fields, prompt, answer)
         return None
 
     def _listed(self, entries: Any) -> list[dict[str, Any]] | None:
@@ -81,13 +82,13 @@ class ByColumns:
         calls = {"tool_calls": entry["tool_calls"]} if entry.get("tool_calls") else {}
         return {"role": self.roles.get(said, said), "content": content or "", **calls}
 
-    def _pair(self, fields: Mapping, prompt: str, about: str | None, answer: str) -> list[dict[str, Any]] | None:
+    def _pair(self, fields: Mapping, prompt: str, answer: str) -> list[dict[str, Any]] | None:
         asked, answered = fields[prompt], fields[answer]
         if isinstance(asked, list | tuple) and isinstance(answered, list | tuple):
             return self._listed([*asked, *answered])
         if not isinstance(asked, str | None) or not isinstance(answered, str | None):
             return None
-        parts = [part.strip() for part in (asked, fields.get(about) if about else None) if isinstance(part, str)]
+        parts = [part.strip() for part in (asked, *map(fields.get, _ABOUT)) if isinstance(part, str)]
         messages = _history(fields.get("history"))
         if messages is None:
             return None

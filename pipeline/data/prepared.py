@@ -51,6 +51,17 @@ def open_stream(
     )
 
 
+def unused(directory: Path) -> dict[str, Any]:
+    """What a data artifact did not use, for the metrics of a stage that trains on it: rows rejected and left out, by
+    source and reason, and the overlap with evaluation sets where it was looked for."""
+    manifest = read_sources(directory)
+    sources = {**manifest["sources"], **(manifest.get("replay") or {})}
+    found: dict[str, Any] = {
+        kind: {name: source.get(kind, {}) for name, source in sources.items()} for kind in ("rejected", "left_out")
+    }
+    return {**found, "overlap": manifest["overlap"]} if "overlap" in manifest else found
+
+
 def validation_rows(directory: Path, tokenizer: Any, seq_len: int, num_tokens: int) -> dict[str, list[dict]]:
     """Packed rows of held-out documents, by source: about `num_tokens` in all, the same for every model.
 

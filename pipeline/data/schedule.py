@@ -8,9 +8,8 @@ from __future__ import annotations
 from bisect import bisect_right
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
-
-import numpy as np
 
 Shares = Mapping[str, float] | Sequence[Sequence[Any]] | None
 """Shares by source, or points [progress, shares by source]; only their ratio counts. None: from sources' weights."""
@@ -35,18 +34,34 @@ class Schedule:
 
     def at(self, progress: float) -> list[float]:
         """The shares of all sources at a progress."""
-        return [float(np.interp(progress, self.points, column)) for column in zip(*self.shares, strict=True)]
+        index = bisect_right(self.points, progress)
+        if index in (0, len(self.points)):
+            return list(self.shares[max(0, index - 1)])
+        left, right = self.points[index - 1], self.points[index]
+        part = (progress - left) / (right - left)
+        return [low + (high - low) * part for low, high in zip(*self.shares[index - 1 : index + 1], strict=True)]
 
     def wanted(self, tokens: int, num_tokens: int | None) -> list[float]:
         """How many of the first `tokens` tokens of a run of `num_tokens` each source should have: the integral."""
         if self.constant or not num_tokens:
             return [share * tokens for share in self.shares[0]]
         progress = tokens / num_tokens
-        knots = [0.0, *(point for point in self.points if 0 < point < progress), progress]
-        values = [self.at(knot) for knot in knots]
-        widths = np.diff(knots)[:, None]
-        area = ((np.array(values[:-1]) + np.array(values[1:])) / 2 * widths).sum(axis=0)
-        return (area * num_tokens).tolist()
+        index = bisect_right(self.points, progress)
+        if not index:
+            return [share * tokens for share in self.shares[0]]
+        width, there, here = progress - self.points[index - 1], self.shares[index - 1], self.at(progress)
+        sums = zip(self._sums[index - 1], there, here, strict=True)
+        return [(done + (low + high) / 2 * width) * num_tokens for done, low, high in sums]
+
+    @cached_property
+    def _sums(self) -> list[list[float]]:
+        """The integral of the shares up to each point, in progress."""
+        sums = [[share * self.points[0] for share in self.shares[0]]]
+        for index in range(1, len(self.points)):
+            width = self.points[index] - self.points[index - 1]
+            pairs = zip(sums[-1], self.shares[index - 1], self.shares[index], strict=True)
+            sums.append([done + (low + high) / 2 * width for done, low, high in pairs])
+        return sums
 
 
 def schedule(
@@ -117,11 +132,8 @@ def _ratio(found: Mapping[str, float]) -> dict[str, float]:
 
 def _between(points: Sequence[tuple[float, float]], place: float) -> float:
     """A value on the straight lines between points."""
-    index = bisect_right([point for point, _ in points], place)
-    if index in (0, len(points)):
-        return points[max(0, index - 1)][1]
-    (left, low), (right, high) = points[index - 1], points[index]
-    return low + (high - low) * (place - left) / (right - left)
+    line = Schedule(tuple(point for point, _ in points), tuple((value,) for _, value in points))
+    return line.at(place)[0]
 
 
 def _simplest(points: Sequence[float], rows: Sequence[tuple[float, ...]]) -> Schedule:

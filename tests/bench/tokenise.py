@@ -4,8 +4,8 @@
 
 Texts are what `pipeline.data` reads: files of text, JSON lines, Parquet, compressed or not; without `--text` the Python
 files of the interpreter's own library. Every way runs in a fresh process, ways in turn for several rounds, because a
-machine is not equally fast at all times; the table shows medians. The time is from texts in memory to token ids in files:
-our store (.npy), or the Arrow file that `map` writes. Both end every text with the end-of-text token, and the ids are
+machine is not equally fast at all times; the table shows medians. The time is from texts in memory to ids in files: our
+store (.npy), or the Arrow file that `map` writes. Both end every text with the end-of-text token, and the ids are
 compared. Then the second start: the store opened and its first row read, and the tokens linked from the cache.
 """
 
@@ -73,9 +73,7 @@ def mapped(tokenizer: Any, texts: list[str], num_processes: int | None, director
         ids = tokenizer(batch["text"], add_special_tokens=False, return_attention_mask=False)["input_ids"]
         return {"input_ids": [[*one, tokenizer.eos_token_id] for one in ids]}
 
-    if (
-        num_processes
-    ):  # as `datasets` advises where it makes the processes; alone, the tokenizer's own threads are faster
+    if num_processes:  # the processes are the parallelism then; alone, the tokenizer's own threads are faster
         os.environ["TOKENIZERS_PARALLELISM"] = "false"
     found = datasets.Dataset.from_dict({"text": texts}).map(
         encode, batched=True, num_proc=num_processes, remove_columns=["text"],
