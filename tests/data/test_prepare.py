@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -10,6 +11,7 @@ from pipeline.data.chats import ChatData
 from pipeline.data.conversations import Chats, MessageList
 from pipeline.data.corpus import Place, read_sources
 from pipeline.data.documents import LocalFiles, Text
+from pipeline.data.encoding import Encoding
 from pipeline.data.mixture import PackedStream
 from pipeline.data.packing import unpack
 from pipeline.data.split import HeldOut
@@ -94,6 +96,22 @@ def test_the_same_sources_give_the_same_files(tokenizer, tmp_path):
     }
 
 
+def test_texts_seen_before_are_not_tokenised_again(tokenizer, tmp_path, monkeypatch):
+    draw = np.random.default_rng(4)
+    for name in ("a", "b"):
+        _write_lines(tmp_path / name / "x.jsonl", [{"text": _words(draw, 30)} for _ in range(30)])
+    outputs = []
+    for out, weight in (("one", 1.0), ("two", 3.0)):
+        place, _ = _place(tmp_path, tmp_path / out)
+        place = replace(place, encoding=Encoding(directory=tmp_path / "cache"))
+        data = TextData({"a": _text("a", weight)}, {"b": _text("b", weight)}, "skip", None, HELD_OUT)
+        metrics = data.prepare(tokenizer, place)
+        assert metrics["sources"].keys() == {"a"} and metrics["replay"].keys() == {"b"}
+        outputs.append({path.name: path.read_bytes() for path in place.directory.glob("*.npy")})
+        monkeypatch.setattr("pipeline.data.text.encode_all", None)
+    assert outputs[0] == outputs[1] and len(outputs[0]) == 4
+
+
 def _chat(draw, turns=2):
     roles = ("user", "assistant") * turns
     return {"messages": [{"role": role, "content": _words(draw, 12)} for role in roles]}
@@ -149,6 +167,11 @@ def test_an_empty_source_stops_everything_and_is_named(tokenizer, tmp_path):
     with pytest.raises(ValueError, match=r"source 'void' is empty.*rejected: \{'empty': 1\}"):
         data.prepare(tokenizer, place)
     assert not list(place.directory.iterdir())
+
+
+def test_a_name_stands_for_one_source():
+    with pytest.raises(ValueError, match=r"data\.sources and data\.replay both name a"):
+        TextData({"a": None}, {"a": None}, "skip", None, HELD_OUT)
 
 
 @pytest.mark.parametrize("sources", [{}, {"a/b": None}, {"": None}, {"../x": None}])
