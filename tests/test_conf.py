@@ -188,8 +188,8 @@ def test_a_cell_survives_its_file(tmp_path):
         (["model=local", "model.source.path=/does/not/exist"], "/does/not/exist: no such directory"),
         (["pretrain.precision=fp8"], "use fp32 or bf16"),
         (["pretrain.replay=1.5"], "at least 0 and less than 1"),
-        (["pretrain.packing=tight"], "must be fill (no padding) or first_fit"),
-        (["pretrain.data.bad_rows=drop"], "must be skip (count and list them) or refuse"),
+        (["pretrain.packing=tight"], "packing='tight' must be fill"),
+        (["pretrain.data.bad_rows=drop"], "data.bad_rows='drop' must be skip"),
         (["pretrain.num_steps=5"], "exactly one of num_steps, num_tokens and num_epochs"),
         (
             ["data@pretrain.data=local_text", "pretrain.data.sources.local.origin.source.path=/does/not/exist"],

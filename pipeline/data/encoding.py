@@ -11,7 +11,7 @@ from collections import deque
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
 from dataclasses import dataclass
-from itertools import chain
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
@@ -48,7 +48,7 @@ def encode_all(tokenizer: Any, texts: Iterable[str], encoding: Encoding) -> Iter
     end = np.array([end_of_text(tokenizer)], dtype=np.uint32)
     stated = backend_of(tokenizer).to_str()
     batches = _batches(texts)
-    head = [batch for batch, _ in zip(batches, range(_FEW_BATCHES), strict=False)]
+    head = list(islice(batches, _FEW_BATCHES))
     if encoding.num_workers > 1 and len(head) == _FEW_BATCHES:
         done = _in_processes(stated, chain(head, batches), encoding)
     else:
