@@ -98,7 +98,7 @@ class ByColumns:
 
 def _system(fields: Mapping) -> list[dict[str, Any]]:
     """The message of a `system` column, unless the row's own messages begin with one."""
-    first = next((fields[name][0] for name in _LISTS if fields.get(name)), {})
+    first: Any = next((fields[name][0] for name in _LISTS if fields.get(name)), {})
     own = isinstance(first, Mapping) and first.get("role", first.get("from")) == "system"
     text = fields.get("system")
     return [{"role": "system", "content": text}] if isinstance(text, str) and text.strip() and not own else []

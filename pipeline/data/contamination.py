@@ -119,7 +119,8 @@ class Contamination:
             places[places == len(hashes)] = 0
             if len(common := np.flatnonzero(hashes[places] == own)):
                 first = int(common[0])
-                return Hit(*self._names[owners[places[first]]], _words(text, first, size))
+                evaluation, item = self._names[owners[places[first]]]
+                return Hit(evaluation, item, _words(text, first, size))
         return None
 
     def filtered(

@@ -94,7 +94,7 @@ def schedule(
 def check_shares(shares: Shares, replay: Replay) -> None:
     """Raise ValueError for what no data could be mixed by: negative shares, points out of order."""
     for _, found in () if shares is None else _points("shares", shares):
-        _check_shares(found, found if isinstance(found, Mapping) else ())
+        _check_shares(found, list(found) if isinstance(found, Mapping) else [])
     _check_replay(_points("replay", 0.0 if replay is None else replay))
 
 

@@ -35,12 +35,13 @@ def data_sections(comparison: Comparison) -> list[Section]:
 
 def _section(line: Line, metrics: Mapping[str, Any]) -> Section:
     used = metrics.get("data") or {}
-    rejected = sum(sum(counts.values()) for counts in used.get("rejected", {}).values())
+    # Empty documents are usual; anything else should be seen without unfolding the page.
+    rejected = {reason for counts in used.get("rejected", {}).values() for reason in counts} - {"empty"}
     keys = ("tokens_by_source", "shares_by_source", "epochs_by_source", "repeated_tokens_by_source", "packing")
     values = {"row": line.label, **{key: metrics.get(key) for key in keys}, "data": used}
     table = Table("Tokens by source", COLUMNS, tuple(_rows(metrics, used)), "Source")
     sentences = tuple(_sentences(metrics, used))
-    return Section(f"Data: {line.label}", sentences, None, table, False, rejected > 0, values)
+    return Section(f"Data: {line.label}", sentences, None, table, False, bool(rejected), values)
 
 
 def _rows(metrics: Mapping[str, Any], used: Mapping[str, Any]) -> Iterator[tuple[str, tuple[Entry, ...]]]:
