@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from itertools import chain, islice
 from typing import Any, Protocol
 
 import numpy as np
@@ -23,11 +24,17 @@ from pipeline.data.corpus import (
     write_overlap,
     write_rejected,
 )
+from pipeline.data.encoding import in_processes
 from pipeline.data.files import Listing, Locate
 from pipeline.data.formats import Rejected
 from pipeline.data.split import HeldOut, Split
 from pipeline.data.spool import Spool
 from pipeline.data.tokens import write_store
+
+_BATCH = 200
+_FEW_BATCHES = 20
+"""A source of fewer batches is done before processes have started."""
+_own: ChatEncoder | None = None
 
 
 class ChatSource(Protocol):
@@ -88,20 +95,40 @@ class ChatData:
 
 
 def _items(source: ChatSource, encoder: ChatEncoder, place: Place) -> Iterator[Item | Rejected]:
-    """Parts of a record: the plain text, the chat as JSON, its token ids, its targets."""
-    for item in source.read(place.locate, place.listing):
-        if isinstance(item, Rejected):
-            yield item
-            continue
-        try:
-            text = "\n\n".join(message["content"] for message in item.messages).encode()
-            ids, targets = encoder.encode(item.messages, item.tools)
-        except UnfitChatError as error:
-            yield Rejected(item.id, error.reason)
-        except UnicodeEncodeError:
-            yield Rejected(item.id, "invalid UTF-8")
-        else:
-            yield item.id, (text, item.to_json().encode(), ids.tobytes(), targets.tobytes())
+    """Parts of a record: the plain text, the chat as JSON, its token ids, its targets; by processes if many."""
+    chats = source.read(place.locate, place.listing)
+    batches = iter(lambda: list(islice(chats, _BATCH)), [])
+    head, num_workers = list(islice(batches, _FEW_BATCHES)), place.encoding.num_workers
+    if num_workers > 1 and len(head) == _FEW_BATCHES:
+        done = in_processes(_encode_own, chain(head, batches), num_workers, _start_own, encoder)
+    else:
+        done = (_encode_batch(encoder, batch) for batch in chain(head, batches))
+    return chain.from_iterable(done)
+
+
+def _start_own(encoder: ChatEncoder) -> None:
+    global _own
+    _own = encoder
+
+
+def _encode_own(batch: list[Chat | Rejected]) -> list[Item | Rejected]:
+    assert _own is not None
+    return _encode_batch(_own, batch)
+
+
+def _encode_batch(encoder: ChatEncoder, batch: list[Chat | Rejected]) -> list[Item | Rejected]:
+    return [item if isinstance(item, Rejected) else _encode_one(encoder, item) for item in batch]
+
+
+def _encode_one(encoder: ChatEncoder, chat: Chat) -> Item | Rejected:
+    try:
+        text = "\n\n".join(message["content"] for message in chat.messages).encode()
+        ids, targets = encoder.encode(chat.messages, chat.tools)
+    except UnfitChatError as error:
+        return Rejected(chat.id, error.reason, str(error))
+    except UnicodeEncodeError:
+        return Rejected(chat.id, "invalid UTF-8")
+    return chat.id, (text, chat.to_json().encode(), ids.tobytes(), targets.tobytes())
 
 
 def _encoded(corpus: Corpus, index: int) -> tuple[np.ndarray, np.ndarray]:

@@ -64,10 +64,10 @@ class ByColumns:
         for name in _LISTS:
             if isinstance(fields.get(name), list | tuple):
                 return self._listed(fields[name])
-        for prompt, answer in _PAIRS:
-            if prompt in fields and answer in fields:
-                return self._pair(fields, prompt, answer)
-        return None
+        found = [(prompt, answer) for prompt, answer in _PAIRS if prompt in fields and answer in fields]
+        # A table has the columns of all its forms, and nothing in those that are not a row's own.
+        found.sort(key=lambda pair: any(fields[name] is None for name in pair))
+        return self._pair(fields, *found[0]) if found else None
 
     def _listed(self, entries: Any) -> list[dict[str, Any]] | None:
         if not all(isinstance(entry, Mapping) for entry in entries):

@@ -8,10 +8,10 @@ import os
 import shutil
 import threading
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
 from dataclasses import dataclass
-from itertools import chain, islice
+from itertools import chain, islice, starmap
 from pathlib import Path
 from typing import Any
 
@@ -47,10 +47,12 @@ def encode_all(tokenizer: Any, texts: Iterable[str], encoding: Encoding) -> Iter
     """
     end = np.array([end_of_text(tokenizer)], dtype=np.uint32)
     stated = backend_of(tokenizer).to_str()
+    done: Iterator[list[np.ndarray]]
     batches = _batches(texts)
     head = list(islice(batches, _FEW_BATCHES))
     if encoding.num_workers > 1 and len(head) == _FEW_BATCHES:
-        done = _in_processes(stated, chain(head, batches), encoding)
+        start = (_start_words, stated, encoding.word_cache)
+        done = starmap(_apart, in_processes(_encode, chain(head, batches), encoding.num_workers, *start))
     else:
         encoder = WordEncoder(stated, encoding.word_cache)
         done = (encoder.encode(batch) for batch in chain(head, batches))
@@ -71,27 +73,28 @@ def _batches(texts: Iterable[str]) -> Iterator[list[str]]:
         yield batch
 
 
-def _in_processes(stated: str, batches: Iterable[list[str]], encoding: Encoding) -> Iterator[list[np.ndarray]]:
+def in_processes(
+    work: Callable[[Any], Any], batches: Iterable[Any], num_workers: int, start: Callable[..., None], *arguments: Any
+) -> Iterator[Any]:
+    """`work` of every batch in order, by processes that first call `start(*arguments)`, a few batches ahead at most.
+
+    All of it must be importable by name: the processes are fresh ones.
+    """
     context = multiprocessing.get_context("spawn")  # this process may hold threads, which a fork would not survive
     waiting: deque[Future] = deque()
-    with ProcessPoolExecutor(encoding.num_workers, context, _start, (stated, encoding.word_cache)) as pool:
+    with ProcessPoolExecutor(num_workers, context, _start, (start, arguments)) as pool:
         for batch in batches:
-            waiting.append(pool.submit(_encode, batch))
-            if len(waiting) > 2 * encoding.num_workers:
-                yield _apart(*waiting.popleft().result())
+            waiting.append(pool.submit(work, batch))
+            if len(waiting) > 2 * num_workers:
+                yield waiting.popleft().result()
         while waiting:
-            yield _apart(*waiting.popleft().result())
+            yield waiting.popleft().result()
 
 
-def _apart(ids: np.ndarray, lengths: np.ndarray) -> list[np.ndarray]:
-    return np.split(ids, np.cumsum(lengths)[:-1])
-
-
-def _start(stated: str, words: bool) -> None:
-    global _own
+def _start(start: Callable[..., None], arguments: tuple[Any, ...]) -> None:
     os.environ["TOKENIZERS_PARALLELISM"] = "false"  # the processes are the parallelism
     threading.Thread(target=_end_with_parent, daemon=True).start()
-    _own = WordEncoder(stated, words)
+    start(*arguments)
 
 
 def _end_with_parent() -> None:
@@ -99,6 +102,15 @@ def _end_with_parent() -> None:
     if (parent := multiprocessing.parent_process()) is not None:
         parent.join()
         os._exit(1)
+
+
+def _start_words(stated: str, words: bool) -> None:
+    global _own
+    _own = WordEncoder(stated, words)
+
+
+def _apart(ids: np.ndarray, lengths: np.ndarray) -> list[np.ndarray]:
+    return np.split(ids, np.cumsum(lengths)[:-1])
 
 
 def _encode(batch: list[str]) -> tuple[np.ndarray, np.ndarray]:

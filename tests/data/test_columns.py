@@ -61,6 +61,13 @@ def test_every_form_gives_the_same_conversation(form):
     assert _contents(_read(FORMS[form])) == ASKED
 
 
+def test_a_table_of_mixed_forms_holds_nothing_in_the_columns_of_others():
+    nothing = dict.fromkeys(("messages", "instruction", "input", "output", "prompt", "completion", "tools", "system"))
+    for form in ("messages", "alpaca", "prompt-completion"):
+        assert _contents(_read(nothing | FORMS[form])) == ASKED
+    assert _read(nothing).reason == "empty"
+
+
 def test_system_and_history_columns_are_kept():
     row = {"instruction": "Add.", "input": "1 2", "output": "3", "system": "Be brief.", "history": [["Hi", "Hello"]]}
     expected = [("system", "Be brief."), ("user", "Hi"), ("assistant", "Hello"), *ASKED]

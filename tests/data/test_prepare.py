@@ -144,6 +144,23 @@ def test_chats_from_files_to_rows(tokenizer, tmp_path):
     assert (row["labels"] != -100).any()
 
 
+@pytest.mark.slow
+def test_many_chats_are_encoded_by_processes_to_the_same_files(tokenizer, tmp_path, monkeypatch):
+    draw = np.random.default_rng(6)
+    _write_lines(tmp_path / "a" / "x.jsonl", [*(_chat(draw) for _ in range(90)), {"messages": []}])
+    source = Chats(LocalFiles({"kind": "local", "path": "a"}), 1.0, MessageList("messages", "role", "content", ROLES))
+    outputs = []
+    monkeypatch.setattr("pipeline.data.chats._BATCH", 10)
+    monkeypatch.setattr("pipeline.data.chats._FEW_BATCHES", 2)
+    for num_workers in (1, 2):
+        place, _ = _place(tmp_path, tmp_path / f"out-{num_workers}")
+        place = replace(place, encoding=Encoding(num_workers))
+        metrics = ChatData({"a": source}, "skip", None, HELD_OUT, None).prepare(tokenizer, place)
+        assert metrics["sources"]["a"]["rejected"] == {"empty": 1}
+        outputs.append({path.name: path.read_bytes() for path in place.directory.iterdir()})
+    assert outputs[0] == outputs[1]
+
+
 def test_a_template_of_the_data_replaces_the_tokenizers(make_tokenizer, tmp_path):
     draw = np.random.default_rng(3)
     _write_lines(tmp_path / "a" / "x.jsonl", [_chat(draw) for _ in range(20)])
