@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Literal
 
@@ -61,6 +62,7 @@ class PackedStream(Iterator[dict[str, np.ndarray]]):
         self._general = {index for index, name in enumerate(names) if name in general}
         weighted = [weights[name] * spans.num_tokens for name, spans in zip(names, self.spans, strict=True)]
         self.mixture = Mixture(names, self.spans, schedule(names, weighted, shares, replay, general), seed)
+        self._rows_per_pass: int | None = None
         self.num_rows = 0
         self._emitted = [0] * len(stores)
         self._num_cut = 0
@@ -132,16 +134,22 @@ class PackedStream(Iterator[dict[str, np.ndarray]]):
     def rows_per_pass(self) -> int:
         """Rows in which as many tokens of the domain are drawn as its sources hold together: one epoch where their
         weights are equal."""
-        fresh = PackedStream.__new__(PackedStream)
-        vars(fresh).update(vars(self))
+        if self._rows_per_pass is None:
+            fresh = self._afresh()
+            domain = [index for index in range(len(self.spans)) if index not in self._general]
+            total = sum(self.spans[index].num_tokens for index in domain)
+            while sum(fresh._emitted[index] for index in domain) < total:
+                fresh.plan()
+            self._rows_per_pass = fresh.num_rows
+        return self._rows_per_pass
+
+    def _afresh(self) -> PackedStream:
+        """The same stream at its beginning, whose shares stay as they are there."""
+        fresh = copy.copy(self)
         first = Schedule((0.0,), self.mixture.schedule.shares[:1])
         fresh.mixture = Mixture(self.mixture.names, self.spans, first, self.mixture.seed)
         fresh.num_rows, fresh._emitted, fresh._num_cut, fresh._waiting = 0, [0] * len(self.stores), 0, []
-        domain = [index for index in range(len(self.spans)) if index not in self._general]
-        total = sum(self.spans[index].num_tokens for index in domain)
-        while sum(fresh._emitted[index] for index in domain) < total:
-            fresh.plan()
-        return fresh.num_rows
+        return fresh
 
     def summary(self) -> dict[str, Any]:
         """What the rows so far were made of, for a stage's metrics: plain JSON values by source.

@@ -160,7 +160,9 @@ def _apart(arguments: argparse.Namespace, way: str) -> dict[str, Any]:
     command = [sys.executable, __file__, "--model", arguments.model, "--way", way, "--text", *arguments.text]
     environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
     done = subprocess.run(list(map(str, command)), check=True, capture_output=True, text=True, env=environment)
-    return json.loads(done.stdout.splitlines()[-1])
+    result = json.loads(done.stdout.splitlines()[-1])
+    print(f"{way}: {result['seconds']:.2f} s", file=sys.stderr, flush=True)
+    return result
 
 
 if __name__ == "__main__":

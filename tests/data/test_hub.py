@@ -43,6 +43,18 @@ def test_files_of_a_repository_are_read_in_order_with_their_damage(tmp_path):
         list(Repository(str(tmp_path), "main").read("x/*.json", True))
 
 
+def test_files_of_the_hub_are_read_as_they_arrive(monkeypatch):
+    """The hub's file system is like any other of fsspec; this one is in memory."""
+    fsspec = pytest.importorskip("fsspec")
+    system = fsspec.filesystem("memory")
+    root = f"/datasets/a/b@{COMMIT}"
+    system.pipe({f"{root}/data/1.jsonl": b'{"n": 1}', f"{root}/data/0.jsonl": b'{"n": 0}\n{', f"{root}/x.md": b"no"})
+    monkeypatch.setattr(Repository, "_reachable", lambda self: system)
+    rows = list(Repository("a/b", COMMIT).read("data/*.jsonl", True))
+    assert [row.id for row in rows] == ["data/0.jsonl#0", "data/0.jsonl#1", "data/1.jsonl#0"]
+    assert [isinstance(row, Rejected) for row in rows] == [False, True, False]
+
+
 def test_what_datasets_cannot_read_is_counted(tmp_path, monkeypatch):
     import datasets
 
