@@ -2,8 +2,14 @@
 
 from __future__ import annotations
 
+import copy
+import os
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
+from pipeline.data.hub import Repository, is_commit
 from pipeline.engine import worker
 
 VERSION = 1
@@ -13,6 +19,13 @@ SINGLE_PROCESS = True
 def check(params: dict[str, Any], facts: dict[str, Any]) -> None:
     """Raise ValueError if the sources, their weights or the held-out part make no sense. Reads no data."""
     _build(params)
+    for source in _hub_sources(params):
+        if not is_commit(source["revision"]):
+            warnings.warn(
+                f"dataset {source['repo']} at revision {source['revision']!r}, which may move: the identity of this "
+                "data is a name, not its content; put the commit (40 hexadecimal digits) in its place",
+                stacklevel=2,
+            )
 
 
 def run(context: worker.Context) -> dict[str, Any]:
@@ -24,8 +37,35 @@ def run(context: worker.Context) -> dict[str, Any]:
     if not context.is_main:
         return {}
     tokenizer = load_tokenizer(model_dir(context.inputs["base"]))
-    place = Place(context.locate, context.listing, context.directory, context.progress)
-    return _build(context.params).prepare(tokenizer, place)
+    params, commits = _pinned(context.params)
+    place = Place(context.locate, context.listing, context.directory, context.progress, _encoding(context.launch))
+    metrics = _build(params).prepare(tokenizer, place)
+    return {**metrics, "commits": commits} if commits else metrics
+
+
+def _encoding(launch: dict[str, Any]) -> Any:
+    from pipeline.data.encoding import Encoding
+
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    directory = Path(launch["token_cache"]).absolute() if launch["token_cache"] else None
+    return Encoding(launch["threads"] or cores, launch["word_cache"], directory)
+
+
+def _hub_sources(node: Any) -> Iterator[dict[str, Any]]:
+    if isinstance(node, dict):
+        if node.get("kind") == "hub":
+            yield node
+        for value in node.values():
+            yield from _hub_sources(value)
+
+
+def _pinned(params: dict[str, Any]) -> tuple[dict[str, Any], dict[str, str]]:
+    """The params with the commit that every moving revision stands for now, and these commits by repository."""
+    params, commits = copy.deepcopy(params), {}
+    for source in _hub_sources(params):
+        if not is_commit(source["revision"]):
+            source["revision"] = commits[source["repo"]] = Repository(source["repo"], source["revision"]).commit()
+    return params, commits
 
 
 def _build(params: dict[str, Any]) -> Any:

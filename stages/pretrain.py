@@ -14,14 +14,18 @@ RESUMABLE = True
 
 def check(params: dict[str, Any], facts: dict[str, Any]) -> None:
     """Refuse settings that cannot be run."""
+    from pipeline.data.schedule import check_shares
     from pipeline.training.settings import Settings
 
+    if params["packing"] not in ("fill", "first_fit"):
+        raise ValueError(f"packing={params['packing']!r} must be fill (no padding) or first_fit (no document cut)")
+    check_shares(params["shares"], params["replay"])
     Settings.of(params).check_length(facts.get("max_position_embeddings"))
 
 
 def run(context: worker.Context) -> dict[str, Any]:
     """Train on packed documents; the loss is over every token."""
-    from pipeline.data.prepared import open_stream, validation_rows
+    from pipeline.data.prepared import open_stream, unused, validation_rows
     from pipeline.engine.artifact import model_dir
     from pipeline.models import load_tokenizer
     from pipeline.training.fit import fit, launch_options
@@ -31,14 +35,16 @@ def run(context: worker.Context) -> dict[str, Any]:
     settings, data, source = Settings.of(context.params), context.inputs["data"], model_dir(context.inputs["model"])
     context.handle_stop()
     runtime, device = launch_options(context.launch, context.directory, context.progress, context.should_stop)
-    stream = open_stream(data, settings.seq_len, settings.seed)
+    mixing = {key: context.params[key] for key in ("packing", "shares", "replay")}
+    stream = open_stream(data, settings.seq_len, settings.seed, **mixing)
+    stream.set_length(settings.total_steps(stream.rows_per_pass) * settings.batch_size)
     validation = validation_rows(data, load_tokenizer(source), settings.seq_len, settings.validation_tokens)
     strategy = instantiate(context.params["strategy"], _convert_="all")
     try:
         metrics = fit(source, context.directory / "model", strategy, settings, stream, validation, runtime, device)
     except StoppedError as stopped:
         raise worker.Interrupted(str(stopped)) from stopped
-    return {**metrics, "tokens_by_source": stream.tokens, "epochs_by_source": stream.epochs}
+    return {**metrics, **stream.summary(), "data": unused(data)}
 
 
 if __name__ == "__main__":

@@ -14,7 +14,7 @@ from typing import Any
 
 from pipeline.engine import worker
 
-VERSION = 2
+VERSION = 3
 PARAMS = {"name", "confidence", "num_bootstrap", "seed", "cells", "benchmarks"}
 ROWS = ("base", "expanded", "post-pretrained", "tuned")
 GROUPS = ("domain", "general", "retention")
@@ -62,6 +62,7 @@ def run(context: worker.Context) -> dict[str, Any]:
     from pipeline.reporting.blocks import block_sections
     from pipeline.reporting.collect import collect
     from pipeline.reporting.compare import compare
+    from pipeline.reporting.data import data_sections
     from pipeline.reporting.figures import draw
     from pipeline.reporting.page import data, headline, html, report_markdown
 
@@ -75,7 +76,8 @@ def run(context: worker.Context) -> dict[str, Any]:
         seed=params["seed"],
     )
     context.progress(step=2, total=3, note="drawing")
-    plots, sections = draw(comparison, context.directory), block_sections(comparison, context.directory)
+    plots = draw(comparison, context.directory)
+    sections = [*block_sections(comparison, context.directory), *data_sections(comparison)]
     values = data(comparison, sections)
     _write(context, "report.md", report_markdown(comparison, sections))
     _write(context, "index.html", html(comparison, plots, sections))

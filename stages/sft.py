@@ -14,14 +14,18 @@ RESUMABLE = True
 
 def check(params: dict[str, Any], facts: dict[str, Any]) -> None:
     """Refuse settings that cannot be run."""
+    from pipeline.data.schedule import check_shares
     from pipeline.training.settings import Settings
 
+    if params["overlong"] not in ("truncate", "skip", "split"):
+        raise ValueError(f"overlong={params['overlong']!r} must be truncate, skip or split")
+    check_shares(params["shares"], None)
     Settings.of(params).check_length(facts.get("max_position_embeddings"))
 
 
 def run(context: worker.Context) -> dict[str, Any]:
     """Train on packed conversations."""
-    from pipeline.data.prepared import keep_chat_template, open_stream, validation_rows
+    from pipeline.data.prepared import keep_chat_template, open_stream, unused, validation_rows
     from pipeline.engine.artifact import model_dir
     from pipeline.models import load_tokenizer
     from pipeline.training.fit import fit, launch_options
@@ -31,7 +35,9 @@ def run(context: worker.Context) -> dict[str, Any]:
     settings, data, source = Settings.of(context.params), context.inputs["data"], model_dir(context.inputs["model"])
     context.handle_stop()
     runtime, device = launch_options(context.launch, context.directory, context.progress, context.should_stop)
-    stream = open_stream(data, settings.seq_len, settings.seed, context.params["overlong"])
+    mixing = {key: context.params[key] for key in ("overlong", "shares")}
+    stream = open_stream(data, settings.seq_len, settings.seed, **mixing)
+    stream.set_length(settings.total_steps(stream.rows_per_pass) * settings.batch_size)
     tokenizer = load_tokenizer(source)
     validation = validation_rows(data, tokenizer, settings.seq_len, settings.validation_tokens)
     strategy = instantiate(context.params["strategy"], _convert_="all")
@@ -41,7 +47,7 @@ def run(context: worker.Context) -> dict[str, Any]:
         raise worker.Interrupted(str(stopped)) from stopped
     if context.is_main:
         keep_chat_template(data, tokenizer, context.directory / "model")
-    return {**metrics, "tokens_by_source": stream.tokens, "epochs_by_source": stream.epochs}
+    return {**metrics, **stream.summary(), "data": unused(data)}
 
 
 if __name__ == "__main__":

@@ -93,7 +93,8 @@ def test_training_keys_equal_the_settings(stage):
     fields = {f.name for f in dataclasses.fields(Settings)}
     for option in set(options(stage)) - {"none"}:
         keys = set(composed(f"{stage}={option}")[stage])
-        assert keys == fields | {"skip", "strategy", "data"} | ({"overlong"} if stage == "sft" else set())
+        own = {"pretrain": {"packing", "shares", "replay"}, "sft": {"overlong", "shares"}}[stage]
+        assert keys == fields | {"skip", "strategy", "data"} | own
 
 
 def test_every_launch_key_is_read():
@@ -186,6 +187,9 @@ def test_a_cell_survives_its_file(tmp_path):
         (["expand=none"], "use expand=block, or strategy@pretrain.strategy=full"),
         (["model=local", "model.source.path=/does/not/exist"], "/does/not/exist: no such directory"),
         (["pretrain.precision=fp8"], "use fp32 or bf16"),
+        (["pretrain.replay=1.5"], "at least 0 and less than 1"),
+        (["pretrain.packing=tight"], "packing='tight' must be fill"),
+        (["pretrain.data.bad_rows=drop"], "data.bad_rows='drop' must be skip"),
         (["pretrain.num_steps=5"], "exactly one of num_steps, num_tokens and num_epochs"),
         (
             ["data@pretrain.data=local_text", "pretrain.data.sources.local.origin.source.path=/does/not/exist"],

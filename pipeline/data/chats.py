@@ -4,18 +4,37 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from itertools import chain, islice
 from typing import Any, Protocol
 
 import numpy as np
 
 from pipeline.data.chat import ChatEncoder, UnfitChatError
+from pipeline.data.contamination import Contamination, Decontamination
 from pipeline.data.conversations import Chat
-from pipeline.data.corpus import Corpus, Place, check_sources, finish, write_held_out, write_ids
+from pipeline.data.corpus import (
+    Corpus,
+    Item,
+    Place,
+    check_sources,
+    counts,
+    finish,
+    write_held_out,
+    write_ids,
+    write_overlap,
+    write_rejected,
+)
+from pipeline.data.encoding import in_processes
 from pipeline.data.files import Listing, Locate
 from pipeline.data.formats import Rejected
 from pipeline.data.split import HeldOut, Split
 from pipeline.data.spool import Spool
 from pipeline.data.tokens import write_store
+
+_BATCH = 200
+_FEW_BATCHES = 20
+"""A source of fewer batches is done before processes have started."""
+_own: ChatEncoder | None = None
 
 
 class ChatSource(Protocol):
@@ -35,16 +54,20 @@ class ChatSource(Protocol):
 class ChatData:
     """Weighted chat sources by name, how much of each is held out, and the chat template.
 
-    template: a Jinja chat template for models that have none, or null for the tokenizer's own; it is recorded in
-    `sources.json`, so that the tuned model can be saved with it. Raises ValueError for a bad name or no source.
+    bad_rows: what becomes of a row that is no conversation, or one that the template cannot spell: skip (counted and
+    listed) or refuse. decontaminate: evaluation sets of which no conversation may hold text, or null. template: a Jinja
+    chat template for models that have none, or null for the tokenizer's own; it is recorded in `sources.json`, so that
+    the tuned model can be saved with it. Raises ValueError for a bad name or no source.
     """
 
     sources: Mapping[str, ChatSource]
+    bad_rows: str
+    decontaminate: Decontamination | None
     held_out: HeldOut
     template: str | None
 
     def __post_init__(self) -> None:
-        check_sources(self.sources)
+        check_sources(self.sources, self.bad_rows)
 
     def prepare(self, tokenizer: Any, place: Place) -> dict[str, Any]:
         """Write tokens, targets, offsets, ids and held-out chats of every source and `sources.json`; return metrics.
@@ -52,36 +75,60 @@ class ChatData:
         Raises ValueError for an empty source, one that cannot be split, or a template that cannot be masked.
         """
         encoder = ChatEncoder(tokenizer, self.template)
+        overlap = Contamination(self.decontaminate).read(place.locate, place.listing) if self.decontaminate else None
         with Spool(place.directory / "chats.spool") as spool:
-            corpus = Corpus(spool, list(self.sources))
+            corpus = Corpus(spool, list(self.sources), self.bad_rows)
             for name, source in self.sources.items():
                 place.progress(note=f"reading and encoding {name}")
-                corpus.add(name, _items(source, encoder, place))
+                items = _items(source, encoder, place)
+                corpus.add(name, overlap.filtered(name, items) if overlap else items)
             place.progress(note="looking for near-duplicates")
             split = corpus.split(self.held_out)
             done = {}
             for index, (name, source) in enumerate(self.sources.items()):
                 done[name] = {"weight": source.weight, **_write(corpus, index, name, split, len(tokenizer), place)}
-        return finish(place, "chat", tokenizer, done, split, {"chat_template": encoder.template})
+            write_rejected(place, corpus)
+        extra: dict[str, Any] = {"chat_template": encoder.template}
+        if overlap:
+            extra["overlap"] = write_overlap(place, overlap)
+        return finish(place, "chat", tokenizer, done, split, extra)
 
 
-def _items(
-    source: ChatSource, encoder: ChatEncoder, place: Place
-) -> Iterator[tuple[str, tuple[bytes, ...]] | Rejected]:
-    """Parts of a record: the plain text, the chat as JSON, its token ids, its targets."""
-    for item in source.read(place.locate, place.listing):
-        if isinstance(item, Rejected):
-            yield item
-            continue
-        try:
-            text = "\n\n".join(message["content"] for message in item.messages).encode()
-            ids, targets = encoder.encode(item.messages)
-        except UnfitChatError as error:
-            yield Rejected(item.id, error.reason)
-        except UnicodeEncodeError:
-            yield Rejected(item.id, "invalid UTF-8")
-        else:
-            yield item.id, (text, item.to_json().encode(), ids.tobytes(), targets.tobytes())
+def _items(source: ChatSource, encoder: ChatEncoder, place: Place) -> Iterator[Item | Rejected]:
+    """Parts of a record: the plain text, the chat as JSON, its token ids, its targets; by processes if many."""
+    chats = source.read(place.locate, place.listing)
+    batches = iter(lambda: list(islice(chats, _BATCH)), [])
+    head, num_workers = list(islice(batches, _FEW_BATCHES)), place.encoding.num_workers
+    if num_workers > 1 and len(head) == _FEW_BATCHES:
+        done = in_processes(_encode_own, chain(head, batches), num_workers, _start_own, encoder)
+    else:
+        done = (_encode_batch(encoder, batch) for batch in chain(head, batches))
+    return chain.from_iterable(done)
+
+
+def _start_own(encoder: ChatEncoder) -> None:
+    global _own
+    _own = encoder
+
+
+def _encode_own(batch: list[Chat | Rejected]) -> list[Item | Rejected]:
+    assert _own is not None
+    return _encode_batch(_own, batch)
+
+
+def _encode_batch(encoder: ChatEncoder, batch: list[Chat | Rejected]) -> list[Item | Rejected]:
+    return [item if isinstance(item, Rejected) else _encode_one(encoder, item) for item in batch]
+
+
+def _encode_one(encoder: ChatEncoder, chat: Chat) -> Item | Rejected:
+    try:
+        text = "\n\n".join(message["content"] for message in chat.messages).encode()
+        ids, targets = encoder.encode(chat.messages, chat.tools)
+    except UnfitChatError as error:
+        return Rejected(chat.id, error.reason, str(error))
+    except UnicodeEncodeError:
+        return Rejected(chat.id, "invalid UTF-8")
+    return chat.id, (text, chat.to_json().encode(), ids.tobytes(), targets.tobytes())
 
 
 def _encoded(corpus: Corpus, index: int) -> tuple[np.ndarray, np.ndarray]:
@@ -99,8 +146,8 @@ def _write(corpus: Corpus, source: int, name: str, split: Split, vocab_size: int
         "documents": documents,
         "tokens": tokens,
         "target_tokens": sum(int(_encoded(corpus, i)[1].sum()) for i in train),
-        "bytes": sum(len(corpus.spool.part(i, 0)) for i in train),
+        "bytes": sum(corpus.spool.size(i, 0) for i in train),
         "held_out_documents": len(held),
-        "held_out_bytes": sum(len(corpus.spool.part(i, 0)) for i in held),
-        "rejected": dict(corpus.rejected[source]),
+        "held_out_bytes": sum(corpus.spool.size(i, 0) for i in held),
+        **counts(corpus, source),
     }

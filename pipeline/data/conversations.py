@@ -6,39 +6,46 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Protocol
+from typing import Any, Protocol
 
-from pipeline.data.documents import RowSource, describe
+from pipeline.data.documents import RowSource
 from pipeline.data.files import Listing, Locate
 from pipeline.data.formats import Rejected, Row, field_value
 
-ROLES = ("system", "user", "assistant")
+ROLES = ("system", "user", "assistant", "tool")
+Message = Mapping[str, Any]
+_NEXT = {"user": ("assistant",), "assistant": ("user", "tool"), "tool": ("tool", "assistant")}
 
 
 @dataclass(frozen=True)
 class Chat:
     """A conversation: messages of {"role", "content"}, an optional system message and then user and assistant in turn,
-    the assistant last."""
+    the assistant last. An assistant's message may have "tool_calls", which messages of the role tool answer before it
+    goes on; `tools` describes the functions that it may call."""
 
     id: str
-    messages: tuple[dict[str, str], ...]
+    messages: tuple[dict[str, Any], ...]
+    tools: tuple[dict[str, Any], ...] = ()
 
     def to_json(self) -> str:
-        """One line of JSON: {"id", "messages"}."""
-        return json.dumps({"id": self.id, "messages": list(self.messages)}, ensure_ascii=False)
+        """One line of JSON: {"id", "messages"}, and "tools" if there are any."""
+        value: dict[str, Any] = {"id": self.id, "messages": list(self.messages)}
+        if self.tools:
+            value["tools"] = list(self.tools)
+        return json.dumps(value, ensure_ascii=False)
 
     @staticmethod
     def from_json(line: str) -> Chat:
         """Undo `to_json`."""
         value = json.loads(line)
-        return Chat(value["id"], tuple(value["messages"]))
+        return Chat(value["id"], tuple(value["messages"]), tuple(value.get("tools", ())))
 
 
 class Layout(Protocol):
     """How a row spells a conversation."""
 
     def chat(self, row: Row) -> Chat | Rejected:
-        """The row's conversation, or why it is none."""
+        """The row's conversation, or why it is none. Raises KeyError if the row has not the layout's columns."""
         ...
 
 
@@ -46,8 +53,8 @@ class Layout(Protocol):
 class MessageList:
     """A column that lists messages, such as OpenAI's {"role", "content"} or ShareGPT's {"from", "value"}.
 
-    roles maps the dataset's role names to system, user and assistant; a conversation with another role is rejected.
-    What follows the assistant's last message is left out.
+    roles maps the dataset's role names to system, user, assistant and tool; a conversation with another role is
+    rejected. What follows the assistant's last message is left out.
     """
 
     field: str
@@ -56,16 +63,20 @@ class MessageList:
     roles: Mapping[str, str]
 
     def chat(self, row: Row) -> Chat | Rejected:
-        """See `Layout`. Raises KeyError if the row has no such column."""
+        """See `Layout`."""
+        listed = field_value(row.fields, self.field)
+        if not isinstance(listed, list | tuple) or not all(isinstance(message, Mapping) for message in listed):
+            return Rejected(row.id, "empty" if listed is None else "not a list of messages", type(listed).__name__)
         found = []
-        for message in field_value(row.fields, self.field) or ():  # type: ignore[attr-defined]
-            role = self.roles.get(message.get(self.role_key))
+        for message in listed:
+            role = self.roles.get(str(message.get(self.role_key)))
             if role not in ROLES:
                 return Rejected(row.id, f"unknown role {message.get(self.role_key)!r}")
-            found.append({"role": role, "content": message.get(self.content_key) or ""})
+            calls = {"tool_calls": message["tool_calls"]} if message.get("tool_calls") else {}
+            found.append({"role": role, "content": message.get(self.content_key) or "", **calls})
         while found and found[-1]["role"] != "assistant":
             found.pop()
-        return checked(row.id, found)
+        return checked(row.id, found, row.fields.get("tools"))
 
 
 @dataclass(frozen=True)
@@ -77,7 +88,7 @@ class PromptAndResponse:
     response: str
 
     def chat(self, row: Row) -> Chat | Rejected:
-        """See `Layout`. Raises KeyError if the row has no such columns."""
+        """See `Layout`."""
         parts = [field_value(row.fields, name) for name in (self.prompt, self.input) if name is not None]
         prompt = "\n\n".join(str(part).strip() for part in parts if part)
         answer = field_value(row.fields, self.response)
@@ -88,19 +99,76 @@ def _message(role: str, content: str) -> dict[str, str]:
     return {"role": role, "content": content}
 
 
-def checked(identity: str, messages: Sequence[Mapping[str, str]]) -> Chat | Rejected:
-    """A chat if the turns alternate, end with the assistant and are not blank; contents are stripped."""
-    turns = [_message(message["role"], message["content"].strip()) for message in messages]
-    body = turns[1:] if turns and turns[0]["role"] == "system" else turns
-    if not body or any(not turn["content"] for turn in body):
+def checked(identity: str, messages: Sequence[Message], tools: Any = None) -> Chat | Rejected:
+    """A chat if the turns follow each other, end with the assistant and are not blank; contents are stripped.
+
+    tools: descriptions of functions, or the same as JSON.
+    """
+    turns = [_turn(message) for message in messages]
+    described = _listed(tools)
+    if described is None or any(turn is None for turn in turns):
+        return Rejected(identity, "content, tools or tool calls in a form that is not known")
+    spoken = [turn for turn in turns if turn is not None]
+    body = spoken[1:] if spoken and spoken[0]["role"] == "system" else spoken
+    if not body or any(not turn["content"] and not turn.get("tool_calls") for turn in body):
         return Rejected(identity, "empty")
     if body[0]["role"] != "user" or body[-1]["role"] != "assistant":
         return Rejected(identity, "does not go from the user to the assistant")
-    if any(a["role"] == b["role"] or b["role"] == "system" for a, b in pairwise(body)):
+    if any(b["role"] not in _NEXT.get(a["role"], ()) for a, b in pairwise(body)):
         return Rejected(identity, "turns do not alternate")
-    if any("\0" in turn["content"] for turn in turns):
+    if any("\0" in turn["content"] for turn in spoken):
         return Rejected(identity, "holds a NUL byte")
-    return Chat(identity, tuple(turns if turns[0]["content"] else body))
+    return Chat(identity, tuple(spoken if spoken[0]["content"] else body), tuple(described))
+
+
+def _turn(message: Message) -> dict[str, Any] | None:
+    """A message with its content as stripped text and its calls as objects; None if it has another form."""
+    content = _text(message["content"])
+    calls = _listed(message.get("tool_calls"))
+    if content is None or calls is None:
+        return None
+    turn: dict[str, Any] = _message(message["role"], content.strip())
+    if calls:
+        turn["tool_calls"] = [_call(call) for call in calls]
+    return None if None in turn.get("tool_calls", ()) else turn
+
+
+def _text(content: Any) -> str | None:
+    """Content as text: text itself, or a list of parts of type text; None for images and the like."""
+    if isinstance(content, str):
+        return content
+    if not isinstance(content, list | tuple) or not all(isinstance(part, Mapping) for part in content):
+        return None
+    parts = [part.get("text") if part.get("type", "text") == "text" else None for part in content]
+    return None if None in parts else "".join(map(str, parts))
+
+
+def _listed(value: Any) -> list[dict[str, Any]] | None:
+    """A list of objects, given as it is or as JSON; empty for nothing, None for anything else."""
+    if isinstance(value, str) and value.strip():
+        try:
+            value = json.loads(value)
+        except (ValueError, RecursionError):
+            return None
+    if not value:
+        return []
+    listed = list(value) if isinstance(value, list | tuple) else [value]
+    return [dict(entry) for entry in listed] if all(isinstance(entry, Mapping) for entry in listed) else None
+
+
+def _call(call: Mapping[str, Any]) -> dict[str, Any] | None:
+    """A tool call as chat templates read it: {"type", "function": {"name", "arguments"}}, the arguments an object."""
+    function = call.get("function", call)
+    if not isinstance(function, Mapping) or not isinstance(function.get("name"), str):
+        return None
+    arguments = function.get("arguments") or {}
+    if isinstance(arguments, str):
+        try:
+            arguments = json.loads(arguments)
+        except (ValueError, RecursionError):
+            return None
+    named = {"id": call["id"]} if call.get("id") else {}
+    return {**named, "type": "function", "function": {"name": function["name"], "arguments": arguments}}
 
 
 @dataclass(frozen=True)
@@ -119,7 +187,7 @@ class Chats:
             raise ValueError(f"weight={self.weight} of a source must be positive; leave the source out instead")
 
     def read(self, locate: Locate, listing: Listing) -> Iterator[Chat | Rejected]:
-        """Every conversation and every row that is none, in a fixed order. Raises ValueError for a missing column."""
+        """Every conversation and every row that is none, in a fixed order."""
         for row in self.origin.rows(locate, listing):
             if isinstance(row, Rejected):
                 yield row
@@ -127,7 +195,7 @@ class Chats:
             try:
                 yield self.layout.chat(row)
             except KeyError as error:
-                raise ValueError(f"{describe(self.origin)}, row {row.id}: {error.args[0]}") from error
+                yield Rejected(row.id, "columns missing", str(error.args[0]))
 
 
 @dataclass(frozen=True)

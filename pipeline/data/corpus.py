@@ -12,55 +12,103 @@ from typing import Any, overload
 
 import numpy as np
 
+from pipeline.data.contamination import Contamination
+from pipeline.data.encoding import Encoding
 from pipeline.data.files import Listing, Locate
 from pipeline.data.formats import Rejected
 from pipeline.data.split import HeldOut, Split, split_documents
 from pipeline.data.spool import Spool
 
 MANIFEST = "sources.json"
+REJECTED = "rejected.jsonl"
+OVERLAP = "overlap.jsonl"
+BAD_ROWS = ("skip", "refuse")
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*")
+_LISTED = 100
+"""Rejected rows of one reason and source that are listed; all are counted."""
 Progress = Callable[..., None]
+Item = tuple[str, tuple[bytes, ...]]
 
 
 @dataclass(frozen=True)
 class Place:
-    """What preparing needs from outside: where sources lie, where to write, whom to tell (`progress(note=...)`)."""
+    """What preparing needs from outside: where sources lie, where to write, whom to tell (`progress(note=...)`) and
+    how to tokenise."""
 
     locate: Locate
     listing: Listing
     directory: Path
     progress: Progress
+    encoding: Encoding = field(default_factory=Encoding)
 
 
-def check_sources(sources: Mapping[str, Any]) -> None:
-    """Raise ValueError if there is no source or a name cannot be part of a file name."""
+def check_sources(sources: Mapping[str, Any], bad_rows: str, *others: Mapping[str, Any]) -> None:
+    """Raise ValueError if there is no source, a name cannot be part of a file name, or one is used twice."""
     if not sources:
         raise ValueError("data.sources is empty; give at least one source")
-    for name in sources:
+    if bad_rows not in BAD_ROWS:
+        raise ValueError(f"data.bad_rows={bad_rows!r} must be skip (count and list them) or refuse (stop)")
+    names = [name for group in (sources, *others) for name in group]
+    for name in names:
         if not _NAME.fullmatch(name):
             raise ValueError(f"source name {name!r} must be letters, digits, - and _ only, as it names files")
+    if twice := sorted({name for name in names if names.count(name) > 1}):
+        raise ValueError(f"data.sources and data.replay both name {', '.join(twice)}; a name stands for one source")
+
+
+@dataclass
+class Bad:
+    """The rows of one source that are not used: `rejected` are damaged or of another form, `left_out` by a rule of the
+    config; both by reason. `lines` are the first of each reason."""
+
+    rejected: Counter[str] = field(default_factory=Counter)
+    left_out: Counter[str] = field(default_factory=Counter)
+    lines: list[dict[str, Any]] = field(default_factory=list)
+
+    def add(self, source: str, row: Rejected) -> None:
+        """Count a row, and list it if it is among the first of its reason."""
+        counter = self.left_out if row.by_rule else self.rejected
+        counter[row.reason] += 1
+        if counter[row.reason] <= _LISTED:
+            found = {"source": source, "id": row.id, "reason": row.reason, "detail": row.detail[:500]}
+            self.lines.append({**found, "by_rule": row.by_rule})
+
+    def describe(self) -> str:
+        """Counts by reason and the first row, for a message; empty if there is none."""
+        if not self.lines:
+            return ""
+        first = self.lines[0]
+        detail = f" ({first['detail']})" if first["detail"] else ""
+        counts = {**self.rejected, **self.left_out}
+        return f"rejected: {counts}; the first is {first['id']!r}: {first['reason']}{detail}"
 
 
 @dataclass
 class Corpus(Sequence[str]):
-    """The documents of all sources in order, as text, on disk. `owners[i]` is the source of document i, by index."""
+    """The documents of all sources in order, as text, on disk. `owners[i]` is the source of document i, by index.
+
+    bad_rows: skip or refuse. bad: what was not used, by source.
+    """
 
     spool: Spool
     names: list[str]
+    bad_rows: str
     ids: list[str] = field(default_factory=list)
     owners: list[int] = field(default_factory=list)
-    rejected: list[Counter[str]] = field(default_factory=list)
+    bad: list[Bad] = field(default_factory=list)
 
-    def add(self, name: str, items: Iterable[tuple[str, tuple[bytes, ...]] | Rejected]) -> None:
+    def add(self, name: str, items: Iterable[Item | Rejected]) -> None:
         """Append a source's documents as (id, parts), the first part being the text that tells near-duplicates apart.
 
-        Raises ValueError naming the source if it has none, or if an id occurs twice.
+        Raises ValueError naming the source if it has none, if an id occurs twice, or if a row is damaged and bad rows
+        are to be refused.
         """
-        self.rejected.append(Counter())
+        bad = Bad()
+        self.bad.append(bad)
         own: set[str] = set()
         for item in items:
             if isinstance(item, Rejected):
-                self.rejected[-1][item.reason] += 1
+                bad.add(name, item)
                 continue
             identity, parts = item
             if identity in own:
@@ -68,9 +116,14 @@ class Corpus(Sequence[str]):
             own.add(identity)
             self.spool.append(*parts)
             self.ids.append(identity)
-            self.owners.append(len(self.rejected) - 1)
+            self.owners.append(len(self.bad) - 1)
+        if self.bad_rows == "refuse" and bad.rejected:
+            raise ValueError(
+                f"source {name!r}: {bad.rejected.total()} of {bad.rejected.total() + len(own)} rows cannot be used; "
+                f"{bad.describe()}; correct them, or set data.bad_rows=skip to go on without them"
+            )
         if not own:
-            found = f"; rejected: {dict(self.rejected[-1])}" if self.rejected[-1] else ""
+            found = f"; {bad.describe()}" if bad.lines else ""
             raise ValueError(f"source {name!r} is empty: it gives no usable document{found}")
 
     def __len__(self) -> int:
@@ -108,8 +161,26 @@ def write_ids(directory: Path, name: str, ids: Iterable[str]) -> None:
     write_held_out(directory / f"{name}.ids.jsonl", (json.dumps(identity, ensure_ascii=False) for identity in ids))
 
 
+def write_rejected(place: Place, corpus: Corpus) -> None:
+    """Write `rejected.jsonl`: the first rows of every reason and source that were not used."""
+    lines = (json.dumps(line, ensure_ascii=False) for bad in corpus.bad for line in bad.lines)
+    write_held_out(place.directory / REJECTED, lines)
+
+
+def write_overlap(place: Place, overlap: Contamination) -> dict[str, Any]:
+    """Write `overlap.jsonl`: every document left out, with the item it overlaps and the words; return the summary."""
+    write_held_out(place.directory / OVERLAP, (json.dumps(line, ensure_ascii=False) for line in overlap.lines))
+    return overlap.summary()
+
+
+def counts(corpus: Corpus, source: int) -> dict[str, dict[str, int]]:
+    """Rows of a source that were not used, by reason."""
+    bad = corpus.bad[source]
+    return {"rejected": dict(bad.rejected), "left_out": dict(bad.left_out)}
+
+
 def finish(
-    place: Place, kind: str, tokenizer: Any, sources: dict[str, dict], split: Split, extra: dict
+    place: Place, kind: str, tokenizer: Any, sources: dict[str, dict], split: Split, extra: dict[str, Any]
 ) -> dict[str, Any]:
     """Write `sources.json`, which says everything about the artifact, and return the stage's metrics."""
     summary = {
@@ -126,10 +197,13 @@ def finish(
         },
     }
     (place.directory / MANIFEST).write_text(json.dumps(summary, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-    totals = {key: sum(source[key] for source in sources.values()) for key in ("documents", "tokens", "bytes")}
-    return {**totals, **summary["split"], "sources": sources}
+    reported = {key: extra[key] for key in ("replay", "overlap") if extra.get(key)}
+    everything = [*sources.values(), *extra.get("replay", {}).values()]
+    totals = {key: sum(source[key] for source in everything) for key in ("documents", "tokens", "bytes")}
+    totals["rejected"] = sum(sum(source["rejected"].values()) for source in everything)
+    return {**totals, **summary["split"], "sources": sources, **reported}
 
 
 def read_sources(directory: Path) -> dict[str, Any]:
-    """The `sources.json` of a data artifact: kind, vocab_size, eos_token_id, sources by name, split."""
+    """The `sources.json` of a data artifact: kind, vocab_size, eos_token_id, sources and replay by name, split."""
     return json.loads((directory / MANIFEST).read_text(encoding="utf-8"))

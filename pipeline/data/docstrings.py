@@ -95,14 +95,14 @@ class DocstringPairs:
 
     def _chat(self, identity: str, function: DocumentedFunction | str, seen: set[str]) -> Chat | Rejected:
         if isinstance(function, str):
-            return Rejected(identity, function)
+            return Rejected(identity, function, by_rule=True)
         if not self.min_description_chars <= len(function.description) <= self.max_description_chars:
-            return Rejected(identity, "description too short or too long")
+            return Rejected(identity, "description too short or too long", by_rule=True)
         if not self.min_code_chars <= len(function.code) <= self.max_code_chars:
-            return Rejected(identity, "code too short or too long")
+            return Rejected(identity, "code too short or too long", by_rule=True)
         key = "".join(function.code.split())
         if key in seen:
-            return Rejected(identity, "repeated")
+            return Rejected(identity, "repeated", by_rule=True)
         seen.add(key)
         return checked(identity, conversation(function))
 

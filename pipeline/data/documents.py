@@ -7,14 +7,19 @@ import re
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from itertools import islice
 from typing import Protocol
 
 from pipeline.data.archive import read_members
 from pipeline.data.files import Listing, Locate
 from pipeline.data.formats import Rejected, Row, field_value, rows_of_file
+from pipeline.data.hub import Repository, check_format
 
 _SYMBOL = re.compile(r"[^\w\s]|\d")
+_SPACE = re.compile(r"\s+")
+_PART = 1 << 20
+LONGEST_RUN = 1_000_000
+"""More characters than this without white space are encoded data, not text; a tokenizer would take them as one word."""
 
 
 @dataclass(frozen=True)
@@ -71,9 +76,10 @@ class PackageFiles:
 class HubDataset:
     """A dataset of the Hugging Face hub.
 
-    `source` = {kind: hub, repo, revision}. With `files` (a glob inside the repository) the data files are read directly
-    by the builder their suffix names, so that no loading script is needed; without, `name` picks the configuration.
-    `streaming` reads rows as they arrive instead of downloading everything first. `limit` stops after so many rows.
+    `source` = {kind: hub, repo, revision}; the revision should be a commit, which is then the data's identity. With
+    `files` (a glob inside the repository) the data files are read directly, damaged rows and all, so that no loading
+    script is needed; without, the `datasets` library loads the configuration `name`. `streaming` reads rows as they
+    arrive instead of downloading everything first. `limit` stops after so many rows.
     """
 
     source: Mapping
@@ -83,34 +89,21 @@ class HubDataset:
     streaming: bool
     limit: int | None
 
+    def __post_init__(self) -> None:
+        if self.files is not None:
+            check_format(self.files)
+
     def rows(self, locate: Locate, listing: Listing) -> Iterator[Row | Rejected]:
-        """Rows in the dataset's order; `locate` is not asked, the `datasets` library keeps its own cache."""
-        repo = self.source["repo"]
-        for number, fields in enumerate(self._load()):
-            if number == self.limit:
-                break
-            yield Row(f"{repo}#{number}", fields)
+        """Rows in the dataset's order; `locate` is not asked, the hub's own cache is used.
 
-    def _load(self):  # type: ignore[no-untyped-def]  # datasets returns one of four classes
-        import datasets
-
-        repo, revision = self.source["repo"], self.source["revision"]
+        Raises ValueError if the hub cannot be reached, saying what to download where it can.
+        """
+        place = Repository(self.source["repo"], self.source["revision"])
         if self.files is None:
-            return datasets.load_dataset(repo, self.name, split=self.split, revision=revision, streaming=self.streaming)
-        root = repo if Path(repo).is_dir() else f"hf://datasets/{repo}@{revision}"
-        return datasets.load_dataset(
-            _builder(self.files),
-            data_files={self.split: f"{root}/{self.files}"},
-            split=self.split,
-            streaming=self.streaming,
-        )
-
-
-def _builder(files: str) -> str:
-    for marker, builder in ((".parquet", "parquet"), (".arrow", "arrow"), (".json", "json"), (".txt", "text")):
-        if marker in files:
-            return builder
-    raise ValueError(f"files={files!r} does not show its format; it must hold .parquet, .arrow, .json(l) or .txt")
+            found = place.load(self.name, self.split, self.streaming)
+        else:
+            found = place.read(self.files, self.streaming)
+        return islice(found, self.limit)
 
 
 @dataclass(frozen=True)
@@ -146,22 +139,28 @@ class Text:
 
     def documents(self, locate: Locate, listing: Listing, rejected: Counter[str] | None = None) -> Iterator[Document]:
         """The documents alone; the others are counted by reason in `rejected`. Raises ValueError if there are none."""
-        found = False
+        found, first = False, ""
         for item in self.read(locate, listing):
             if isinstance(item, Document):
                 found = True
                 yield item
-            elif rejected is not None:
+                continue
+            first = first or f": the first row is no document ({item.reason}; {item.detail or item.id})"
+            if rejected is not None:
                 rejected[item.reason] += 1
         if not found:
-            raise ValueError(f"{describe(self.origin)} gives no document")
+            raise ValueError(f"{describe(self.origin)} gives no document{first}")
 
-    def _cut(self, row: Row) -> Iterator[Document]:
+    def _cut(self, row: Row) -> Iterator[Document | Rejected]:
         try:
             value = field_value(row.fields, self.text_field)
         except KeyError as error:
-            raise ValueError(f"{describe(self.origin)}, row {row.id}: {error.args[0]}") from error
-        text = value if isinstance(value, str) else ""
+            yield Rejected(row.id, f"no column {self.text_field!r}", error.args[0])
+            return
+        if value is not None and not isinstance(value, str):
+            yield Rejected(row.id, f"column {self.text_field!r} is no text", f"a value of type {type(value).__name__}")
+            return
+        text = value or ""
         if self.boundary is None:
             yield Document(row.id, text)
             return
@@ -171,20 +170,34 @@ class Text:
             if number or text[start:stop].strip():
                 yield Document(f"{row.id}/{number}", text[start:stop])
 
-    def _judge(self, document: Document) -> Document | Rejected:
-        if not document.text.strip():
+    def _judge(self, document: Document | Rejected) -> Document | Rejected:
+        if isinstance(document, Rejected):
+            return document
+        if not document.text or document.text.isspace():
             return Rejected(document.id, "empty")
         if "\0" in document.text:
             return Rejected(document.id, "holds a NUL byte")
+        if len(document.text) > LONGEST_RUN and (length := longest_run(document.text)) > LONGEST_RUN:
+            return Rejected(document.id, "one run of characters without white space", f"{length:,} characters")
         if self.max_symbol_fraction is not None and symbol_fraction(document.text) > self.max_symbol_fraction:
-            return Rejected(document.id, "mostly digits and punctuation")
+            return Rejected(document.id, "mostly digits and punctuation", by_rule=True)
         return document
 
 
 def symbol_fraction(text: str) -> float:
     """Digits and punctuation as a fraction of all characters that are not white space; 0 for blank text."""
-    visible = sum(map(len, text.split()))
-    return len(_SYMBOL.findall(text)) / visible if visible else 0.0
+    # In parts, as each makes a list of its matches.
+    parts = [text[start : start + _PART] for start in range(0, len(text), _PART)]
+    visible = sum(sum(map(len, part.split())) for part in parts)
+    return sum(len(_SYMBOL.findall(part)) for part in parts) / visible if visible else 0.0
+
+
+def longest_run(text: str) -> int:
+    """Characters of the longest stretch without white space."""
+    longest = last = 0
+    for match in _SPACE.finditer(text):
+        longest, last = max(longest, match.start() - last), match.end()
+    return max(longest, len(text) - last)
 
 
 def describe(origin: RowSource) -> str:

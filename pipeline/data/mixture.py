@@ -2,77 +2,33 @@
 
 from __future__ import annotations
 
-import zlib
+import copy
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
-from pipeline.data.packing import Overlong, Span, Spans, build_row, chat_spans, text_spans
+from pipeline.data.draw import Mixture
+from pipeline.data.packing import Overlong, Span, build_row, chat_spans, text_spans
+from pipeline.data.schedule import Replay, Schedule, Shares, schedule
 from pipeline.data.tokens import TokenStore
 
-
-class Mixture:
-    """Chooses the next span: the source furthest behind its share, then the next of its shuffled spans.
-
-    A weight multiplies a source's own tokens (LLaMA Pro, Table 6: 55B at 1.00 and 22B at 1.50): the share of source s
-    is weight_s * tokens_s / sum. Every span of a source is drawn once per epoch; the order of an epoch depends on the
-    seed, the source's name and the epoch only. A source's token count stays within a row per source of its share.
-    """
-
-    def __init__(self, names: Sequence[str], spans: Sequence[Spans], weights: Mapping[str, float], seed: int) -> None:
-        for name, found in zip(names, spans, strict=True):
-            if not len(found.table):
-                counts = {key: value for key, value in vars(found).items() if key != "table" and value}
-                raise ValueError(f"source {name!r} has nothing to train on ({counts or 'no documents'}); raise seq_len")
-            if not weights[name] > 0:
-                raise ValueError(f"source {name!r}: weight {weights[name]} must be positive")
-        self.names, self.spans, self.seed = list(names), list(spans), seed
-        wanted = np.array([weights[name] * found.num_tokens for name, found in zip(names, spans, strict=True)])
-        self.shares: list[float] = (wanted / wanted.sum()).tolist()
-        self.drawn = [0] * len(spans)
-        self.epochs = [0] * len(spans)
-        self.cursors = [0] * len(spans)
-        self._orders = [self._order(index) for index in range(len(spans))]
-
-    def _order(self, source: int) -> np.ndarray:
-        # Seeded by name, so that adding a source does not reshuffle the others.
-        entropy = [self.seed & 0xFFFFFFFFFFFFFFFF, zlib.crc32(self.names[source].encode()), self.epochs[source]]
-        return np.random.default_rng(np.random.SeedSequence(entropy)).permutation(len(self.spans[source].table))
-
-    def next(self) -> Span:
-        """Draw one span."""
-        total = sum(self.drawn)
-        source = max(range(len(self.drawn)), key=lambda s: (self.shares[s] * total - self.drawn[s], self.shares[s], -s))
-        if self.cursors[source] == len(self._orders[source]):
-            self.epochs[source] += 1
-            self.cursors[source] = 0
-            self._orders[source] = self._order(source)
-        row = self.spans[source].table[self._orders[source][self.cursors[source]]]
-        self.cursors[source] += 1
-        span = Span(source, *map(int, row))
-        self.drawn[source] += span.length
-        return span
-
-    def state_dict(self) -> dict[str, list[int]]:
-        """Where the draw stands."""
-        return {"drawn": list(self.drawn), "epochs": list(self.epochs), "cursors": list(self.cursors)}
-
-    def load_state_dict(self, state: Mapping[str, Sequence[int]]) -> None:
-        """Continue from `state_dict`."""
-        self.drawn, self.epochs, self.cursors = (list(state[key]) for key in ("drawn", "epochs", "cursors"))
-        self._orders = [self._order(index) for index in range(len(self.spans))]
+Packing = Literal["fill", "first_fit"]
 
 
 class PackedStream(Iterator[dict[str, np.ndarray]]):
     """Endless rows of `seq_len` tokens, each a dict of int64[T]: see `packing.build_row`.
 
-    Text (`overlong=None`): every row is full and no token is lost. Documents enter as spans of at most seq_len tokens;
-    a span as long as a row is a row of its own, so only the ends of documents are cut again where a row is full.
-    Spans, not documents, are shuffled: a long file does not fill consecutive rows.
-    Chats (`overlong` = truncate, skip or split): a conversation is never cut at the end of a row; a row begins with the
-    oldest of `lookahead` waiting conversations and takes the longest that still fit, and what is left is padding.
+    packing `fill`: every row is full and no token is lost. Documents enter as spans of at most seq_len tokens; a span
+    as long as a row is a row of its own, so only the ends of documents are cut again where a row is full. Spans, not
+    documents, are shuffled: a long file does not fill consecutive rows.
+    packing `first_fit`: no span is cut again. A row begins with the oldest of `lookahead` waiting spans and takes the
+    longest that still fit (first fit decreasing within a window), and what is left is padding.
+    Text (`overlong=None`) may be packed either way, chats (`overlong` = truncate, skip or split) by `first_fit` only.
     `plan` decides a row and `read` fetches its tokens, so that a process can plan all rows and read its own.
+
+    weights: multiply a source's own tokens (LLaMA Pro, Table 6: 55B at 1.00 and 22B at 1.50): without `shares`, source
+    s has the share weight_s * tokens_s / sum. shares, replay: see `schedule`; general: the sources that are replayed.
     """
 
     def __init__(
@@ -83,19 +39,33 @@ class PackedStream(Iterator[dict[str, np.ndarray]]):
         seed: int,
         overlong: Overlong | None = None,
         lookahead: int = 64,
+        packing: Packing | None = None,
+        shares: Shares = None,
+        replay: Replay = None,
+        general: Sequence[str] = (),
     ) -> None:
         if seq_len < 2 or lookahead < 1:
             raise ValueError(f"seq_len={seq_len} must be at least 2 and lookahead={lookahead} at least 1")
+        self.packing = packing or ("fill" if overlong is None else "first_fit")
+        if self.packing not in ("fill", "first_fit") or (self.packing == "fill" and overlong is not None):
+            raise ValueError(f"packing={packing!r} must be fill or first_fit, and first_fit for conversations")
         self.stores, self.seq_len, self.overlong, self.lookahead = list(stores), seq_len, overlong, lookahead
         names = [store.name for store in stores]
         if missing := sorted(set(names) ^ set(weights)):
             raise ValueError(f"sources {names} and weights {sorted(weights)} differ in {missing}")
+        for name, weight in weights.items():
+            if not weight > 0:
+                raise ValueError(f"source {name!r}: weight {weight} must be positive")
         self.spans = [
             text_spans(store, seq_len) if overlong is None else chat_spans(store, seq_len, overlong) for store in stores
         ]
-        self.mixture = Mixture(names, self.spans, weights, seed)
+        self._general = {index for index, name in enumerate(names) if name in general}
+        weighted = [weights[name] * spans.num_tokens for name, spans in zip(names, self.spans, strict=True)]
+        self.mixture = Mixture(names, self.spans, schedule(names, weighted, shares, replay, general), seed)
+        self._rows_per_pass: int | None = None
         self.num_rows = 0
         self._emitted = [0] * len(stores)
+        self._num_cut = 0
         self._waiting: list[Span] = []
 
     @property
@@ -109,9 +79,20 @@ class PackedStream(Iterator[dict[str, np.ndarray]]):
         totals = [spans.num_tokens for spans in self.spans]
         return {name: self.tokens[name] / total for name, total in zip(self.mixture.names, totals, strict=True)}
 
+    @property
+    def efficiency(self) -> float:
+        """Tokens in the rows so far over the room in them; the rest is padding."""
+        return sum(self._emitted) / (self.num_rows * self.seq_len) if self.num_rows else 1.0
+
+    def set_length(self, num_rows: int) -> None:
+        """Say how many rows the run will take, which a schedule's progress is measured against."""
+        self.mixture.num_tokens = num_rows * self.seq_len
+
     def plan(self) -> list[Span]:
-        """The spans of the next row."""
-        row = self._plan_text() if self.overlong is None else self._plan_chat()
+        """The spans of the next row. Raises ValueError if the shares follow a schedule and the length is not known."""
+        if not self.mixture.schedule.constant and self.mixture.num_tokens is None:
+            raise ValueError("shares that change over a run need its length: call set_length first")
+        row = self._fill() if self.packing == "fill" else self._first_fit()
         for span in row:
             self._emitted[span.source] += span.length
         self.num_rows += 1
@@ -124,7 +105,7 @@ class PackedStream(Iterator[dict[str, np.ndarray]]):
     def __next__(self) -> dict[str, np.ndarray]:
         return self.read(self.plan())
 
-    def _plan_text(self) -> list[Span]:
+    def _fill(self) -> list[Span]:
         while True:
             span = self.mixture.next()
             if span.length == self.seq_len:
@@ -134,9 +115,10 @@ class PackedStream(Iterator[dict[str, np.ndarray]]):
             if span.length >= room:
                 row, rest = self._waiting, span._replace(start=span.start + room)
                 self._waiting = [rest] if rest.length else []
+                self._num_cut += bool(rest.length)
                 return row
 
-    def _plan_chat(self) -> list[Span]:
+    def _first_fit(self) -> list[Span]:
         row: list[Span] = []
         room = self.seq_len
         while True:
@@ -150,37 +132,74 @@ class PackedStream(Iterator[dict[str, np.ndarray]]):
             room -= row[-1].length
 
     def rows_per_pass(self) -> int:
-        """Rows in which as many tokens are drawn as all sources hold together (one epoch where weights are equal)."""
-        fresh = PackedStream(
-            self.stores, self._weights(), self.seq_len, self.mixture.seed, self.overlong, self.lookahead
-        )
-        total = sum(spans.num_tokens for spans in self.spans)
-        while sum(fresh._emitted) < total:
-            fresh.plan()
-        return fresh.num_rows
+        """Rows in which as many tokens of the domain are drawn as its sources hold together: one epoch where their
+        weights are equal."""
+        if self._rows_per_pass is None:
+            fresh = self._afresh()
+            domain = [index for index in range(len(self.spans)) if index not in self._general]
+            total = sum(self.spans[index].num_tokens for index in domain)
+            while sum(fresh._emitted[index] for index in domain) < total:
+                fresh.plan()
+            self._rows_per_pass = fresh.num_rows
+        return self._rows_per_pass
 
-    def _weights(self) -> dict[str, float]:
+    def _afresh(self) -> PackedStream:
+        """The same stream at its beginning, whose shares stay as they are there."""
+        fresh = copy.copy(self)
+        first = Schedule((0.0,), self.mixture.schedule.shares[:1])
+        fresh.mixture = Mixture(self.mixture.names, self.spans, first, self.mixture.seed)
+        fresh.num_rows, fresh._emitted, fresh._num_cut, fresh._waiting = 0, [0] * len(self.stores), 0, []
+        return fresh
+
+    def summary(self) -> dict[str, Any]:
+        """What the rows so far were made of, for a stage's metrics: plain JSON values by source.
+
+        tokens, epochs, repeated tokens (beyond one pass), shares asked and observed, and how rows were packed.
+        """
+        names, taken = self.mixture.names, sum(self._emitted)
+        wanted = self.mixture.schedule.wanted(taken, self.mixture.num_tokens)
         totals = [spans.num_tokens for spans in self.spans]
-        shares = zip(self.mixture.names, self.mixture.shares, totals, strict=True)
-        return {name: share / total for name, share, total in shares}
+        return {
+            "tokens_by_source": self.tokens,
+            "epochs_by_source": self.epochs,
+            "repeated_tokens_by_source": {
+                name: max(0, self.tokens[name] - total) for name, total in zip(names, totals, strict=True)
+            },
+            "shares_by_source": {
+                name: {"asked": want / max(1, taken), "observed": self.tokens[name] / max(1, taken)}
+                for name, want in zip(names, wanted, strict=True)
+            },
+            "packing": {
+                "policy": self.packing,
+                "rows": self.num_rows,
+                "efficiency": self.efficiency,
+                "documents_cut_at_a_row_end": self._num_cut,
+                "overlong": {name: spans.counts() for name, spans in zip(names, self.spans, strict=True)},
+            },
+        }
 
     def _identity(self) -> dict[str, Any]:
         """What must agree for a saved state to mean the same rows."""
+        planned = self.mixture.schedule
         return {
             "sources": self.mixture.names,
             "tokens": [spans.num_tokens for spans in self.spans],
-            "shares": self.mixture.shares,
+            "points": list(planned.points),
+            "shares": [list(row) for row in planned.shares],
+            "num_tokens": None if planned.constant else self.mixture.num_tokens,
             "seq_len": self.seq_len,
             "seed": self.mixture.seed,
+            "packing": self.packing,
             "overlong": self.overlong,
             "lookahead": self.lookahead,
         }
 
     def state_dict(self) -> dict[str, Any]:
-        """Everything needed to continue with the very next row, as plain JSON data."""
+        """Everything needed to continue with the very next row, the open row included, as plain JSON data."""
         return {
             "identity": self._identity(),
             "num_rows": self.num_rows,
+            "num_cut": self._num_cut,
             "emitted": list(self._emitted),
             "waiting": [list(span) for span in self._waiting],
             "mixture": self.mixture.state_dict(),
@@ -190,6 +209,7 @@ class PackedStream(Iterator[dict[str, np.ndarray]]):
         """Continue from `state_dict`. Raises ValueError if it belongs to other data or another packing."""
         if state["identity"] != self._identity():
             raise ValueError(f"the saved stream is {state['identity']}, this one {self._identity()}; start afresh")
-        self.num_rows, self._emitted = state["num_rows"], list(state["emitted"])
+        self.num_rows, self._num_cut = state["num_rows"], state["num_cut"]
+        self._emitted = list(state["emitted"])
         self._waiting = [Span(*span) for span in state["waiting"]]
         self.mixture.load_state_dict(state["mixture"])

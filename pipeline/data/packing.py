@@ -51,6 +51,10 @@ class Spans:
         """Tokens of all spans."""
         return int((self.table[:, 2] - self.table[:, 1]).sum())
 
+    def counts(self) -> dict[str, int]:
+        """How many documents were truncated, skipped, split and left out as nothing is learned; none that is 0."""
+        return {key: value for key, value in vars(self).items() if key != "table" and value}
+
 
 def cut(lengths: np.ndarray, seq_len: int) -> np.ndarray:
     """int64[number, 3]: every document as spans of exactly `seq_len` tokens and one with what remains."""

@@ -11,24 +11,55 @@ import numpy as np
 
 from pipeline.data.chat import ChatEncoder
 from pipeline.data.corpus import read_sources
-from pipeline.data.mixture import PackedStream
+from pipeline.data.mixture import PackedStream, Packing
 from pipeline.data.packing import Overlong, Span, build_row, cut
+from pipeline.data.schedule import Replay, Shares
 from pipeline.data.tokens import TokenStore, encode_documents, open_store
 
 
-def open_stream(directory: Path, seq_len: int, seed: int, overlong: Overlong | None = None) -> PackedStream:
+def open_stream(
+    directory: Path,
+    seq_len: int,
+    seed: int,
+    overlong: Overlong | None = None,
+    packing: Packing | None = None,
+    shares: Shares = None,
+    replay: Replay = None,
+) -> PackedStream:
     """The mixture of all sources in a data artifact, packed; `overlong` is given for chats and only for them.
 
+    shares, replay: see `schedule.schedule`; general text is opened only where some of it is asked for.
+
     Raises:
-        ValueError: chats where text is expected or the other way round.
+        ValueError: chats where text is expected or the other way round, or replay without general text.
     """
     manifest = read_sources(directory)
     expected = "text" if overlong is None else "chat"
     if manifest["kind"] != expected:
         raise ValueError(f"this stage trains on {expected} data, but its data is of kind {manifest['kind']}")
-    stores = [open_store(directory, name) for name in manifest["sources"]]
-    weights = {name: source["weight"] for name, source in manifest["sources"].items()}
-    return PackedStream(stores, weights, seq_len, seed, overlong)
+    general = manifest.get("replay") or {} if replay else {}
+    if replay and not general:
+        raise ValueError(
+            f"replay={replay} asks for general text, but the data has none; add some to data.replay, e.g. "
+            "+data/source@pretrain.data.replay.wikitext2=wikitext2_train"
+        )
+    sources = {**manifest["sources"], **general}
+    stores = [open_store(directory, name) for name in sources]
+    weights = {name: source["weight"] for name, source in sources.items()}
+    return PackedStream(
+        stores, weights, seq_len, seed, overlong, packing=packing, shares=shares, replay=replay, general=list(general)
+    )
+
+
+def unused(directory: Path) -> dict[str, Any]:
+    """What a data artifact did not use, for the metrics of a stage that trains on it: rows rejected and left out, by
+    source and reason, and the overlap with evaluation sets where it was looked for."""
+    manifest = read_sources(directory)
+    sources = {**manifest["sources"], **(manifest.get("replay") or {})}
+    found: dict[str, Any] = {
+        kind: {name: source.get(kind, {}) for name, source in sources.items()} for kind in ("rejected", "left_out")
+    }
+    return {**found, "overlap": manifest["overlap"]} if "overlap" in manifest else found
 
 
 def validation_rows(directory: Path, tokenizer: Any, seq_len: int, num_tokens: int) -> dict[str, list[dict]]:
@@ -64,7 +95,7 @@ def _held_out(file: Path, tokenizer: Any, encoder: ChatEncoder | None) -> Iterat
         for line in lines:
             entry = json.loads(line)
             if encoder is not None:
-                tokens, targets = encoder.encode(entry["messages"])
+                tokens, targets = encoder.encode(entry["messages"], entry.get("tools") or ())
             else:
                 tokens, targets = next(iter(encode_documents(tokenizer, [entry["text"]]))), None
             yield TokenStore(file.stem, tokens, np.array([0, len(tokens)]), targets)

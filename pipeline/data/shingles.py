@@ -5,6 +5,8 @@ Shapes: B bytes, W words, S distinct shingles, P permutations.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import numpy as np
 
 SHINGLE_WORDS = 5
@@ -29,7 +31,8 @@ def _word_bytes() -> np.ndarray:
 _TABLE = _word_bytes()
 _LONGEST_WORD = 64
 _POWERS = np.array([pow(_PRIME, i + 1, 1 << 64) for i in range(_LONGEST_WORD)], dtype=_U64)
-_ORDER = np.array([pow(0xC2B2AE3D27D4EB4F, i + 1, 1 << 64) for i in range(SHINGLE_WORDS)], dtype=_U64)
+_ORDER_PRIME = 0xC2B2AE3D27D4EB4F
+_BLOCK_BYTES = 1 << 22
 
 
 def _mix(values: np.ndarray) -> np.ndarray:
@@ -42,6 +45,26 @@ def _mix(values: np.ndarray) -> np.ndarray:
 def word_hashes(text: str) -> np.ndarray:
     """uint64[W]: one hash per word in order; case, punctuation and white space do not matter."""
     codes_B = _TABLE[np.frombuffer(text.encode("utf-8", "surrogatepass"), dtype=np.uint8)]
+    return np.concatenate([_hashes(part) for part in _blocks(codes_B)])
+
+
+def _blocks(codes_B: np.ndarray) -> Iterator[np.ndarray]:
+    """Parts of bounded size that cut no word: hashing takes some thirty times the memory of the text."""
+    start = 0
+    while len(codes_B) - start > _BLOCK_BYTES:
+        stop = start + _BLOCK_BYTES
+        between = np.flatnonzero(codes_B[start:stop] == 0)
+        if len(between):
+            stop = start + int(between[-1]) + 1
+        else:
+            after = np.flatnonzero(codes_B[stop:] == 0)
+            stop = stop + int(after[0]) if len(after) else len(codes_B)
+        yield codes_B[start:stop]
+        start = stop
+    yield codes_B[start:]
+
+
+def _hashes(codes_B: np.ndarray) -> np.ndarray:
     inside_B = codes_B > 0
     edges = np.flatnonzero(np.diff(inside_B, prepend=False, append=False))
     starts_W, stops_W = edges[0::2], edges[1::2]
@@ -54,19 +77,21 @@ def word_hashes(text: str) -> np.ndarray:
     return _mix(np.add.reduceat(weighted, firsts_W))
 
 
+def ngram_hashes(words_W: np.ndarray, size: int) -> np.ndarray:
+    """uint64[W - size + 1]: a hash for every `size` consecutive word hashes, in order; empty if there are fewer."""
+    total = np.zeros(max(0, len(words_W) - size + 1) if size else 0, dtype=_U64)
+    for offset in range(size):
+        total += words_W[offset : offset + len(total)] * _U64(pow(_ORDER_PRIME, offset + 1, 1 << 64))
+    return _mix(total)
+
+
 def shingles(text: str) -> np.ndarray:
     """uint64[S]: the distinct hashes of every SHINGLE_WORDS consecutive words, sorted.
 
     A text with fewer words is one shingle; a text without words is none.
     """
     words_W = word_hashes(text)
-    if not len(words_W):
-        return words_W
-    size = min(SHINGLE_WORDS, len(words_W))
-    total = np.zeros(len(words_W) - size + 1, dtype=_U64)
-    for offset in range(size):
-        total += words_W[offset : offset + len(total)] * _ORDER[offset]
-    return np.unique(_mix(total))
+    return np.unique(ngram_hashes(words_W, min(SHINGLE_WORDS, len(words_W))))
 
 
 def _permutations() -> tuple[np.ndarray, np.ndarray]:

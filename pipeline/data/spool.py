@@ -24,13 +24,22 @@ class Spool:
             self._offsets.append(self._offsets[-1] + len(part))
         self._parts.append(len(self._offsets) - 1)
 
+    def size(self, record: int, number: int) -> int:
+        """Bytes of a part of a record. Raises IndexError if there is none."""
+        index = self._index(record, number)
+        return self._offsets[index + 1] - self._offsets[index]
+
     def part(self, record: int, number: int) -> bytes:
         """A part of a record. Raises IndexError if there is none."""
+        index = self._index(record, number)
+        self._file.seek(self._offsets[index])
+        return self._file.read(self._offsets[index + 1] - self._offsets[index])
+
+    def _index(self, record: int, number: int) -> int:
         index = self._parts[record] + number
         if not index < self._parts[record + 1]:
             raise IndexError(f"record {record} has no part {number}")
-        self._file.seek(self._offsets[index])
-        return self._file.read(self._offsets[index + 1] - self._offsets[index])
+        return index
 
     def __len__(self) -> int:
         return len(self._parts) - 1

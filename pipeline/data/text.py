@@ -7,44 +7,73 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from pipeline.data.corpus import Corpus, Place, check_sources, finish, write_held_out, write_ids
+from pipeline.data.contamination import Contamination, Decontamination
+from pipeline.data.corpus import (
+    Corpus,
+    Item,
+    Place,
+    check_sources,
+    counts,
+    finish,
+    write_held_out,
+    write_ids,
+    write_overlap,
+    write_rejected,
+)
 from pipeline.data.documents import Document, Text
+from pipeline.data.encoding import TokenCache, encode_all
 from pipeline.data.formats import Rejected
 from pipeline.data.split import HeldOut, Split
 from pipeline.data.spool import Spool
-from pipeline.data.tokens import encode_documents, write_store
+from pipeline.data.tokens import open_store, write_store
 
 
 @dataclass(frozen=True)
 class TextData:
-    """Weighted text sources by name, and how much of each is held out. Raises ValueError for a bad name or none."""
+    """Weighted text sources by name, and how much of each is held out.
+
+    replay: sources of general text, prepared in the same way and used by a training stage whose `replay` is more than
+    0; they are no part of the domain, so neither validation nor the domain's evaluation reads them. bad_rows: what
+    becomes of a row that is damaged or of another form: skip (counted and listed) or refuse. decontaminate: evaluation
+    sets of which no document may hold text, or null. Raises ValueError for a bad name or no source.
+    """
 
     sources: Mapping[str, Text]
+    replay: Mapping[str, Text]
+    bad_rows: str
+    decontaminate: Decontamination | None
     held_out: HeldOut
 
     def __post_init__(self) -> None:
-        check_sources(self.sources)
+        check_sources(self.sources, self.bad_rows, self.replay)
 
     def prepare(self, tokenizer: Any, place: Place) -> dict[str, Any]:
         """Write tokens, offsets, ids and held-out documents of every source and `sources.json`; return metrics.
 
-        Raises ValueError for an empty source or one that cannot be split.
+        Raises ValueError for an empty source, one that cannot be split, or a bad row that is to be refused.
         """
+        everything = {**self.sources, **self.replay}
+        overlap = Contamination(self.decontaminate).read(place.locate, place.listing) if self.decontaminate else None
         with Spool(place.directory / "documents.spool") as spool:
-            corpus = Corpus(spool, list(self.sources))
-            for name, source in self.sources.items():
+            corpus = Corpus(spool, list(everything), self.bad_rows)
+            for name, source in everything.items():
                 place.progress(note=f"reading {name}")
-                corpus.add(name, _items(source, place))
+                items = _items(source, place)
+                corpus.add(name, overlap.filtered(name, items) if overlap else items)
             place.progress(note="looking for near-duplicates")
             split = corpus.split(self.held_out)
             done = {}
-            for index, (name, source) in enumerate(self.sources.items()):
-                place.progress(step=index, total=len(self.sources), note=f"tokenising {name}")
+            for index, (name, source) in enumerate(everything.items()):
+                place.progress(step=index, total=len(everything), note=f"tokenising {name}")
                 done[name] = {"weight": source.weight, **_write(corpus, index, name, split, tokenizer, place)}
-        return finish(place, "text", tokenizer, done, split, {})
+            write_rejected(place, corpus)
+        extra: dict[str, Any] = {"replay": {name: done.pop(name) for name in self.replay}}
+        if overlap:
+            extra["overlap"] = write_overlap(place, overlap)
+        return finish(place, "text", tokenizer, done, split, extra)
 
 
-def _items(source: Text, place: Place) -> Iterator[tuple[str, tuple[bytes]] | Rejected]:
+def _items(source: Text, place: Place) -> Iterator[Item | Rejected]:
     for item in source.read(place.locate, place.listing):
         if isinstance(item, Document):
             try:
@@ -57,16 +86,29 @@ def _items(source: Text, place: Place) -> Iterator[tuple[str, tuple[bytes]] | Re
 
 def _write(corpus: Corpus, source: int, name: str, split: Split, tokenizer: Any, place: Place) -> dict[str, Any]:
     train, held = corpus.of(source, split, False), corpus.of(source, split, True)
-    encoded = ((ids, None) for ids in encode_documents(tokenizer, (corpus[i] for i in train)))
-    documents, tokens = write_store(place.directory, name, encoded, len(tokenizer))
+    documents, tokens = _tokenise(corpus, train, name, tokenizer, place)
     write_ids(place.directory, name, (corpus.ids[i] for i in train))
     lines = (json.dumps({"id": corpus.ids[i], "text": corpus[i]}, ensure_ascii=False) for i in held)
     write_held_out(place.directory / f"{name}.heldout.jsonl", lines)
     return {
         "documents": documents,
         "tokens": tokens,
-        "bytes": sum(len(corpus[i].encode()) for i in train),
+        "bytes": sum(corpus.spool.size(i, 0) for i in train),
         "held_out_documents": len(held),
-        "held_out_bytes": sum(len(corpus[i].encode()) for i in held),
-        "rejected": dict(corpus.rejected[source]),
+        "held_out_bytes": sum(corpus.spool.size(i, 0) for i in held),
+        **counts(corpus, source),
     }
+
+
+def _tokenise(corpus: Corpus, train: list[int], name: str, tokenizer: Any, place: Place) -> tuple[int, int]:
+    """Write the tokens of these documents, or link those that are kept from another time; (documents, tokens)."""
+    kept = TokenCache(place.encoding.directory) if place.encoding.directory else None
+    key = kept.key(tokenizer, (corpus.spool.part(i, 0) for i in train)) if kept else ""
+    if kept and kept.fetch(key, place.directory, name):
+        store = open_store(place.directory, name)
+        return len(store.offsets) - 1, len(store.tokens)
+    encoded = ((ids, None) for ids in encode_all(tokenizer, (corpus[i] for i in train), place.encoding))
+    written = write_store(place.directory, name, encoded, len(tokenizer))
+    if kept:
+        kept.keep(key, place.directory, name)
+    return written

@@ -121,9 +121,7 @@ def encode_documents(tokenizer: Any, texts: Iterable[str]) -> Iterator[np.ndarra
     `tokenizer` is a fast transformers tokenizer. No other special token is added, and text that spells a special token
     is encoded as ordinary text. Raises ValueError without an end-of-text token or without a fast tokenizer.
     """
-    backend, eos = _backend(tokenizer), tokenizer.eos_token_id
-    if eos is None:
-        raise ValueError("the tokenizer has no end-of-text token (eos_token); set one in tokenizer_config.json")
+    backend, eos = backend_of(tokenizer), end_of_text(tokenizer)
     before = backend.encode_special_tokens
     for batch in _batches(texts):
         backend.encode_special_tokens = True
@@ -135,7 +133,15 @@ def encode_documents(tokenizer: Any, texts: Iterable[str]) -> Iterator[np.ndarra
             yield np.array([*encoding.ids, eos], dtype=np.int64)
 
 
-def _backend(tokenizer: Any) -> Any:
+def end_of_text(tokenizer: Any) -> int:
+    """The id that ends a document. Raises ValueError if the tokenizer has none."""
+    if tokenizer.eos_token_id is None:
+        raise ValueError("the tokenizer has no end-of-text token (eos_token); set one in tokenizer_config.json")
+    return tokenizer.eos_token_id
+
+
+def backend_of(tokenizer: Any) -> Any:
+    """The `tokenizers.Tokenizer` of a transformers tokenizer. Raises ValueError if it has none."""
     backend = getattr(tokenizer, "backend_tokenizer", None)
     if backend is None:
         raise ValueError(f"{type(tokenizer).__name__} has no fast backend; load it with a tokenizer.json")

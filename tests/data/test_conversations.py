@@ -60,8 +60,8 @@ def test_chats_are_read_and_written_as_json(tmp_path):
     assert isinstance(broken, Rejected)
     assert Chat.from_json(chat.to_json()) == chat
     wrong = Chats(LocalFiles({"kind": "local", "path": "p"}), 1.0, PromptAndResponse("question", None, "a"))
-    with pytest.raises(ValueError, match="no field 'question'"):
-        list(wrong.read(lambda s: tmp_path, lambda s: ["a.jsonl"]))
+    missing, _ = wrong.read(lambda s: tmp_path, lambda s: ["a.jsonl"])
+    assert missing.reason == "columns missing" and "no field 'question'" in missing.detail
 
 
 def test_coqa_requests_become_one_dialogue_per_passage(tmp_path):

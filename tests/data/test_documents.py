@@ -1,11 +1,14 @@
 from __future__ import annotations
 
+import bz2
 import gzip
 import io
 import json
+import lzma
 import zipfile
 from collections import Counter
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -58,6 +61,9 @@ def _case_id(value) -> str:
         ("a.jsonl", "\n".join(map(json.dumps, ROWS)).encode()),
         ("a.json", json.dumps(ROWS, indent=1).encode()),
         ("a.jsonl.gz", gzip.compress("\n\n".join(map(json.dumps, ROWS)).encode())),
+        ("a.jsonl.zst", pa.compress("\n".join(map(json.dumps, ROWS)).encode(), codec="zstd", asbytes=True)),
+        ("a.json.bz2", bz2.compress(json.dumps(ROWS).encode())),
+        ("a.jsonl.xz", lzma.compress("\n".join(map(json.dumps, ROWS)).encode())),
         ("a.parquet", _arrow("parquet")),
         ("a.arrow", _arrow("file")),
         ("a.arrow", _arrow("stream")),
@@ -82,12 +88,49 @@ def test_every_format_gives_the_same_rows(name, data):
         ("a.json", b"[1", ["invalid JSON"]),
         ("a.txt.gz", gzip.compress(b"text")[:-3], ["broken gzip (EOFError)"]),
         ("a.txt.gz", b"plain", ["broken gzip (BadGzipFile)"]),
+        ("a.txt.zst", pa.compress(b"text " * 99, codec="zstd", asbytes=True)[:-4], ["broken zst (OSError)"]),
+        ("a.txt.zst", b"plain", ["broken zst (OSError)"]),
+        ("a.txt.bz2", bz2.compress(b"text")[:-4], ["broken bz2 (EOFError)"]),
+        ("a.txt.xz", b"plain", ["broken xz (LZMAError)"]),
+        ("a.json", b'[{"text": "ok"} {"text": "no comma"}]', ["invalid JSON"]),
         ("a.parquet", b"PAR1 nothing", ["not readable as parquet (ArrowInvalid)"]),
     ],
     ids=_case_id,
 )
 def test_bad_rows_are_reported(name, data, reasons):
     assert [row.reason for row in _read(name, data) if isinstance(row, Rejected)] == reasons
+
+
+def test_an_array_is_read_element_by_element_however_it_is_cut(monkeypatch):
+    rows = [{"text": 'é[]{},\\"' * n, "meta": [n, {"deep": [n]}]} for n in range(40)]
+    for block in (1, 7, 1 << 20):
+        monkeypatch.setattr("pipeline.data.formats._BLOCK_BYTES", block)
+        for indent in (None, 1):
+            data = "\ufeff" * (block == 7) + " " + json.dumps(rows, ensure_ascii=False, indent=indent)
+            assert [row.fields for row in _read("a.json", data.encode())] == rows
+    assert _read("a.json", b" [ ] ") == []
+
+
+def test_a_row_of_a_table_whose_text_is_not_utf8_is_rejected_alone():
+    text = pa.Array.from_buffers(
+        pa.string(), 3, [None, pa.py_buffer(np.array([0, 1, 2, 3], np.int32)), pa.py_buffer(b"a\xffc")]
+    )
+    sink = io.BytesIO()
+    pq.write_table(pa.table({"text": text}), sink)
+    first, bad, last = _read("a.parquet", sink.getvalue())
+    assert (first.fields, bad, last.fields) == ({"text": "a"}, Rejected("a.parquet#1", "invalid UTF-8"), {"text": "c"})
+
+
+def test_a_system_that_cannot_read_is_no_bad_data():
+    class Gone(io.BytesIO):
+        def read(self, *args):
+            raise OSError(5, "Input/output error")
+
+        readline = read1 = readinto = read
+
+    for name in ("a.txt", "a.jsonl.gz", "a.parquet"):
+        with pytest.raises(OSError, match="Input/output"):
+            list(rows_of_file(name, Gone(b"x" * 100)))
 
 
 def test_plain_text_loses_its_byte_order_mark_and_carriage_returns():
@@ -128,8 +171,10 @@ def test_an_empty_source_names_itself(tmp_path):
 def test_a_missing_column_says_what_is_there(tmp_path):
     (tmp_path / "x.jsonl").write_text('{"body": "t"}')
     source = _text(LocalFiles({"kind": "local", "path": "p"}))
-    with pytest.raises(ValueError, match=r"no field 'text'; the row has \['body'\]"):
-        list(source.read(*_local(tmp_path, ["x.jsonl"])))
+    (row,) = source.read(*_local(tmp_path, ["x.jsonl"]))
+    assert (row.reason, row.detail) == ("no column 'text'", "no field 'text'; the row has ['body']")
+    with pytest.raises(ValueError, match=r"gives no document.*the row has \['body'\]"):
+        list(source.documents(*_local(tmp_path, ["x.jsonl"])))
 
 
 def test_package_members_and_the_boundary_of_wikitext(tmp_path):
@@ -152,7 +197,7 @@ def test_tables_of_numbers_are_left_out(tmp_path):
     (tmp_path / "t.py").write_text("import words\nwords.say(hello)")
     source = _text(LocalFiles({"kind": "local", "path": "p"}), max_symbol_fraction=0.5)
     found = list(source.read(*_local(tmp_path, ["n.py", "t.py"])))
-    assert found[0] == Rejected("n.py", "mostly digits and punctuation")
+    assert found[0] == Rejected("n.py", "mostly digits and punctuation", by_rule=True)
     assert isinstance(found[1], Document)
     assert symbol_fraction("a1 (") == pytest.approx(2 / 3)
     assert symbol_fraction("  ") == 0.0
@@ -200,6 +245,5 @@ def test_hub_datasets_on_files_of_the_same_form(tmp_path, monkeypatch, streaming
 
 
 def test_hub_files_show_their_format():
-    origin = HubDataset({"kind": "hub", "repo": "a/b", "revision": "main"}, None, "train", "data/*", True, None)
     with pytest.raises(ValueError, match="does not show its format"):
-        list(origin.rows(lambda source: None, lambda source: []))
+        HubDataset({"kind": "hub", "repo": "a/b", "revision": "main"}, None, "train", "data/*", True, None)

@@ -193,6 +193,8 @@ def test_requests_that_make_no_sense():
         _stream(weights={"code": 0.0, "maths": 1.0})
     with pytest.raises(ValueError, match="seq_len=1"):
         _stream(seq_len=1)
+    with pytest.raises(ValueError, match="packing='fill' must be"):
+        _stream(overlong="skip", packing="fill")
     empty = TokenStore("code", CODE.tokens[:0], np.array([0]), None)
     with pytest.raises(ValueError, match="nothing to train on"):
         _stream(stores=[empty, MATHS])

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -10,6 +11,7 @@ from pipeline.data.chats import ChatData
 from pipeline.data.conversations import Chats, MessageList
 from pipeline.data.corpus import Place, read_sources
 from pipeline.data.documents import LocalFiles, Text
+from pipeline.data.encoding import Encoding
 from pipeline.data.mixture import PackedStream
 from pipeline.data.packing import unpack
 from pipeline.data.split import HeldOut
@@ -51,7 +53,7 @@ def test_text_from_files_to_rows(tokenizer, tmp_path):
     texts = {name: [_words(draw, draw.integers(20, 80)) for _ in range(60)] for name in ("a", "b")}
     for name, rows in texts.items():
         _write_lines(tmp_path / name / "x.jsonl", [{"text": text} for text in rows] + [{"text": ""}])
-    data = TextData({"a": _text("a", 2.0), "b": _text("b", 1.0)}, HELD_OUT)
+    data = TextData({"a": _text("a", 2.0), "b": _text("b", 1.0)}, {}, "skip", None, HELD_OUT)
     place, notes = _place(tmp_path, tmp_path / "out")
     metrics = data.prepare(tokenizer, place)
     assert {note["note"] for note in notes} >= {"reading a", "reading b", "tokenising a", "tokenising b"}
@@ -84,13 +86,30 @@ def test_the_same_sources_give_the_same_files(tokenizer, tmp_path):
     outputs = []
     for name in ("one", "two"):
         place, _ = _place(tmp_path, tmp_path / name)
-        TextData({"a": _text("a", 1.0)}, HELD_OUT).prepare(tokenizer, place)
+        TextData({"a": _text("a", 1.0)}, {}, "skip", None, HELD_OUT).prepare(tokenizer, place)
         outputs.append({path.name: path.read_bytes() for path in place.directory.iterdir()})
     assert outputs[0] == outputs[1]
     assert set(outputs[0]) == {
         "sources.json",
+        "rejected.jsonl",
         *(f"a.{part}" for part in ("tokens.npy", "offsets.npy", "ids.jsonl", "heldout.jsonl")),
     }
+
+
+def test_texts_seen_before_are_not_tokenised_again(tokenizer, tmp_path, monkeypatch):
+    draw = np.random.default_rng(4)
+    for name in ("a", "b"):
+        _write_lines(tmp_path / name / "x.jsonl", [{"text": _words(draw, 30)} for _ in range(30)])
+    outputs = []
+    for out, weight in (("one", 1.0), ("two", 3.0)):
+        place, _ = _place(tmp_path, tmp_path / out)
+        place = replace(place, encoding=Encoding(directory=tmp_path / "cache"))
+        data = TextData({"a": _text("a", weight)}, {"b": _text("b", weight)}, "skip", None, HELD_OUT)
+        metrics = data.prepare(tokenizer, place)
+        assert metrics["sources"].keys() == {"a"} and metrics["replay"].keys() == {"b"}
+        outputs.append({path.name: path.read_bytes() for path in place.directory.glob("*.npy")})
+        monkeypatch.setattr("pipeline.data.text.encode_all", None)
+    assert outputs[0] == outputs[1] and len(outputs[0]) == 4
 
 
 def _chat(draw, turns=2):
@@ -105,7 +124,7 @@ def test_chats_from_files_to_rows(tokenizer, tmp_path):
     _write_lines(tmp_path / "a" / "x.jsonl", [*rows, bad])
     source = Chats(LocalFiles({"kind": "local", "path": "a"}), 1.0, MessageList("messages", "role", "content", ROLES))
     place, _ = _place(tmp_path, tmp_path / "out")
-    metrics = ChatData({"a": source}, HELD_OUT, None).prepare(tokenizer, place)
+    metrics = ChatData({"a": source}, "skip", None, HELD_OUT, None).prepare(tokenizer, place)
     assert metrics["sources"]["a"]["rejected"] == {"a message spells a special token": 1}
 
     store, encoder = open_store(place.directory, "a"), ChatEncoder(tokenizer)
@@ -125,6 +144,23 @@ def test_chats_from_files_to_rows(tokenizer, tmp_path):
     assert (row["labels"] != -100).any()
 
 
+@pytest.mark.slow
+def test_many_chats_are_encoded_by_processes_to_the_same_files(tokenizer, tmp_path, monkeypatch):
+    draw = np.random.default_rng(6)
+    _write_lines(tmp_path / "a" / "x.jsonl", [*(_chat(draw) for _ in range(90)), {"messages": []}])
+    source = Chats(LocalFiles({"kind": "local", "path": "a"}), 1.0, MessageList("messages", "role", "content", ROLES))
+    outputs = []
+    monkeypatch.setattr("pipeline.data.chats._BATCH", 10)
+    monkeypatch.setattr("pipeline.data.chats._FEW_BATCHES", 2)
+    for num_workers in (1, 2):
+        place, _ = _place(tmp_path, tmp_path / f"out-{num_workers}")
+        place = replace(place, encoding=Encoding(num_workers))
+        metrics = ChatData({"a": source}, "skip", None, HELD_OUT, None).prepare(tokenizer, place)
+        assert metrics["sources"]["a"]["rejected"] == {"empty": 1}
+        outputs.append({path.name: path.read_bytes() for path in place.directory.iterdir()})
+    assert outputs[0] == outputs[1]
+
+
 def test_a_template_of_the_data_replaces_the_tokenizers(make_tokenizer, tmp_path):
     draw = np.random.default_rng(3)
     _write_lines(tmp_path / "a" / "x.jsonl", [_chat(draw) for _ in range(20)])
@@ -135,7 +171,7 @@ def test_a_template_of_the_data_replaces_the_tokenizers(make_tokenizer, tmp_path
     )
     place, _ = _place(tmp_path, tmp_path / "out")
     tokenizer = make_tokenizer(None)
-    ChatData({"a": source}, HELD_OUT, template).prepare(tokenizer, place)
+    ChatData({"a": source}, "skip", None, HELD_OUT, template).prepare(tokenizer, place)
     assert read_sources(place.directory)["chat_template"] == template
     assert tokenizer.decode(open_store(place.directory, "a").tokens).startswith("[user]w")
 
@@ -144,16 +180,21 @@ def test_an_empty_source_stops_everything_and_is_named(tokenizer, tmp_path):
     _write_lines(tmp_path / "full" / "x.jsonl", [{"text": "some words"}])
     _write_lines(tmp_path / "void" / "x.jsonl", [{"text": " "}])
     place, _ = _place(tmp_path, tmp_path / "out")
-    data = TextData({"full": _text("full", 1.0), "void": _text("void", 1.0)}, HELD_OUT)
+    data = TextData({"full": _text("full", 1.0), "void": _text("void", 1.0)}, {}, "skip", None, HELD_OUT)
     with pytest.raises(ValueError, match=r"source 'void' is empty.*rejected: \{'empty': 1\}"):
         data.prepare(tokenizer, place)
     assert not list(place.directory.iterdir())
 
 
+def test_a_name_stands_for_one_source():
+    with pytest.raises(ValueError, match=r"data\.sources and data\.replay both name a"):
+        TextData({"a": None}, {"a": None}, "skip", None, HELD_OUT)
+
+
 @pytest.mark.parametrize("sources", [{}, {"a/b": None}, {"": None}, {"../x": None}])
 def test_source_names_are_file_names(sources):
     with pytest.raises(ValueError, match="source"):
-        TextData(sources, HELD_OUT)
+        TextData(sources, {}, "skip", None, HELD_OUT)
 
 
 def test_records_of_a_spool(tmp_path):

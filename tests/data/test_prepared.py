@@ -7,7 +7,7 @@ import json
 import numpy as np
 import pytest
 
-from pipeline.data.prepared import keep_chat_template, open_stream, validation_rows
+from pipeline.data.prepared import keep_chat_template, open_stream, unused, validation_rows
 from pipeline.data.tokens import write_store
 from pipeline.models.tiny import CHAT_TEMPLATE, byte_tokenizer
 
@@ -29,6 +29,24 @@ def test_rows_are_full_and_follow_the_seed(text_data):
     rows = [next(open_stream(text_data, 32, seed)) for seed in (0, 0, 1)]
     assert all((row["segment_ids"] >= 0).all() for row in rows)
     assert (rows[0]["input_ids"] == rows[1]["input_ids"]).all() and (rows[0]["input_ids"] != rows[2]["input_ids"]).any()
+
+
+def test_general_text_is_replayed_where_asked_and_is_no_part_of_the_domain(text_data):
+    tokenizer = byte_tokenizer()
+    write_store(text_data, "web", [(np.array([*tokenizer("web " * n).input_ids]), None) for n in range(9, 40)], 300)
+    manifest = json.loads((text_data / "sources.json").read_text())
+    assert open_stream(text_data, 32, 0, replay=0.0).tokens.keys() == {"a"}
+    with pytest.raises(ValueError, match=r"the data has none; add some to data\.replay"):
+        open_stream(text_data, 32, 0, replay=0.25)
+    entry = {"weight": 1.0, "rejected": {"empty": 2}, "left_out": {}}
+    (text_data / "sources.json").write_text(json.dumps({**manifest, "replay": {"web": entry}}))
+    assert open_stream(text_data, 32, 0).tokens.keys() == {"a"}
+    stream = open_stream(text_data, 32, 0, replay=0.25)
+    for _ in range(400):
+        next(stream)
+    assert stream.tokens["web"] / sum(stream.tokens.values()) == pytest.approx(0.25, abs=0.01)
+    assert validation_rows(text_data, tokenizer, 32, 200).keys() == {"a"}
+    assert unused(text_data) == {"rejected": {"a": {}, "web": {"empty": 2}}, "left_out": {"a": {}, "web": {}}}
 
 
 def test_text_is_not_taken_for_chats(text_data):

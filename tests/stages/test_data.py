@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+import warnings
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -49,6 +50,7 @@ def context(tmp_path):
         inputs={"base": base},
         params=_params(),
         is_main=True,
+        launch={"threads": 1, "word_cache": True, "token_cache": str(tmp_path / "tokens")},
         locate=lambda source: texts,
         listing=lambda source: sorted(path.name for path in texts.iterdir()),
         progress=lambda **fields: None,
@@ -57,7 +59,18 @@ def context(tmp_path):
 
 @pytest.mark.parametrize("path", sorted(CONF.glob("*.yaml")), ids=lambda path: path.stem)
 def test_every_configuration_passes_the_check(path):
+    warnings.simplefilter("ignore")
     stage.check(_params(path.stem), {"num_blocks": 30, "max_position_embeddings": 2048})
+
+
+def test_a_revision_that_may_move_is_said_and_resolved():
+    params = _params("llama_pro_sft")
+    with pytest.warns(UserWarning, match="evol-codealpaca-v1 at revision 'main', which may move"):
+        stage.check(params, {})
+    with pytest.raises(ValueError, match="evol-codealpaca-v1 at revision main cannot be had"):
+        stage._pinned(params)
+    pinned = _params("llama_pro_pretrain")
+    assert stage._pinned(pinned) == (pinned, {})
 
 
 def test_the_check_names_what_is_wrong():
@@ -90,6 +103,7 @@ def test_the_stage_writes_its_artifact(context):
     names = {path.name for path in context.directory.iterdir()}
     assert names == {
         "sources.json",
+        "rejected.jsonl",
         *(f"local.{part}" for part in ("tokens.npy", "offsets.npy", "ids.jsonl", "heldout.jsonl")),
     }
 

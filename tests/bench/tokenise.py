@@ -1,0 +1,169 @@
+"""How fast documents become tokens on disk: ours beside `datasets.map`, each with one process and with all cores.
+
+    python tests/bench/tokenise.py --model MODEL_DIRECTORY [--text FILE_OR_DIRECTORY ...] [--json bench.json]
+
+Texts are what `pipeline.data` reads: files of text, JSON lines, Parquet, compressed or not; without `--text` the Python
+files of the interpreter's own library. Every way runs in a fresh process, ways in turn for several rounds, because a
+machine is not equally fast at all times; the table shows medians. The time is from texts in memory to ids in files: our
+store (.npy), or the Arrow file that `map` writes. Both end every text with the end-of-text token, and the ids are
+compared. Then the second start: the store opened and its first row read, and the tokens linked from the cache.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import os
+import statistics
+import subprocess
+import sys
+import sysconfig
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+CORES = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+WAYS = {
+    "ours, 1 process": ("ours", 1),
+    f"ours, {CORES} processes": ("ours", CORES),
+    "datasets.map, 1 process": ("map", None),
+    f"datasets.map, {CORES} processes": ("map", CORES),
+}
+
+
+def read_texts(paths: list[Path]) -> list[str]:
+    """Every text below the paths, by name."""
+    from pipeline.data.formats import Row, rows_of_file
+
+    texts = []
+    for path in paths:
+        for file in [path] if path.is_file() else sorted(p for p in path.rglob("*") if _wanted(p)):
+            with file.open("rb") as stream:
+                rows = (row.fields.get("text") for row in rows_of_file(file.name, stream) if isinstance(row, Row))
+                texts += [text for text in rows if isinstance(text, str) and text and "\0" not in text]
+    return texts
+
+
+def _wanted(path: Path) -> bool:
+    return path.is_file() and path.suffix == ".py" and "site-packages" not in path.parts
+
+
+def ours(tokenizer: Any, texts: list[str], num_processes: int, directory: Path) -> Iterator[np.ndarray]:
+    """Tokenise into a store, and give its ids in order."""
+    from pipeline.data.encoding import Encoding, encode_all
+    from pipeline.data.tokens import open_store, write_store
+
+    encoded = ((ids, None) for ids in encode_all(tokenizer, texts, Encoding(num_processes)))
+    write_store(directory, "bench", encoded, len(tokenizer))
+    yield open_store(directory, "bench").tokens
+
+
+def mapped(tokenizer: Any, texts: list[str], num_processes: int | None, directory: Path) -> Iterator[np.ndarray]:
+    """Tokenise as the documentation of `datasets` does, and give the ids in order."""
+    import datasets
+
+    datasets.disable_progress_bars()
+
+    def encode(batch: dict[str, list[str]]) -> dict[str, list[list[int]]]:
+        ids = tokenizer(batch["text"], add_special_tokens=False, return_attention_mask=False)["input_ids"]
+        return {"input_ids": [[*one, tokenizer.eos_token_id] for one in ids]}
+
+    if num_processes:  # the processes are the parallelism then; alone, the tokenizer's own threads are faster
+        os.environ["TOKENIZERS_PARALLELISM"] = "false"
+    found = datasets.Dataset.from_dict({"text": texts}).map(
+        encode, batched=True, num_proc=num_processes, remove_columns=["text"],
+        cache_file_name=str(directory / "map.arrow"),
+    )  # fmt: skip
+    for batch in found.with_format("numpy").iter(1000):
+        yield from batch["input_ids"]
+
+
+def run_way(way: str, model: Path, paths: list[Path]) -> dict[str, Any]:
+    """Time one way in this process."""
+    from transformers import AutoTokenizer
+
+    from pipeline.data.tokens import token_dtype
+
+    tokenizer, texts = AutoTokenizer.from_pretrained(model), read_texts(paths)
+    kind, num_processes = WAYS[way]
+    with tempfile.TemporaryDirectory() as folder:
+        started = time.perf_counter()
+        arrays = {"ours": ours, "map": mapped}[kind](tokenizer, texts, num_processes, Path(folder))
+        first = next(arrays)
+        seconds = time.perf_counter() - started
+        digest, tokens = hashlib.sha256(), 0
+        for ids in (first, *arrays):
+            digest.update(np.ascontiguousarray(ids, dtype=token_dtype(len(tokenizer))).tobytes())
+            tokens += len(ids)
+    size = sum(len(text.encode("utf-8", "surrogatepass")) for text in texts)
+    return {"way": way, "seconds": seconds, "tokens": tokens, "bytes": size, "digest": digest.hexdigest()}
+
+
+def second_start(model: Path, paths: list[Path]) -> dict[str, float]:
+    """Seconds of opening a finished store and reading its first row, and of linking it from the cache."""
+    from transformers import AutoTokenizer
+
+    from pipeline.data.encoding import Encoding, TokenCache, encode_all
+    from pipeline.data.prepared import open_stream
+    from pipeline.data.tokens import write_store
+
+    tokenizer, texts = AutoTokenizer.from_pretrained(model), read_texts(paths)
+    with tempfile.TemporaryDirectory() as folder:
+        directory, other, cache = Path(folder, "a"), Path(folder, "b"), TokenCache(Path(folder, "cache"))
+        directory.mkdir()
+        other.mkdir()
+        encoded = ((ids, None) for ids in encode_all(tokenizer, texts, Encoding(CORES)))
+        write_store(directory, "bench", encoded, len(tokenizer))
+        (directory / "sources.json").write_text(json.dumps({"kind": "text", "sources": {"bench": {"weight": 1.0}}}))
+        started = time.perf_counter()
+        next(open_stream(directory, 4096, seed=0))
+        opened = time.perf_counter()
+        cache.keep(cache.key(tokenizer, (text.encode() for text in texts)), directory, "bench")
+        again = time.perf_counter()
+        assert cache.fetch(cache.key(tokenizer, (text.encode() for text in texts)), other, "bench")
+        return {"open_and_first_row_s": opened - started, "from_cache_s": time.perf_counter() - again}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", type=Path, required=True, help="a directory with a tokenizer")
+    parser.add_argument("--text", type=Path, nargs="*", default=[Path(sysconfig.get_path("stdlib"))])
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--json", type=Path)
+    parser.add_argument("--way", choices=list(WAYS), help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    if arguments.way:
+        print(json.dumps(run_way(arguments.way, arguments.model, arguments.text)))
+        return
+    results = [_apart(arguments, way) for _ in range(arguments.rounds) for way in WAYS]
+    seconds = {way: statistics.median(r["seconds"] for r in results if r["way"] == way) for way in WAYS}
+    again = second_start(arguments.model, arguments.text)
+    if arguments.json:
+        arguments.json.write_text(json.dumps({"cores": CORES, "runs": results, **again}, indent=1) + "\n")
+    print(f"{results[0]['bytes'] / 1e6:.1f} MB of text, {results[0]['tokens']:,} tokens, {CORES} cores\n")
+    for way in WAYS:
+        print(f"{way:32s} {seconds[way]:7.2f} s {results[0]['bytes'] / 1e6 / seconds[way]:7.2f} MB/s")
+    own, theirs = (min(s for way, s in seconds.items() if WAYS[way][0] == kind) for kind in ("ours", "map"))
+    same = len({result["digest"] for result in results}) == 1
+    print(f"\nratio of the best of each: {theirs / own:.2f}; ids {'identical' if same else 'DIFFERENT'}")
+    print("second start: " + ", ".join(f"{name} {value:.3f}" for name, value in again.items()))
+    if not same:
+        sys.exit(1)
+
+
+def _apart(arguments: argparse.Namespace, way: str) -> dict[str, Any]:
+    command = [sys.executable, __file__, "--model", arguments.model, "--way", way, "--text", *arguments.text]
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
+    done = subprocess.run(list(map(str, command)), check=True, capture_output=True, text=True, env=environment)
+    result = json.loads(done.stdout.splitlines()[-1])
+    print(f"{way}: {result['seconds']:.2f} s", file=sys.stderr, flush=True)
+    return result
+
+
+if __name__ == "__main__":
+    main()
