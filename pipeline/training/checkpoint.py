@@ -12,7 +12,9 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Mapping
+import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -49,7 +51,9 @@ def save_checkpoint(
         partial.mkdir(parents=True)
     _wait()
     tensors = {**{n: p.detach() for n, p in trainable.items()}, **_moments(trainable, optimizer)}
-    save(tensors, storage_writer=HuggingFaceStorageWriter(str(partial), save_distributed=True), no_dist=_alone())
+    writer = HuggingFaceStorageWriter(str(partial), save_distributed=True)
+    with _quiet():
+        save(tensors, storage_writer=writer, no_dist=_alone())
     if _is_main():
         (partial / _STATE).write_text(json.dumps({"step": step, **state}))
         for path in (*partial.iterdir(), partial):
@@ -84,7 +88,8 @@ def load_checkpoint(
         parameter = trainable[name].detach()
         like = torch.empty(kept.size, device=parameter.device) if part == _COUNT else parameter
         tensors[key] = torch.zeros_like(like, dtype=kept.properties.dtype) if is_moment else parameter
-    load(tensors, storage_reader=reader, no_dist=_alone())
+    with _quiet():
+        load(tensors, storage_reader=reader, no_dist=_alone())
     for key, tensor in tensors.items():
         name, is_moment, part = key.partition(_MOMENT)
         if is_moment:
@@ -124,6 +129,14 @@ def _clear(folder: Path) -> None:
 
 def _steps(folder: Path) -> list[Path]:
     return sorted(p for p in folder.glob(f"{_PREFIX}*") if p.is_dir())
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without torch's warning that a run of one process is one of one process."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="torch.distributed is disabled")
+        yield
 
 
 def _alone() -> bool:

@@ -66,16 +66,17 @@ def distribute(
     if layout.sharding == "fsdp2" and accelerator.num_processes > 1:
         model = _shard(accelerator, loss_model, blocks, layout.reshard)
     else:
+        _exchange_gradients_only(loss_model)
         model = accelerator.prepare_model(loss_model)
     trainable = {name: p for name, p in loss_model.get_submodule("model").named_parameters() if p.requires_grad}
     return model, build(trainable), trainable
 
 
 def handlers() -> list[Any]:
-    """What Accelerate is told about DDP: buffers never change, and gradients need no second copy for the exchange."""
+    """What Accelerate is told about DDP: gradients need no second copy for the exchange."""
     from accelerate import DistributedDataParallelKwargs
 
-    return [DistributedDataParallelKwargs(broadcast_buffers=False, gradient_as_bucket_view=True)]
+    return [DistributedDataParallelKwargs(gradient_as_bucket_view=True)]
 
 
 @contextmanager
@@ -104,9 +105,16 @@ def own_part(tensor: torch.Tensor) -> torch.Tensor:
     return tensor.to_local() if isinstance(tensor, DTensor) else tensor
 
 
-def is_sharded(model: nn.Module) -> bool:
-    """Whether parameters of a model lie in parts over the processes."""
-    return any(isinstance(parameter, DTensor) for parameter in model.parameters())
+def is_sharded(parameters: Mapping[str, torch.Tensor]) -> bool:
+    """Whether any of them lies in parts over the processes."""
+    return any(isinstance(parameter, DTensor) for parameter in parameters.values())
+
+
+def _exchange_gradients_only(loss_model: nn.Module) -> None:
+    """Have DDP leave alone what never changes: every process read it from the same files."""
+    fixed = [name for name, p in loss_model.named_parameters() if not p.requires_grad]
+    fixed += [name for name, _ in loss_model.named_buffers()]
+    DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(loss_model, fixed)
 
 
 def _shard(accelerator: Any, loss_model: nn.Module, blocks: Sequence[nn.Module], reshard: bool) -> nn.Module:

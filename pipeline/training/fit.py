@@ -99,11 +99,13 @@ def fit(
             named.items(), settings.lr, settings.betas, settings.eps, settings.weight_decay, lr_scales
         ),
     )
-    frozen_before = _frozen_hashes(model)
+    # These very parameters: a sharded model shows others in their place as long as a unit is gathered.
+    frozen = {name: p for name, p in model.named_parameters() if not p.requires_grad}
+    frozen_before = _frozen_hashes(frozen)
     num_steps = settings.total_steps(stream.rows_per_pass)
     summary = train(accelerator, loss_model, optimizer, trainable, stream, validation, settings, num_steps, runtime)
-    audit_frozen(frozen_before, _frozen_hashes(model))
-    if is_sharded(model):
+    audit_frozen(frozen_before, _frozen_hashes(frozen))
+    if is_sharded(trainable):
         parts = ((name, whole(p.detach())) for name, p in trainable.items())
         trained = {name: tensor.cpu() for name, tensor in parts if accelerator.is_main_process}
         if accelerator.is_main_process:
@@ -154,9 +156,9 @@ def _whole_again(
     return loaded, model
 
 
-def _frozen_hashes(model: torch.nn.Module) -> dict[str, str]:
+def _frozen_hashes(frozen: Mapping[str, torch.Tensor]) -> dict[str, str]:
     """Of what this process holds of them."""
-    return tensor_hashes({name: own_part(p.detach()) for name, p in model.named_parameters() if not p.requires_grad})
+    return tensor_hashes({name: own_part(p.detach()) for name, p in frozen.items()})
 
 
 def _counts(model: torch.nn.Module) -> dict[str, int]:

@@ -1,8 +1,9 @@
 """Training runs on real processes, for tests: `python ranks.py runs.json` forks the ranks of one run after another.
 
 The library is imported once and every rank is forked before any thread exists, so that a run costs its steps alone.
-A run is {"source", "directory", "world", "stop_after", "strategy", "launch", "settings", "kill"}; `kill` is {"sign",
-"number", "after_s"}: SIGKILL to all ranks so long after as many files that match the sign have newly appeared.
+A run is {"source", "directory", "world", "stop_after", "told", "strategy", "launch", "settings", "kill"}. `told` are the
+ranks that learn that they should stop. `kill` is {"sign", "number", "after_s"}: SIGKILL to all ranks so long after as
+many files that match the sign have newly appeared.
 """
 
 from __future__ import annotations
@@ -64,7 +65,7 @@ def train(run: dict) -> dict:
         {**LAUNCH, **run.get("launch", {})},
         directory,
         lambda **fields: steps.append(fields) if "tokens_per_s" in fields else None,
-        lambda: len(steps) >= run.get("stop_after", 10**9),
+        lambda: len(steps) >= run.get("stop_after", 10**9) and os.environ.get("RANK", "0") in run.get("told", "01"),
     )
     stream = stream_of(run)
     validation = {"a": [next(PackedStream([chats(9)], {"a": 1.0}, settings.seq_len, 9, "truncate"))] * 3}
