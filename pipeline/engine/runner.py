@@ -133,7 +133,7 @@ class _Run:
         try:
             launch.check(node.launch)
             if node.launch.get("slurm"):
-                slurm.check(node.launch["slurm"])
+                slurm.check(node.launch)
             package.wanted([node.params])
             self._module(node.stage).check(node.params, dict(self.facts))
         except (ValueError, ConfigError) as error:

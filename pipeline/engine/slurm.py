@@ -65,7 +65,7 @@ class Task:
             _say({"event": "stopped", "reason": outcome.stopped})
 
 
-def check(settings: Mapping[str, Any]) -> None:
+def check(asked: Mapping[str, Any]) -> None:
     """Refuse jobs that could not be submitted.
 
     Raises:
@@ -75,10 +75,15 @@ def check(settings: Mapping[str, Any]) -> None:
         import submitit  # noqa: F401
     except ImportError as error:
         raise ConfigError("launch.slurm needs submitit: pip install 'llama-pro-pipeline[slurm]'") from error
+    settings, processes = asked["slurm"], asked.get("num_processes") or 1
     if unknown := sorted(set(settings) - {"cluster", "max_jobs", "parameters"}):
         raise ConfigError(f"launch.slurm has no {', '.join(unknown)}; it has cluster, max_jobs and parameters")
     if settings.get("cluster") not in ("slurm", "local"):
         raise ConfigError(f"launch.slurm.cluster={settings.get('cluster')!r} is not known; use slurm or local")
+    if processes % (nodes := (settings.get("parameters") or {}).get("nodes") or 1):
+        raise ConfigError(
+            f"launch.num_processes={processes} must be a multiple of launch.slurm.parameters.nodes={nodes}"
+        )
 
 
 def run(
@@ -98,13 +103,13 @@ def run(
     plain = {key: value for key, value in settings.items() if key not in ("slurm", "main_address")}
     task = Task(module, tuple(map(str, directories)), plain)
     outcome = Outcome()
-    for number in range(1, wanted["max_jobs"] + 1):
-        job = _executor(folder, wanted).submit(task)
-        tell(f"submitted job {job.job_id} ({number} of at most {wanted['max_jobs']}); its output is in {folder}")
-        with (directories[0] / artifact.LOG).open("ab", buffering=0) as log:
+    with (directories[0] / artifact.LOG).open("ab", buffering=0) as log:  # opened first: a commit renames the directory
+        for number in range(1, wanted["max_jobs"] + 1):
+            job = _executor(folder, wanted).submit(task)
+            tell(f"submitted job {job.job_id} ({number} of at most {wanted['max_jobs']}); its output is in {folder}")
             outcome = _Follower(job, folder, log, on_event).follow(grace_s(settings), tell)
-        if not outcome.stopped or job.state not in ENDED_WELL:
-            break
+            if not outcome.stopped or job.state not in ENDED_WELL:
+                break
     if not any(one.exists() for one in directories):
         shutil.rmtree(folder, ignore_errors=True)
     return outcome

@@ -7,7 +7,7 @@ from types import SimpleNamespace
 import pytest
 from fake_driver import direct, nodes_of
 
-from pipeline.engine import artifact, launch, runner, slurm
+from pipeline.engine import artifact, runner, slurm
 from pipeline.engine.display import Display
 from pipeline.engine.errors import ConfigError, Interrupted, StageError
 
@@ -119,11 +119,12 @@ def test_what_is_asked_of_the_cluster(tmp_path, monkeypatch):
     [
         ({"cluster": "pbs"}, "cluster='pbs' is not known"),
         ({"cluster": "local", "partition": "a"}, "has no partition"),
+        ({"cluster": "slurm", "parameters": {"nodes": 3}}, "num_processes=16 must be a multiple of .*nodes=3"),
     ],
 )
 def test_wrong_settings_are_named(settings, message):
     with pytest.raises(ConfigError, match=message):
-        slurm.check(settings)
+        slurm.check({"num_processes": 16, "slurm": settings})
 
 
 def test_every_machine_of_a_job_knows_its_place(tmp_path, monkeypatch):
@@ -135,4 +136,3 @@ def test_every_machine_of_a_job_knows_its_place(tmp_path, monkeypatch):
     slurm.Task("stages.x", (str(tmp_path / "a.partial"),), {"num_processes": 16})()
     text = " ".join(commands[0])
     assert "--num_processes 16 --num_machines 2 --machine_rank 1 --main_process_ip first" in text
-    assert launch.check({"num_processes": 16, "num_machines": 2, "slurm": {}}) is None

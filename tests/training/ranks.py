@@ -1,7 +1,7 @@
 """Training runs on real processes, for tests: `python ranks.py runs.json` forks the ranks of one run after another.
 
 The library is imported once and every rank is forked before any thread exists, so that a run costs its steps alone.
-A run is {"source", "directory", "world", "stop_after", "told", "strategy", "launch", "settings", "kill"}. `told` are the
+A run is {"source", "directory", "world", "stop_after", "told", "strategy", "launch", "settings", "kill"}. `told`: the
 ranks that learn that they should stop. `kill` is {"sign", "number", "after_s"}: SIGKILL to all ranks so long after as
 many files that match the sign have newly appeared.
 """

@@ -133,3 +133,19 @@ def test_a_skipped_step_leaves_parameters_and_moments_as_they_were(make_model, g
     assert [record["step"] for record in steps if "skipped" in record] == [3] and "grad_norm" not in steps[2]
     same = [all(torch.equal(a, b) for a, b in zip(x, y, strict=True)) for x, y in pairwise(calls)]
     assert same == [False, False, True, False, False]
+
+
+def test_a_limited_run_stops_with_a_checkpoint_and_goes_on(make_model, grow, tmp_path):
+    from pipeline.training.loop import StoppedError
+    from tests.training import ranks
+    from tests.training.processes import curve, samples, weights
+
+    run = {"source": str(grow(make_model("bfloat16"))), "directory": str(tmp_path / "limited")}
+    with pytest.raises(StoppedError, match="stopped before the time limit after step 1 of 6"):
+        ranks.train({**run, "launch": {"time_limit_s": 5, "checkpoint_every_s": 1e9}})
+    ranks.train(run)
+    ranks.train({**run, "directory": str(tmp_path / "whole")})
+    assert curve(tmp_path / "limited") == curve(tmp_path / "whole")
+    assert samples(tmp_path / "limited") == samples(tmp_path / "whole")
+    one, other = weights(tmp_path / "limited"), weights(tmp_path / "whole")
+    assert all(torch.equal(one[name], other[name]) for name in one)
