@@ -21,7 +21,6 @@ from typing import Any
 import psutil
 
 from pipeline.engine import artifact, runner
-from pipeline.engine.display import open_display
 from pipeline.engine.errors import StageError
 from pipeline.engine.graph import Node
 
@@ -92,7 +91,8 @@ def rehearse(
 def _short(node: Node, num_steps: int) -> Node:
     """The same node with a length in steps and a checkpoint after each of them."""
     params = {**node.params, "num_steps": num_steps, "num_tokens": None, "num_epochs": None}
-    launch = {**node.settings.get("launch", {}), "checkpoint_every_s": 0, "inprocess": False, "log_samples": True}
+    here = {"inprocess": False, "slurm": None, "checkpoint_every_s": 0, "log_samples": True}
+    launch = {**node.settings.get("launch", {}), **here}
     return Node(node.stage, node.label, node.version, params, node.inputs, {**node.settings, "launch": launch})
 
 
@@ -105,8 +105,8 @@ def _killed_runs(
         sign, longest_s = SIGNS[index % len(SIGNS)]
         checkpoints = artifact.partial(artifact.directory_of(node, outputs)) / "checkpoints"
         killer = _Killer(checkpoints, sign, draw.randint(1, 2), draw.uniform(0, longest_s))
-        with killer.waiting(), contextlib.suppress(StageError), open_display() as display:
-            runner.run([node], outputs, cache, facts=facts, display=display)
+        with killer.waiting(), contextlib.suppress(StageError):
+            runner.run([node], outputs, cache, facts=facts)
         if not killer.killed:
             break
         steps = [int(path.name.rpartition("-")[2]) for path in checkpoints.glob("step-*")]

@@ -18,8 +18,10 @@ import time
 import traceback
 from pathlib import Path
 
+import accelerate  # noqa: F401  imported late by what is tested: here once for all ranks
 import numpy as np
 import torch
+from transformers.models.llama import modeling_llama  # noqa: F401
 
 from pipeline.data.mixture import PackedStream
 from pipeline.data.tokens import TokenStore
@@ -34,7 +36,7 @@ LAUNCH = {
 }  # fmt: skip
 # Three rows over two processes: one of them has a row less. Labels are of very different number from row to row.
 SETTINGS = {
-    "seq_len": 64, "batch_size": 3, "num_steps": 6, "num_tokens": None, "num_epochs": None, "lr": 1e-2,
+    "seq_len": 64, "batch_size": 3, "num_steps": 8, "num_tokens": None, "num_epochs": None, "lr": 1e-2,
     "min_lr_ratio": 0.0, "warmup_ratio": 0.1, "weight_decay": 0.1, "betas": [0.9, 0.95], "eps": 1e-8,
     "max_grad_norm": 1.0, "spike_sigmas": 6.0, "spike_window": 128, "max_skipped_steps": 0, "precision": "fp32",
     "seed": 0, "validate_every": 3, "validation_tokens": 128,
