@@ -36,14 +36,12 @@ def run(arguments: list[str]) -> subprocess.CompletedProcess:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    ("kills", "launch"), [(10, []), (3, ["launch=fsdp2", "launch.cpu=true"])], ids=["one", "fsdp2"]
-)
+@pytest.mark.parametrize(("kills", "launch"), [(5, []), (2, ["launch=fsdp2"])], ids=["one", "fsdp2"])
 def test_kills_of_the_whole_chain(arguments, tmp_path, kills, launch):
-    more = ["stage=pretrain", "verify_resume=true", f"verify.num_kills={kills}", "verify.num_steps=40", *launch]
+    more = ["stage=pretrain", "verify_resume=true", f"verify.num_kills={kills}", "verify.num_steps=24", *launch]
     done = run([*arguments, *more])
     assert done.returncode == 0, done.stdout + done.stderr
-    told = re.search(r"resume is exact: 40 steps, killed (\d+) times \(resumed from steps (.*)\); weights", done.stdout)
+    told = re.search(r"resume is exact: 24 steps, killed (\d+) times \(resumed from steps (.*)\); weights", done.stdout)
     assert told and int(told[1]) == kills and len(set(json.loads(told[2]))) > 1, done.stdout
     assert not list((tmp_path / "outputs" / "rehearsals").iterdir())
     assert not (tmp_path / "outputs" / "artifacts" / "pretrain").exists(), "a rehearsal leaves no artifact of the stage"

@@ -27,8 +27,9 @@ from pipeline.engine.graph import Node
 POLL_S = 0.001
 CLOCK = ("tokens_per_s",)
 """Fields of a record that differ from run to run because time does."""
-SIGNS = ((".step-*.partial", 0.01), ("step-*", 0.3))
-"""What announces a moment to kill at, and the longest delay after it: while a checkpoint is written, and between."""
+WRITING, WRITTEN = ".step-*.partial", "step-*"
+"""What a checkpoint looks like while it is written, and when it is whole."""
+SOON_S = 0.01
 
 
 @dataclass(frozen=True)
@@ -39,7 +40,7 @@ class Verdict:
         differing: what is not the same in both runs; empty if all is.
         kills: how often the worker was really killed.
         resumed_from: the step of the newest whole checkpoint at each kill.
-        num_steps: steps recorded by the run that was killed.
+        num_steps: different steps that the killed run recorded.
         directory: of both runs, kept if they differ.
     """
 
@@ -80,9 +81,8 @@ def rehearse(
     whole = runner.run([short], scratch / "whole", cache, facts=facts)[short.fingerprint]
     resumed_from = _killed_runs(short, scratch / "cut", cache, facts, num_kills, random.Random(seed))
     cut = runner.run([short], scratch / "cut", cache, facts=facts)[short.fingerprint]
-    verdict = Verdict(
-        list(_differences(whole, cut)), len(resumed_from), resumed_from, len(_records(cut, "metrics")), scratch
-    )
+    steps = {record["step"] for record in _records(cut, "samples")}
+    verdict = Verdict(list(_differences(whole, cut)), len(resumed_from), resumed_from, len(steps), scratch)
     if not verdict.differing:
         shutil.rmtree(scratch)
     return verdict
@@ -102,9 +102,8 @@ def _killed_runs(
     """The step of the newest checkpoint at each kill."""
     resumed_from = []
     for index in range(number):
-        sign, longest_s = SIGNS[index % len(SIGNS)]
         checkpoints = artifact.partial(artifact.directory_of(node, outputs)) / "checkpoints"
-        killer = _Killer(checkpoints, sign, draw.randint(1, 2), draw.uniform(0, longest_s))
+        killer = _Killer(checkpoints, WRITING if index % 2 == 0 else WRITTEN, draw.random())
         with killer.waiting(), contextlib.suppress(StageError):
             runner.run([node], outputs, cache, facts=facts)
         if not killer.killed:
@@ -115,10 +114,10 @@ def _killed_runs(
 
 
 class _Killer:
-    """Kills the worker that this process supervises, at a moment that the files of its checkpoints announce."""
+    """Kills the worker that this process supervises: while it writes a checkpoint, or anywhere from one to the next."""
 
-    def __init__(self, checkpoints: Path, sign: str, number: int, delay_s: float) -> None:
-        self._checkpoints, self._sign, self._number, self._delay_s = checkpoints, sign, number, delay_s
+    def __init__(self, checkpoints: Path, sign: str, fraction: float) -> None:
+        self._checkpoints, self._sign, self._fraction = checkpoints, sign, fraction
         self._over = threading.Event()
         self.killed = False
 
@@ -133,12 +132,15 @@ class _Killer:
             thread.join()
 
     def _watch(self) -> None:
-        before, new = self._marks(), set()
-        while len(new) < self._number:
+        known, times = self._marks(), []
+        while len(times) < 2:
             if self._over.wait(POLL_S):
                 return
-            new |= self._marks() - before
-        time.sleep(self._delay_s)
+            if new := self._marks() - known:
+                known |= new
+                times.append(time.monotonic())
+        longest_s = SOON_S if self._sign == WRITING else times[1] - times[0]
+        time.sleep(self._fraction * longest_s)
         for process in psutil.Process().children(recursive=True):
             with contextlib.suppress(psutil.NoSuchProcess):
                 process.kill()

@@ -1,4 +1,4 @@
-"""A model over several processes: replicated (DDP), sharded in units (FSDP2) or handed to DeepSpeed.
+"""A model over several processes: replicated (DDP) or sharded in units (FSDP2).
 
 A unit of FSDP2 is one decoder block; what is in none (embeddings, last norm, head) is the root. A unit is gathered
 whole right before it computes, in the dtypes in which its parameters are held: fp32 masters of what trains, bf16 of
@@ -58,10 +58,10 @@ def distribute(
     Raises:
         ValueError: Accelerate was configured for a sharding that is asked for otherwise here.
     """
-    if accelerator.distributed_type == "FSDP":
+    if accelerator.distributed_type in ("FSDP", "DEEPSPEED"):
         raise ValueError(
-            "Accelerate is configured for FSDP (launch.config_file or launch.accelerate_args); leave that out and set "
-            "launch.sharding=fsdp2: Accelerate only starts the processes"
+            f"Accelerate is configured for {accelerator.distributed_type} (launch.config_file or accelerate_args)"
+            "; leave that out and set launch.sharding=fsdp2: Accelerate starts the processes, torch shards"
         )
     if layout.sharding == "fsdp2" and accelerator.num_processes > 1:
         model = _shard(accelerator, loss_model, blocks, layout.reshard)

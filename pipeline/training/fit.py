@@ -77,9 +77,8 @@ def fit(
     if device.loggers:
         accelerator.init_trackers("llama-pro")
     torch.manual_seed(settings.seed)
-    model = load(
-        source, dtype=torch.bfloat16 if settings.precision == "bf16" else torch.float32, attention=device.attention
-    )
+    dtype = torch.bfloat16 if settings.precision == "bf16" else torch.float32
+    model = load(source, dtype=dtype, attention=device.attention)
     model.config.use_cache = False
     plain_head = head_is_plain(model)
     expansion = read_expansion(source)
@@ -109,7 +108,7 @@ def fit(
         parts = ((name, whole(p.detach())) for name, p in trainable.items())
         trained = {name: tensor.cpu() for name, tensor in parts if accelerator.is_main_process}
         if accelerator.is_main_process:
-            loaded, model = _whole_again(source, strategy, expansion["module_parameters"], trained)
+            loaded, model = _whole_again(load(source, dtype=dtype), strategy, expansion, trained)
     if accelerator.is_main_process:
         save_trained(source, target, as_stored(loaded, strategy.trained(model)))
         shutil.rmtree(runtime.directory / "checkpoints", ignore_errors=True)
@@ -145,11 +144,10 @@ def audit_frozen(before: Mapping[str, str], after: Mapping[str, str]) -> None:
 
 
 def _whole_again(
-    source: Path, strategy: Strategy, new_parameters: Sequence[str], trained: Mapping[str, torch.Tensor]
+    loaded: Any, strategy: Strategy, expansion: Mapping[str, Any], trained: Mapping[str, torch.Tensor]
 ) -> tuple[Any, Any]:
-    """The model of `source`, loaded and as the strategy made it, with what was trained in parts in its place."""
-    loaded = load(source)
-    model = strategy.apply(loaded, new_parameters)
+    """A model newly loaded, and it as the strategy makes it, with what was trained in parts in its place."""
+    model = strategy.apply(loaded, expansion["module_parameters"])
     for name, parameter in model.named_parameters():
         if name in trained:
             parameter.data = trained[name]
