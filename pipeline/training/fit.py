@@ -16,9 +16,10 @@ from pipeline.models.directory import read_expansion
 from pipeline.models.save import as_stored, save_trained, tensor_hashes
 from pipeline.training.deadline import Deadline
 from pipeline.training.distributed import Layout, distribute, handlers, is_sharded, own_part, whole
-from pipeline.training.loop import Row, RowStream, Runtime, train
+from pipeline.training.loop import train
 from pipeline.training.loss import PackedLoss, head_is_plain
 from pipeline.training.optim import build_adamw
+from pipeline.training.runtime import Row, RowStream, Runtime
 from pipeline.training.settings import Settings
 from pipeline.training.strategy import Strategy
 from pipeline.training.throughput import peak_memory_bytes

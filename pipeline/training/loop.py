@@ -4,67 +4,22 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import torch
 
 from pipeline.training.checkpoint import load_checkpoint, save_checkpoint
-from pipeline.training.deadline import Deadline
 from pipeline.training.distributed import unsynchronized, whole
 from pipeline.training.journal import Journal
 from pipeline.training.loss import IGNORED
 from pipeline.training.optim import learning_rate, set_learning_rate
+from pipeline.training.runtime import Row, RowStream, Runtime, StoppedError
 from pipeline.training.settings import Settings
 from pipeline.training.spikes import SpikeGuard
 from pipeline.training.throughput import Throughput
-
-Row = Mapping[str, np.ndarray]
-
-
-class StoppedError(Exception):
-    """Training was asked to stop; its checkpoint is written."""
-
-
-class RowStream(Protocol):
-    """An endless, resumable iterator of packed rows.
-
-    A row may hold "spans", int64[N, 4]: what it was made of (source, document, first token, token after the last).
-    """
-
-    def __iter__(self) -> Iterator[Row]: ...
-    def rows_per_pass(self) -> int: ...
-    def state_dict(self) -> dict[str, Any]: ...
-    def load_state_dict(self, state: Mapping[str, Any]) -> None: ...
-
-
-@dataclass(frozen=True)
-class Runtime:
-    """How a run is carried out, none of which changes its result beyond the order of float sums.
-
-    Attributes:
-        directory: holds `checkpoints/`, `metrics.jsonl` and, if asked for, `samples.jsonl`.
-        micro_batch: rows of one forward pass on one process.
-        checkpoint_every_s: seconds between checkpoints; 0 writes one after every step.
-        keep_checkpoints: how many to keep.
-        progress: called with what a person wants to see.
-        should_stop: asked after every step; a checkpoint is written before the loop ends.
-        deadline: asked likewise, where the time is limited.
-        log_samples: write down of every step which spans of which documents were in its rows.
-    """
-
-    directory: Path
-    micro_batch: int
-    checkpoint_every_s: float
-    keep_checkpoints: int
-    progress: Callable[..., None] = field(default=lambda **_: None)
-    should_stop: Callable[[], bool] = field(default=lambda: False)
-    deadline: Deadline = field(default_factory=Deadline)
-    log_samples: bool = False
 
 
 def train(
@@ -105,7 +60,7 @@ class _Run:
         self.accelerator, self.model, self.optimizer, self.trainable = accelerator, loss_model, optimizer, trainable
         self.stream, self.validation, self.settings = stream, validation, settings
         self.num_steps, self.runtime = num_steps, runtime
-        self.step, self.tokens, self.losses, self.validations = 0, 0, [], []
+        self.step, self.tokens, self.samples, self.losses, self.validations = 0, 0, 0, [], []
         self.checkpoints = runtime.directory / "checkpoints"
         self.journal = Journal(runtime.directory, ("metrics", "samples"), accelerator.is_main_process)
         self.spikes = SpikeGuard(settings.spike_sigmas, settings.spike_window, settings.max_skipped_steps)
@@ -168,10 +123,12 @@ class _Run:
         self.optimizer.zero_grad(set_to_none=True)
         self.step += 1
         self.tokens += len(rows) * settings.seq_len
+        self.samples += sum(len(row.get("spans", ())) for row in rows)
         self.throughput.add(len(rows) * settings.seq_len)
         return {
             "step": self.step,
             "tokens": self.tokens,
+            "samples": self.samples,
             "labels": num_labels,
             **({"loss": loss} if math.isfinite(loss) else {}),  # JSON has no nan
             "lr": lr,
@@ -267,6 +224,7 @@ class _Run:
         if self.accelerator.is_main_process:
             state = {
                 "tokens": self.tokens,
+                "samples": self.samples,
                 "losses": self.losses,
                 "validations": self.validations,
                 "spikes": self.spikes.state_dict(),
@@ -282,7 +240,7 @@ class _Run:
         state = load_checkpoint(self.checkpoints, self.trainable, self.optimizer)
         self.journal.cut(state["journal"] if state else {})
         if state:
-            self.step, self.tokens = state["step"], state["tokens"]
+            self.step, self.tokens, self.samples = state["step"], state["tokens"], state["samples"]
             self.losses, self.validations = state["losses"], state["validations"]
             self.spikes.load_state_dict(state["spikes"])
             self.stream.load_state_dict(state["stream"])
@@ -293,6 +251,7 @@ class _Run:
         return {
             "num_steps": self.num_steps,
             "num_tokens": self.tokens,
+            "num_samples": self.samples,
             "num_skipped_steps": self.spikes.num_skipped,
             "train_loss": sum(tail) / len(tail) if tail else None,
             "val_loss_before": self.validations[0] if self.validations else None,

@@ -26,7 +26,7 @@ from transformers.models.llama import modeling_llama  # noqa: F401
 from pipeline.data.mixture import PackedStream
 from pipeline.data.tokens import TokenStore
 from pipeline.training.fit import fit, launch_options
-from pipeline.training.loop import StoppedError
+from pipeline.training.runtime import StoppedError
 from pipeline.training.settings import Settings
 from pipeline.training.strategy import Full, Lora, NewBlocks
 

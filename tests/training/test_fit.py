@@ -14,7 +14,7 @@ from pipeline.expansion.block import BlockExpansion
 from pipeline.expansion.writer import write_expansion
 from pipeline.models.directory import read_expansion
 from pipeline.training.fit import audit_frozen, fit, launch_options
-from pipeline.training.loop import StoppedError
+from pipeline.training.runtime import StoppedError
 from pipeline.training.settings import Settings
 from pipeline.training.strategy import Full, Lora, NewBlocks
 

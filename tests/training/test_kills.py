@@ -41,6 +41,8 @@ def check_samples(root):
     stream = stream_of(RUN)
     assert seen == [[[tuple(s) for s in stream.plan()] for _ in range(SETTINGS["batch_size"])] for _ in seen]
     counts = Counter(span for step in seen for row in step for span in row)
+    counted = [record["samples"] for record in curve(root / "cut") if "samples" in record]
+    assert counted[-1] == len(counts) and counted == sorted(counted)
     assert len(seen) == NUM_STEPS and len(counts) > NUM_STEPS and set(counts.values()) == {1}
 
 

@@ -136,7 +136,7 @@ def test_a_skipped_step_leaves_parameters_and_moments_as_they_were(make_model, g
 
 
 def test_a_limited_run_stops_with_a_checkpoint_and_goes_on(make_model, grow, tmp_path):
-    from pipeline.training.loop import StoppedError
+    from pipeline.training.runtime import StoppedError
     from tests.training import ranks
     from tests.training.processes import curve, samples, weights
 
