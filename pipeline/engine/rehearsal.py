@@ -132,7 +132,8 @@ class _Killer:
             thread.join()
 
     def _watch(self) -> None:
-        known, times = self._marks(), []
+        known = self._marks()
+        times: list[float] = []
         while len(times) < 2:
             if self._over.wait(POLL_S):
                 return
