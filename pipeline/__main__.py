@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from pipeline.engine.build import Cell
 
 # Keys that do not change what a cell is, so that they do not name it.
-NOT_IDENTITY = re.compile(r"\+{0,2}(name|stage|dry_run|launch|paths|report|hydra)([.@=/]|$)")
+NOT_IDENTITY = re.compile(r"\+{0,2}(name|stage|dry_run|verify_resume|verify|launch|paths|report|hydra)([.@=/]|$)")
 # Where the interpreter keeps its own library: text that every machine has.
 OmegaConf.register_new_resolver("stdlib", lambda: sysconfig.get_paths()["stdlib"], replace=True)
 
@@ -33,6 +33,7 @@ Stages: base -> expand -> pretrain -> sft -> evaluate -> report; finished work i
 
   python -m pipeline                                        the embedded demo
   python -m pipeline dry_run=true                           the plan: what would run, and why
+  python -m pipeline stage=pretrain verify_resume=true      kill a short run, resume it, compare the bits
   python -m pipeline stage=pretrain expand.per_group=2      stop after a stage, override a knob
   python -m pipeline -m expand.num_groups=1,2,3,5,6         a sweep, with one report
   python -m pipeline experiment=full_finetuning             a prepared experiment (conf/experiment)
@@ -58,6 +59,9 @@ def main(cfg: DictConfig) -> None:
     try:
         config: Any = OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)
         overrides = [o for o in HydraConfig.get().overrides.task if not NOT_IDENTITY.match(o)]
+        if config["verify_resume"]:
+            verify_resume(config)
+            return
         run_cell(config, ",".join(sorted(overrides)) or "default", overrides)
         if config["stage"] == "report":
             swept.append(config) if sweep else run_report(config)
@@ -79,6 +83,26 @@ def run_cell(config: dict[str, Any], name: str, overrides: list[str]) -> None:
     runner.run(targets, outputs, cache, facts=facts)
     if config["stage"] in ("evaluate", "report"):
         build.save_cell(cell, outputs / "runs" / config["name"], overrides)
+
+
+def verify_resume(config: dict[str, Any]) -> None:
+    """Show whether the asked-for training stage resumes to the bit.
+
+    Raises:
+        ConfigError: the asked-for stage is not one of training.
+        PipelineError: it does not, or it could not be tried.
+    """
+    from pipeline.engine import build, rehearsal
+
+    stage = config["stage"]
+    if stage not in build.TRAINING:
+        raise ConfigError(f"verify_resume=true tries one training stage, not stage={stage}; add stage=pretrain or sft")
+    outputs, cache = Path(config["paths"]["outputs"]), Path(config["paths"]["cache"])
+    cell, facts = build.build(config, "verify_resume", cache)
+    verdict = rehearsal.rehearse(cell.targets(stage)[0], outputs, cache, facts, **config["verify"])
+    if verdict.differing:
+        raise PipelineError(str(verdict))
+    print(verdict)
 
 
 def run_report(config: dict[str, Any]) -> None:

@@ -29,7 +29,7 @@ def run(context: worker.Context) -> dict[str, Any]:
     from pipeline.engine.artifact import model_dir
     from pipeline.models import load_tokenizer
     from pipeline.training.fit import fit, launch_options
-    from pipeline.training.loop import StoppedError
+    from pipeline.training.runtime import StoppedError
     from pipeline.training.settings import Settings
 
     settings, data, source = Settings.of(context.params), context.inputs["data"], model_dir(context.inputs["model"])

@@ -17,7 +17,7 @@ Packing = Literal["fill", "first_fit"]
 
 
 class PackedStream(Iterator[dict[str, np.ndarray]]):
-    """Endless rows of `seq_len` tokens, each a dict of int64[T]: see `packing.build_row`.
+    """Endless rows of `seq_len` tokens, each a dict of int64[T] (see `packing.build_row`) and its "spans", int64[N, 4].
 
     packing `fill`: every row is full and no token is lost. Documents enter as spans of at most seq_len tokens; a span
     as long as a row is a row of its own, so only the ends of documents are cut again where a row is full. Spans, not
@@ -103,7 +103,8 @@ class PackedStream(Iterator[dict[str, np.ndarray]]):
         return build_row(row, self.stores, self.seq_len)
 
     def __next__(self) -> dict[str, np.ndarray]:
-        return self.read(self.plan())
+        row = self.plan()
+        return {**self.read(row), "spans": np.array(row, dtype=np.int64)}
 
     def _fill(self) -> list[Span]:
         while True:

@@ -1,7 +1,11 @@
 """The command and the environment that start a worker through Accelerate.
 
 What `launch` may hold:
-    num_processes: ranks on this machine; 1 if not given.
+    num_processes: ranks on all machines together; 1 if not given.
+    num_machines, machine_rank, main_address: how many machines take part, which of them this is, from 0, and the
+        "host:port" at which they find machine 0. All see the same outputs folder.
+    slurm: how to submit the launch as a Slurm job, see `slurm`; not given: it is started here.
+    time_limit_s: seconds after which a training stage must have stopped, checkpoint included.
     cpu: never take a GPU, even where there is one.
     threads: CPU threads of each rank; not given: the user's OMP_NUM_THREADS, else cores / ranks.
     accelerate_args: further arguments of `accelerate launch`, e.g. [--use_fsdp, --fsdp_version, "2"].
@@ -55,11 +59,34 @@ def check(launch: Mapping[str, Any]) -> None:
         raise ConfigError(f"launch.config_file={given} does not exist; give an Accelerate config file or null")
     if launch.get("inprocess") and (processes or 1) > 1:
         raise ConfigError("launch.inprocess=true runs one rank; set launch.num_processes=1")
+    if (limit := launch.get("time_limit_s")) is not None and not (isinstance(limit, int | float) and limit > 0):
+        raise ConfigError(f"launch.time_limit_s={limit!r} must be more than 0 seconds, or null")
+    _check_machines(launch, processes or 1)
+
+
+def _check_machines(launch: Mapping[str, Any], processes: int) -> None:
+    machines, rank = launch.get("num_machines") or 1, launch.get("machine_rank") or 0
+    if type(machines) is not int or machines < 1 or processes % machines:
+        raise ConfigError(f"launch.num_machines={machines!r} must divide launch.num_processes={processes}")
+    if type(rank) is not int or not 0 <= rank < machines:
+        raise ConfigError(f"launch.machine_rank={rank!r} must be at least 0 and less than num_machines={machines}")
+    host, _, port = str(launch.get("main_address") or "").rpartition(":")
+    if machines > 1 and not launch.get("slurm") and not (host and port.isdigit()):
+        found = launch.get("main_address")
+        raise ConfigError(f"launch.main_address={found!r} must be host:port of machine 0, for all machines to meet at")
 
 
 def single(launch: Mapping[str, Any]) -> dict[str, Any]:
     """The same launch with one process, for stages whose ranks would only be in each other's way."""
-    return {**launch, "num_processes": 1, "accelerate_args": [], "config_file": None}
+    alone = {"num_processes": 1, "num_machines": 1, "machine_rank": 0, "slurm": None}
+    return {**launch, **alone, "accelerate_args": [], "config_file": None}
+
+
+def elsewhere(module: str, directories: Sequence[Path], launch: Mapping[str, Any]) -> list[str]:
+    """The shell commands by which the other machines join this launch."""
+    machines, here = launch.get("num_machines") or 1, launch.get("machine_rank") or 0
+    ranks = [rank for rank in range(machines) if rank != here]
+    return [rerun(module, directories, {**launch, "machine_rank": rank}) for rank in ranks]
 
 
 def command(module: str, directories: Sequence[Path], launch: Mapping[str, Any]) -> list[str]:
@@ -70,7 +97,7 @@ def command(module: str, directories: Sequence[Path], launch: Mapping[str, Any])
     if processes or not config:
         arguments += ["--num_processes", str(processes or 1)]
     if not config:
-        arguments += ["--num_machines", "1", "--dynamo_backend", "no", *_starter(launch, extra)]
+        arguments += [*_machines(launch), "--dynamo_backend", "no", *_starter(launch, extra)]
     arguments += ["--mixed_precision", "no", *extra]
     start = [sys.executable, "-m", "accelerate.commands.launch"]
     return [*start, *arguments, "-m", module, *(str(one) for one in directories)]
@@ -115,7 +142,17 @@ def threads(launch: Mapping[str, Any]) -> int:
         return int(own)
     usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     cores = min(usable, psutil.cpu_count(logical=False) or usable)
-    return max(1, cores // int(launch.get("num_processes") or 1))
+    here = int(launch.get("num_processes") or 1) // int(launch.get("num_machines") or 1)
+    return max(1, cores // max(1, here))
+
+
+def _machines(launch: Mapping[str, Any]) -> list[str]:
+    """How many machines there are and, if several, where they meet."""
+    if (number := launch.get("num_machines") or 1) == 1:
+        return ["--num_machines", "1"]
+    host, _, port = str(launch["main_address"]).rpartition(":")
+    here = ["--machine_rank", str(launch.get("machine_rank") or 0)]
+    return ["--num_machines", str(number), *here, "--main_process_ip", host, "--main_process_port", port]
 
 
 def _starter(launch: Mapping[str, Any], extra: Sequence[str]) -> list[str]:
@@ -127,6 +164,8 @@ def _starter(launch: Mapping[str, Any], extra: Sequence[str]) -> list[str]:
     """
     if OWN_LAUNCHER & set(extra):
         return []
+    if (launch.get("num_machines") or 1) > 1:
+        return ["--multi_gpu"]
     if (launch.get("num_processes") or 1) > 1:
         return ["--multi_gpu", "--main_process_port", "0"]
     return ["--cpu"] if launch.get("cpu") else []

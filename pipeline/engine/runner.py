@@ -17,7 +17,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from pipeline.engine import artifact, ground, launch, package, planning, worker
+from pipeline.engine import artifact, ground, launch, package, planning, slurm, worker
 from pipeline.engine.display import Display, Tracker, open_display
 from pipeline.engine.errors import ConfigError, Interrupted, StageError
 from pipeline.engine.graph import Node
@@ -61,14 +61,18 @@ def run(
         ConfigError: the request is wrong, or the outputs folder cannot be used. Nothing was launched.
         ArtifactError: something reused is damaged, or a package cannot be had. Nothing was launched.
         StageError: a worker failed; what was built before it stays.
-        Interrupted: on Ctrl-C, SIGTERM or SIGHUP, after the workers are gone; `EXIT_INTERRUPTED` is the exit status.
+        Interrupted: on Ctrl-C, SIGTERM or SIGHUP, after the workers are gone, or because a worker stopped by itself
+            before its time limit; `EXIT_INTERRUPTED` is the exit status.
     """
     own = open_display() if display is None else contextlib.nullcontext(display)
     with termination_as_interrupt(), own as shown:
         try:
             return _Run(outputs.absolute(), cache.absolute(), stages, facts or {}, shown).build(list(targets))
         except KeyboardInterrupt as interrupt:
-            raise Interrupted("no worker is left; what was built stays, and the same command resumes") from interrupt
+            why = f"{interrupt}; " if str(interrupt) else ""
+            raise Interrupted(
+                f"{why}no worker is left; what was built stays, and the same command resumes"
+            ) from interrupt
 
 
 def plan(
@@ -128,6 +132,8 @@ class _Run:
     def _check(self, node: Node) -> None:
         try:
             launch.check(node.launch)
+            if node.launch.get("slurm"):
+                slurm.check(node.launch)
             package.wanted([node.params])
             self._module(node.stage).check(node.params, dict(self.facts))
         except (ValueError, ConfigError) as error:
@@ -206,15 +212,22 @@ class _Run:
     ) -> None:
         if not directories:
             return
-        outcome = supervise(
-            launch.command(stage.__name__, directories, settings),
-            launch.environment(settings),
-            directories[0] / artifact.LOG,
-            grace_s(settings),
-            tracker,
-            self.display.message,
-        )
+        if settings.get("slurm"):
+            outcome = slurm.run(stage.__name__, directories, settings, tracker, self.display.message)
+        else:
+            for command in launch.elsewhere(stage.__name__, directories, settings):
+                self.display.message(f"to be started on another machine: {command}")
+            outcome = supervise(
+                launch.command(stage.__name__, directories, settings),
+                launch.environment(settings),
+                directories[0] / artifact.LOG,
+                grace_s(settings),
+                tracker,
+                self.display.message,
+            )
         if left := [one for one in directories if not artifact.is_committed(artifact.final(one))]:
+            if outcome.stopped and not outcome.failure:
+                raise Interrupted(outcome.stopped)
             raise _failure(stage, settings, left, outcome)
 
     def _inprocess(

@@ -26,11 +26,13 @@ LOG_LINES = 20
 
 @dataclass
 class Outcome:
-    """How a worker ended: the launcher's exit status, the ranks that started, the failure it told of."""
+    """How a worker ended: the launcher's exit status, the ranks that started, the failure it told of, and why it
+    stopped if it did so in good order."""
 
     status: int = 0
     ranks: set[int] = field(default_factory=set)
     failure: Event | None = None
+    stopped: str | None = None
 
 
 def supervise(
@@ -108,7 +110,7 @@ def _follow(
         if line is None:
             process.wait()
             return
-        _take(line, outcome, log, on_event)
+        take(line, outcome, log, on_event)
 
 
 def _read(pipe: IO[bytes], lines: queue.Queue[bytes | None]) -> None:
@@ -118,7 +120,8 @@ def _read(pipe: IO[bytes], lines: queue.Queue[bytes | None]) -> None:
     lines.put(None)
 
 
-def _take(line: bytes, outcome: Outcome, log: IO[bytes], on_event: Callable[[Event], None]) -> None:
+def take(line: bytes, outcome: Outcome, log: IO[bytes], on_event: Callable[[Event], None]) -> None:
+    """What a line of a worker's standard output is: an event for the outcome or the display, or text for the log."""
     event = _event(line)
     if event is None:
         log.write(line)
@@ -126,6 +129,8 @@ def _take(line: bytes, outcome: Outcome, log: IO[bytes], on_event: Callable[[Eve
         outcome.ranks.add(event["pid"])
     elif event["event"] == "failed":
         outcome.failure = outcome.failure or event
+    elif event["event"] == "stopped":
+        outcome.stopped = outcome.stopped or event["reason"]
     else:
         on_event(event)
 

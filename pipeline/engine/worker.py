@@ -94,6 +94,7 @@ def _guarded(run: Run, directories: Sequence[Path], send: Send, stop: Stop, is_m
         watch_driver(os.environ, _grace_s(directories))
         execute(run, directories, send, stop, is_main, driven)
     except Interrupted as error:
+        send({"event": "stopped", "reason": str(error)})
         _log(f"stopped: {error}")
         return EXIT_STOPPED
     except BaseException as error:

@@ -11,11 +11,15 @@ from typing import Any
 import torch
 
 from pipeline.models import load
+from pipeline.models.blocks import decoder_blocks
 from pipeline.models.directory import read_expansion
 from pipeline.models.save import as_stored, save_trained, tensor_hashes
-from pipeline.training.loop import Row, RowStream, Runtime, train
+from pipeline.training.deadline import Deadline
+from pipeline.training.distributed import Layout, distribute, handlers, is_sharded, own_part, whole
+from pipeline.training.loop import train
 from pipeline.training.loss import PackedLoss, head_is_plain
 from pipeline.training.optim import build_adamw
+from pipeline.training.runtime import Row, RowStream, Runtime
 from pipeline.training.settings import Settings
 from pipeline.training.strategy import Strategy
 from pipeline.training.throughput import peak_memory_bytes
@@ -30,12 +34,14 @@ class Device:
         attention: see `pipeline.models.load`.
         loggers: Accelerate's trackers by name ("tensorboard", "wandb", ...); metrics.jsonl is written always.
         loss_chunk: tokens whose logits are in memory at once.
+        layout: how parameters lie over the processes.
     """
 
     cpu: bool
     attention: str
     loggers: Sequence[str]
     loss_chunk: int
+    layout: Layout
 
 
 def fit(
@@ -67,31 +73,43 @@ def fit(
         mixed_precision="no",  # the loop opens autocast itself: what it covers must not depend on a launcher's config
         log_with=list(device.loggers) or None,
         project_dir=str(runtime.directory) if device.loggers else None,
+        kwargs_handlers=handlers(),
     )
     if device.loggers:
         accelerator.init_trackers("llama-pro")
     torch.manual_seed(settings.seed)
-    model = load(
-        source, dtype=torch.bfloat16 if settings.precision == "bf16" else torch.float32, attention=device.attention
-    )
+    dtype = torch.bfloat16 if settings.precision == "bf16" else torch.float32
+    model = load(source, dtype=dtype, attention=device.attention)
     model.config.use_cache = False
     plain_head = head_is_plain(model)
     expansion = read_expansion(source)
     loaded, model = model, strategy.apply(model, expansion["module_parameters"])
-    trainable = {name: p for name, p in model.named_parameters() if p.requires_grad}
-    for parameter in trainable.values():
-        parameter.data = parameter.data.float()
-    frozen_before = _frozen_hashes(model)
+    for parameter in model.parameters():
+        if parameter.requires_grad:
+            parameter.data = parameter.data.float()
     counts = _counts(model)
     model.train()
     lr_scales = strategy.lr_scales(expansion)
-    optimizer = build_adamw(
-        trainable.items(), settings.lr, settings.betas, settings.eps, settings.weight_decay, lr_scales
+    loss_model, optimizer, trainable = distribute(
+        accelerator,
+        PackedLoss(model, plain_head, device.loss_chunk),
+        decoder_blocks(loaded) if device.layout.sharding != "none" else (),
+        device.layout,
+        lambda named: build_adamw(
+            named.items(), settings.lr, settings.betas, settings.eps, settings.weight_decay, lr_scales
+        ),
     )
-    loss_model, optimizer = accelerator.prepare(PackedLoss(model, plain_head, device.loss_chunk), optimizer)
+    # These very parameters: a sharded model shows others in their place as long as a unit is gathered.
+    frozen = {name: p for name, p in model.named_parameters() if not p.requires_grad}
+    frozen_before = _frozen_hashes(frozen)
     num_steps = settings.total_steps(stream.rows_per_pass)
     summary = train(accelerator, loss_model, optimizer, trainable, stream, validation, settings, num_steps, runtime)
-    audit_frozen(frozen_before, _frozen_hashes(model))
+    audit_frozen(frozen_before, _frozen_hashes(frozen))
+    if is_sharded(trainable):
+        parts = ((name, whole(p.detach())) for name, p in trainable.items())
+        trained = {name: tensor.cpu() for name, tensor in parts if accelerator.is_main_process}
+        if accelerator.is_main_process:
+            loaded, model = _whole_again(load(source, dtype=dtype), strategy, expansion, trained)
     if accelerator.is_main_process:
         save_trained(source, target, as_stored(loaded, strategy.trained(model)))
         shutil.rmtree(runtime.directory / "checkpoints", ignore_errors=True)
@@ -112,8 +130,11 @@ def launch_options(
         keep_checkpoints=launch["keep_checkpoints"],
         progress=progress,
         should_stop=should_stop,
+        deadline=Deadline.of(launch),
+        log_samples=launch["log_samples"],
     )
-    return runtime, Device(**{key: launch[key] for key in ("cpu", "attention", "loggers", "loss_chunk")})
+    layout = Layout(launch["sharding"], launch["reshard"])
+    return runtime, Device(**{key: launch[key] for key in ("cpu", "attention", "loggers", "loss_chunk")}, layout=layout)
 
 
 def audit_frozen(before: Mapping[str, str], after: Mapping[str, str]) -> None:
@@ -123,8 +144,20 @@ def audit_frozen(before: Mapping[str, str], after: Mapping[str, str]) -> None:
         raise ValueError(f"{len(moved)} frozen tensors changed during training: {', '.join(moved[:4])}")
 
 
-def _frozen_hashes(model: torch.nn.Module) -> dict[str, str]:
-    return tensor_hashes({name: p for name, p in model.named_parameters() if not p.requires_grad})
+def _whole_again(
+    loaded: Any, strategy: Strategy, expansion: Mapping[str, Any], trained: Mapping[str, torch.Tensor]
+) -> tuple[Any, Any]:
+    """A model newly loaded, and it as the strategy makes it, with what was trained in parts in its place."""
+    model = strategy.apply(loaded, expansion["module_parameters"])
+    for name, parameter in model.named_parameters():
+        if name in trained:
+            parameter.data = trained[name]
+    return loaded, model
+
+
+def _frozen_hashes(frozen: Mapping[str, torch.Tensor]) -> dict[str, str]:
+    """Of what this process holds of them."""
+    return tensor_hashes({name: own_part(p.detach()) for name, p in frozen.items()})
 
 
 def _counts(model: torch.nn.Module) -> dict[str, int]:

@@ -2,59 +2,24 @@
 
 from __future__ import annotations
 
-import json
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import torch
 
 from pipeline.training.checkpoint import load_checkpoint, save_checkpoint
+from pipeline.training.distributed import unsynchronized, whole
+from pipeline.training.journal import Journal
 from pipeline.training.loss import IGNORED
 from pipeline.training.optim import learning_rate, set_learning_rate
+from pipeline.training.runtime import Row, RowStream, Runtime, StoppedError
 from pipeline.training.settings import Settings
+from pipeline.training.spikes import SpikeGuard
 from pipeline.training.throughput import Throughput
-
-Row = Mapping[str, np.ndarray]
-
-
-class StoppedError(Exception):
-    """Training was asked to stop; its checkpoint is written."""
-
-
-class RowStream(Protocol):
-    """An endless, resumable iterator of packed rows."""
-
-    def __iter__(self) -> Iterator[Row]: ...
-    def rows_per_pass(self) -> int: ...
-    def state_dict(self) -> dict[str, Any]: ...
-    def load_state_dict(self, state: Mapping[str, Any]) -> None: ...
-
-
-@dataclass(frozen=True)
-class Runtime:
-    """How a run is carried out, none of which changes its result beyond the order of float sums.
-
-    Attributes:
-        directory: holds `checkpoints/` and `metrics.jsonl`.
-        micro_batch: rows of one forward pass on one process.
-        checkpoint_every_s: seconds between checkpoints; 0 writes one after every step.
-        keep_checkpoints: how many to keep.
-        progress: called with what a person wants to see.
-        should_stop: asked after every step; a checkpoint is written before the loop ends.
-    """
-
-    directory: Path
-    micro_batch: int
-    checkpoint_every_s: float
-    keep_checkpoints: int
-    progress: Callable[..., None] = field(default=lambda **_: None)
-    should_stop: Callable[[], bool] = field(default=lambda: False)
 
 
 def train(
@@ -71,10 +36,11 @@ def train(
     """Take `num_steps` optimizer steps, resuming from the newest checkpoint in `runtime.directory`.
 
     The gradient of a step is the mean over all labelled tokens of its global batch, whatever the number of processes
-    and the micro batch.
+    and the micro batch. A step whose gradient is not finite, or that stands far out, is counted and not taken
+    (`SpikeGuard`).
 
     Args:
-        loss_model: a `PackedLoss`, prepared by `accelerator`.
+        loss_model: a `PackedLoss`, as `distribute` gave it.
         trainable: the parameters in `optimizer`, by the names under which checkpoints keep them.
         validation: rows by source.
 
@@ -82,8 +48,8 @@ def train(
         Headline metrics: first and last validation loss, training loss, tokens, tokens per second.
 
     Raises:
-        StoppedError: `should_stop` said so.
-        ValueError: the loss is not finite.
+        StoppedError: `should_stop` or the deadline said so.
+        ValueError: too many steps were skipped, or a step has no label.
     """
     run = _Run(accelerator, loss_model, optimizer, trainable, stream, validation, settings, num_steps, runtime)
     return run.run()
@@ -94,9 +60,10 @@ class _Run:
         self.accelerator, self.model, self.optimizer, self.trainable = accelerator, loss_model, optimizer, trainable
         self.stream, self.validation, self.settings = stream, validation, settings
         self.num_steps, self.runtime = num_steps, runtime
-        self.step, self.tokens, self.losses, self.validations = 0, 0, [], []
+        self.step, self.tokens, self.samples, self.losses, self.validations = 0, 0, 0, [], []
         self.checkpoints = runtime.directory / "checkpoints"
-        self.metrics_file = runtime.directory / "metrics.jsonl"
+        self.journal = Journal(runtime.directory, ("metrics", "samples"), accelerator.is_main_process)
+        self.spikes = SpikeGuard(settings.spike_sigmas, settings.spike_window, settings.max_skipped_steps)
 
     def run(self) -> dict[str, Any]:
         self._resume()
@@ -106,19 +73,30 @@ class _Run:
         if self.step == 0:
             self._validate()
         while self.step < self.num_steps:
-            record = self._take_step([next(rows) for _ in range(self.settings.batch_size)])
-            self._log(record)
-            if self.step == self.num_steps or self.step % self.settings.validate_every == 0:
-                self._validate()
-            stop, save = self._agree(
-                self.runtime.should_stop(), time.monotonic() - saved_at >= self.runtime.checkpoint_every_s
+            began = time.monotonic()
+            self._advance([next(rows) for _ in range(self.settings.batch_size)])
+            self.runtime.deadline.took("step", time.monotonic() - began)
+            stop, late, save = self._agree(
+                self.runtime.should_stop(),
+                self.runtime.deadline.reached(),
+                time.monotonic() - saved_at >= self.runtime.checkpoint_every_s,
             )
-            if stop or save:
+            if stop or late or save:
                 self._save()
                 saved_at = time.monotonic()
-            if stop and self.step < self.num_steps:
-                raise StoppedError(f"stopped after step {self.step} of {self.num_steps}; its checkpoint is written")
+            if (stop or late) and self.step < self.num_steps:
+                why = "stopped" if stop else "stopped before the time limit"
+                raise StoppedError(f"{why} after step {self.step} of {self.num_steps}; its checkpoint is written")
         return self._summary()
+
+    def _advance(self, rows: list[Row]) -> None:
+        """One step, what is written down of it, and the validation that is due after it."""
+        self._log(self._take_step(rows))
+        if self.runtime.log_samples:
+            spans = [row["spans"].tolist() for row in rows if "spans" in row]
+            self.journal.write("samples", {"step": self.step, "rows": spans})
+        if self.step == self.num_steps or self.step % self.settings.validate_every == 0:
+            self._validate()
 
     def _agree(self, *decisions: bool) -> list[bool]:
         """A signal or a clock may reach the processes at different steps: one that says yes decides for all."""
@@ -138,36 +116,55 @@ class _Run:
             raise ValueError(
                 f"step {self.step} has no labelled token; check that the data's conversations have assistant turns"
             )
-        mine = rows[accelerator.process_index :: accelerator.num_processes]
-        loss_sum = torch.zeros((), device=accelerator.device)
-        micro_batches = [mine[i : i + self.runtime.micro_batch] for i in range(0, len(mine), self.runtime.micro_batch)]
-        for index, micro in enumerate(micro_batches):
-            with accelerator.no_sync(self.model) if index < len(micro_batches) - 1 else nullcontext():
-                loss = self._loss(micro)
-                # The processes' gradients are averaged, the labels are counted over all of them.
-                accelerator.backward(loss * accelerator.num_processes / num_labels)
-            loss_sum += loss.detach()
-        grad_norm = accelerator.clip_grad_norm_(list(self.trainable.values()), settings.max_grad_norm)
-        loss_mean = accelerator.reduce(loss_sum, "sum").item() / num_labels
-        if not math.isfinite(loss_mean) or not math.isfinite(float(grad_norm)):
-            raise ValueError(
-                f"step {self.step}: loss {loss_mean}, gradient norm {float(grad_norm)}; "
-                f"lower the learning rate ({settings.lr})"
-            )
-        self.optimizer.step()
+        loss, grad_norm = self._gradient(rows, num_labels)
+        skipped = self.spikes.reason(self.step + 1, loss, grad_norm)
+        if skipped is None:
+            self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         self.step += 1
         self.tokens += len(rows) * settings.seq_len
+        self.samples += sum(len(row.get("spans", ())) for row in rows)
         self.throughput.add(len(rows) * settings.seq_len)
         return {
             "step": self.step,
             "tokens": self.tokens,
+            "samples": self.samples,
             "labels": num_labels,
-            "loss": loss_mean,
+            **({"loss": loss} if math.isfinite(loss) else {}),  # JSON has no nan
             "lr": lr,
-            "grad_norm": float(grad_norm),
+            **({"grad_norm": grad_norm} if math.isfinite(grad_norm) else {}),
+            **({"skipped": skipped} if skipped else {}),
             "tokens_per_s": round(self.throughput.tokens_per_s, 1),
         }
+
+    def _gradient(self, rows: Sequence[Row], num_labels: int) -> tuple[float, float]:
+        """Have the clipped gradient of a global batch in the parameters; its loss per label and its norm unclipped."""
+        accelerator = self.accelerator
+        loss_sum = torch.zeros((), device=accelerator.device)
+        micro_batches = list(self._shares(rows))
+        for index, micro in enumerate(micro_batches):
+            with unsynchronized(self.model) if index < len(micro_batches) - 1 else nullcontext():
+                loss = self._loss(micro)
+                # The processes' gradients are averaged, the labels are counted over all of them.
+                accelerator.backward(loss * accelerator.num_processes / num_labels)
+            loss_sum += loss.detach()
+        norm = accelerator.clip_grad_norm_(list(self.trainable.values()), self.settings.max_grad_norm)
+        # Summed over the processes, so that all of them decide about the step by the same two numbers.
+        sums = accelerator.reduce(torch.stack([loss_sum, whole(norm).to(loss_sum)]), "sum").tolist()
+        return sums[0] / num_labels, sums[1] / accelerator.num_processes
+
+    def _shares(self, rows: Sequence[Row]) -> Iterator[Sequence[Row]]:
+        """This process's part of the rows in micro batches, as many for every process.
+
+        Units that are sharded are gathered by all processes together: one that has no row left computes one more time
+        and counts nothing.
+        """
+        index, number = self.accelerator.process_index, self.accelerator.num_processes
+        mine = list(rows[index::number])
+        if len(mine) < -(-len(rows) // number):
+            mine.append({**rows[0], "labels": np.full_like(rows[0]["labels"], IGNORED)})
+        for start in range(0, len(mine), self.runtime.micro_batch):
+            yield mine[start : start + self.runtime.micro_batch]
 
     def _loss(self, rows: Sequence[Row]) -> torch.Tensor:
         batch = {
@@ -197,55 +194,55 @@ class _Run:
 
     @torch.no_grad()
     def _validation_loss(self, rows: Sequence[Row]) -> tuple[float, int]:
-        accelerator, size = self.accelerator, self.runtime.micro_batch
-        loss_sum = torch.zeros((), device=accelerator.device)
-        mine = rows[accelerator.process_index :: accelerator.num_processes]
-        for i in range(0, len(mine), size):
-            loss_sum += self._loss(mine[i : i + size])
-        return accelerator.reduce(loss_sum, "sum").item(), sum(int((row["labels"] != IGNORED).sum()) for row in rows)
+        loss_sum = torch.zeros((), device=self.accelerator.device)
+        for micro in self._shares(rows) if rows else ():
+            loss_sum += self._loss(micro)
+        total = self.accelerator.reduce(loss_sum, "sum").item()
+        return total, sum(int((row["labels"] != IGNORED).sum()) for row in rows)
 
     def _log(self, record: dict[str, Any]) -> None:
-        self.losses.append(record["loss"])
+        if "skipped" not in record:
+            self.losses.append(record["loss"])
         self._write(record)
+        skipped = self.spikes.num_skipped
         self.runtime.progress(
             step=self.step,
             total=self.num_steps,
-            loss=record["loss"],
+            loss=record.get("loss"),
             tokens_per_s=record["tokens_per_s"],
             eta_s=self.throughput.seconds_left(self.step),
+            **({"note": f"{skipped} step{'s' if skipped > 1 else ''} skipped"} if skipped else {}),
         )
 
     def _write(self, record: dict[str, Any]) -> None:
         self.accelerator.log({k: v for k, v in record.items() if k != "step"}, step=record["step"])
-        if self.accelerator.is_main_process:
-            with self.metrics_file.open("a") as out:
-                out.write(json.dumps(record) + "\n")
+        self.journal.write("metrics", record)
 
     def _save(self) -> None:
         started = time.monotonic()
+        state: dict[str, Any] = {}
         if self.accelerator.is_main_process:
             state = {
                 "tokens": self.tokens,
+                "samples": self.samples,
                 "losses": self.losses,
                 "validations": self.validations,
+                "spikes": self.spikes.state_dict(),
                 "stream": self.stream.state_dict(),
-                "metrics_bytes": self.metrics_file.stat().st_size,
+                "journal": self.journal.lengths(),
             }
-            keep = self.runtime.keep_checkpoints
-            save_checkpoint(self.checkpoints, self.step, self.trainable, self.optimizer, state, keep)
-        self.accelerator.wait_for_everyone()
+        keep = self.runtime.keep_checkpoints
+        save_checkpoint(self.checkpoints, self.step, self.trainable, self.optimizer, state, keep)
         self.throughput.exclude(time.monotonic() - started)
+        self.runtime.deadline.took("save", time.monotonic() - started)
 
     def _resume(self) -> None:
         state = load_checkpoint(self.checkpoints, self.trainable, self.optimizer)
-        if self.accelerator.is_main_process:
-            # Lines after the checkpoint belong to steps that will be taken again.
-            self.metrics_file.touch()
-            with self.metrics_file.open("r+b") as out:
-                out.truncate(state["metrics_bytes"] if state else 0)
+        self.journal.cut(state["journal"] if state else {})
         if state:
-            self.step, self.tokens = state["step"], state["tokens"]
+            self.step, self.tokens, self.samples = state["step"], state["tokens"], state["samples"]
             self.losses, self.validations = state["losses"], state["validations"]
+            self.spikes.load_state_dict(state["spikes"])
             self.stream.load_state_dict(state["stream"])
             self.runtime.progress(step=self.step, total=self.num_steps, note=f"resumed at step {self.step}")
 
@@ -254,7 +251,9 @@ class _Run:
         return {
             "num_steps": self.num_steps,
             "num_tokens": self.tokens,
-            "train_loss": sum(tail) / len(tail),
+            "num_samples": self.samples,
+            "num_skipped_steps": self.spikes.num_skipped,
+            "train_loss": sum(tail) / len(tail) if tail else None,
             "val_loss_before": self.validations[0] if self.validations else None,
             "val_loss": self.validations[-1] if self.validations else None,
             "tokens_per_s": round(self.throughput.tokens_per_s, 1),

@@ -28,6 +28,9 @@ class Settings:
     betas: Sequence[float]
     eps: float
     max_grad_norm: float
+    spike_sigmas: float | None
+    spike_window: int
+    max_skipped_steps: int
     precision: str
     seed: int
     validate_every: int
@@ -53,9 +56,13 @@ class Settings:
             raise ValueError(f"precision={self.precision!r} is not known; use fp32 or bf16")
         if not 0 <= self.warmup_ratio < 1:
             raise ValueError(f"warmup_ratio={self.warmup_ratio} must be at least 0 and less than 1")
-        for key in ("lr", "max_grad_norm", "eps"):
+        for key in ("lr", "max_grad_norm", "eps", "spike_window"):
             if getattr(self, key) <= 0:
                 raise ValueError(f"{key}={getattr(self, key)} must be more than 0")
+        if self.spike_sigmas is not None and self.spike_sigmas <= 0:
+            raise ValueError(f"spike_sigmas={self.spike_sigmas} must be more than 0, or null to skip no finite step")
+        if self.max_skipped_steps < 0:
+            raise ValueError(f"max_skipped_steps={self.max_skipped_steps} must be at least 0")
 
     @classmethod
     def of(cls, params: Mapping[str, Any]) -> Settings:

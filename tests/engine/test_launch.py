@@ -36,6 +36,16 @@ def test_command_of_several_processes():
     assert "--multi_gpu" not in sharded
 
 
+def test_command_of_several_machines(tmp_path):
+    settings = {"num_processes": 16, "num_machines": 2, "main_address": "head:29500", "machine_rank": 1}
+    text = " ".join(launch.command("stages.x", [], settings))
+    assert "--num_machines 2 --machine_rank 1 --main_process_ip head --main_process_port 29500" in text
+    assert "--multi_gpu" in text and "--main_process_port 0" not in text
+    (other,) = launch.elsewhere("stages.x", [tmp_path], settings)
+    assert other.startswith("cd ") and "--machine_rank 0" in other and other.endswith(f"-m stages.x {tmp_path}")
+    assert launch.elsewhere("stages.x", [tmp_path], {"num_processes": 2}) == []
+
+
 def test_own_config_file_decides(tmp_path):
     (tmp_path / "a.yaml").write_text("{}")
     command = launch.command("stages.x", [], {"config_file": str(tmp_path / "a.yaml")})
@@ -69,6 +79,10 @@ def test_environment(monkeypatch):
         {"accelerate_args": ["--x", 2]},
         {"config_file": "/nowhere.yaml"},
         {"inprocess": True, "num_processes": 2},
+        {"time_limit_s": 0},
+        {"num_machines": 3, "num_processes": 16},
+        {"machine_rank": 2, "num_machines": 2, "num_processes": 2},
+        {"main_address": None, "num_machines": 2, "num_processes": 2},
     ],
 )
 def test_wrong_settings_are_named(settings):

@@ -18,12 +18,13 @@ from pipeline.training.strategy import Full, Lora, NewBlocks
 
 LAUNCH = {
     "micro_batch": 2, "checkpoint_every_s": 1e9, "keep_checkpoints": 1, "cpu": True, "attention": "auto", "loggers": [],
-    "loss_chunk": 64,
+    "loss_chunk": 64, "sharding": "none", "reshard": True, "time_limit_s": None, "log_samples": True,
 }  # fmt: skip
 SETTINGS = {
     "seq_len": 32, "batch_size": 2, "num_steps": 2, "num_tokens": None, "num_epochs": None, "lr": 1e-2,
     "min_lr_ratio": 0.0, "warmup_ratio": 0.0, "weight_decay": 0.1, "betas": [0.9, 0.95], "eps": 1e-8,
-    "max_grad_norm": 1e9, "precision": "fp32", "seed": 0, "validate_every": 10, "validation_tokens": 32,
+    "max_grad_norm": 1e9, "spike_sigmas": None, "spike_window": 8, "max_skipped_steps": 0, "precision": "fp32",
+    "seed": 0, "validate_every": 10, "validation_tokens": 32,
 }  # fmt: skip
 
 

@@ -1,0 +1,143 @@
+"""Training runs on real processes, for tests: `python ranks.py runs.json` forks the ranks of one run after another.
+
+The library is imported once and every rank is forked before any thread exists, so that a run costs its steps alone.
+A run is {"source", "directory", "world", "stop_after", "told", "strategy", "launch", "settings", "kill"}. `told`: the
+ranks that learn that they should stop. `kill` is {"sign", "number", "after_s"}: SIGKILL to all ranks so long after as
+many files that match the sign have newly appeared.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import socket
+import sys
+import time
+import traceback
+from pathlib import Path
+
+import accelerate  # noqa: F401  imported late by what is tested: here once for all ranks
+import numpy as np
+import torch
+from transformers.models.llama import modeling_llama  # noqa: F401
+
+from pipeline.data.mixture import PackedStream
+from pipeline.data.tokens import TokenStore
+from pipeline.training.fit import fit, launch_options
+from pipeline.training.runtime import StoppedError
+from pipeline.training.settings import Settings
+from pipeline.training.strategy import Full, Lora, NewBlocks
+
+LAUNCH = {
+    "micro_batch": 1, "checkpoint_every_s": 0, "keep_checkpoints": 2, "cpu": True, "attention": "auto", "loggers": [],
+    "loss_chunk": 64, "sharding": "none", "reshard": True, "time_limit_s": None, "log_samples": True,
+}  # fmt: skip
+# Three rows over two processes: one of them has a row less. Labels are of very different number from row to row.
+SETTINGS = {
+    "seq_len": 64, "batch_size": 3, "num_steps": 8, "num_tokens": None, "num_epochs": None, "lr": 1e-2,
+    "min_lr_ratio": 0.0, "warmup_ratio": 0.1, "weight_decay": 0.1, "betas": [0.9, 0.95], "eps": 1e-8,
+    "max_grad_norm": 1.0, "spike_sigmas": 6.0, "spike_window": 128, "max_skipped_steps": 0, "precision": "fp32",
+    "seed": 0, "validate_every": 3, "validation_tokens": 128,
+}  # fmt: skip
+STRATEGIES = {"new_blocks": NewBlocks, "full": Full, "lora": lambda: Lora(4, 8, 0.0, "all-linear")}
+
+
+def chats(number: int) -> TokenStore:
+    """Conversations whose share of learned tokens differs from one to the next."""
+    rng = np.random.default_rng(0)
+    lengths = rng.integers(5, 60, number)
+    tokens = rng.integers(3, 40, lengths.sum()).astype(np.uint16)
+    learned = np.repeat(rng.random(number) ** 3, lengths)
+    targets = (rng.random(lengths.sum()) < np.maximum(learned, 0.05)).astype(np.uint8)
+    return TokenStore("a", tokens, np.concatenate([[0], np.cumsum(lengths)]), targets)
+
+
+def stream_of(run: dict) -> PackedStream:
+    return PackedStream([chats(run.get("num_chats", 90))], {"a": 1.0}, SETTINGS["seq_len"], 0, "truncate")
+
+
+def train(run: dict) -> dict:
+    """One rank of a run."""
+    settings = Settings(**{**SETTINGS, **run.get("settings", {})})
+    directory, steps = Path(run["directory"]), []
+    directory.mkdir(parents=True, exist_ok=True)
+    runtime, device = launch_options(
+        {**LAUNCH, **run.get("launch", {})},
+        directory,
+        lambda **fields: steps.append(fields) if "tokens_per_s" in fields else None,
+        lambda: len(steps) >= run.get("stop_after", 10**9) and os.environ.get("RANK", "0") in run.get("told", "01"),
+    )
+    stream = stream_of(run)
+    validation = {"a": [next(PackedStream([chats(9)], {"a": 1.0}, settings.seq_len, 9, "truncate"))] * 3}
+    strategy = STRATEGIES[run.get("strategy", "new_blocks")]()
+    return fit(Path(run["source"]), directory / "model", strategy, settings, stream, validation, runtime, device)
+
+
+def rank_of(run: dict, rank: int, port: int) -> int:
+    """What a rank's process does; its exit status. Torch's elastic launcher sets the same variables."""
+    world = run["world"]
+    if world > 1:
+        names = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+        values = (rank, rank, world, world, "127.0.0.1", port)
+        os.environ |= {name: str(value) for name, value in zip(names, values, strict=True)}
+    os.environ["ACCELERATE_USE_CPU"] = "true"
+    torch.set_num_threads(1)
+    status = 0
+    try:
+        metrics = train(run)
+        if rank == 0:
+            (Path(run["directory"]) / "metrics.json").write_text(json.dumps(metrics))
+    except StoppedError:
+        status = 3
+    except BaseException:
+        traceback.print_exc()
+        status = 1
+    return status
+
+
+def run_all(run: dict) -> list[int]:
+    """Fork the ranks, kill them after a while if that is asked for, and return how each ended."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    pids = []
+    for rank in range(run["world"]):
+        if not (pid := os.fork()):
+            status = rank_of(run, rank, port)
+            sys.stdout.flush()
+            sys.stderr.flush()
+            os._exit(status)
+        pids.append(pid)
+    if "kill" in run:
+        wait_for(run, pids)
+        for pid in pids:
+            os.kill(pid, signal.SIGKILL)
+    return [os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) for pid in pids]
+
+
+def wait_for(run: dict, pids: list[int]) -> None:
+    """Return when the sign has been seen, or when a rank has ended."""
+    kill, seen = run["kill"], marks(run)
+    new = set()
+    while len(new) < kill["number"]:
+        if os.waitid(os.P_PID, pids[0], os.WEXITED | os.WNOHANG | os.WNOWAIT):
+            return
+        new |= marks(run) - seen
+        time.sleep(0.0005)
+    time.sleep(kill["after_s"])
+
+
+def marks(run: dict) -> set[tuple[str, int]]:
+    found = set()
+    for path in Path(run["directory"]).glob(run["kill"]["sign"]):
+        with contextlib.suppress(FileNotFoundError):
+            found.add((path.name, path.stat().st_ino))
+    return found
+
+
+if __name__ == "__main__":
+    for spec in json.loads(Path(sys.argv[1]).read_text()):
+        ends = run_all(spec)
+        print(json.dumps({"directory": spec["directory"], "ends": ends}), flush=True)

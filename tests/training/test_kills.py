@@ -1,0 +1,61 @@
+"""Runs that are killed at random moments end with the bits of one that was not, and with every sample once."""
+
+import random
+from collections import Counter
+
+import pytest
+import torch
+
+from tests.training.processes import curve, run_on_ranks, samples, weights
+from tests.training.ranks import SETTINGS, stream_of
+
+KILLED = -9
+NUM_STEPS = 20
+RUN = {"settings": {"num_steps": NUM_STEPS, "validate_every": 5}, "num_chats": 400}
+
+
+def kills(number: int, seed: int, world: int) -> list[dict]:
+    """Half while a checkpoint is written, half at any moment after one is committed."""
+    draw = random.Random(seed)
+    found = []
+    for index in range(number):
+        sign, longest_s = [("checkpoints/.step-*.partial", 0.004), ("checkpoints/step-*", 0.1)][index % 2]
+        kill = {"sign": sign, "number": draw.randint(1, 3), "after_s": draw.uniform(0, longest_s * world)}
+        found.append({**RUN, "directory": "cut", "world": world, "kill": kill})
+    return found
+
+
+def check(root, ends, number):
+    assert ends[1 : 1 + number].count([KILLED] * len(ends[1])) >= number - 1, ends  # one may have come too late
+    whole, cut = weights(root / "whole"), weights(root / "cut")
+    assert whole.keys() == cut.keys() and all(torch.equal(whole[name], cut[name]) for name in whole)
+    assert curve(root / "whole") == curve(root / "cut")
+    steps = [record["step"] for record in curve(root / "cut") if "loss" in record]
+    assert steps == list(range(1, NUM_STEPS + 1)), "no step is missing or repeated"
+    check_samples(root)
+
+
+def check_samples(root):
+    """What the killed run was given is, row by row, what its stream holds, and no conversation came twice."""
+    seen = [[[tuple(span) for span in row] for row in step["rows"]] for step in samples(root / "cut")]
+    stream = stream_of(RUN)
+    assert seen == [[[tuple(s) for s in stream.plan()] for _ in range(SETTINGS["batch_size"])] for _ in seen]
+    counts = Counter(span for step in seen for row in step for span in row)
+    counted = [record["samples"] for record in curve(root / "cut") if "samples" in record]
+    assert counted[-1] == len(counts) and counted == sorted(counted)
+    assert len(seen) == NUM_STEPS and len(counts) > NUM_STEPS and set(counts.values()) == {1}
+
+
+def test_ten_kills(make_model, tmp_path, grow):
+    specs = [{**RUN, "directory": "whole", "world": 1}, *kills(10, seed=1, world=1)]
+    ends = run_on_ranks(tmp_path, grow(make_model("bfloat16")), [*specs, {**specs[0], "directory": "cut"}])
+    check(tmp_path, ends, 10)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("sharding", ["none", "fsdp2"])
+def test_ten_kills_of_two_processes(make_model, tmp_path, grow, sharding):
+    launch = {"launch": {"sharding": sharding}}
+    specs = [{**RUN, "directory": "whole", "world": 2}, *kills(10, seed=2, world=2)]
+    specs = [{**spec, **launch} for spec in [*specs, {**specs[0], "directory": "cut"}]]
+    check(tmp_path, run_on_ranks(tmp_path, grow(make_model("bfloat16")), specs), 10)
