@@ -13,8 +13,10 @@ import torch
 from pipeline.models import load
 from pipeline.models.directory import read_expansion
 from pipeline.models.save import as_stored, save_trained, tensor_hashes
+from pipeline.training.attention import choose_attention
+from pipeline.training.blocks import choose_compile, prepare_blocks
 from pipeline.training.loop import Row, RowStream, Runtime, train
-from pipeline.training.loss import PackedLoss, head_is_plain
+from pipeline.training.loss import PackedLoss, check_isolation, head_is_plain
 from pipeline.training.optim import build_adamw
 from pipeline.training.settings import Settings
 from pipeline.training.strategy import Strategy
@@ -27,13 +29,17 @@ class Device:
 
     Attributes:
         cpu: compute on the CPU even if there is a GPU.
-        attention: see `pipeline.models.load`.
+        attention: the kernel, see `pipeline.training.attention`.
+        checkpointing: which activations are recomputed rather than kept, see `pipeline.training.blocks`.
+        compile: compile each block: true, false or "auto".
         loggers: Accelerate's trackers by name ("tensorboard", "wandb", ...); metrics.jsonl is written always.
         loss_chunk: tokens whose logits are in memory at once.
     """
 
     cpu: bool
     attention: str
+    checkpointing: str
+    compile: bool | str
     loggers: Sequence[str]
     loss_chunk: int
 
@@ -71,11 +77,12 @@ def fit(
     if device.loggers:
         accelerator.init_trackers("llama-pro")
     torch.manual_seed(settings.seed)
-    model = load(
-        source, dtype=torch.bfloat16 if settings.precision == "bf16" else torch.float32, attention=device.attention
-    )
+    compiled = choose_compile(device.compile, accelerator.device)
+    model = load(source, dtype=torch.bfloat16 if settings.precision == "bf16" else torch.float32)
     model.config.use_cache = False
     plain_head = head_is_plain(model)
+    check_isolation(model)
+    attention = choose_attention(model, device.attention, accelerator.device)
     expansion = read_expansion(source)
     loaded, model = model, strategy.apply(model, expansion["module_parameters"])
     trainable = {name: p for name, p in model.named_parameters() if p.requires_grad}
@@ -84,12 +91,16 @@ def fit(
     frozen_before = _frozen_hashes(model)
     counts = _counts(model)
     model.train()
+    prepare_blocks(loaded, device.checkpointing, compiled)
     lr_scales = strategy.lr_scales(expansion)
     optimizer = build_adamw(
         trainable.items(), settings.lr, settings.betas, settings.eps, settings.weight_decay, lr_scales
     )
-    loss_model, optimizer = accelerator.prepare(PackedLoss(model, plain_head, device.loss_chunk), optimizer)
+    packed = PackedLoss(model, plain_head, device.loss_chunk, one_row=attention == "flash")
+    loss_model, optimizer = accelerator.prepare(packed, optimizer)
     num_steps = settings.total_steps(stream.rows_per_pass)
+    if compiled:
+        runtime.progress(step=0, total=num_steps, note="compiling the blocks as they are first used")
     summary = train(accelerator, loss_model, optimizer, trainable, stream, validation, settings, num_steps, runtime)
     audit_frozen(frozen_before, _frozen_hashes(model))
     if accelerator.is_main_process:
@@ -97,7 +108,7 @@ def fit(
         shutil.rmtree(runtime.directory / "checkpoints", ignore_errors=True)
     accelerator.wait_for_everyone()
     accelerator.end_training()
-    counts["num_processes"] = accelerator.num_processes
+    counts |= {"num_processes": accelerator.num_processes, "attention": attention, "compiled": compiled}
     return {**summary, **counts, "num_frozen_tensors": len(frozen_before), "peak_memory_bytes": peak_memory_bytes()}
 
 
@@ -113,7 +124,9 @@ def launch_options(
         progress=progress,
         should_stop=should_stop,
     )
-    return runtime, Device(**{key: launch[key] for key in ("cpu", "attention", "loggers", "loss_chunk")})
+    return runtime, Device(
+        **{key: launch[key] for key in ("cpu", "attention", "checkpointing", "compile", "loggers", "loss_chunk")}
+    )
 
 
 def audit_frozen(before: Mapping[str, str], after: Mapping[str, str]) -> None:

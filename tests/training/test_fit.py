@@ -20,7 +20,7 @@ from pipeline.training.strategy import Full, Lora, NewBlocks
 
 LAUNCH = {
     "micro_batch": 2, "checkpoint_every_s": 0, "keep_checkpoints": 2, "cpu": True, "attention": "auto", "loggers": [],
-    "loss_chunk": 64,
+    "loss_chunk": 64, "checkpointing": "off", "compile": False,
 }  # fmt: skip
 
 
