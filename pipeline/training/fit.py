@@ -18,6 +18,7 @@ from pipeline.training.blocks import choose_compile, prepare_blocks
 from pipeline.training.loop import Row, RowStream, Runtime, train
 from pipeline.training.loss import PackedLoss, check_isolation, head_is_plain
 from pipeline.training.optim import build_adamw
+from pipeline.training.quantised import quantise_frozen, quantised_tensors
 from pipeline.training.settings import Settings
 from pipeline.training.strategy import Strategy
 from pipeline.training.throughput import peak_memory_bytes
@@ -57,7 +58,7 @@ def fit(
     """Train the model saved in `source` and save the result to `target`.
 
     What trains is held in fp32 (master weights); with precision bf16 everything else stays in bf16 and matrices are
-    multiplied in bf16. Frozen tensors are hashed before and after.
+    multiplied in bf16, or with `frozen_dtype` in fewer bits. Frozen tensors are hashed before and after.
 
     Returns:
         Metrics: losses, counts of parameters, tokens per second, peak memory, and the result of the audit.
@@ -88,6 +89,8 @@ def fit(
     trainable = {name: p for name, p in model.named_parameters() if p.requires_grad}
     for parameter in trainable.values():
         parameter.data = parameter.data.float()
+    if settings.frozen_dtype:
+        quantise_frozen(model, settings.frozen_dtype)
     frozen_before = _frozen_hashes(model)
     counts = _counts(model)
     model.train()
@@ -137,10 +140,11 @@ def audit_frozen(before: Mapping[str, str], after: Mapping[str, str]) -> None:
 
 
 def _frozen_hashes(model: torch.nn.Module) -> dict[str, str]:
-    return tensor_hashes({name: p for name, p in model.named_parameters() if not p.requires_grad})
+    frozen = {name: p for name, p in model.named_parameters() if not p.requires_grad}
+    return tensor_hashes({**frozen, **quantised_tensors(model)})
 
 
-def _counts(model: torch.nn.Module) -> dict[str, int]:
+def _counts(model: torch.nn.Module) -> dict[str, Any]:
     parameters = list(model.parameters())
     return {
         "num_parameters": sum(p.numel() for p in parameters),

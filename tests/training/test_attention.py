@@ -52,7 +52,7 @@ def model_with(directory, kernel, dtype=torch.float64, device=CPU):
 ROWS = {
     "one": [[90]],
     "one_token_each": [[1, 1, 1]],
-    "several": [[1, 30, 70, 1, 1, 20], [123, 0, 0, 0, 0, 0]],
+    "several": [[1, 30, 70, 1, 1, 20], [123]],
     "longer_than_a_block": [[65, 128, 64], [1, 200, 56]],
 }
 
@@ -66,7 +66,7 @@ def test_packed_loss_and_gradients_equal_those_of_the_separate_documents(make_mo
     documents, *batch = packed(rows)
     together = loss(*batch)
     got = gradients(together, model)
-    alone = sum(loss(d[None], shifted(d)[None], torch.arange(len(d))[None]) for d in documents if len(d))
+    alone = sum(loss(d[None], shifted(d)[None], torch.arange(len(d))[None]) for d in documents)
     torch.testing.assert_close(together, alone, rtol=1e-6, atol=1e-6)  # the loss itself is summed in fp32
     for name, gradient in gradients(alone, model).items():
         torch.testing.assert_close(got[name], gradient, rtol=1e-6, atol=1e-8)
