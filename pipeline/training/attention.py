@@ -54,10 +54,7 @@ def _automatic(model: Any, device: torch.device) -> str | None:
         return None
     if device.type != "cuda":
         return "documents" if not _dropout(model) else "sdpa"
-    from transformers.utils import is_flash_attn_2_available
-
-    half = model.dtype in (torch.float16, torch.bfloat16)
-    return "flash" if half and model._supports_flash_attn and is_flash_attn_2_available() else "sdpa"
+    return "sdpa" if _flash_obstacle(model) else "flash"
 
 
 def _refuse_impossible(model: Any, chosen: str, device: torch.device) -> None:
@@ -67,6 +64,18 @@ def _refuse_impossible(model: Any, chosen: str, device: torch.device) -> None:
         raise ValueError("attention=documents has no dropout, the model's attention_dropout is not 0; use sdpa or auto")
     if chosen in ("flex", "flash") and device.type != "cuda":
         raise ValueError(f"attention={chosen} trains on a GPU only, this run computes on {device.type}; use auto")
+    if chosen == "flash" and (obstacle := _flash_obstacle(model)):
+        raise ValueError(f"attention=flash cannot be used: {obstacle}; use auto")
+
+
+def _flash_obstacle(model: Any) -> str | None:
+    from transformers.utils import is_flash_attn_2_available
+
+    if not is_flash_attn_2_available():
+        return 'flash-attn is not installed (pip install -e ".[flash]")'
+    if model.dtype not in (torch.float16, torch.bfloat16):
+        return f"it computes in half precision and the weights are {model.dtype}"
+    return None if model._supports_flash_attn else f"transformers has no flash attention for {type(model).__name__}"
 
 
 def _obstacle(model: Any) -> str | None:

@@ -25,6 +25,9 @@ COSTLY = (
 )  # fmt: skip
 """Operators whose results `selective` keeps: matrix products and attention. What it recomputes is elementwise."""
 
+WORTH_COMPILING_FLOPS = 1e14
+"""A quarter of an hour of two slow cores: compiling for a CPU takes them a minute and saves a part of each step."""
+
 
 def prepare_blocks(model: Any, checkpointing: str, compiled: bool) -> None:
     """Let each decoder block recompute its activations in the backward pass as `checkpointing` says, and compile it.
@@ -49,7 +52,7 @@ def prepare_blocks(model: Any, checkpointing: str, compiled: bool) -> None:
     if compiled:
         # One graph for each combination of trained or frozen, with and without a gradient, whole and last micro batch.
         torch._dynamo.config.recompile_limit = max(64, torch._dynamo.config.recompile_limit)
-    for block in decoder_blocks(model):
+    for block in _blocks(model):
         forward = block.forward
         # What selective keeps is chosen operator by operator, which a compiled block does inside its own graph.
         if checkpointing == "selective":
@@ -60,6 +63,16 @@ def prepare_blocks(model: Any, checkpointing: str, compiled: bool) -> None:
         if checkpointing == "full":
             forward = _recomputed(block, forward)
         block.forward = forward
+
+
+def _blocks(model: Any) -> Any:
+    try:
+        return decoder_blocks(model)
+    except ValueError as error:
+        raise ValueError(
+            f"{type(model).__name__} has no one list of its blocks, so they can neither recompute nor be compiled; "
+            "set launch.checkpointing=off and launch.compile=false"
+        ) from error
 
 
 def _recomputed(block: Any, forward: Callable, contexts: Callable | None = None) -> Callable:
@@ -94,15 +107,22 @@ def _costly_operators() -> frozenset:
     return frozenset(found)
 
 
-def choose_compile(requested: bool | str, device: torch.device) -> bool:
+def choose_compile(requested: bool | str, device: torch.device, num_flops: float) -> bool:
     """Whether to compile the blocks: `auto` does where it pays and a compiler is at hand.
 
+    Decided by the size of the run and not by a clock, so that a run that is resumed computes as it did before.
+
+    Args:
+        requested: true, false or "auto".
+        device: where the run computes.
+        num_flops: of the whole run, roughly.
+
     Raises:
-        ValueError: neither true, false nor auto; or asked for without a compiler.
+        ValueError: another request; or true without a compiler.
     """
     if requested not in (True, False, "auto"):
         raise ValueError(f"compile={requested!r} is not known; use true, false or auto")
-    if requested is False:
+    if requested is False or (requested == "auto" and device.type == "cpu" and num_flops < WORTH_COMPILING_FLOPS):
         return False
     missing = _missing_compiler(device)
     if requested is True and missing:

@@ -78,7 +78,6 @@ def fit(
     if device.loggers:
         accelerator.init_trackers("llama-pro")
     torch.manual_seed(settings.seed)
-    compiled = choose_compile(device.compile, accelerator.device)
     model = load(source, dtype=torch.bfloat16 if settings.precision == "bf16" else torch.float32)
     model.config.use_cache = False
     plain_head = head_is_plain(model)
@@ -89,11 +88,15 @@ def fit(
     trainable = {name: p for name, p in model.named_parameters() if p.requires_grad}
     for parameter in trainable.values():
         parameter.data = parameter.data.float()
+    counts = _counts(model)
     if settings.frozen_dtype:
         quantise_frozen(model, settings.frozen_dtype)
     frozen_before = _frozen_hashes(model)
-    counts = _counts(model)
     model.train()
+    num_steps = settings.total_steps(stream.rows_per_pass)
+    # A product and a sum for each weight and token, forwards and backwards.
+    num_flops = 4.0 * counts["num_parameters"] * num_steps * settings.batch_size * settings.seq_len
+    compiled = choose_compile(device.compile, accelerator.device, num_flops)
     prepare_blocks(loaded, device.checkpointing, compiled)
     lr_scales = strategy.lr_scales(expansion)
     optimizer = build_adamw(
@@ -101,7 +104,6 @@ def fit(
     )
     packed = PackedLoss(model, plain_head, device.loss_chunk, one_row=attention == "flash")
     loss_model, optimizer = accelerator.prepare(packed, optimizer)
-    num_steps = settings.total_steps(stream.rows_per_pass)
     if compiled:
         runtime.progress(step=0, total=num_steps, note="compiling the blocks as they are first used")
     summary = train(accelerator, loss_model, optimizer, trainable, stream, validation, settings, num_steps, runtime)

@@ -153,19 +153,22 @@ def test_optimizer_state_is_three_copies_of_what_trains(make_model):
     assert all(p.dtype == torch.bfloat16 and p.grad is None for p in model.parameters() if not p.requires_grad)
 
 
-@pytest.mark.parametrize(("compiled", "expected"), [(False, False), (True, True), ("auto", True)])
-def test_compiling_by_name(compiled, expected, monkeypatch):
+@pytest.mark.parametrize(
+    ("compiled", "flops", "expected"),
+    [(False, 1e20, False), (True, 1.0, True), ("auto", 1e20, True), ("auto", 1e9, False)],
+)
+def test_compiling_by_name_and_by_the_length_of_a_run(compiled, flops, expected, monkeypatch):
     monkeypatch.setattr("shutil.which", lambda name: "/usr/bin/g++")
-    assert choose_compile(compiled, CPU) is expected
+    assert choose_compile(compiled, CPU, flops) is expected
 
 
 def test_compiling_without_a_compiler(monkeypatch):
     monkeypatch.setattr("shutil.which", lambda name: None)
-    assert choose_compile("auto", CPU) is False
+    assert choose_compile("auto", CPU, 1e20) is False
     with pytest.raises(ValueError, match=r"compile=true needs a C\+\+ compiler"):
-        choose_compile(True, CPU)
+        choose_compile(True, CPU, 1.0)
     with pytest.raises(ValueError, match="use true, false or auto"):
-        choose_compile("yes", CPU)
+        choose_compile("yes", CPU, 1.0)
 
 
 def test_an_unknown_policy(make_model):
