@@ -81,10 +81,10 @@ def _flash_obstacle(model: Any) -> str | None:
 def _obstacle(model: Any) -> str | None:
     """Why the kernels of this file cannot compute a model's attention; None if they can."""
     config = model.config.get_text_config()
-    if not (model._supports_sdpa and model._supports_attention_backend):
-        return "it computes attention in code of its own"
     if getattr(config, "attn_logit_softcapping", None):
         return "it caps the attention scores"
+    if not (model._supports_sdpa and model._supports_attention_backend):
+        return "it computes attention in code of its own"
     return None
 
 
@@ -166,8 +166,10 @@ def _sdpa(q_BHTK, k_BGTK, v_BGTV, first_BT, scale: float, dropout: float) -> tor
     rows = []
     for row, first_T in enumerate(first_BT.numpy()):
         pieces = [
-            _sdpa_document(*(x[row, :, start:stop] for x in (q_BHTK, k_BGTK, v_BGTV)), first_T[start:stop] - start,
-                           scale, dropout)
+            _sdpa_document(
+                q_BHTK[row, :, start:stop], k_BGTK[row, :, start:stop], v_BGTV[row, :, start:stop],
+                first_T[start:stop] - start, scale, dropout,
+            )
             for start, stop in _documents(first_T)
         ]  # fmt: skip
         rows.append(torch.cat(pieces, 1).transpose(0, 1))

@@ -23,16 +23,17 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, hidden_ND, weight_VD, bias_V, labels_N, chunk):
         needs_hidden, needs_weight, needs_bias = (ctx.needs_input_grad[i] for i in range(3))
+        wide = torch.promote_types(hidden_ND.dtype, torch.float32)
         grad_hidden = torch.empty_like(hidden_ND) if needs_hidden else None
-        grad_weight = torch.zeros_like(weight_VD, dtype=torch.float32) if needs_weight else None
-        grad_bias = torch.zeros_like(bias_V, dtype=torch.float32) if needs_bias and bias_V is not None else None
+        grad_weight = torch.zeros_like(weight_VD, dtype=wide) if needs_weight else None
+        grad_bias = torch.zeros_like(bias_V, dtype=wide) if needs_bias and bias_V is not None else None
         weight = weight_VD.to(hidden_ND.dtype)
-        total = hidden_ND.new_zeros((), dtype=torch.float32)
+        total = hidden_ND.new_zeros((), dtype=wide)
         for start in range(0, hidden_ND.shape[0], chunk):
             part = slice(start, start + chunk)
-            logits = (hidden_ND[part] @ weight.T).float()
+            logits = (hidden_ND[part] @ weight.T).to(wide)
             if bias_V is not None:
-                logits += bias_V.float()
+                logits += bias_V.to(wide)
             rows = torch.arange(logits.shape[0], device=logits.device)
             normalizer = logits.logsumexp(-1, keepdim=True)
             total += (normalizer.squeeze(-1) - logits[rows, labels_N[part]]).sum()
@@ -70,7 +71,7 @@ def chunked_cross_entropy(
     labels_N: torch.Tensor,
     chunk: int = 512,
 ) -> torch.Tensor:
-    """Sum over tokens of the cross entropy in nats, fp32, for labels without ignored entries."""
+    """Sum over tokens of the cross entropy in nats, in fp32 or wider, for labels without ignored entries."""
     return _ChunkedCrossEntropy.apply(hidden_ND, weight_VD, bias_V, labels_N, chunk)
 
 

@@ -8,7 +8,8 @@ MODEL is a plain model directory with its tokenizer (the embedded one: outputs/a
 artifact of text tokenised for it (outputs/artifacts/data/pretrain-*). The model is grown by six blocks, and each way
 takes optimizer steps of the same number of tokens, in a fresh process; ways follow one another in rounds, in another
 order each round, because a machine is not equally fast at all times. Shown are medians over rounds: useful tokens a
-second (padding is not useful), ours as a multiple, and peak memory. What each way is: tests/bench/train_ways.py.
+second and a core second, which a busy machine disturbs less (padding is not useful), ours as a multiple, and peak
+memory. What each way is: tests/bench/train_ways.py.
 
 The floor is what the matrix products would take that no way can do without, at the rates measured in the same run: the
 forward pass, the gradient by the input above the first new block, the gradient by the weight in new blocks.
@@ -73,11 +74,12 @@ class Way:
 
 @dataclass
 class Measured:
-    """One run of a way: useful tokens a second over its timed steps, and peak memory in bytes."""
+    """One run of a way: useful tokens over its timed steps, by seconds and by core seconds; peak memory in bytes."""
 
     way: str
     seq_len: int
     tokens_per_s: float
+    tokens_per_core_s: float
     peak_bytes: int
     facts: dict[str, Any]
 
@@ -128,11 +130,10 @@ class Bench:
         """One run: a step to warm up and the timed ones."""
         lines = self.start(way, seq_len, 1 + self.arguments.steps)
         steps = [line for line in lines if "tokens" in line]
-        seconds = steps[-1]["at"] - steps[0]["at"]
-        facts = {k: v for k, v in lines[-1].items() if k not in ("at", "peak_bytes")}
-        return Measured(
-            way.name, seq_len, sum(s["tokens"] for s in steps[1:]) / seconds, lines[-1]["peak_bytes"], facts
-        )
+        tokens = sum(step["tokens"] for step in steps[1:])
+        by_clock, by_core = (tokens / (steps[-1][clock] - steps[0][clock]) for clock in ("at", "cpu"))
+        facts = {k: v for k, v in lines[-1].items() if k not in ("at", "cpu", "peak_bytes")}
+        return Measured(way.name, seq_len, by_clock, by_core, lines[-1]["peak_bytes"], facts)
 
     def rounds(self, found: Sequence[Way], seq_lens: Sequence[int]) -> tuple[list[Measured], dict[str, str]]:
         """Every way in every round, and which could not be run and why."""
@@ -220,21 +221,30 @@ def random_base(tokenizer_of: Path, target: Path) -> None:
 
 def table(results: Sequence[Measured], floors: dict[int, dict[str, Any]], absent: dict[str, str]) -> str:
     """One line a way and length of row."""
-    lines = [f"{'tokens a row, way':42}{'useful tokens/s':>16}{'ours is':>9}{'of floor':>10}{'peak MiB':>10}"]
+    head = f"{'tokens a row, way':42}{'useful tokens/s':>16}{'ours is':>9}{'a core s':>10}{'ours is':>9}"
+    lines = [f"{head}{'of floor':>10}{'peak MiB':>10}"]
     for seq_len, floor in floors.items():
         here = [r for r in results if r.seq_len == seq_len]
-        speed = {w: statistics.median(r.tokens_per_s for r in here if r.way == w) for w in {r.way: 0 for r in here}}
-        for way, rate in speed.items():
-            peak = statistics.median(r.peak_bytes for r in here if r.way == way) / 2**20
-            ratio = f"{speed['ours'] / rate:>8.2f}x" if "ours" in speed else f"{'':9}"
-            share = f"{rate / floor['tokens_per_s']:>10.0%}"
-            lines.append(f"{seq_len:>6} {way:35}{rate:>16.1f}{ratio}{share}{peak:>10.0f}")
+        for way in dict.fromkeys(r.way for r in here):
+            rate, per_core = (median(here, way, name) for name in ("tokens_per_s", "tokens_per_core_s"))
+            times, core_times = (
+                f"{median(here, 'ours', name) / median(here, way, name):>8.2f}x"
+                for name in ("tokens_per_s", "tokens_per_core_s")
+            )
+            share = f"{rate / floor['tokens_per_s']:>10.0%}{median(here, way, 'peak_bytes') / 2**20:>10.0f}"
+            lines.append(f"{seq_len:>6} {way:35}{rate:>16.1f}{times}{per_core:>10.1f}{core_times}{share}")
         rates = ", ".join(f"{name} {rate:.3f}" for name, rate in floor["rates"].items())
         total = sum(floor["flops_per_token"].values()) / 1e6
         lines.append(
             f"{seq_len:>6} floor: {floor['tokens_per_s']:.0f} tokens/s; {total:.0f} MFLOP/token; TFLOP/s: {rates}"
         )
     return "\n".join([*lines, *(f"{way}: not measured: {why}" for way, why in absent.items())])
+
+
+def median(results: Sequence[Measured], way: str, field: str) -> float:
+    """Of a field over the rounds of a way; not a number where it was not measured."""
+    found = [getattr(r, field) for r in results if r.way == way]
+    return statistics.median(found) if found else float("nan")
 
 
 def main() -> None:

@@ -2,7 +2,7 @@
 
 Every way gets the same documents (tokens of one data artifact, in order) and takes steps of the same number of tokens
 with the same learning rate. It prints one JSON line a step, with the time at its end and its useful tokens (padding is
-not useful), and one at the end with the peak of memory.
+not useful) and the processor time until then, and one at the end with the peak of memory.
 
 What the authors' way reproduces of their code (open_instruct/finetune.py and customized_trainer.py): a document is a
 row, cut at the row's length, padded to the longest of its batch; all parameters are frozen but those of the new blocks,
@@ -33,7 +33,7 @@ BETAS, LR = (0.9, 0.95), 2e-4
 
 def report(**fields: Any) -> None:
     """One line for the process that compares."""
-    print(json.dumps({"at": time.perf_counter(), **fields}), flush=True)
+    print(json.dumps({"at": time.perf_counter(), "cpu": time.process_time(), **fields}), flush=True)
 
 
 def peak_bytes() -> int:

@@ -1,5 +1,7 @@
 """What is recomputed and compiled changes no result, and memory is kept for blocks that a gradient passes through."""
 
+from functools import partial
+
 import pytest
 import torch
 
@@ -103,20 +105,30 @@ def saved_bytes(model, tokens=512):
 
 def test_saved_activations_of_32_and_8_blocks(make_model):
     """Full: the inputs of the 36 blocks from the first new one on, 0.5 MiB each, and the loss's."""
-    kept = {p: saved_bytes(prepared(make_model(**DEEP), NEW, checkpointing=p)) for p in ("off", "selective", "full")}
-    assert kept["full"] <= 20 * MIB
-    assert kept["full"] < kept["selective"] < kept["off"]
-    assert kept["off"] > 200 * MIB
+    kept = {p: saved_bytes(prepared(make_model(**DEEP), NEW, checkpointing=p)) for p in ("off", "full")}
+    assert kept["full"] <= 20 * MIB and kept["off"] > 8 * kept["full"]
 
 
-def test_checkpointing_the_trainable_blocks_alone_keeps_ten_times_as_much(make_model):
+def test_each_policy_holds_less_memory_than_the_one_before(make_model):
+    """Counted by the allocator, which also sees what selective checkpointing holds outside of autograd."""
+    held = {}
+    for policy in ("off", "selective", "full"):
+        model = prepared(make_model(**DEEP), NEW, checkpointing=policy)
+        with torch.profiler.profile(profile_memory=True) as profile:
+            loss = PackedLoss(model, True)(*batch(512))
+        held[policy] = sum(event.self_cpu_memory_usage for event in profile.key_averages())
+        del loss
+    assert held["full"] < 0.25 * held["selective"] and held["selective"] < 0.75 * held["off"]
+
+
+def test_checkpointing_the_trainable_blocks_alone_keeps_six_times_as_much(make_model):
     """LLaMA-Factory's rule, for comparison."""
     model = prepared(make_model(**DEEP), NEW)
     for position in NEW:
         block = decoder_blocks(model)[position]
         block.gradient_checkpointing = True
-        block._gradient_checkpointing_func = torch.utils.checkpoint.checkpoint
-    assert saved_bytes(model) > 150 * MIB
+        block._gradient_checkpointing_func = partial(torch.utils.checkpoint.checkpoint, use_reentrant=False)
+    assert saved_bytes(model) > 120 * MIB
 
 
 def test_the_frozen_prefix_has_no_graph_and_the_frozen_rest_no_weight_gradient(make_model):
@@ -133,7 +145,7 @@ def test_the_frozen_prefix_has_no_graph_and_the_frozen_rest_no_weight_gradient(m
 
 def test_frozen_blocks_below_keep_nothing(make_model):
     kept = [saved_bytes(prepared(make_model(**DEEP), [at])) for at in (39, 20)]
-    assert kept[0] < 1.2 * kept[1] / 20
+    assert kept[0] < kept[1] / 10  # one block and the loss against twenty blocks
 
 
 def test_optimizer_state_is_three_copies_of_what_trains(make_model):
