@@ -7,7 +7,9 @@ not useful) and the processor time until then, and one at the end with the peak 
 What the authors' way reproduces of their code (open_instruct/finetune.py and customized_trainer.py): a document is a
 row, cut at the row's length, padded to the longest of its batch; all parameters are frozen but those of the new blocks,
 which are given to AdamW in two groups; activation checkpointing of every block, and `enable_input_require_grads` with
-it, so that the backward pass runs down to the embeddings. What it leaves out: DeepSpeed (there is none on a CPU).
+it, so that the backward pass runs down to the embeddings. What it leaves out: DeepSpeed (there is none on a CPU). A
+few timed batches cannot hold as much padding as all do, so full rows are timed and the share of padding is that of all
+documents in batches of that size.
 
 The default way is transformers' Trainer as its language-model example sets it up: documents joined and cut into full
 rows, attention across documents, the new blocks alone unfrozen, all other settings at their defaults.
@@ -68,9 +70,17 @@ def joined_rows(directory: Path, seq_len: int) -> Iterator[dict[str, np.ndarray]
 
 
 def document_rows(directory: Path, seq_len: int) -> Iterator[dict[str, np.ndarray]]:
-    """A row a document, cut at seq_len."""
+    """A row a document, cut at seq_len; those that fill it."""
     for tokens in documents(directory):
-        yield {"input_ids": tokens[:seq_len], "labels": tokens[:seq_len]}
+        if len(tokens) >= seq_len:
+            yield {"input_ids": tokens[:seq_len], "labels": tokens[:seq_len]}
+
+
+def useful_share(directory: Path, seq_len: int, rows: int) -> float:
+    """Of the tokens of all documents' batches, cut at seq_len and padded to the longest of a batch: no padding."""
+    lengths = np.array([min(len(tokens), seq_len) for tokens in documents(directory)])
+    batches = np.random.default_rng(0).permutation(lengths)[: len(lengths) // rows * rows].reshape(-1, rows)
+    return float(batches.sum() / (batches.max(1) * rows).sum())
 
 
 def padded(rows: list[dict[str, np.ndarray]]) -> dict[str, Any]:
@@ -164,8 +174,8 @@ def run_trainer(arguments: argparse.Namespace) -> None:
             logging_strategy="no", disable_tqdm=True, train_sampling_strategy="sequential",
             use_cpu=not torch.cuda.is_available(), **settings,
         )  # fmt: skip
-        lengths = [len(row["input_ids"]) for row in rows]
-        useful = [sum(lengths[i : i + per_step]) for i in range(0, len(lengths), per_step)]
+        share = useful_share(arguments.data, arguments.seq_len, arguments.micro) if authors else 1.0
+        useful = [per_step * arguments.seq_len * share] * arguments.steps
         trainer = transformers.Trainer(
             model, options, data_collator=padded, train_dataset=rows, callbacks=[reporting_callback(useful)]
         )
@@ -206,7 +216,7 @@ def run_llamafactory(arguments: argparse.Namespace) -> None:
     report(peak_bytes=peak_bytes())
 
 
-def reporting_callback(useful: list[int]) -> Any:
+def reporting_callback(useful: list[float]) -> Any:
     """A callback of transformers' Trainer that reports each step's useful tokens when it ends."""
     from transformers import TrainerCallback
 
