@@ -14,11 +14,14 @@ from pipeline.models import load
 from pipeline.models.blocks import decoder_blocks
 from pipeline.models.directory import read_expansion
 from pipeline.models.save import as_stored, save_trained, tensor_hashes
+from pipeline.training.attention import choose_attention
+from pipeline.training.blocks import choose_compile, prepare_blocks
 from pipeline.training.deadline import Deadline
 from pipeline.training.distributed import Layout, distribute, handlers, is_sharded, own_part, whole
 from pipeline.training.loop import train
-from pipeline.training.loss import PackedLoss, head_is_plain
+from pipeline.training.loss import PackedLoss, check_isolation, head_is_plain
 from pipeline.training.optim import build_adamw
+from pipeline.training.quantised import quantise_frozen, quantised_tensors
 from pipeline.training.runtime import Row, RowStream, Runtime
 from pipeline.training.settings import Settings
 from pipeline.training.strategy import Strategy
@@ -31,7 +34,9 @@ class Device:
 
     Attributes:
         cpu: compute on the CPU even if there is a GPU.
-        attention: see `pipeline.models.load`.
+        attention: the kernel, see `pipeline.training.attention`.
+        checkpointing: which activations are recomputed rather than kept, see `pipeline.training.blocks`.
+        compile: compile each block: true, false or "auto".
         loggers: Accelerate's trackers by name ("tensorboard", "wandb", ...); metrics.jsonl is written always.
         loss_chunk: tokens whose logits are in memory at once.
         layout: how parameters lie over the processes.
@@ -39,6 +44,8 @@ class Device:
 
     cpu: bool
     attention: str
+    checkpointing: str
+    compile: bool | str
     loggers: Sequence[str]
     loss_chunk: int
     layout: Layout
@@ -57,7 +64,7 @@ def fit(
     """Train the model saved in `source` and save the result to `target`.
 
     What trains is held in fp32 (master weights); with precision bf16 everything else stays in bf16 and matrices are
-    multiplied in bf16. Frozen tensors are hashed before and after.
+    multiplied in bf16, or with `frozen_dtype` in fewer bits. Frozen tensors are hashed before and after.
 
     Returns:
         Metrics: losses, counts of parameters, tokens per second, peak memory, and the result of the audit.
@@ -79,30 +86,40 @@ def fit(
         accelerator.init_trackers("llama-pro")
     torch.manual_seed(settings.seed)
     dtype = torch.bfloat16 if settings.precision == "bf16" else torch.float32
-    model = load(source, dtype=dtype, attention=device.attention)
+    model = load(source, dtype=dtype)
     model.config.use_cache = False
     plain_head = head_is_plain(model)
+    check_isolation(model)
+    attention = choose_attention(model, device.attention, accelerator.device)
     expansion = read_expansion(source)
     loaded, model = model, strategy.apply(model, expansion["module_parameters"])
     for parameter in model.parameters():
         if parameter.requires_grad:
             parameter.data = parameter.data.float()
     counts = _counts(model)
+    if settings.frozen_dtype:
+        quantise_frozen(model, settings.frozen_dtype)
     model.train()
+    num_steps = settings.total_steps(stream.rows_per_pass)
+    # A product and a sum for each weight and token, forwards and backwards.
+    num_flops = 4.0 * counts["num_parameters"] * num_steps * settings.batch_size * settings.seq_len
+    compiled = choose_compile(device.compile, accelerator.device, num_flops)
+    prepare_blocks(loaded, device.checkpointing, compiled)
     lr_scales = strategy.lr_scales(expansion)
     loss_model, optimizer, trainable = distribute(
         accelerator,
-        PackedLoss(model, plain_head, device.loss_chunk),
+        PackedLoss(model, plain_head, device.loss_chunk, one_row=attention == "flash"),
         decoder_blocks(loaded) if device.layout.sharding != "none" else (),
         device.layout,
         lambda named: build_adamw(
             named.items(), settings.lr, settings.betas, settings.eps, settings.weight_decay, lr_scales
         ),
     )
+    if compiled:
+        runtime.progress(step=0, total=num_steps, note="compiling the blocks as they are first used")
     # These very parameters: a sharded model shows others in their place as long as a unit is gathered.
-    frozen = {name: p for name, p in model.named_parameters() if not p.requires_grad}
+    frozen = {name: p for name, p in model.named_parameters() if not p.requires_grad} | quantised_tensors(model)
     frozen_before = _frozen_hashes(frozen)
-    num_steps = settings.total_steps(stream.rows_per_pass)
     summary = train(accelerator, loss_model, optimizer, trainable, stream, validation, settings, num_steps, runtime)
     audit_frozen(frozen_before, _frozen_hashes(frozen))
     if is_sharded(trainable):
@@ -115,7 +132,7 @@ def fit(
         shutil.rmtree(runtime.directory / "checkpoints", ignore_errors=True)
     accelerator.wait_for_everyone()
     accelerator.end_training()
-    counts["num_processes"] = accelerator.num_processes
+    counts |= {"num_processes": accelerator.num_processes, "attention": attention, "compiled": compiled}
     return {**summary, **counts, "num_frozen_tensors": len(frozen_before), "peak_memory_bytes": peak_memory_bytes()}
 
 
@@ -134,7 +151,8 @@ def launch_options(
         log_samples=launch["log_samples"],
     )
     layout = Layout(launch["sharding"], launch["reshard"])
-    return runtime, Device(**{key: launch[key] for key in ("cpu", "attention", "loggers", "loss_chunk")}, layout=layout)
+    knobs = ("cpu", "attention", "checkpointing", "compile", "loggers", "loss_chunk")
+    return runtime, Device(**{key: launch[key] for key in knobs}, layout=layout)
 
 
 def audit_frozen(before: Mapping[str, str], after: Mapping[str, str]) -> None:
@@ -160,7 +178,7 @@ def _frozen_hashes(frozen: Mapping[str, torch.Tensor]) -> dict[str, str]:
     return tensor_hashes({name: own_part(p.detach()) for name, p in frozen.items()})
 
 
-def _counts(model: torch.nn.Module) -> dict[str, int]:
+def _counts(model: torch.nn.Module) -> dict[str, Any]:
     parameters = list(model.parameters())
     return {
         "num_parameters": sum(p.numel() for p in parameters),

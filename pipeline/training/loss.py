@@ -23,16 +23,17 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, hidden_ND, weight_VD, bias_V, labels_N, chunk):
         needs_hidden, needs_weight, needs_bias = (ctx.needs_input_grad[i] for i in range(3))
+        wide = torch.promote_types(hidden_ND.dtype, torch.float32)
         grad_hidden = torch.empty_like(hidden_ND) if needs_hidden else None
-        grad_weight = torch.zeros_like(weight_VD, dtype=torch.float32) if needs_weight else None
-        grad_bias = torch.zeros_like(bias_V, dtype=torch.float32) if needs_bias and bias_V is not None else None
+        grad_weight = torch.zeros_like(weight_VD, dtype=wide) if needs_weight else None
+        grad_bias = torch.zeros_like(bias_V, dtype=wide) if needs_bias and bias_V is not None else None
         weight = weight_VD.to(hidden_ND.dtype)
-        total = hidden_ND.new_zeros((), dtype=torch.float32)
+        total = hidden_ND.new_zeros((), dtype=wide)
         for start in range(0, hidden_ND.shape[0], chunk):
             part = slice(start, start + chunk)
-            logits = (hidden_ND[part] @ weight.T).float()
+            logits = (hidden_ND[part] @ weight.T).to(wide)
             if bias_V is not None:
-                logits += bias_V.float()
+                logits += bias_V.to(wide)
             rows = torch.arange(logits.shape[0], device=logits.device)
             normalizer = logits.logsumexp(-1, keepdim=True)
             total += (normalizer.squeeze(-1) - logits[rows, labels_N[part]]).sum()
@@ -70,27 +71,30 @@ def chunked_cross_entropy(
     labels_N: torch.Tensor,
     chunk: int = 512,
 ) -> torch.Tensor:
-    """Sum over tokens of the cross entropy in nats, fp32, for labels without ignored entries."""
+    """Sum over tokens of the cross entropy in nats, in fp32 or wider, for labels without ignored entries."""
     return _ChunkedCrossEntropy.apply(hidden_ND, weight_VD, bias_V, labels_N, chunk)
 
 
 class PackedLoss(nn.Module):
     """A causal language model and its summed loss over packed rows, as one module (what DDP and FSDP wrap).
 
-    Isolation of documents rests on `position_ids` that restart at 0: transformers' mask builder turns a restart into a
-    block-diagonal causal mask for every attention kernel, and rotary positions restart with it. No attention mask and
-    no cache may be passed, or it would not.
+    Isolation of documents rests on `position_ids` that restart at 0: transformers' mask builder turns a restart into
+    what the attention kernel takes (see `pipeline.training.attention`), and rotary positions restart with it. No
+    attention mask and no cache may be passed, or it would not.
 
     Args:
         model: a transformers causal language model, adapters included.
         plain_head: `head_is_plain` of it; otherwise its own forward makes the logits, all at once.
         chunk: labelled tokens whose logits are in memory at once.
+        one_row: give the model all rows as one: transformers' flash attention sees restarts in a batch of one row only,
+            and in a larger one lets every document see those before it.
     """
 
-    def __init__(self, model: Any, plain_head: bool, chunk: int = 512) -> None:
+    def __init__(self, model: Any, plain_head: bool, chunk: int = 512, one_row: bool = False) -> None:
         super().__init__()
         self.model = model
         self.chunk = chunk
+        self.one_row = one_row
         causal = model.get_base_model() if hasattr(model, "get_base_model") else model
         self._causal = [causal]  # in a list: a second registration would double the parameters' names
         self._plain_head = plain_head
@@ -103,6 +107,8 @@ class PackedLoss(nn.Module):
             labels: [B, T], already shifted: the token to be predicted at each place, or -100.
             position_ids: [B, T], restarting at 0 at every document.
         """
+        if self.one_row:
+            input_ids, position_ids = input_ids.reshape(1, -1), position_ids.reshape(1, -1)
         causal, inputs = self._causal[0], {"input_ids": input_ids, "position_ids": position_ids, "use_cache": False}
         kept = labels.reshape(-1) != IGNORED
         labels_N = labels.reshape(-1)[kept]
@@ -128,3 +134,26 @@ def head_is_plain(causal: Any) -> bool:
         logits = causal(input_ids=ids, use_cache=False).logits
         hidden = causal.get_decoder()(input_ids=ids, use_cache=False).last_hidden_state
         return torch.equal(logits, head(hidden))
+
+
+def check_isolation(causal: Any) -> None:
+    """Check on a model as it was loaded that no document of a packed row sees the one before it.
+
+    Tried with two documents of four tokens: other tokens in the first may move the second's states by rounding only
+    (experts multiply other batches), its own states by far more.
+
+    Raises:
+        ValueError: the second moved: the architecture mixes tokens in a way that restarting positions do not stop.
+    """
+    ids = torch.arange(1, 9, device=causal.device)[None] % causal.config.get_text_config().vocab_size
+    other = torch.cat([ids[:, :4].flip(1), ids[:, 4:]], 1)
+    positions = torch.arange(4, device=ids.device).repeat(2)[None]
+    with torch.no_grad():
+        run = causal.get_decoder()
+        states, moved = (run(input_ids=i, position_ids=positions, use_cache=False)[0].float() for i in (ids, other))
+    change_T = (states - moved).abs().amax((0, 2))
+    if change_T[4:].max() > 0.05 * change_T[:4].max():
+        raise ValueError(
+            f"{type(causal).__name__} lets a document of a packed row see the one before it (a token of the second "
+            f"moved by {change_T[4:].max():.1e}); this architecture cannot be trained on packed rows"
+        )

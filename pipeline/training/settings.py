@@ -13,7 +13,8 @@ class Settings:
     """One field for each key of conf/pretrain and conf/sft; the defaults live there.
 
     Exactly one of `num_steps`, `num_tokens` and `num_epochs` sets the length. `batch_size` counts rows of `seq_len`
-    tokens over all processes and micro batches of one optimizer step.
+    tokens over all processes and micro batches of one optimizer step. `frozen_dtype` holds what does not train in fewer
+    bits: see `pipeline.training.quantised`.
     """
 
     seq_len: int
@@ -32,6 +33,7 @@ class Settings:
     spike_window: int
     max_skipped_steps: int
     precision: str
+    frozen_dtype: str | None
     seed: int
     validate_every: int
     validation_tokens: int
@@ -54,6 +56,8 @@ class Settings:
                 raise ValueError(f"{key}={value} must be more than 0")
         if self.precision not in ("fp32", "bf16"):
             raise ValueError(f"precision={self.precision!r} is not known; use fp32 or bf16")
+        if self.frozen_dtype not in (None, "int8", "nf4"):
+            raise ValueError(f"frozen_dtype={self.frozen_dtype!r} is not known; use null, int8 or nf4")
         if not 0 <= self.warmup_ratio < 1:
             raise ValueError(f"warmup_ratio={self.warmup_ratio} must be at least 0 and less than 1")
         for key in ("lr", "max_grad_norm", "eps", "spike_window"):

@@ -21,6 +21,7 @@ from pipeline.training.strategy import Full, Lora, NewBlocks
 LAUNCH = {
     "micro_batch": 2, "checkpoint_every_s": 0, "keep_checkpoints": 2, "cpu": True, "attention": "auto", "loggers": [],
     "loss_chunk": 64, "sharding": "none", "reshard": True, "time_limit_s": None, "log_samples": True,
+    "checkpointing": "off", "compile": False,
 }  # fmt: skip
 
 
@@ -48,7 +49,7 @@ def settings(**changes):
         "seq_len": 64, "batch_size": 4, "num_steps": 6, "num_tokens": None, "num_epochs": None, "lr": 1e-2,
         "min_lr_ratio": 0.0, "warmup_ratio": 0.1, "weight_decay": 0.1, "betas": [0.9, 0.95], "eps": 1e-8,
         "max_grad_norm": 1.0, "spike_sigmas": 6.0, "spike_window": 128, "max_skipped_steps": 3, "precision": "fp32",
-        "seed": 0, "validate_every": 3, "validation_tokens": 128,
+        "frozen_dtype": None, "seed": 0, "validate_every": 3, "validation_tokens": 128,
     }  # fmt: skip
     return Settings(**{**base, **changes})
 
@@ -90,6 +91,30 @@ def test_frozen_tensors_stay_and_new_ones_move(expanded, store, tmp_path, precis
     assert metrics["val_loss"] < metrics["val_loss_before"]
     assert metrics["num_trainable"] == sum(before[n].numel() for n in new)
     assert read_expansion(tmp_path / "model") == read_expansion(expanded)
+
+
+@pytest.mark.parametrize("form", ["int8", "nf4"])
+def test_a_base_in_fewer_bits_is_saved_as_it_was(expanded, store, tmp_path, form):
+    pytest.importorskip("bitsandbytes")
+    metrics = train(expanded, tmp_path, store, frozen_dtype=form)
+    before, after = load_file(expanded / "model.safetensors"), weights(tmp_path)
+    new = set(read_expansion(expanded)["new_parameters"])
+    assert {n for n in before if not torch.equal(before[n], after[n])} == new
+    assert metrics["val_loss"] < metrics["val_loss_before"]
+
+
+@pytest.mark.parametrize(
+    "launch", [{"checkpointing": "selective"}, {"checkpointing": "full"}, {"loss_chunk": 7}], ids=lambda x: str(*x)
+)
+def test_what_is_kept_in_memory_changes_no_weight(expanded, store, tmp_path, launch):
+    """Chunks of the loss change the order of sums; the rest changes nothing."""
+    train(expanded, tmp_path / "plain", store)
+    train(expanded, tmp_path / "changed", store, launch=launch)
+    if "loss_chunk" in launch:
+        pairs = zip(losses(tmp_path / "plain"), losses(tmp_path / "changed"), strict=True)
+        assert all(a[1] == pytest.approx(b[1], rel=1e-5) for a, b in pairs if a[1])
+    else:
+        assert same(weights(tmp_path / "plain"), weights(tmp_path / "changed"))
 
 
 def test_experts_that_are_joined_in_memory_train_and_are_saved_apart(make_model, store, tmp_path):
@@ -182,6 +207,7 @@ def test_the_audit_names_a_frozen_tensor_that_moved():
         ({"num_tokens": 5}, "exactly one of"),
         ({"seq_len": 0}, "seq_len=0 must be more than 0"),
         ({"precision": "fp8"}, "use fp32 or bf16"),
+        ({"frozen_dtype": "int3"}, "use null, int8 or nf4"),
         ({"lr": 0}, "lr=0 must be more than 0"),
         ({"warmup_ratio": 1.0}, "warmup_ratio"),
     ],

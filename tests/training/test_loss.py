@@ -21,9 +21,9 @@ def test_chunked_loss_and_gradients_equal_the_plain_ones(chunk, bias):
     wanted = torch.autograd.grad(expected * 0.5, leaves)
     found = chunked_cross_entropy(hidden, weight, offset, labels, chunk)
     got = torch.autograd.grad(found * 0.5, leaves)
-    torch.testing.assert_close(found.double(), expected, rtol=1e-6, atol=1e-6)  # the loss itself is summed in fp32
+    torch.testing.assert_close(found, expected, rtol=1e-12, atol=0)
     for a, b in zip(got, wanted, strict=True):
-        torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-6)
+        torch.testing.assert_close(a, b, rtol=1e-12, atol=1e-14)
 
 
 def test_a_frozen_head_gets_no_gradient():

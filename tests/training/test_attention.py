@@ -1,0 +1,221 @@
+"""A packed row is its documents alone, in each kernel, for each kind of mask, and without a matrix of [T, T]."""
+
+import pytest
+import torch
+
+from pipeline.models import load
+from pipeline.training import attention
+from pipeline.training.attention import choose_attention, first_visible
+from pipeline.training.loss import PackedLoss, check_isolation, head_is_plain
+
+CPU = torch.device("cpu")
+FAMILIES = {
+    "llama": {},
+    "windows": {"model_type": "mistral", "sliding_window": 12},
+    "windows_in_some_blocks": {
+        "model_type": "qwen3", "head_dim": 8, "use_sliding_window": True, "sliding_window": 9, "max_window_layers": 2,
+    },
+    "learned_positions": {
+        "model_type": "gpt2", "n_inner": 64, "attn_pdrop": 0.0, "resid_pdrop": 0.0, "embd_pdrop": 0.0,
+    },
+}  # fmt: skip
+
+
+def packed(rows, vocab=300, seed=0):
+    """Rows of documents of these lengths: their tokens, and input_ids, labels and position_ids [B, T]."""
+    generator = torch.Generator().manual_seed(seed)
+    documents = [[torch.randint(3, vocab, (n,), generator=generator) for n in lengths] for lengths in rows]
+    ids = torch.stack([torch.cat(row) for row in documents])
+    return [d for row in documents for d in row], ids, torch.stack([shifted(*row) for row in documents]), restarts(rows)
+
+
+def shifted(*documents):
+    return torch.cat([torch.cat([d[1:], torch.tensor([-100])]) for d in documents])
+
+
+def restarts(rows):
+    return torch.stack([torch.cat([torch.arange(n) for n in lengths]) for lengths in rows])
+
+
+def gradients(loss, model):
+    model.zero_grad()
+    loss.backward()
+    return {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
+
+
+def model_with(directory, kernel, dtype=torch.float64, device=CPU):
+    model = load(directory).to(device, dtype)
+    assert choose_attention(model, kernel, device) == kernel
+    return model.train()
+
+
+ROWS = {
+    "one": [[90]],
+    "one_token_each": [[1, 1, 1]],
+    "several": [[1, 30, 70, 1, 1, 20], [123]],
+    "longer_than_a_block": [[65, 128, 64], [1, 200, 56]],
+}
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("kernel", ["documents", "sdpa", "eager"])
+@pytest.mark.parametrize("rows", ROWS.values(), ids=ROWS)
+def test_packed_loss_and_gradients_equal_those_of_the_separate_documents(make_model, family, kernel, rows):
+    model = model_with(make_model(max_position_embeddings=256, **FAMILIES[family]), kernel)
+    loss = PackedLoss(model, head_is_plain(model))
+    documents, *batch = packed(rows)
+    together = loss(*batch)
+    got = gradients(together, model)
+    alone = sum(loss(d[None], shifted(d)[None], torch.arange(len(d))[None]) for d in documents)
+    torch.testing.assert_close(together, alone, rtol=1e-9, atol=0)
+    for name, gradient in gradients(alone, model).items():
+        torch.testing.assert_close(got[name], gradient, rtol=1e-6, atol=1e-11)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("kernel", ["documents", "sdpa"])
+def test_a_kernel_computes_what_the_plain_one_does(make_model, family, kernel):
+    directory = make_model(max_position_embeddings=256, **FAMILIES[family])
+    _, *batch = packed(ROWS["several"])
+    losses, grads = [], []
+    for name in (kernel, "eager"):
+        model = model_with(directory, name)
+        losses.append(PackedLoss(model, True)(*batch))
+        grads.append(gradients(losses[-1], model))
+    torch.testing.assert_close(*losses, rtol=1e-9, atol=0)
+    for name in grads[0]:
+        torch.testing.assert_close(grads[0][name], grads[1][name], rtol=1e-6, atol=1e-11)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("kernel", ["flex", "flash"])
+def test_kernels_of_a_gpu_compute_what_the_plain_one_does(make_model, kernel):
+    """In the precision that they have; rows of a batch and documents of a row do not see each other."""
+    dtype = torch.float32 if kernel == "flex" else torch.bfloat16
+    cuda, directory = torch.device("cuda"), make_model(hidden_size=128, num_key_value_heads=4)
+    _, *batch = packed(ROWS["several"])
+    batch = [x.cuda() for x in batch]
+    found = {}
+    for name in (kernel, "eager"):
+        model = model_with(directory, name, dtype, cuda)
+        found[name] = gradients(PackedLoss(model, True, one_row=name == "flash")(*batch), model)
+    tolerance = 1e-5 if kernel == "flex" else 5e-2
+    for name, gradient in found[kernel].items():
+        scale = found["eager"][name].abs().max()
+        assert (gradient - found["eager"][name]).abs().max() <= tolerance * scale
+
+
+def test_rows_given_as_one_are_the_same_rows(make_model):
+    """What flash attention is given."""
+    model = model_with(make_model(), "documents")
+    _, *batch = packed(ROWS["several"])
+    apart, joined = (PackedLoss(model, True, one_row=one)(*batch) for one in (False, True))
+    torch.testing.assert_close(apart, joined, rtol=1e-6, atol=0)
+
+
+def test_gradients_of_the_kernel_are_those_of_its_forward_pass():
+    torch.manual_seed(0)
+    first = torch.tensor([[0, 0, 0, 3, 4, 4, 4, 5, 6, 9]], dtype=torch.int32)  # documents, one alone, a window of 3
+    q, k, v = (torch.randn(1, h, 10, 3, dtype=torch.float64, requires_grad=True) for h in (4, 2, 2))
+    assert torch.autograd.gradcheck(lambda *x: attention.document_attention(*x, first, 0.7), (q, k, v))
+    torch.library.opcheck(attention.document_attention, (q, k, v, first, 0.7))
+
+
+def test_bf16_attention_is_as_near_to_fp32_as_torchs(make_model):
+    torch.manual_seed(0)
+    first = torch.zeros(1, 96, dtype=torch.int32)
+    q, k, v = (torch.randn(1, h, 96, 16) for h in (4, 2, 2))
+    exact = attention.document_attention(q, k, v, first, 0.25)
+    half = [x.bfloat16() for x in (q, k, v)]
+    ours = attention.document_attention(*half, first, 0.25)
+    torchs = torch.nn.functional.scaled_dot_product_attention(*half, is_causal=True, scale=0.25, enable_gqa=True)
+    assert ours.dtype == torch.bfloat16
+    assert (ours - exact).abs().max() <= 1.5 * (torchs.transpose(1, 2) - exact).abs().max()
+
+
+class LargestTensor(torch.utils._python_dispatch.TorchDispatchMode):
+    """Elements of the largest tensor that any operator gives."""
+
+    def __init__(self):
+        super().__init__()
+        self.elements = 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        out = function(*args, **(kwargs or {}))
+        for one in out if isinstance(out, (tuple, list)) else [out]:
+            if isinstance(one, torch.Tensor):
+                self.elements = max(self.elements, one.numel())
+        return out
+
+
+@pytest.mark.parametrize("kernel", ["documents", "sdpa", "eager"])
+def test_no_matrix_of_all_pairs_of_tokens(make_model, kernel):
+    """The eager kernel stands for the control: it has one."""
+    tokens = 2048
+    model = model_with(make_model(max_position_embeddings=tokens), kernel, torch.float32)
+    _, *batch = packed([[tokens // 2, tokens // 2]])
+    with LargestTensor() as largest:
+        PackedLoss(model, True)(*batch).backward()
+    assert (largest.elements < tokens * tokens // 8) == (kernel != "eager")
+
+
+def test_what_a_token_sees_is_read_from_the_rule():
+    from transformers.masking_utils import causal_mask_function, chunked_causal_mask_function
+
+    first = first_visible(1, 5, 5, chunked_causal_mask_function(2, torch.zeros(1, dtype=torch.long)), local_size=2)
+    assert first.tolist() == [[0, 0, 2, 2, 4]]
+    assert first_visible(2, 3, 3, causal_mask_function).tolist() == [[0, 0, 0]] * 2
+
+
+@pytest.mark.parametrize(
+    ("rule", "message"),
+    [
+        (lambda b, h, q, k: q >= 0, "not causal"),  # sees the future
+        (lambda b, h, q, k: (k <= q) & ((k == q) | (k == 0)), "not causal"),  # sees islands
+    ],
+)
+def test_a_rule_of_another_kind_is_refused(rule, message):
+    with pytest.raises(ValueError, match=message):
+        first_visible(1, 6, 6, rule)
+
+
+def test_padding_and_caches_are_refused():
+    with pytest.raises(ValueError, match="no padding mask, no cache"):
+        first_visible(1, 4, 8, lambda b, h, q, k: k <= q)
+
+
+def test_auto_is_the_kernel_for_documents_on_a_cpu(make_model):
+    assert choose_attention(load(make_model()), "auto", CPU) == "documents"
+    assert choose_attention(load(make_model(attention_dropout=0.1)), "auto", CPU) == "sdpa"
+
+
+def test_auto_leaves_a_model_alone_whose_attention_is_another(make_model):
+    soft_capped = load(make_model(model_type="gemma2", head_dim=8, query_pre_attn_scalar=8))
+    assert choose_attention(soft_capped, "auto", CPU) == soft_capped.config._attn_implementation
+    with pytest.raises(ValueError, match="caps the attention scores; use auto or eager"):
+        choose_attention(soft_capped, "documents", CPU)
+
+
+@pytest.mark.parametrize(
+    ("kernel", "message"),
+    [("fast", "use one of auto, documents"), ("flash", "on a GPU only"), ("flex", "on a GPU only")],
+)
+def test_kernels_that_cannot_be_had(make_model, kernel, message):
+    with pytest.raises(ValueError, match=message):
+        choose_attention(load(make_model()), kernel, CPU)
+
+
+def test_an_architecture_that_mixes_documents_is_refused(make_model, monkeypatch):
+    model = load(make_model())
+    check_isolation(model)
+    decoder = model.get_decoder()
+    forward = decoder.forward
+
+    def mixing(**inputs):
+        out = forward(**inputs)
+        out.last_hidden_state = out.last_hidden_state.cumsum(1)
+        return out
+
+    monkeypatch.setattr(decoder, "forward", mixing)
+    with pytest.raises(ValueError, match="cannot be trained on packed rows"):
+        check_isolation(model)
