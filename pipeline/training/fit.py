@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,12 +13,16 @@ import torch
 from pipeline.models import load
 from pipeline.models.directory import read_expansion
 from pipeline.models.save import as_stored, save_trained, tensor_hashes
+from pipeline.training.count import count_cost
 from pipeline.training.loop import Row, RowStream, Runtime, train
 from pipeline.training.loss import PackedLoss, head_is_plain
+from pipeline.training.memory import Knobs
 from pipeline.training.optim import build_adamw
+from pipeline.training.peak import peak
+from pipeline.training.preflight import check_labels, probe, shortage_explained
 from pipeline.training.settings import Settings
 from pipeline.training.strategy import Strategy
-from pipeline.training.throughput import peak_memory_bytes
+from pipeline.training.throughput import peak_memory_bytes, utilisation
 
 
 @dataclass(frozen=True)
@@ -30,12 +34,16 @@ class Device:
         attention: see `pipeline.models.load`.
         loggers: Accelerate's trackers by name ("tensorboard", "wandb", ...); metrics.jsonl is written always.
         loss_chunk: tokens whose logits are in memory at once.
+        preflight: look for labels and try one step before the run.
+        knobs: of this launch, those that bear on memory.
     """
 
     cpu: bool
     attention: str
     loggers: Sequence[str]
     loss_chunk: int
+    preflight: bool
+    knobs: Knobs
 
 
 def fit(
@@ -81,6 +89,7 @@ def fit(
     trainable = {name: p for name, p in model.named_parameters() if p.requires_grad}
     for parameter in trainable.values():
         parameter.data = parameter.data.float()
+    cost = count_cost(loaded)
     frozen_before = _frozen_hashes(model)
     counts = _counts(model)
     model.train()
@@ -90,7 +99,16 @@ def fit(
     )
     loss_model, optimizer = accelerator.prepare(PackedLoss(model, plain_head, device.loss_chunk), optimizer)
     num_steps = settings.total_steps(stream.rows_per_pass)
-    summary = train(accelerator, loss_model, optimizer, trainable, stream, validation, settings, num_steps, runtime)
+    runtime = replace(runtime, cost=cost)
+    tried: dict[str, Any] = {}
+    if device.preflight:
+        runtime.progress(step=0, total=num_steps, note="trying one step")
+        check_labels(stream, settings.batch_size)
+        found = probe(accelerator, loss_model, optimizer, trainable, settings, device.knobs)
+        runtime.progress(step=0, total=num_steps, note=str(found))
+        tried = found.record()
+    with shortage_explained(settings.seq_len, device.knobs):
+        summary = train(accelerator, loss_model, optimizer, trainable, stream, validation, settings, num_steps, runtime)
     audit_frozen(frozen_before, _frozen_hashes(model))
     if accelerator.is_main_process:
         save_trained(source, target, as_stored(loaded, strategy.trained(model)))
@@ -98,6 +116,7 @@ def fit(
     accelerator.wait_for_everyone()
     accelerator.end_training()
     counts["num_processes"] = accelerator.num_processes
+    summary |= {**tried, **utilisation(summary, peak(accelerator.device, settings.precision))}
     return {**summary, **counts, "num_frozen_tensors": len(frozen_before), "peak_memory_bytes": peak_memory_bytes()}
 
 
@@ -113,7 +132,12 @@ def launch_options(
         progress=progress,
         should_stop=should_stop,
     )
-    return runtime, Device(**{key: launch[key] for key in ("cpu", "attention", "loggers", "loss_chunk")})
+    device = Device(
+        **{key: launch[key] for key in ("cpu", "attention", "loggers", "loss_chunk")},
+        preflight=bool(launch.get("preflight")),
+        knobs=Knobs.of(launch),
+    )
+    return runtime, device
 
 
 def audit_frozen(before: Mapping[str, str], after: Mapping[str, str]) -> None:

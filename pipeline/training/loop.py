@@ -15,6 +15,7 @@ import numpy as np
 import torch
 
 from pipeline.training.checkpoint import load_checkpoint, save_checkpoint
+from pipeline.training.flops import Cost
 from pipeline.training.loss import IGNORED
 from pipeline.training.optim import learning_rate, set_learning_rate
 from pipeline.training.settings import Settings
@@ -47,6 +48,7 @@ class Runtime:
         keep_checkpoints: how many to keep.
         progress: called with what a person wants to see.
         should_stop: asked after every step; a checkpoint is written before the loop ends.
+        cost: FLOPs of the model, if they are known; for the rate that is reported.
     """
 
     directory: Path
@@ -55,6 +57,7 @@ class Runtime:
     keep_checkpoints: int
     progress: Callable[..., None] = field(default=lambda **_: None)
     should_stop: Callable[[], bool] = field(default=lambda: False)
+    cost: Cost | None = None
 
 
 def train(
@@ -100,7 +103,7 @@ class _Run:
 
     def run(self) -> dict[str, Any]:
         self._resume()
-        self.throughput = Throughput(self.num_steps, self.step)
+        self.throughput = Throughput(self.num_steps, self.step, self.runtime.cost, self.accelerator.num_processes)
         rows = iter(self.stream)
         saved_at = time.monotonic()
         if self.step == 0:
@@ -158,7 +161,7 @@ class _Run:
         self.optimizer.zero_grad(set_to_none=True)
         self.step += 1
         self.tokens += len(rows) * settings.seq_len
-        self.throughput.add(len(rows) * settings.seq_len)
+        self.throughput.add(rows)
         return {
             "step": self.step,
             "tokens": self.tokens,
@@ -258,4 +261,5 @@ class _Run:
             "val_loss_before": self.validations[0] if self.validations else None,
             "val_loss": self.validations[-1] if self.validations else None,
             "tokens_per_s": round(self.throughput.tokens_per_s, 1),
+            **self.throughput.flops(),
         }
