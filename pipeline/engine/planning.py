@@ -64,8 +64,8 @@ def render(steps: Sequence[Step], notes: Mapping[Node, Sequence[str]] | None = N
     widths = [max((len(row[column]) for row in rows), default=0) for column in range(3)]
     lines = [f"{a:{widths[0]}}  {b:{widths[1]}}  {c:{widths[2]}}  {reason}".rstrip() for a, b, c, reason in rows]
     misses, hits = (sum(step.state == state for step in steps) for state in ("miss", "hit"))
-    told = [_note(step.node.label, (notes or {}).get(step.node, ())) for step in steps if step.state == "miss"]
-    return "\n".join([*lines, f"{misses} to build, {hits} to reuse", *filter(None, told)])
+    told = [note(step.node.label, (notes or {}).get(step.node, ())) for step in steps if step.state == "miss"]
+    return "\n".join([*lines, f"{misses} to build, {hits} to reuse", *(f"\n{one}" for one in told if one)])
 
 
 def manifests(outputs: Path, stages: Iterable[str]) -> list[dict[str, Any]]:
@@ -74,8 +74,9 @@ def manifests(outputs: Path, stages: Iterable[str]) -> list[dict[str, Any]]:
     return [manifest for stage in stages for manifest in siblings(stage)]
 
 
-def _note(label: str, lines: Sequence[str]) -> str:
-    return "\n".join(["", f"{label}:", *(f"  {line}" for line in lines)]) if lines else ""
+def note(label: str, lines: Sequence[str]) -> str:
+    """What a stage says of a node, below its label; empty where it says nothing."""
+    return "\n".join([f"{label}:", *(f"  {line}" for line in lines)]) if lines else ""
 
 
 def differences(old: Any, new: Any, where: str = "") -> Iterator[tuple[str, Any, Any]]:

@@ -111,7 +111,10 @@ class _Run:
         """What the stages of missing nodes say of their cost."""
         nodes = [(step.node, step.directory if step.state == "hit" else None) for step in steps]
         measured = {step.node.stage: None for step in steps if hasattr(self._module(step.node.stage), "outlook")}
-        found = outlooks(nodes, self._module, self.facts, lambda: planning.manifests(self.outputs, measured))
+        try:
+            found = outlooks(nodes, self._module, self.facts, lambda: planning.manifests(self.outputs, measured))
+        except ValueError as error:
+            raise ConfigError(f"the cost of this run cannot be told: {error}") from error
         return {node: outlook.lines for node, outlook in found.items()}
 
     def build(self, targets: Sequence[Node]) -> dict[str, Path]:
@@ -120,6 +123,9 @@ class _Run:
         missed = [step.node for step in steps if step.state == "miss"]
         self.display.reused(len(done))
         if missed:
+            notes = self.notes(steps)
+            for note in filter(None, (planning.note(node.label, notes.get(node, ())) for node in missed)):
+                self.display.message(note)
             ground.probe(self.outputs)
             packages = package.fetch_all([node.params for node in missed], self.cache, self.display.message)
             self._verify_inputs(missed, done)

@@ -110,7 +110,8 @@ class Shape:
 def shape_of(config: Mapping[str, Any]) -> Shape | None:
     """The shape that a config.json, or the part of one that bears on it, tells; None for a family not known here."""
     family = config.get("model_type")
-    if family not in GATED | PLAIN | set(SPARSE) or any(config.get(key) is None for key in NEEDED):
+    needed = [*NEEDED, SPARSE[family]] if family in SPARSE else NEEDED
+    if family not in GATED | PLAIN | set(SPARSE) or any(config.get(key) is None for key in needed):
         return None
     if family == "qwen3_moe" and (config.get("mlp_only_layers") or config.get("decoder_sparse_step", 1) != 1):
         return None

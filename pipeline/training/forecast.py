@@ -142,9 +142,9 @@ def _memory_line(memory: Memory) -> str:
 def _flops_line(found: Forecast) -> str:
     tokens = found.batch_size * found.seq_len
     share = found.step_flops / found.cost.six_nd(tokens)
-    total = "steps not known before the data are prepared" if found.flops is None else f"{_big(found.flops)} in all"
+    total = "steps not known before the data are prepared" if found.flops is None else f"{_big(found.flops)}FLOP in all"
     steps = "" if found.num_steps is None else f" x {found.num_steps:,} steps"
-    return f"FLOPs       {_big(found.step_flops)} a step{steps}, {total}; {share:.0%} of 6ND"
+    return f"FLOPs       {_big(found.step_flops)}FLOP a step{steps}, {total}; {share:.0%} of 6ND"
 
 
 def _time_line(found: Forecast, rate: tuple[float, str] | None) -> str:
