@@ -19,7 +19,7 @@ from pipeline.training.loss import PackedLoss, head_is_plain
 from pipeline.training.memory import Knobs
 from pipeline.training.optim import build_adamw
 from pipeline.training.peak import peak
-from pipeline.training.preflight import check_labels, probe, shortage_explained
+from pipeline.training.preflight import check_labels, expected_memory, probe, shortage_explained
 from pipeline.training.settings import Settings
 from pipeline.training.strategy import Strategy
 from pipeline.training.throughput import peak_memory_bytes, utilisation
@@ -100,12 +100,13 @@ def fit(
     loss_model, optimizer = accelerator.prepare(PackedLoss(model, plain_head, device.loss_chunk), optimizer)
     num_steps = settings.total_steps(stream.rows_per_pass)
     runtime = replace(runtime, cost=cost)
-    tried: dict[str, Any] = {}
-    if device.preflight:
+    tried = {}
+    if device.preflight and accelerator.distributed_type != "DEEPSPEED":  # its engine takes no step on trial
         runtime.progress(step=0, total=num_steps, note="trying one step")
         check_labels(stream, settings.batch_size)
-        found = probe(accelerator, loss_model, optimizer, trainable, settings, device.knobs)
-        runtime.progress(step=0, total=num_steps, note=str(found))
+        expected = expected_memory(source, strategy, settings, device.knobs)
+        found = probe(accelerator, loss_model, optimizer, trainable, settings, device.knobs, expected)
+        runtime.progress(step=0, total=num_steps, note=f"a step fits: {found}")
         tried = found.record()
     with shortage_explained(settings.seq_len, device.knobs):
         summary = train(accelerator, loss_model, optimizer, trainable, stream, validation, settings, num_steps, runtime)

@@ -13,9 +13,11 @@ from typing import Any
 import psutil
 import torch
 
+from pipeline.models.shape import read_shape
+from pipeline.training.flops import Trains
 from pipeline.training.forecast import size
 from pipeline.training.loss import IGNORED
-from pipeline.training.memory import ADAM_MOMENTS, FP32, Knobs
+from pipeline.training.memory import ADAM_MOMENTS, FP32, Knobs, Memory, memory_of
 from pipeline.training.settings import Settings
 
 SMALLEST_CHUNK = 128
@@ -40,10 +42,7 @@ class Probe:
     seconds: float
 
     def __str__(self) -> str:
-        return (
-            f"a step fits: {size(self.expected_bytes)} of {size(self.limit_bytes)}; its first micro batch took "
-            f"{self.seconds:.1f} s"
-        )
+        return f"{size(self.expected_bytes)} of {size(self.limit_bytes)}"
 
     def record(self) -> dict[str, Any]:
         """As metrics."""
@@ -68,6 +67,14 @@ def check_labels(stream: Any, batch_size: int) -> None:
         )
 
 
+def expected_memory(source: Path, strategy: Any, settings: Settings, knobs: Knobs) -> Memory | None:
+    """The estimate for training the model saved in `source`; None for a model or a strategy that has none."""
+    shape, trains = read_shape(source), Trains.of({"_target_": type(strategy).__name__, **vars(strategy)})
+    if shape is None or trains is None or not trains.fits(shape):
+        return None
+    return memory_of(shape, trains, settings.seq_len, settings.precision, knobs)
+
+
 def check_state(trainable: Mapping[str, torch.Tensor], model: torch.nn.Module, limit: int, knobs: Knobs) -> None:
     """Raise ValueError where weights, gradients and optimizer alone are more than a process may use.
 
@@ -83,8 +90,26 @@ def check_state(trainable: Mapping[str, torch.Tensor], model: torch.nn.Module, l
         )
 
 
+def check_activations(expected: Memory, limit: int, seq_len: int, knobs: Knobs) -> None:
+    """Raise ValueError where a step would not fit by far: a CPU's kernel kills a process that asks for too much.
+
+    By far: half of the estimated activations count, since compiled blocks keep fewer.
+    """
+    if expected.state + expected.activations // 2 > limit:
+        raise ValueError(
+            f"a step is expected to need {size(expected.total)}, {size(expected.activations)} of it activations, and "
+            f"this process may use {size(limit)}; {remedy(knobs, seq_len)}"
+        )
+
+
 def probe(
-    accelerator: Any, loss_model: Any, optimizer: Any, trainable: Mapping[str, Any], settings: Settings, knobs: Knobs
+    accelerator: Any,
+    loss_model: Any,
+    optimizer: Any,
+    trainable: Mapping[str, Any],
+    settings: Settings,
+    knobs: Knobs,
+    expected: Memory | None = None,
 ) -> Probe:
     """Run one micro batch forward and backward, full rows of one document each, the most that a step can need.
 
@@ -97,6 +122,8 @@ def probe(
     device = accelerator.device
     limit = limit_bytes(device, _processes_here(accelerator))
     check_state(trainable, loss_model, limit, knobs)
+    if expected is not None and device.type == "cpu":
+        check_activations(expected, limit, settings.seq_len, knobs)
     began = time.perf_counter()
     with shortage_explained(settings.seq_len, knobs), _generators_kept(device), accelerator.no_sync(loss_model):
         peak = _run(accelerator, loss_model, settings, knobs.micro_batch)

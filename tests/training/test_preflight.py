@@ -8,7 +8,7 @@ import torch
 
 from pipeline.data.mixture import PackedStream
 from pipeline.training import preflight
-from pipeline.training.memory import Knobs
+from pipeline.training.memory import Knobs, Memory
 from pipeline.training.strategy import Full, Lora, NewBlocks
 from tests.training.test_fit import expanded, losses, same, settings, store, train, weights  # noqa: F401
 
@@ -76,6 +76,20 @@ def test_state_alone_that_is_too_much_is_refused_before_the_probe():
     preflight.check_state(trainable, model, 40_000 * 4, KNOBS)
     with pytest.raises(ValueError, match=r"39\.1 KiB of weights and 117 KiB of gradients.*fsdp2.*train less"):
         preflight.check_state(trainable, model, 40_000 * 4 - 1, KNOBS)
+
+
+def test_activations_that_are_far_too_much_are_refused_without_trying():
+    """On a CPU the attempt itself would end the process."""
+    expected = Memory(frozen=100, master=0, gradients=0, optimizer=0, activations=1000, loss=0)
+    preflight.check_activations(expected, 600, 128, KNOBS)
+    with pytest.raises(ValueError, match=r"expected to need 1\.07 KiB.*launch\.micro_batch=2"):
+        preflight.check_activations(expected, 599, 128, KNOBS)
+
+
+def test_a_model_without_an_estimate_is_tried_all_the_same(make_model, expanded):  # noqa: F811
+    assert preflight.expected_memory(expanded, NewBlocks(), settings(), KNOBS).total > 0
+    other = make_model(model_type="gpt2", n_embd=32, n_layer=4, n_head=4, n_positions=64)
+    assert preflight.expected_memory(other, Full(), settings(), KNOBS) is None
 
 
 @pytest.mark.parametrize(
