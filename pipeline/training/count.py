@@ -63,8 +63,8 @@ def _split(short: int, long: int) -> tuple[float, float]:
 
 def _count(decoder: torch.nn.Module, length: int) -> _Counted:
     """FLOPs of the matrix products of one row."""
-    with FakeTensorMode() as mode, FlopCounterMode(display=False, custom_mapping=_formulas()) as counter:
-        tensors = {name: _empty(p, mode) for name, p in [*decoder.named_parameters(), *decoder.named_buffers()]}
+    with FakeTensorMode(), FlopCounterMode(display=False, custom_mapping=FORMULAS) as counter:
+        tensors = {name: _empty(p) for name, p in [*decoder.named_parameters(), *decoder.named_buffers()]}
         ids = torch.zeros(1, length, dtype=torch.long)
         inputs = {"input_ids": ids, "use_cache": False}
         hidden = torch.func.functional_call(decoder, tensors, (), inputs, tie_weights=False).last_hidden_state
@@ -74,16 +74,10 @@ def _count(decoder: torch.nn.Module, length: int) -> _Counted:
         return _Counted(forward, counter.get_total_flops() - forward)
 
 
-def _empty(tensor: torch.Tensor, mode: FakeTensorMode) -> torch.Tensor:
+def _empty(tensor: torch.Tensor) -> torch.Tensor:
     """A tensor of this shape that has no memory; all floats of one dtype, as autocast makes them."""
     dtype = torch.bfloat16 if tensor.is_floating_point() else tensor.dtype
     return torch.empty(tensor.shape, dtype=dtype).requires_grad_(tensor.requires_grad)
-
-
-def _formulas() -> dict[Any, Any]:
-    """Of operators that PyTorch's counter does not know: products of many matrices, one for each expert."""
-    packet = getattr(torch.ops.aten, "_grouped_mm", None)
-    return {} if packet is None else {packet: _grouped_mm_flops}
 
 
 def _grouped_mm_flops(left: Any, right: Any, *_: Any, out_shape: Any = None, **__: Any) -> int:
@@ -93,6 +87,10 @@ def _grouped_mm_flops(left: Any, right: Any, *_: Any, out_shape: Any = None, **_
     """
     rows, inner = left[-2], left[-1]
     return 2 * rows * inner * right[-1]
+
+
+FORMULAS = {torch.ops.aten._grouped_mm: _grouped_mm_flops}
+"""Of operators that PyTorch's counter does not know: products with a matrix for each expert."""
 
 
 def _windows(config: Any, forward: float, backward: float) -> tuple[Window, ...]:

@@ -7,7 +7,7 @@ import transformers
 from torch.utils.flop_counter import FlopCounterMode
 
 from pipeline.models.shape import shape_of
-from pipeline.training.count import count_cost
+from pipeline.training.count import FORMULAS, count_cost
 from pipeline.training.flops import Cost, Trains, Window, cost_of
 from pipeline.training.loss import PackedLoss
 from pipeline.training.peak import Peak, data_sheet, matmul_rate, peak
@@ -99,7 +99,7 @@ def test_other_families_are_counted(name):
     assert cost is not None
     length = 48
     ids = torch.randint(3, 60, (1, length))
-    with FlopCounterMode(display=False) as counter:
+    with FlopCounterMode(display=False, custom_mapping=FORMULAS) as counter:
         causal.get_decoder()(input_ids=ids, use_cache=False).last_hidden_state.sum().backward()
     needed = cost.needed(length, 0, lambda _: length**2)
     assert needed == pytest.approx(counter.get_total_flops(), rel=0.01)
