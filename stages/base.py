@@ -7,6 +7,7 @@ from typing import Any
 
 from pipeline.engine import worker
 from pipeline.engine.build import depth
+from pipeline.engine.outlook import Ahead, Outlook
 
 VERSION = 1
 SINGLE_PROCESS = True
@@ -23,6 +24,19 @@ def check(params: dict[str, Any], facts: dict[str, Any]) -> None:
 
         if not has_only_pickles(Path(facts["local_model"])):
             check_directory(Path(facts["local_model"]))
+
+
+def outlook(ahead: Ahead) -> Outlook:
+    """The model's shape, where anything on this machine tells it before the model is there."""
+    from pipeline.models.shape import cached_config, read_shape, shape_of
+
+    source = ahead.params["source"]
+    if source["kind"] == "local":
+        return Outlook({"shape": read_shape(Path(ahead.facts["local_model"]))})
+    config = cached_config(source["repo"], source["revision"]) if source["kind"] == "hub" else source.get("config")
+    if config is None and ahead.facts.get("shape"):
+        config = {"num_hidden_layers": ahead.params["num_blocks"], **ahead.facts["shape"]}
+    return Outlook({"shape": shape_of(config) if config else None})
 
 
 def run(context: worker.Context) -> dict[str, Any]:

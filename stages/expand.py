@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from hydra.utils import instantiate
 
 from pipeline.engine import worker
+from pipeline.engine.outlook import Ahead, Outlook
 
 if TYPE_CHECKING:
     from pipeline.expansion.base import Plan
@@ -26,6 +27,19 @@ def check(params: dict[str, Any], facts: dict[str, Any]) -> None:
     expansion = instantiate(params["method"], _convert_="all")
     if facts.get("num_blocks") is not None:
         expansion.check(facts["num_blocks"])
+
+
+def outlook(ahead: Ahead) -> Outlook:
+    """The shape of the grown model, for methods whose new blocks' places are known beforehand."""
+    from pipeline.expansion.layout import Layout
+    from pipeline.models.shape import read_shape
+
+    shape = ahead.model("shape", read_shape)
+    expansion = instantiate(ahead.params["method"], _convert_="all")
+    if shape is None or not isinstance(expansion, Layout):
+        return Outlook()
+    stack = [(slot.source, slot.new) for slot in expansion.slots(len(shape.blocks))]
+    return Outlook({"shape": shape.grown(stack)})
 
 
 def run(context: worker.Context) -> dict[str, Any]:

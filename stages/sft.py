@@ -7,6 +7,7 @@ from typing import Any
 from hydra.utils import instantiate
 
 from pipeline.engine import worker
+from pipeline.engine.outlook import Ahead, Outlook
 
 VERSION = 1
 RESUMABLE = True
@@ -23,12 +24,23 @@ def check(params: dict[str, Any], facts: dict[str, Any]) -> None:
     Settings.of(params).check_length(facts.get("max_position_embeddings"))
 
 
+def outlook(ahead: Ahead) -> Outlook:
+    """Parameters, memory, FLOPs and time of this training."""
+    from pipeline.models.shape import read_shape
+    from pipeline.training.forecast import tell
+
+    shape = ahead.model("shape", read_shape)
+    tokens = ahead.metrics("data").get("tokens")
+    return Outlook({"shape": shape}, tell(shape, ahead.params, ahead.launch, tokens, ahead.earlier))
+
+
 def run(context: worker.Context) -> dict[str, Any]:
     """Train on packed conversations."""
     from pipeline.data.prepared import keep_chat_template, open_stream, unused, validation_rows
     from pipeline.engine.artifact import model_dir
     from pipeline.models import load_tokenizer
-    from pipeline.training.fit import fit, launch_options
+    from pipeline.training.device import launch_options
+    from pipeline.training.fit import fit
     from pipeline.training.runtime import StoppedError
     from pipeline.training.settings import Settings
 

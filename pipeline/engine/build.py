@@ -18,6 +18,7 @@ STAGES = ("base", "data", "expand", "pretrain", "sft", "evaluate", "report")
 ROWS = {"base": "base", "expand": "expanded", "pretrain": "post-pretrained", "sft": "tuned"}
 TRAINING = ("pretrain", "sft")
 DEPTH_KEYS = ("num_hidden_layers", "n_layer", "n_layers", "num_layers")  # in the config.json of one family or another
+SHAPE = "shape"  # of a model that is not fetched yet: for estimates, not for what is built
 DESCRIPTION = ("title", "group", "note")  # of a benchmark: for the report, not for the evaluation
 
 
@@ -75,7 +76,8 @@ class _Builder:
     def build(self) -> tuple[Cell, dict[str, Any]]:
         config, cell = self.config, self.cell
         facts = _facts(config["model"])
-        base = model = self._node("base", "base", dict(config["model"]), {})
+        params = {key: value for key, value in config["model"].items() if key != SHAPE}
+        base = model = self._node("base", "base", params, {})
         cell.models[ROWS["base"]] = base
         if not config["expand"].get("skip"):
             method = {k: v for k, v in config["expand"].items() if k not in ("skip", "save")}
@@ -148,7 +150,7 @@ def depth(config: Mapping[str, Any]) -> int | None:
 
 def _facts(model: Mapping[str, Any]) -> dict[str, Any]:
     """What is known of the base model before anything is fetched; read from its files where it is local."""
-    facts = {key: model.get(key) for key in ("num_blocks", "max_position_embeddings")} | {"expanded": False}
+    facts = {key: model.get(key) for key in ("num_blocks", "max_position_embeddings", SHAPE)} | {"expanded": False}
     source = model["source"]
     if source.get("kind") == "local":
         directory = Path(source["path"]).expanduser()

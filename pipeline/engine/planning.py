@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -58,13 +58,25 @@ def plan(targets: Iterable[Node], outputs: Path, explain: bool = True) -> list[S
     return steps
 
 
-def render(steps: Sequence[Step]) -> str:
-    """The plan as a plain table: label, state, directory, and the reason of each miss."""
+def render(steps: Sequence[Step], notes: Mapping[Node, Sequence[str]] | None = None) -> str:
+    """The plan as a plain table: label, state, directory, and the reason of each miss; below it `notes` on nodes."""
     rows = [(step.node.label, step.state, f"{step.node.stage}/{step.directory.name}", step.reason) for step in steps]
     widths = [max((len(row[column]) for row in rows), default=0) for column in range(3)]
     lines = [f"{a:{widths[0]}}  {b:{widths[1]}}  {c:{widths[2]}}  {reason}".rstrip() for a, b, c, reason in rows]
     misses, hits = (sum(step.state == state for step in steps) for state in ("miss", "hit"))
-    return "\n".join([*lines, f"{misses} to build, {hits} to reuse"])
+    told = [note(step.node.label, (notes or {}).get(step.node, ())) for step in steps if step.state == "miss"]
+    return "\n".join([*lines, f"{misses} to build, {hits} to reuse", *(f"\n{one}" for one in told if one)])
+
+
+def manifests(outputs: Path, stages: Iterable[str]) -> list[dict[str, Any]]:
+    """Of everything committed of these stages; damaged ones are passed over."""
+    siblings = _Siblings(outputs)
+    return [manifest for stage in stages for manifest in siblings(stage)]
+
+
+def note(label: str, lines: Sequence[str]) -> str:
+    """What a stage says of a node, below its label; empty where it says nothing."""
+    return "\n".join([f"{label}:", *(f"  {line}" for line in lines)]) if lines else ""
 
 
 def differences(old: Any, new: Any, where: str = "") -> Iterator[tuple[str, Any, Any]]:

@@ -3,7 +3,8 @@
 A stage module has `VERSION`, `check(params, facts)` and `run(context)`, and may have
     RESUMABLE = True: what an interrupted run left in its directory is kept for the next one;
     SHARED_ROLE = "model": nodes with the same input in this role run in one worker, one after another;
-    SINGLE_PROCESS = True: it is launched with one process, whatever `launch.num_processes` says.
+    SINGLE_PROCESS = True: it is launched with one process, whatever `launch.num_processes` says;
+    outlook(ahead): what a node will cost, told before it runs, see `pipeline.engine.outlook`.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from pipeline.engine.errors import ConfigError, Interrupted, StageError
 from pipeline.engine.graph import Node
 from pipeline.engine.hashes import HashCache
 from pipeline.engine.locks import building
+from pipeline.engine.outlook import outlooks
 from pipeline.engine.signals import grace_s, termination_as_interrupt
 from pipeline.engine.supervise import Outcome, explain, supervise
 
@@ -83,15 +85,16 @@ def plan(
     facts: Mapping[str, Any] | None = None,
     stages: str = STAGES,
 ) -> str:
-    """The table of what `run` would do, and why. Makes its checks of the request, but fetches and builds nothing.
+    """The table of what `run` would do, and why, and what it will cost as far as stages can tell.
+
+    Makes the checks of the request, but fetches and builds nothing.
 
     Raises:
         ConfigError, ArtifactError: as `run` does for a wrong request and for damaged artifacts.
     """
-    shown = Display(sys.stderr)
-    return planning.render(
-        _Run(outputs.absolute(), cache.absolute(), stages, facts or {}, shown).plan(list(targets), explained=True)
-    )
+    planned = _Run(outputs.absolute(), cache.absolute(), stages, facts or {}, Display(sys.stderr))
+    steps = planned.plan(list(targets), explained=True)
+    return planning.render(steps, planned.notes(steps))
 
 
 @dataclass
@@ -108,12 +111,25 @@ class _Run:
             self._check(step.node)
         return steps
 
+    def notes(self, steps: Sequence[planning.Step]) -> dict[Node, Sequence[str]]:
+        """What the stages of missing nodes say of their cost."""
+        nodes = [(step.node, step.directory if step.state == "hit" else None) for step in steps]
+        measured = {step.node.stage: None for step in steps if hasattr(self._module(step.node.stage), "outlook")}
+        try:
+            found = outlooks(nodes, self._module, self.facts, lambda: planning.manifests(self.outputs, measured))
+        except ValueError as error:
+            raise ConfigError(f"the cost of this run cannot be told: {error}") from error
+        return {node: outlook.lines for node, outlook in found.items()}
+
     def build(self, targets: Sequence[Node]) -> dict[str, Path]:
         steps = self.plan(targets)
         done = {step.node.fingerprint: step.directory for step in steps if step.state == "hit"}
         missed = [step.node for step in steps if step.state == "miss"]
         self.display.reused(len(done))
         if missed:
+            notes = self.notes(steps)
+            for note in filter(None, (planning.note(node.label, notes.get(node, ())) for node in missed)):
+                self.display.message(note)
             ground.probe(self.outputs)
             packages = package.fetch_all([node.params for node in missed], self.cache, self.display.message)
             self._verify_inputs(missed, done)

@@ -78,7 +78,8 @@ def explain(outcome: Outcome, directory: Path) -> tuple[str, list[str]]:
     log, failure = _tail(directory / artifact.LOG), outcome.failure
     if failure is None:
         ended = "was killed, perhaps for want of memory," if outcome.ranks else "could not start its stage"
-        return f"the worker {ended} and left no message (exit status {outcome.status})", log[-LOG_LINES:]
+        remedy = "; launch.micro_batch=1 and launch.checkpointing=full need less" if outcome.ranks else ""
+        return f"the worker {ended} and left no message (exit status {outcome.status}){remedy}", log[-LOG_LINES:]
     error = str(failure["error"])
     lines = [line for line in error.splitlines() if line.strip()]
     ends = [index for index, line in enumerate(log) if line.startswith(lines[0])]

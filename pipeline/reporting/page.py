@@ -231,6 +231,8 @@ def _line_data(line: Line) -> dict[str, Any]:
         "tokens": facts.tokens,
         "wall_time_s": facts.wall_time_s,
         "peak_memory_bytes": facts.peak_memory_bytes,
+        "mfu": facts.mfu,
+        "mfu_6nd": facts.mfu_6nd,
         "scores": {
             name: {"value": s.value, "stderr": _finite(s.stderr), "n": s.n} for name, s in sorted(line.scores.items())
         },

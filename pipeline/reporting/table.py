@@ -110,7 +110,7 @@ def _num_worse(comparison: Comparison, line: Line) -> Entry:
 
 def facts_table(comparison: Comparison) -> Table:
     """Size and cost of every model."""
-    titles = ("Parameters", "New", "Trained", "Tokens", "Wall time", "Peak memory")
+    titles = ("Parameters", "New", "Trained", "Tokens", "Wall time", "Peak memory", "MFU (by 6ND)")
     rows = []
     for line in comparison.lines:
         facts, share = line.row.facts, line.row.facts.trainable_share
@@ -121,9 +121,14 @@ def facts_table(comparison: Comparison) -> Table:
             count(facts.tokens),
             duration(facts.wall_time_s),
             memory(facts.peak_memory_bytes),
+            _utilisation(facts.mfu, facts.mfu_6nd),
         )
         rows.append((line.label, tuple(Entry(text) for text in texts)))
     return Table("Models", tuple(Column("", title) for title in titles), tuple(rows))
+
+
+def _utilisation(needed: float | None, six_nd: float | None) -> str:
+    return MISSING if needed is None or six_nd is None else f"{percent(needed)} ({percent(six_nd)})"
 
 
 def split(table: Table, num_columns: int = PAGE_COLUMNS) -> list[Table]:

@@ -1,10 +1,10 @@
-"""A training stage from model directory to model directory: load, freeze, train, audit, save."""
+"""A training stage from model directory to model directory: load, freeze, try, train, audit, save."""
 
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,39 +16,34 @@ from pipeline.models.directory import read_expansion
 from pipeline.models.save import as_stored, save_trained, tensor_hashes
 from pipeline.training.attention import choose_attention
 from pipeline.training.blocks import choose_compile, prepare_blocks
-from pipeline.training.deadline import Deadline
-from pipeline.training.distributed import Layout, distribute, handlers, is_sharded, own_part, whole
+from pipeline.training.count import count_cost
+from pipeline.training.device import Device
+from pipeline.training.distributed import distribute, handlers, is_sharded, own_part, whole
+from pipeline.training.flops import Cost
 from pipeline.training.loop import train
 from pipeline.training.loss import PackedLoss, check_isolation, head_is_plain
 from pipeline.training.optim import build_adamw
+from pipeline.training.peak import peak
+from pipeline.training.preflight import check_labels, expected_memory, probe, shortage_explained
 from pipeline.training.quantised import quantise_frozen, quantised_tensors
 from pipeline.training.runtime import Row, RowStream, Runtime
 from pipeline.training.settings import Settings
 from pipeline.training.strategy import Strategy
-from pipeline.training.throughput import peak_memory_bytes
+from pipeline.training.throughput import peak_memory_bytes, utilisation
 
 
 @dataclass(frozen=True)
-class Device:
-    """Where and through what a run computes: launch knobs.
+class _Prepared:
+    """A model as the strategy makes it, on its device or devices, with what the loop needs of it."""
 
-    Attributes:
-        cpu: compute on the CPU even if there is a GPU.
-        attention: the kernel, see `pipeline.training.attention`.
-        checkpointing: which activations are recomputed rather than kept, see `pipeline.training.blocks`.
-        compile: compile each block: true, false or "auto".
-        loggers: Accelerate's trackers by name ("tensorboard", "wandb", ...); metrics.jsonl is written always.
-        loss_chunk: tokens whose logits are in memory at once.
-        layout: how parameters lie over the processes.
-    """
-
-    cpu: bool
-    attention: str
-    checkpointing: str
-    compile: bool | str
-    loggers: Sequence[str]
-    loss_chunk: int
-    layout: Layout
+    loaded: Any
+    model: Any
+    loss_model: torch.nn.Module
+    optimizer: torch.optim.Optimizer
+    trainable: Mapping[str, torch.nn.Parameter]
+    frozen: Mapping[str, torch.Tensor]
+    cost: Cost | None
+    facts: dict[str, Any]
 
 
 def fit(
@@ -67,12 +62,37 @@ def fit(
     multiplied in bf16, or with `frozen_dtype` in fewer bits. Frozen tensors are hashed before and after.
 
     Returns:
-        Metrics: losses, counts of parameters, tokens per second, peak memory, and the result of the audit.
+        Metrics: losses, counts of parameters, tokens per second, utilisation, peak memory, and the result of the audit.
 
     Raises:
-        ValueError: the strategy does not fit the model, the loss is not finite, or a frozen tensor moved.
+        ValueError: the strategy does not fit the model, a step does not fit into memory, the loss is not finite, or a
+            frozen tensor moved.
         StoppedError: the runtime asked for it.
     """
+    accelerator = _accelerator(settings, runtime, device)
+    num_steps = settings.total_steps(stream.rows_per_pass)
+    ready = _prepare(accelerator, source, strategy, settings, num_steps, device)
+    if ready.facts["compiled"]:
+        runtime.progress(step=0, total=num_steps, note="compiling the blocks as they are first used")
+    frozen_before = _hashes(ready.frozen)
+    tried = _try_a_step(accelerator, source, strategy, settings, stream, runtime, device, ready, num_steps)
+    with shortage_explained(settings.seq_len, device.knobs):
+        summary = train(
+            accelerator, ready.loss_model, ready.optimizer, ready.trainable, stream, validation, settings, num_steps,
+            replace(runtime, cost=ready.cost),
+        )  # fmt: skip
+    audit_frozen(frozen_before, _hashes(ready.frozen))
+    _save(accelerator, source, target, strategy, settings, ready)
+    if accelerator.is_main_process:
+        shutil.rmtree(runtime.directory / "checkpoints", ignore_errors=True)
+    accelerator.wait_for_everyone()
+    accelerator.end_training()
+    summary |= {**tried, **utilisation(summary, peak(accelerator.device, settings.precision))}
+    summary |= {**ready.facts, "num_processes": accelerator.num_processes}
+    return {**summary, "num_frozen_tensors": len(frozen_before), "peak_memory_bytes": peak_memory_bytes()}
+
+
+def _accelerator(settings: Settings, runtime: Runtime, device: Device) -> Any:
     from accelerate import Accelerator
 
     accelerator = Accelerator(
@@ -85,22 +105,27 @@ def fit(
     if device.loggers:
         accelerator.init_trackers("llama-pro")
     torch.manual_seed(settings.seed)
-    dtype = torch.bfloat16 if settings.precision == "bf16" else torch.float32
-    model = load(source, dtype=dtype)
-    model.config.use_cache = False
-    plain_head = head_is_plain(model)
-    check_isolation(model)
-    attention = choose_attention(model, device.attention, accelerator.device)
+    return accelerator
+
+
+def _prepare(
+    accelerator: Any, source: Path, strategy: Strategy, settings: Settings, num_steps: int, device: Device
+) -> _Prepared:
+    loaded = load(source, dtype=_dtype(settings))
+    loaded.config.use_cache = False
+    plain_head = head_is_plain(loaded)
+    check_isolation(loaded)
+    attention = choose_attention(loaded, device.attention, accelerator.device)
     expansion = read_expansion(source)
-    loaded, model = model, strategy.apply(model, expansion["module_parameters"])
+    model = strategy.apply(loaded, expansion["module_parameters"])
     for parameter in model.parameters():
         if parameter.requires_grad:
             parameter.data = parameter.data.float()
-    counts = _counts(model)
+    counts, cost = _counts(model), count_cost(loaded)
     if settings.frozen_dtype:
+        _check_unsharded(settings.frozen_dtype, device.layout.sharding)
         quantise_frozen(model, settings.frozen_dtype)
     model.train()
-    num_steps = settings.total_steps(stream.rows_per_pass)
     # A product and a sum for each weight and token, forwards and backwards.
     num_flops = 4.0 * counts["num_parameters"] * num_steps * settings.batch_size * settings.seq_len
     compiled = choose_compile(device.compile, accelerator.device, num_flops)
@@ -115,51 +140,55 @@ def fit(
             named.items(), settings.lr, settings.betas, settings.eps, settings.weight_decay, lr_scales
         ),
     )
-    if compiled:
-        runtime.progress(step=0, total=num_steps, note="compiling the blocks as they are first used")
     # These very parameters: a sharded model shows others in their place as long as a unit is gathered.
     frozen = {name: p for name, p in model.named_parameters() if not p.requires_grad} | quantised_tensors(model)
-    frozen_before = _frozen_hashes(frozen)
-    summary = train(accelerator, loss_model, optimizer, trainable, stream, validation, settings, num_steps, runtime)
-    audit_frozen(frozen_before, _frozen_hashes(frozen))
-    if is_sharded(trainable):
-        parts = ((name, whole(p.detach())) for name, p in trainable.items())
+    facts = {**counts, "attention": attention, "compiled": compiled}
+    return _Prepared(loaded, model, loss_model, optimizer, trainable, frozen, cost, facts)
+
+
+def _try_a_step(
+    accelerator: Any,
+    source: Path,
+    strategy: Strategy,
+    settings: Settings,
+    stream: RowStream,
+    runtime: Runtime,
+    device: Device,
+    ready: _Prepared,
+    num_steps: int,
+) -> dict[str, Any]:
+    """Labels looked for and one step tried before the run, if that is asked for; what was found, as metrics."""
+    if not device.preflight:
+        return {}
+    runtime.progress(step=0, total=num_steps, note="trying one step")
+    check_labels(stream, settings.batch_size)
+    expected = expected_memory(source, strategy, settings, device.knobs)
+    found = probe(accelerator, ready.loss_model, ready.optimizer, ready.trainable, settings, device.knobs, expected)
+    runtime.progress(step=0, total=num_steps, note=f"a step fits: {found}")
+    return found.record()
+
+
+def _check_unsharded(frozen_dtype: str, sharding: str) -> None:
+    if sharding != "none":
+        raise ValueError(
+            f"frozen_dtype={frozen_dtype} is held whole in every process and launch.sharding={sharding} shards; "
+            "use one of the two"
+        )
+
+
+def _save(
+    accelerator: Any, source: Path, target: Path, strategy: Strategy, settings: Settings, ready: _Prepared
+) -> None:
+    """Write the trained model; every process takes part, since what is sharded has to be gathered."""
+    loaded, model = ready.loaded, ready.model
+    if is_sharded(ready.trainable):
+        parts = ((name, whole(p.detach())) for name, p in ready.trainable.items())
         trained = {name: tensor.cpu() for name, tensor in parts if accelerator.is_main_process}
         if accelerator.is_main_process:
-            loaded, model = _whole_again(load(source, dtype=dtype), strategy, expansion, trained)
+            expansion = read_expansion(source)
+            loaded, model = _whole_again(load(source, dtype=_dtype(settings)), strategy, expansion, trained)
     if accelerator.is_main_process:
         save_trained(source, target, as_stored(loaded, strategy.trained(model)))
-        shutil.rmtree(runtime.directory / "checkpoints", ignore_errors=True)
-    accelerator.wait_for_everyone()
-    accelerator.end_training()
-    counts |= {"num_processes": accelerator.num_processes, "attention": attention, "compiled": compiled}
-    return {**summary, **counts, "num_frozen_tensors": len(frozen_before), "peak_memory_bytes": peak_memory_bytes()}
-
-
-def launch_options(
-    launch: Mapping[str, Any], directory: Path, progress: Callable[..., None], should_stop: Callable[[], bool]
-) -> tuple[Runtime, Device]:
-    """The launch knobs of a training stage, in the two groups that the library takes."""
-    runtime = Runtime(
-        directory=directory,
-        micro_batch=launch["micro_batch"],
-        checkpoint_every_s=launch["checkpoint_every_s"],
-        keep_checkpoints=launch["keep_checkpoints"],
-        progress=progress,
-        should_stop=should_stop,
-        deadline=Deadline.of(launch),
-        log_samples=launch["log_samples"],
-    )
-    layout = Layout(launch["sharding"], launch["reshard"])
-    knobs = ("cpu", "attention", "checkpointing", "compile", "loggers", "loss_chunk")
-    return runtime, Device(**{key: launch[key] for key in knobs}, layout=layout)
-
-
-def audit_frozen(before: Mapping[str, str], after: Mapping[str, str]) -> None:
-    """Raise ValueError if a frozen tensor is not what it was before training."""
-    moved = sorted(name for name in before if after.get(name) != before[name])
-    if moved:
-        raise ValueError(f"{len(moved)} frozen tensors changed during training: {', '.join(moved[:4])}")
 
 
 def _whole_again(
@@ -173,7 +202,18 @@ def _whole_again(
     return loaded, model
 
 
-def _frozen_hashes(frozen: Mapping[str, torch.Tensor]) -> dict[str, str]:
+def audit_frozen(before: Mapping[str, str], after: Mapping[str, str]) -> None:
+    """Raise ValueError if a frozen tensor is not what it was before training."""
+    moved = sorted(name for name in before if after.get(name) != before[name])
+    if moved:
+        raise ValueError(f"{len(moved)} frozen tensors changed during training: {', '.join(moved[:4])}")
+
+
+def _dtype(settings: Settings) -> torch.dtype:
+    return torch.bfloat16 if settings.precision == "bf16" else torch.float32
+
+
+def _hashes(frozen: Mapping[str, torch.Tensor]) -> dict[str, str]:
     """Of what this process holds of them."""
     return tensor_hashes({name: own_part(p.detach()) for name, p in frozen.items()})
 

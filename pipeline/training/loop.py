@@ -67,7 +67,7 @@ class _Run:
 
     def run(self) -> dict[str, Any]:
         self._resume()
-        self.throughput = Throughput(self.num_steps, self.step)
+        self.throughput = Throughput(self.num_steps, self.step, self.runtime.cost, self.accelerator.num_processes)
         rows = iter(self.stream)
         saved_at = time.monotonic()
         if self.step == 0:
@@ -124,7 +124,7 @@ class _Run:
         self.step += 1
         self.tokens += len(rows) * settings.seq_len
         self.samples += sum(len(row.get("spans", ())) for row in rows)
-        self.throughput.add(len(rows) * settings.seq_len)
+        self.throughput.add(rows)
         return {
             "step": self.step,
             "tokens": self.tokens,
@@ -257,4 +257,5 @@ class _Run:
             "val_loss_before": self.validations[0] if self.validations else None,
             "val_loss": self.validations[-1] if self.validations else None,
             "tokens_per_s": round(self.throughput.tokens_per_s, 1),
+            **self.throughput.flops(),
         }

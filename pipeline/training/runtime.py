@@ -10,6 +10,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from pipeline.training.deadline import Deadline
+from pipeline.training.flops import Cost
 
 Row = Mapping[str, np.ndarray]
 
@@ -43,6 +44,7 @@ class Runtime:
         should_stop: asked after every step; a checkpoint is written before the loop ends.
         deadline: asked likewise, where the time is limited.
         log_samples: write down of every step which spans of which documents were in its rows.
+        cost: FLOPs of the model, if they are known; for the rate that is reported.
     """
 
     directory: Path
@@ -53,3 +55,4 @@ class Runtime:
     should_stop: Callable[[], bool] = field(default=lambda: False)
     deadline: Deadline = field(default_factory=Deadline)
     log_samples: bool = False
+    cost: Cost | None = None

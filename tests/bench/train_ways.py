@@ -114,7 +114,8 @@ def run_ours(arguments: argparse.Namespace) -> None:
 
     from pipeline.data.mixture import PackedStream
     from pipeline.data.tokens import TokenStore
-    from pipeline.training.fit import fit, launch_options
+    from pipeline.training.device import launch_options
+    from pipeline.training.fit import fit
     from pipeline.training.settings import Settings
     from pipeline.training.strategy import NewBlocks
 

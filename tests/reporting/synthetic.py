@@ -63,6 +63,7 @@ class Artifacts:
         metrics: dict[str, Any] = {"max_abs_difference": 0.0} if stage == "expand" else {}
         if training:
             metrics = {"num_tokens": 1_638_400, "num_trainable": num_new or 1000, "peak_memory_bytes": 3 * 2**30}
+            metrics |= {"mfu": 0.25, "mfu_6nd": 0.4}
         role = self.add(stage, slug, {"metrics": metrics, "new_parameters": NEW if num_new else []})
         tensors = {"model.embed_tokens.weight": [10, 100], **({NEW[0]: [num_new]} if num_new else {})}
         write_safetensors(self.inputs[role] / "model" / "model.safetensors", tensors)

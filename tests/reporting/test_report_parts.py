@@ -183,8 +183,8 @@ def test_a_sweep_has_one_base_and_five_models(artifacts):
 
 def test_facts_of_models(artifacts):
     rows = dict(facts_table(compared(artifacts, [one_cell(artifacts)])).rows)
-    assert [e.text for e in rows["tuned"]] == ["1,250", "250", "20 %", "1.6 M", "13 min", "3.0 GiB"]
-    assert [e.text for e in rows["base"]] == ["1,000", "0", "–", "–", "–", "–"]
+    assert [e.text for e in rows["tuned"]] == ["1,250", "250", "20 %", "1.6 M", "13 min", "3.0 GiB", "25 % (40 %)"]
+    assert [e.text for e in rows["base"]] == ["1,000", "0", "–", "–", "–", "–", "–"]
 
 
 def test_wording():

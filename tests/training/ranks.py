@@ -25,15 +25,14 @@ from transformers.models.llama import modeling_llama  # noqa: F401
 
 from pipeline.data.mixture import PackedStream
 from pipeline.data.tokens import TokenStore
-from pipeline.training.fit import fit, launch_options
+from pipeline.training.device import launch_options
+from pipeline.training.fit import fit
 from pipeline.training.runtime import StoppedError
 from pipeline.training.settings import Settings
 from pipeline.training.strategy import Full, Lora, NewBlocks
+from tests.training import knobs
 
-LAUNCH = {
-    "micro_batch": 1, "checkpoint_every_s": 0, "keep_checkpoints": 2, "cpu": True, "attention": "auto", "loggers": [],
-    "loss_chunk": 64, "sharding": "none", "reshard": True, "time_limit_s": None, "log_samples": True,
-}  # fmt: skip
+LAUNCH = {**knobs.LAUNCH, "micro_batch": 1}
 # Three rows over two processes: one of them has a row less. Labels are of very different number from row to row.
 SETTINGS = {
     "seq_len": 64, "batch_size": 3, "num_steps": 8, "num_tokens": None, "num_epochs": None, "lr": 1e-2,

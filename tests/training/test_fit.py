@@ -13,16 +13,12 @@ from pipeline.expansion.base import read_source
 from pipeline.expansion.block import BlockExpansion
 from pipeline.expansion.writer import write_expansion
 from pipeline.models.directory import read_expansion
-from pipeline.training.fit import audit_frozen, fit, launch_options
+from pipeline.training.device import launch_options
+from pipeline.training.fit import audit_frozen, fit
 from pipeline.training.runtime import StoppedError
 from pipeline.training.settings import Settings
 from pipeline.training.strategy import Full, Lora, NewBlocks
-
-LAUNCH = {
-    "micro_batch": 2, "checkpoint_every_s": 0, "keep_checkpoints": 2, "cpu": True, "attention": "auto", "loggers": [],
-    "loss_chunk": 64, "sharding": "none", "reshard": True, "time_limit_s": None, "log_samples": True,
-    "checkpointing": "off", "compile": False,
-}  # fmt: skip
+from tests.training.knobs import LAUNCH
 
 
 def grown(directory, target):

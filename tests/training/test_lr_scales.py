@@ -11,15 +11,14 @@ from safetensors.torch import load_file
 from pipeline.data.mixture import PackedStream
 from pipeline.data.tokens import TokenStore
 from pipeline.models import load
-from pipeline.training.fit import fit, launch_options
+from pipeline.training.device import launch_options
+from pipeline.training.fit import fit
 from pipeline.training.optim import build_adamw, set_learning_rate
 from pipeline.training.settings import Settings
 from pipeline.training.strategy import Full, Lora, NewBlocks
+from tests.training import knobs
 
-LAUNCH = {
-    "micro_batch": 2, "checkpoint_every_s": 1e9, "keep_checkpoints": 1, "cpu": True, "attention": "auto", "loggers": [],
-    "loss_chunk": 64, "sharding": "none", "reshard": True, "time_limit_s": None, "log_samples": True,
-}  # fmt: skip
+LAUNCH = {**knobs.LAUNCH, "checkpoint_every_s": 1e9, "keep_checkpoints": 1}
 SETTINGS = {
     "seq_len": 32, "batch_size": 2, "num_steps": 2, "num_tokens": None, "num_epochs": None, "lr": 1e-2,
     "min_lr_ratio": 0.0, "warmup_ratio": 0.0, "weight_decay": 0.1, "betas": [0.9, 0.95], "eps": 1e-8,

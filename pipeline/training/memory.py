@@ -1,0 +1,124 @@
+"""Memory of one training process, estimated from the model's shape and the launch knobs. Imports no torch.
+
+Weights, gradients and optimizer state are counted; saved activations follow what transformers' Llama keeps for its
+backward pass with a fused attention kernel, operator by operator. Not in it: the process itself (about 0.5 GiB of
+libraries on a CPU), the allocator's unused rest, and what a kernel needs while it runs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from pipeline.models.shape import Block, Shape
+from pipeline.training.flops import Trains, first_trainable
+
+FP32 = 4
+ADAM_MOMENTS = 2
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Bytes on one process.
+
+    Attributes:
+        frozen: weights that do not train, in the precision of the run.
+        master: fp32 weights of what trains.
+        gradients, optimizer: fp32, of what trains; the two moments of AdamW.
+        activations: what the backward pass needs, at the moment when all of it is there.
+        loss: one chunk of logits and their gradient.
+    """
+
+    frozen: int
+    master: int
+    gradients: int
+    optimizer: int
+    activations: int
+    loss: int
+
+    @property
+    def state(self) -> int:
+        """What is held from the first step to the last."""
+        return self.frozen + self.master + self.gradients + self.optimizer
+
+    @property
+    def total(self) -> int:
+        """The peak: the activations stand when the loss is computed."""
+        return sum(asdict(self).values())
+
+
+@dataclass(frozen=True)
+class Knobs:
+    """What of a launch bears on memory; `shards` is over how many processes weights and their state are split."""
+
+    micro_batch: int
+    checkpointing: str
+    loss_chunk: int
+    shards: int = 1
+
+    @classmethod
+    def of(cls, launch: Mapping[str, Any]) -> Knobs:
+        """Out of a launch section; knobs that it lacks are those of a process that keeps and holds everything."""
+        sharded = launch.get("sharding", "none") != "none"
+        return cls(
+            micro_batch=launch["micro_batch"],
+            checkpointing=launch.get("checkpointing", "off"),
+            loss_chunk=launch["loss_chunk"],
+            shards=launch["num_processes"] if sharded else 1,
+        )
+
+
+def memory_of(shape: Shape, trains: Trains, seq_len: int, precision: str, knobs: Knobs) -> Memory:
+    """The memory of training a model of this shape on rows of `seq_len` tokens; `precision` is fp32 or bf16."""
+    item = FP32 if precision == "fp32" else 2
+    trainable = trains.num_trainable(shape)
+    frozen = 0 if trains.way == "full" else shape.num_parameters - (trainable if trains.way == "new_blocks" else 0)
+    tokens = knobs.micro_batch * seq_len
+    # bf16: autocast keeps a copy of each fp32 matrix until the forward pass ends, and the backward pass uses it.
+    copies = trainable * item if item != FP32 else 0
+    shards = knobs.shards
+    return Memory(
+        frozen=frozen * item // shards,
+        master=trainable * FP32 // shards,
+        gradients=trainable * FP32 // shards,
+        optimizer=trainable * FP32 * ADAM_MOMENTS // shards,
+        activations=copies + tokens * _saved(shape, trains, item, knobs.checkpointing),
+        loss=min(tokens, knobs.loss_chunk) * shape.vocab * (2 * FP32 + (item if item != FP32 else 0)),
+    )
+
+
+def _saved(shape: Shape, trains: Trains, item: int, checkpointing: str) -> int:
+    """Bytes a token, over all blocks that a gradient passes, and of the one block that is recomputed at a time."""
+    above = shape.blocks[first_trainable(shape, trains) :]
+    whole = [_kept(block, shape, trains, item) for block in above]
+    ends = 2 * shape.hidden * FP32  # the last norm's input in fp32, and the gradient that enters there
+    if checkpointing == "off":
+        return sum(whole) + ends
+    inputs = shape.hidden * item * len(above)
+    if checkpointing == "full":
+        return inputs + max(whole) + ends
+    return inputs + sum(_products(block, shape) * item for block in above) + max(whole) + ends
+
+
+def _kept(block: Block, shape: Shape, trains: Trains, item: int) -> int:
+    """Bytes a token that a block keeps.
+
+    A norm keeps its input in fp32; attention q, k, v (keys and values repeated for the queries) and its result; the FFN
+    what enters its nonlinearity, and both factors of the product. Whatever trains keeps its own input besides.
+    """
+    hidden, weights = shape.hidden, trains.weights_of(block)
+    inner = 3 * block.ffn if shape.gated else block.ffn
+    features = 3 * block.query + block.value + inner
+    if weights:
+        # Both norms' results before and after their scales, the heads joined, and what the last matrix reads.
+        features += 4 * hidden + block.value + block.ffn
+    if trains.way == "lora":
+        # What the adapters read, and their inner features.
+        features += 2 * hidden + block.value + block.ffn + trains.rank * len(block.matrices)
+    return 2 * hidden * FP32 + features * item
+
+
+def _products(block: Block, shape: Shape) -> int:
+    """Features a token of all results of matrix products and of attention: what `selective` keeps."""
+    return block.query + 2 * block.keys + block.value + 2 * shape.hidden + (2 if shape.gated else 1) * block.ffn
