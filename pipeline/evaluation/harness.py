@@ -16,6 +16,7 @@ from pipeline.data.documents import RowSource
 from pipeline.evaluation import definitions
 from pipeline.evaluation.base import Inputs, Item, Outcome, content_hash
 from pipeline.evaluation.rows import ADAPTERS, Absent, Rows, read_rows
+from pipeline.evaluation.samples import sample_texts
 from pipeline.evaluation.variants import Variant, load
 
 FEWSHOT_SEED = 1234  # lm-evaluation-harness' own default
@@ -113,7 +114,9 @@ class HarnessTask:
         if self.splits is None:
             return self._hub_tasks()
         scored, examples = definitions.scored_split(self._fields()), self._example_split()
-        rows = {split: self._rows(split, inputs) for split in dict.fromkeys((scored, *([examples] if examples else [])))}
+        rows = {
+            split: self._rows(split, inputs) for split in dict.fromkeys((scored, *([examples] if examples else [])))
+        }
         kept = set(smallest_hashes(rows[scored], self.limit))
         is_cut = scored != examples
         variants, chosen = [], []
@@ -189,7 +192,9 @@ class HarnessTask:
         if not rows:
             raise ValueError(f"{self.task}: the split {split!r} holds no row; at least one is required, so look at it")
         if (key := definitions.column(self.task)) and (unknown := {str(row.get(key)) for row in rows} - self._values()):
-            raise ValueError(f"{self.task}: rows of {split!r} have {key}={min(unknown)!r}, which lm_eval has no task for")
+            raise ValueError(
+                f"{self.task}: rows of {split!r} have {key}={min(unknown)!r}, which lm_eval has no task for"
+            )
         return rows
 
     def _values(self) -> set[str]:
@@ -219,16 +224,13 @@ class HarnessTask:
         return [self._item(one, number, sample) for number, sample in zip(numbers, found, strict=True)]
 
     def _item(self, one: Loaded, number: int, sample: Mapping[str, Any]) -> Item:
-        from pipeline.evaluation.reading import answer, gold, prompt
-
         value = float(sample[self.metric])
         # What the model was given, what counts as right and how that is judged: equal for any source of the same
         # content, different as soon as the task's version, metric or way to read an answer is.
         digest = content_hash(sample["arguments"], sample["target"], self.metric, self.filter, str(one.task.VERSION))
         value = -value if self.metric == "perplexity" else value
         name = f"{one.category}/{number}" if one.category else str(number)
-        read = {"prompt": prompt(sample), "answer": answer(sample, self.metric), "gold": gold(sample)}
-        return Item(name, digest, value, 1.0, one.category, **read)
+        return Item(name, digest, value, 1.0, one.category, *sample_texts(sample, self.metric))
 
     def _weighted(self, items: Sequence[Item]) -> list[Item]:
         """With average=tasks, weights by which every subtask counts the same; they are 1 on average."""

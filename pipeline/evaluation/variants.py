@@ -1,7 +1,6 @@
 """Variants of lm-evaluation-harness' tasks: the official definition, a few changed keys, rows of one's own.
 
-A variant is a yaml file that includes the official one, so that `lm_eval --include_path DIR --tasks NAME` scores exactly
-what is scored here.
+A variant is a yaml file that includes the official one: `lm_eval --include_path DIR --tasks NAME` scores the same.
 """
 
 from __future__ import annotations
