@@ -113,24 +113,30 @@ class HarnessTask:
         """
         if self.splits is None:
             return self._hub_tasks()
+        chosen = self.chosen(inputs)
+        tasks = self._ready(load([variant for variant, _, _ in chosen]))
+        is_cut = definitions.scored_split(self._fields()) != self._example_split()
+        return [Loaded(task, *pair, is_cut) for task, (_, *pair) in zip(tasks, chosen, strict=True)]
+
+    def chosen(self, inputs: Inputs) -> list[tuple[Variant, list[int], str]]:
+        """(Task to be loaded, numbers of its chosen rows, category) of each subtask with a chosen row.
+
+        The rows of a variant are the chosen ones, unless examples come from the split that is scored.
+        """
         scored, examples = definitions.scored_split(self._fields()), self._example_split()
-        rows = {
-            split: self._rows(split, inputs) for split in dict.fromkeys((scored, *([examples] if examples else [])))
-        }
+        splits = dict.fromkeys((scored, examples or scored))
+        rows = {split: self._rows(split, inputs) for split in splits}
         kept = set(smallest_hashes(rows[scored], self.limit))
-        is_cut = scored != examples
-        variants, chosen = [], []
+        found = []
         for value, path in definitions.subtasks(self.task).items():
-            parts = {split: self._part(split, rows[split], value) for split in rows}
+            parts = {split: self._part(split, rows[split], value) for split in splits}
             numbers = [place for place, number in enumerate(parts[scored]) if number in kept]
             if numbers:
                 picked = {split: [rows[split][number] for number in part] for split, part in parts.items()}
-                if is_cut:
+                if scored != examples:
                     picked[scored] = [picked[scored][place] for place in numbers]
-                variants.append(Variant(path, self._changes(), picked))
-                chosen.append((numbers, value))
-        tasks = self._ready(load(variants))
-        return [Loaded(task, *pair, is_cut) for task, pair in zip(tasks, chosen, strict=True)]
+                found.append((Variant(path, self._changes(), picked), numbers, value))
+        return found
 
     def _hub_tasks(self) -> list[Loaded]:
         """Tasks over the data sets that lm-evaluation-harness loads itself."""

@@ -43,7 +43,7 @@ def composed(name, *overrides):
         config = compose("config", [f"benchmark=[{name}]", *overrides])
     section = config.benchmark[name]
     reads_data = "data" in section
-    fields = {key: value for key, value in section.items() if key not in DESCRIPTION | {"data"}}
+    fields = {key: value for key, value in section.items() if key not in DESCRIPTION | {"data", "backend"}}
     built = instantiate(OmegaConf.to_container(OmegaConf.create(fields), resolve=True), _convert_="all")
     return built, {key: section[key] for key in DESCRIPTION}, reads_data, set(fields)
 
