@@ -201,3 +201,18 @@ def test_without_splits_the_hub_data_set_is_asked_for_at_its_revision(benchmark,
     assert len(hub.numbers) == len(hub.task.eval_docs) == 4
     (packaged,) = benchmark(count=6, limit=4).load_tasks(inputs)
     assert packaged.numbers == hub.numbers and packaged.task.eval_docs[0] == hub.task.eval_docs[0]
+
+
+def test_examples_out_of_the_scored_split_come_from_all_of_it(benchmark, llama, tokenizer, inputs):
+    asked = benchmark("lambada/lambada_openai", num_fewshot=1, limit=4)
+    (one,) = asked.load_tasks(inputs)
+    assert len(one.task.eval_docs) == 12 and len(one.numbers) == 4 and not one.is_cut
+    outcome = asked.run(llama, tokenizer, inputs)
+    assert [int(item.id) for item in outcome.items] == one.numbers
+    lm = HFLM(pretrained=llama, tokenizer=tokenizer, backend="causal", batch_size=1)
+    (again,) = asked.load_tasks(inputs)
+    tasks, samples = {"lambada_openai": again.task}, {"lambada_openai": one.numbers}
+    own = evaluate(lm=lm, task_dict={"tasks": tasks}, samples=samples, bootstrap_iters=0)
+    prompts = [sample["arguments"][0][0] for sample in own["samples"]["lambada_openai"]]
+    assert [item.prompt for item in outcome.items] == prompts
+    assert score(outcome.items).value == own["results"]["lambada_openai"]["acc,none"]
