@@ -199,7 +199,8 @@ class _Rows:
     def __init__(
         self, requests: Sequence[Request], limit: int, stops: frozenset[int], ends: Ends, sampling: Sampling | None
     ) -> None:
-        self.requests, self.written = requests, [[] for _ in requests]  # type: tuple[Sequence[Request], list[list[int]]]
+        self.requests = requests
+        self.written: list[list[int]] = [[] for _ in requests]
         self._limit, self._stops, self._ends, self._sampling = limit, stops, ends, sampling
         self._live = list(range(len(requests)))
         self.kept: list[int] = []
