@@ -57,7 +57,7 @@ class Sampling:
         probs_BV = (logits_BV / self.temperature).softmax(-1).double()
         order_BV = None
         if self.top_p < 1:
-            probs_BV, order_BV = probs_BV.sort(-1, descending=True, stable=True)
+            probs_BV, order_BV = probs_BV.sort(dim=-1, descending=True, stable=True)
             before_BV = probs_BV.cumsum(-1) - probs_BV
             probs_BV = probs_BV.masked_fill(before_BV >= self.top_p, 0.0)
         total_BV = probs_BV.cumsum(-1)

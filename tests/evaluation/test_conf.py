@@ -9,6 +9,7 @@ from hydra.errors import InstantiationException
 from hydra.utils import instantiate
 from omegaconf import OmegaConf
 
+import pipeline.__main__  # noqa: F401  # registers the resolvers of conf/
 from pipeline.data.documents import HubDataset, LocalFiles, PackageFiles
 from pipeline.evaluation.rows import Mirror
 
@@ -41,10 +42,10 @@ DESCRIPTION = {"title", "group", "note"}
 def composed(name, *overrides):
     with initialize_config_dir(str(CONF), version_base="1.3"):
         config = compose("config", [f"benchmark=[{name}]", *overrides])
-    section = config.benchmark[name]
+    section = OmegaConf.to_container(config.benchmark[name], resolve=True)
     reads_data = "data" in section
     fields = {key: value for key, value in section.items() if key not in DESCRIPTION | {"data", "backend"}}
-    built = instantiate(OmegaConf.to_container(OmegaConf.create(fields), resolve=True), _convert_="all")
+    built = instantiate(fields, _convert_="all")
     return built, {key: section[key] for key in DESCRIPTION}, reads_data, set(fields)
 
 
@@ -64,12 +65,13 @@ def test_a_benchmark_is_complete_and_says_what_it_is(name):
 def test_a_task_can_be_scored_whole_from_the_hub_and_from_a_mirror(name):
     built, *_ = composed(name, f"benchmark.{name}.limit=null")
     assert built.limit is None
+    (split,) = built.splits
     hub = [f"benchmark.{name}.{change}" for change in ("splits=null", "revision=0123abc", "adapter=none")]
     built, *_ = composed(name, *hub)
     assert (built.splits, built.revision) == (None, "0123abc")
-    mirror = "{test: {_target_: pipeline.data.documents.LocalFiles, source: {kind: local, path: /mirror}}}"
+    mirror = f"{{{split}: {{_target_: pipeline.data.documents.LocalFiles, source: {{kind: local, path: /mirror}}}}}}"
     built, *_ = composed(name, f"~benchmark.{name}.splits", f"+benchmark.{name}.splits={mirror}")
-    assert built.splits == {"test": LocalFiles({"kind": "local", "path": "/mirror"})}
+    assert built.splits == {split: LocalFiles({"kind": "local", "path": "/mirror"})}
 
 
 @pytest.mark.parametrize("name", sorted(set(NAMES) - set(TASKS) - set(SUITE)))
