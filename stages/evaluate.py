@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import json
 from collections.abc import Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hydra.errors import HydraException
@@ -13,7 +14,7 @@ from hydra.utils import instantiate
 from pipeline.engine import worker
 
 if TYPE_CHECKING:
-    from pipeline.evaluation.base import Benchmark
+    from pipeline.evaluation.base import Benchmark, Inputs, Outcome
 
 VERSION = 1
 SINGLE_PROCESS = True
@@ -22,7 +23,11 @@ SHARED_ROLE = "model"  # nodes with the same model run in one worker, so that it
 
 def check(params: dict[str, Any], facts: dict[str, Any]) -> None:
     """Raise ValueError if the benchmark's settings make no sense, or its window is longer than the model's."""
-    window, longest = getattr(_benchmark(params["benchmark"]), "window", 0), facts.get("max_position_embeddings")
+    from pipeline.evaluation import backends
+
+    benchmark = _benchmark(params["benchmark"])
+    backends.check(params.get("backend", "local"), benchmark, params.get("served_model"))
+    window, longest = getattr(benchmark, "window", 0), facts.get("max_position_embeddings")
     if longest and window > longest:
         raise ValueError(f"window={window} is longer than the model's {longest} positions; use at most {longest}")
 
@@ -34,12 +39,35 @@ def run(context: worker.Context) -> dict[str, Any]:
 
     if not context.is_main:
         return {}
-    context.progress(note="loading the model")
-    model, tokenizer = _model(str(model_dir(context.inputs["model"])))
+    benchmark, directory = _benchmark(context.params["benchmark"]), model_dir(context.inputs["model"])
     inputs = Inputs(context.locate, context.listing, context.inputs.get("data"), context.progress)
-    outcome = _benchmark(context.params["benchmark"]).run(model, tokenizer, inputs)
+    if context.params.get("backend") in ("vllm", "endpoint"):
+        outcome = _outcome_of_server(benchmark, directory, context, inputs)
+    else:
+        context.progress(note="loading the model")
+        model, tokenizer = _model(str(directory))
+        outcome = _outcome(benchmark, context.params.get("backend"), model, tokenizer, inputs)
     (context.directory / "items.json").write_text(json.dumps(outcome.to_json(), ensure_ascii=False) + "\n")
-    return {**score(outcome.items)._asdict(), "metric": outcome.metric}
+    return {**score(outcome.items)._asdict(), "metric": outcome.metric, **outcome.also}
+
+
+def _outcome(benchmark: Any, backend: str | None, model: Any, tokenizer: Any, inputs: Inputs) -> Outcome:
+    from pipeline.evaluation import backends
+
+    if backend == "hf":
+        return benchmark.score(backends.reference(model, tokenizer), inputs)
+    return benchmark.run(model, tokenizer, inputs)
+
+
+def _outcome_of_server(benchmark: Any, directory: Path, context: worker.Context, inputs: Inputs) -> Outcome:
+    from pipeline.evaluation import backends
+    from pipeline.models import load_tokenizer
+
+    context.progress(note="reaching the server")
+    backend, name, log = context.params["backend"], context.params.get("served_model"), context.directory / "server.log"
+    tokenizer = load_tokenizer(str(directory))
+    with backends.remote(backend, name, context.launch["server"], directory, tokenizer, log) as lm:
+        return benchmark.score(lm(context.progress), inputs)
 
 
 def _benchmark(settings: Mapping[str, Any]) -> Benchmark:

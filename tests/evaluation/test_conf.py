@@ -5,24 +5,47 @@ from pathlib import Path
 
 import pytest
 from hydra import compose, initialize_config_dir
+from hydra.errors import InstantiationException
 from hydra.utils import instantiate
 from omegaconf import OmegaConf
 
-from pipeline.data.documents import LocalFiles
+import pipeline.__main__  # noqa: F401  # registers the resolvers of conf/
+from pipeline.data.documents import HubDataset, LocalFiles, PackageFiles
+from pipeline.evaluation.rows import Mirror
 
 CONF = Path(__file__).parents[2] / "conf"
-NAMES = sorted(file.stem for file in (CONF / "benchmark").glob("*.yaml"))
+SUITES = {"paper"}
+NAMES = sorted({file.stem for file in (CONF / "benchmark").glob("*.yaml")} - SUITES)
 TASKS = ["arc_challenge", "arc_easy", "hellaswag", "lambada", "piqa", "winogrande"]
+PAPER = {
+    "arc_challenge_25": ("acc_norm", 25),
+    "hellaswag_10": ("acc_norm", 10),
+    "mmlu_5": ("acc", 5),
+    "truthfulqa": ("acc", None),
+    "winogrande_5": ("acc", 5),
+    "gsm8k": ("exact_match", 5),
+    "gsm8k_leaderboard": ("exact_match", 5),
+    "lambada_perplexity": ("perplexity", None),
+}
+SUITE = [*PAPER, "unfair_tos"]
+ITEMS = {
+    "arc_challenge_25": "arc_challenge",
+    "hellaswag_10": "hellaswag",
+    "mmlu_5": "mmlu",
+    "winogrande_5": "winogrande",
+    "gsm8k_leaderboard": "gsm8k",
+    "lambada_perplexity": "lambada",
+}
 DESCRIPTION = {"title", "group", "note"}
 
 
 def composed(name, *overrides):
     with initialize_config_dir(str(CONF), version_base="1.3"):
         config = compose("config", [f"benchmark=[{name}]", *overrides])
-    section = config.benchmark[name]
+    section = OmegaConf.to_container(config.benchmark[name], resolve=True)
     reads_data = "data" in section
-    fields = {key: value for key, value in section.items() if key not in DESCRIPTION | {"data"}}
-    built = instantiate(OmegaConf.to_container(OmegaConf.create(fields), resolve=True), _convert_="all")
+    fields = {key: value for key, value in section.items() if key not in DESCRIPTION | {"data", "backend"}}
+    built = instantiate(fields, _convert_="all")
     return built, {key: section[key] for key in DESCRIPTION}, reads_data, set(fields)
 
 
@@ -42,15 +65,67 @@ def test_a_benchmark_is_complete_and_says_what_it_is(name):
 def test_a_task_can_be_scored_whole_from_the_hub_and_from_a_mirror(name):
     built, *_ = composed(name, f"benchmark.{name}.limit=null")
     assert built.limit is None
+    (split,) = built.splits
     hub = [f"benchmark.{name}.{change}" for change in ("splits=null", "revision=0123abc", "adapter=none")]
     built, *_ = composed(name, *hub)
     assert (built.splits, built.revision) == (None, "0123abc")
-    mirror = "{test: {_target_: pipeline.data.documents.LocalFiles, source: {kind: local, path: /mirror}}}"
+    mirror = f"{{{split}: {{_target_: pipeline.data.documents.LocalFiles, source: {{kind: local, path: /mirror}}}}}}"
     built, *_ = composed(name, f"~benchmark.{name}.splits", f"+benchmark.{name}.splits={mirror}")
-    assert built.splits == {"test": LocalFiles({"kind": "local", "path": "/mirror"})}
+    assert built.splits == {split: LocalFiles({"kind": "local", "path": "/mirror"})}
 
 
-@pytest.mark.parametrize("name", sorted(set(NAMES) - set(TASKS)))
+@pytest.mark.parametrize("name", sorted(set(NAMES) - set(TASKS) - set(SUITE)))
 def test_a_text_can_be_scored_whole(name):
     built, *_ = composed(name, f"benchmark.{name}.max_tokens=null")
     assert built.max_tokens is None and built.max_items is None
+
+
+@pytest.mark.parametrize("name", PAPER)
+def test_the_papers_protocol_is_pinned(name):
+    built, *_ = composed(name)
+    assert (built.metric, built.num_fewshot) == PAPER[name]
+    assert built.limit is None and built.adapter == "none"
+    assert built.average == ("tasks" if name == "mmlu_5" else "documents")
+    assert (built.until == [":", "Question:", "Question"]) is (name == "gsm8k_leaderboard")
+
+
+def test_the_papers_suite_is_one_choice():
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        names = set(compose("config", ["benchmark=paper"]).benchmark)
+    assert names == {"domain", *SUITE} - {"gsm8k_leaderboard"}
+
+
+@pytest.mark.parametrize("name", SUITE)
+def test_the_suite_reads_the_hub_a_mirror_or_a_package(name):
+    built, *_ = composed(name)
+    for origin in built.splits.values():
+        assert isinstance(origin, HubDataset)
+        assert len(origin.source["revision"]) == 40 and int(origin.source["revision"], 16)
+    mirrored, *_ = composed(name, "items=mirror", "items.path=/data")
+    assert list(mirrored.splits) == list(built.splits)
+    for split, origin in mirrored.splits.items():
+        hub = built.splits[split]
+        assert origin == Mirror({"kind": "local", "path": f"/data/{hub.source['repo']}"}, hub.name, split)
+    lines = (CONF / "items" / ITEMS.get(name, name) / "mirror.yaml").read_text()
+    assert f"{hub.source['repo']} --repo-type dataset --revision {hub.source['revision']}" in lines
+
+
+@pytest.mark.parametrize("name", [name for name in SUITE if name != "mmlu_5"])
+def test_what_no_package_holds_is_named_with_its_download(name):
+    with pytest.raises(InstantiationException) as caught:
+        composed(name, "items=package")
+    assert "no package holds it" in str(caught.value.__cause__) and "hf download" in str(caught.value.__cause__)
+
+
+def test_mmlu_is_whole_in_a_package():
+    built, *_ = composed("mmlu_5", "items=package")
+    assert all(isinstance(origin, PackageFiles) for origin in built.splits.values())
+    built, *_ = composed("gsm8k", "items=package", "benchmark.gsm8k.num_fewshot=0")
+    assert built.num_fewshot == 0
+
+
+def test_every_choice_of_items_exists_for_every_data_set():
+    choices = {file.stem for file in (CONF / "items").glob("*.yaml")}
+    for folder in (CONF / "items").iterdir():
+        if folder.is_dir():
+            assert {file.stem for file in folder.glob("*.yaml")} == choices, folder.name

@@ -5,6 +5,7 @@ from lm_eval.models.huggingface import HFLM
 from pipeline.data.formats import Rejected
 from pipeline.evaluation.base import score
 from pipeline.evaluation.harness import HarnessTask, smallest_hashes
+from pipeline.evaluation.rows import Absent
 
 NOUNS = ["river", "stone", "Anna", "Bob", "the old tree", "seven", "a kite", "green", "würfel"]
 
@@ -60,7 +61,8 @@ TASKS = {
 def benchmark(local):
     def make(task="piqa/piqa", count=12, **changes):
         metric, split, rows, adapter = TASKS[task]
-        fields = {"metric": metric, "num_fewshot": None, "limit": None, "adapter": adapter, "revision": None}
+        fields = {"metric": metric, "filter": None, "num_fewshot": None, "until": None, "average": "documents"}
+        fields |= {"limit": None, "adapter": adapter, "revision": None}
         return HarnessTask(**{"task": task, **fields, "splits": {split: local("rows", rows(count))}, **changes})
 
     return make
@@ -70,7 +72,7 @@ def benchmark(local):
 def test_the_score_is_the_harness_own(task, benchmark, llama, tokenizer, inputs):
     asked = benchmark(task)
     outcome = asked.run(llama, tokenizer, inputs)
-    loaded, _ = asked.load_task(inputs)
+    loaded = asked.load_tasks(inputs)[0].task
     lm = HFLM(pretrained=llama, tokenizer=tokenizer, backend="causal", batch_size=4)
     results = evaluate(lm=lm, task_dict={"tasks": {loaded.task_name: loaded}}, bootstrap_iters=100)
     samples = results["samples"][loaded.task_name]
@@ -86,7 +88,7 @@ def test_the_score_is_the_harness_own(task, benchmark, llama, tokenizer, inputs)
 def test_prompt_and_options_are_the_official_ones(benchmark, inputs):
     prompts = {}
     for task in TASKS:
-        loaded, _ = benchmark(task, count=2).load_task(inputs)
+        loaded = benchmark(task, count=2).load_tasks(inputs)[0].task
         doc = loaded.eval_docs[0]
         text = loaded.doc_to_text(doc)
         choices = loaded.doc_to_choice(doc) if loaded.config.doc_to_choice else []
@@ -123,30 +125,54 @@ def test_a_limit_takes_the_same_documents_for_every_model_and_order(benchmark, l
 def test_examples_come_from_the_split_that_the_task_says(benchmark, local, inputs, llama, tokenizer):
     splits = {"validation": local("rows", piqa_rows(3)), "train": local("train", piqa_rows(9))}
     asked = benchmark(num_fewshot=2, splits=splits)
-    loaded, _ = asked.load_task(inputs)
+    loaded = asked.load_tasks(inputs)[0].task
     prompt = loaded.fewshot_context(loaded.eval_docs[0], 2)
     assert prompt.count("Question: Lift") == 3
     shot, bare = asked.run(llama, tokenizer, inputs), benchmark(count=3).run(llama, tokenizer, inputs)
     assert shot.items[0].hash != bare.items[0].hash
-    with pytest.raises(ValueError, match=r"with 2 examples needs the splits \['train'\] too"):
-        benchmark(num_fewshot=2).load_task(inputs)
 
 
-def test_requests_that_make_no_sense_are_refused(benchmark, local, inputs):
+def test_requests_that_make_no_sense_are_refused_before_anything_is_read(benchmark, local):
     with pytest.raises(ValueError, match="near it are piqa/piqa"):
-        benchmark(task="piqa/piqa").__class__(**{**vars(benchmark()), "task": "piqa/pika"}).load_task(inputs)
+        HarnessTask(**{**vars(benchmark()), "task": "piqa/pika"})
     with pytest.raises(ValueError, match="no task file"):
-        HarnessTask(**{**vars(benchmark()), "task": "../../secret"}).load_task(inputs)
+        HarnessTask(**{**vars(benchmark()), "task": "../../secret"})
+    with pytest.raises(ValueError, match="no task files mmlu/nothing"):
+        HarnessTask(**{**vars(benchmark()), "task": "mmlu/nothing_{subject}"})
     with pytest.raises(ValueError, match="has no metric 'f1'; it has acc, acc_norm"):
-        benchmark(metric="f1").load_task(inputs)
+        benchmark(metric="f1")
+    with pytest.raises(ValueError, match="filter='loose' is not one of its own; use none"):
+        benchmark(filter="loose")
+    with pytest.raises(ValueError, match="`until` has no effect"):
+        benchmark(until=["."])
     with pytest.raises(ValueError, match="needs the splits"):
-        benchmark(splits={"train": local("rows", piqa_rows(2))}).load_task(inputs)
+        benchmark(splits={"train": local("rows", piqa_rows(2))})
+    with pytest.raises(ValueError, match=r"with 2 examples needs the splits \['train'\] too"):
+        benchmark(num_fewshot=2)
     with pytest.raises(ValueError, match="adapter='hub'"):
         benchmark(adapter="hub")
+    with pytest.raises(ValueError, match="average='mean' is not known; use one of documents, tasks"):
+        benchmark(average="mean")
     with pytest.raises(ValueError, match="give `revision`"):
         benchmark(splits=None)
     with pytest.raises(ValueError, match="limit=0"):
         benchmark(limit=0)
+
+
+def test_a_split_that_no_package_holds_is_refused_only_where_it_is_needed(benchmark, local):
+    absent = Absent("baber/piqa", "abc")
+    splits = {"validation": local("rows", piqa_rows(3)), "train": absent}
+    benchmark(splits=splits)
+    with pytest.raises(ValueError, match=r"'train' is needed.*hf download baber/piqa .*--revision abc .*items=mirror"):
+        benchmark(splits=splits, num_fewshot=2)
+
+
+def test_an_empty_split_and_one_with_too_few_examples_are_refused(benchmark, local, inputs):
+    with pytest.raises(ValueError, match="'validation' holds no row"):
+        benchmark(splits={"validation": local("empty", [])}).load_tasks(inputs)
+    splits = {"validation": local("rows", piqa_rows(3)), "train": local("train", piqa_rows(1))}
+    with pytest.raises(ValueError, match="'train' holds 1 rows, 2 are required"):
+        benchmark(splits=splits, num_fewshot=2).load_tasks(inputs)
 
 
 def test_an_unreadable_row_is_not_passed_over(benchmark, inputs):
@@ -155,7 +181,7 @@ def test_an_unreadable_row_is_not_passed_over(benchmark, inputs):
             yield Rejected("rows.jsonl#4", "invalid JSON")
 
     with pytest.raises(ValueError, match=r"rows\.jsonl#4 is invalid JSON"):
-        benchmark(splits={"validation": Damaged()}).load_task(inputs)
+        benchmark(splits={"validation": Damaged()}).load_tasks(inputs)
 
 
 def test_without_splits_the_hub_data_set_is_asked_for_at_its_revision(benchmark, inputs, monkeypatch):
@@ -170,8 +196,23 @@ def test_without_splits_the_hub_data_set_is_asked_for_at_its_revision(benchmark,
         )
 
     monkeypatch.setattr(datasets, "load_dataset", load_dataset)
-    loaded, numbers = benchmark(splits=None, adapter="none", revision="abc123", limit=4).load_task(inputs)
+    (hub,) = benchmark(splits=None, adapter="none", revision="abc123", limit=4).load_tasks(inputs)
     assert asked == {"path": "baber/piqa", "name": None, "revision": "abc123"}
-    assert len(numbers) == len(loaded.eval_docs) == 4
-    packaged, same = benchmark(count=6, limit=4).load_task(inputs)
-    assert same == numbers and packaged.eval_docs[0] == loaded.eval_docs[0]
+    assert len(hub.numbers) == len(hub.task.eval_docs) == 4
+    (packaged,) = benchmark(count=6, limit=4).load_tasks(inputs)
+    assert packaged.numbers == hub.numbers and packaged.task.eval_docs[0] == hub.task.eval_docs[0]
+
+
+def test_examples_out_of_the_scored_split_come_from_all_of_it(benchmark, llama, tokenizer, inputs):
+    asked = benchmark("lambada/lambada_openai", num_fewshot=1, limit=4)
+    (one,) = asked.load_tasks(inputs)
+    assert len(one.task.eval_docs) == 12 and len(one.numbers) == 4 and not one.is_cut
+    outcome = asked.run(llama, tokenizer, inputs)
+    assert [int(item.id) for item in outcome.items] == one.numbers
+    lm = HFLM(pretrained=llama, tokenizer=tokenizer, backend="causal", batch_size=1)
+    (again,) = asked.load_tasks(inputs)
+    tasks, samples = {"lambada_openai": again.task}, {"lambada_openai": one.numbers}
+    own = evaluate(lm=lm, task_dict={"tasks": tasks}, samples=samples, bootstrap_iters=0)
+    prompts = [sample["arguments"][0][0] for sample in own["samples"]["lambada_openai"]]
+    assert [item.prompt for item in outcome.items] == prompts
+    assert score(outcome.items).value == own["results"]["lambada_openai"]["acc,none"]

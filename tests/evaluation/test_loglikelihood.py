@@ -4,6 +4,7 @@ import pytest
 from lm_eval.api.instance import Instance
 from lm_eval.models.huggingface import HFLM
 
+from pipeline.evaluation.grouping import Group, Option, batches, clusters
 from pipeline.evaluation.loglikelihood import SharedPrefixLM
 
 
@@ -28,6 +29,12 @@ def options(rng, count):
     items.append([("same", " x"), ("same", " x")])
     items.append([("one token options", "a"), ("one token options", "b"), ("one token options", "c")])
     items.append([("alone", " here")])
+    examples = "Question: 42?\nAnswer: A\n\n" * 3
+    for number in range(7):  # the same examples before every item, options of one token and of several
+        context = f"{examples}Question: {words[number]} {number}?\nAnswer:"
+        items.append([(context, ending) for ending in ("A", "B", "C", "D")])
+        items.append([(context, ending) for ending in (" tree", " grows", " a")])
+        items.append([(f"{examples}{words[number]} and", " more")])
     return items
 
 
@@ -56,6 +63,32 @@ def test_a_shared_context_is_run_once(llama, tokenizer):
     lm = SharedPrefixLM(llama, tokenizer, lambda **_: None)
     lm.loglikelihood(requests(items))
     assert lm.tokens_run < 400 + 4 * 20
+
+
+def test_examples_that_items_share_are_run_once(llama, tokenizer):
+    contexts = ["x" * 400 + f"{number} is" for number in range(20)]
+    for endings in ([" a tree", " grown"], ["A", "B"]):
+        lm = SharedPrefixLM(llama, tokenizer, lambda **_: None)
+        lm.loglikelihood(requests([[(context, ending) for ending in endings] for context in contexts]))
+        assert lm.tokens_run < 400 + 20 * 30
+
+
+def test_clusters_lose_nothing_and_keep_what_is_common():
+    rng = random.Random(2)
+    stems = [[rng.randrange(9) for _ in range(size)] for size in (60, 45, 200)]
+    groups = []
+    for place in range(40):
+        stem = stems[place % 4] if place % 4 < 3 else []
+        inputs = stem + [rng.randrange(9) for _ in range(rng.randint(3, 30))]
+        groups.append(Group([Option(place, inputs, inputs[-2:])], len(inputs) - 2))
+    found = clusters(groups)
+    assert sorted(group.options[0].place for c in found for group in c.groups) == list(range(40))
+    assert {c.stem for c in found} >= {0} and sum(c.stem >= 45 for c in found) == 3
+    for cluster in found:
+        starts = {tuple(group.options[0].inputs[: cluster.stem]) for group in cluster.groups}
+        assert len(starts) <= 1 or cluster.stem == 0
+        for batch in batches(cluster, 256, 1024):
+            assert len(batch.groups) == 1 or (batch.cost <= 256 and batch.cached <= 1024)
 
 
 def test_what_is_too_long_is_cut_on_the_left_as_hflm_does(tiny, tokenizer):

@@ -65,7 +65,7 @@ def test_items_and_metrics_are_written(context):
     written = json.loads((first.directory / "items.json").read_text())
     outcome = Outcome.from_json(written)
     assert set(written) == {"metric", "higher_is_better", "items"}
-    assert set(written["items"][0]) == {"id", "hash", "numerator", "denominator"}
+    assert set(written["items"][0]) >= {"id", "hash", "numerator", "denominator"}
     assert metrics == {**score(outcome.items)._asdict(), "metric": "bits_per_byte"}
     assert metrics["n"] == 3
     assert context.seen[-1]["step"] == context.seen[-1]["total"] > 0
@@ -111,3 +111,34 @@ def test_checking_needs_no_torch():
         "assert not {'torch', 'lm_eval', 'datasets'} & set(sys.modules), 'heavy import'"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def piqa(rows, limit=None):
+    settings = {"task": "piqa/piqa", "metric": "acc_norm", "filter": None, "num_fewshot": None, "until": None}
+    settings |= {"average": "documents", "limit": limit, "adapter": "none", "revision": None}
+    source = {"_target_": "pipeline.data.documents.LocalFiles", "source": {"kind": "local", "path": str(rows)}}
+    return {"_target_": "pipeline.evaluation.harness.HarnessTask", **settings, "splits": {"validation": source}}
+
+
+def test_lm_evaluation_harness_own_loop_gives_the_same_items(context, tmp_path):
+    rows = tmp_path / "rows.jsonl"
+    lines = ({"goal": f"Lift {i}", "sol1": "Use a lever.", "sol2": "Wait.", "label": i % 2} for i in range(6))
+    rows.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    written = []
+    for backend in ({}, {"backend": "hf"}):
+        one = context.make(f"with-{len(written)}")
+        one.params = {"benchmark": piqa(rows), **backend}
+        one.locate, one.listing = lambda source: rows, lambda source: [rows.name]
+        metrics = evaluate.run(one)
+        assert metrics["n"] == 6
+        written.append(json.loads((one.directory / "items.json").read_text())["items"])
+    assert written[0] == written[1]
+
+
+def test_a_backend_that_cannot_score_a_benchmark_is_refused():
+    with pytest.raises(ValueError, match="HeldOutText needs the model in this process"):
+        evaluate.check({"benchmark": BENCHMARK, "backend": "vllm"}, {})
+    with pytest.raises(ValueError, match="name it for each model of the run"):
+        evaluate.check({"benchmark": piqa("rows"), "backend": "endpoint", "served_model": None}, {})
+    with pytest.raises(ValueError, match="near it are piqa/piqa"):
+        evaluate.check({"benchmark": {**piqa("rows"), "task": "piqa/pika"}}, {})

@@ -1,0 +1,214 @@
+"""A model behind an OpenAI-compatible server (`POST <url>/completions`), such as vLLM's: scores and texts.
+
+Prompts are sent as tokens of the model's own tokenizer, so what the server is asked is what the model here would see. A
+server that serves other weights, or in another precision, gives other numbers: that is why a result names its backend.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+import requests
+from lm_eval.api.model import TemplateLM
+
+from pipeline.evaluation.endpoint import PASSING, SHOWN, Endpoint, RefusedError, UnreachableError, UnusableError
+from pipeline.evaluation.generation import check, cut, occurrences, row_seed
+
+T = TypeVar("T")
+R = TypeVar("R")
+_SEEDS = 1 << 31  # servers take a signed 32-bit seed
+
+
+@dataclass(frozen=True)
+class CompletionModel:
+    """A model at an endpoint.
+
+    Attributes:
+        model: the name that the server knows it by.
+        endpoint: how it is reached.
+        sleep: waits so many seconds.
+    """
+
+    model: str
+    endpoint: Endpoint
+    sleep: Callable[[float], None] = time.sleep
+
+    def ask(self, accept: Callable[[list[dict[str, Any]]], R], **body: Any) -> R:
+        """What `accept` makes of the choices of one completion request; it raises UnusableError if they will not do.
+
+        Raises:
+            RefusedError: the request can never succeed.
+            UnusableError: answers came, but none that would do.
+            UnreachableError: no attempt was answered.
+        """
+        failure: Exception | None = None
+        for attempt in range(self.endpoint.num_attempts):
+            if attempt:
+                self.sleep(min(self.endpoint.wait_s * 2 ** (attempt - 1), self.endpoint.max_wait_s))
+            try:
+                response = self._post(body)
+                if response.status_code == 200:
+                    return accept(_choices(response))
+                failure = UnreachableError(f"HTTP {response.status_code}: {response.text[:SHOWN]}")
+            except (requests.RequestException, UnusableError) as error:
+                failure = error
+        if isinstance(failure, UnusableError):
+            raise failure
+        raise UnreachableError(
+            f"{self.endpoint.url} gave no answer in {self.endpoint.num_attempts} attempts: {str(failure)[:SHOWN]}"
+        ) from None  # the cause could repeat the key
+
+    def each(self, task: Callable[[T], R], jobs: Sequence[T], progress: Callable[..., None], note: str) -> list[R]:
+        """`task` over all jobs, so many at once as the endpoint allows, in order."""
+        results = []
+        with ThreadPoolExecutor(self.endpoint.num_parallel) as pool:
+            try:
+                for result in pool.map(task, jobs):
+                    results.append(result)
+                    progress(step=len(results), total=len(jobs), note=note)
+            except BaseException:
+                pool.shutdown(cancel_futures=True)
+                raise
+        return results
+
+    def _post(self, body: dict[str, Any]) -> requests.Response:
+        key = self.endpoint.key()
+        response = requests.post(
+            f"{self.endpoint.url.rstrip('/')}/completions",
+            json={"model": self.model, **body},
+            headers={"Authorization": f"Bearer {key}"} if key else {},
+            timeout=self.endpoint.timeout_s,
+            allow_redirects=False,  # a key is meant for the address it was given for
+        )
+        status = response.status_code
+        if status != 200 and status < 500 and status not in PASSING:
+            text = response.text.replace(key, "***") if key else response.text
+            raise RefusedError(f"{self.endpoint.url} refused with HTTP {status}: {text[:SHOWN]}")
+        return response
+
+
+def _choices(response: requests.Response) -> list[dict[str, Any]]:
+    try:
+        return sorted(response.json()["choices"], key=lambda choice: choice.get("index", 0))
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise UnusableError(f"the reply is no completion: {response.text[:SHOWN]!r}") from error
+
+
+class RemoteGenerator:
+    """Generation by a server: see `pipeline.evaluation.generation.Generator`."""
+
+    def __init__(
+        self, model: CompletionModel, tokenizer: Any, window: int, progress: Callable[..., None] = lambda **_: None
+    ) -> None:
+        self._model, self._tokenizer, self._window, self._progress = model, tokenizer, window, progress
+
+    def generate(
+        self,
+        prompts: list[str],
+        stop: list[str],
+        max_new_tokens: int,
+        temperature: float,
+        top_p: float,
+        num_samples: int,
+        seed: int,
+    ) -> list[list[str]]:
+        """See `Generator`. Raises what `CompletionModel.ask` raises, too."""
+        check(max_new_tokens, temperature, top_p, num_samples)
+        count = num_samples if temperature else 1
+        encoded = [self._tokenizer(prompt)["input_ids"][-(self._window - max_new_tokens) :] for prompt in prompts]
+        seeds = [row_seed(seed, p, o, 0) % _SEEDS for p, o in zip(prompts, occurrences(prompts), strict=True)]
+
+        def ask(job: tuple[list[int], int]) -> list[str]:
+            tokens, own_seed = job
+            settings = {"temperature": temperature, "top_p": top_p, "n": count, "seed": own_seed}
+            return self.complete(tokens, stop, max_new_tokens, count, **settings)
+
+        texts = self._model.each(ask, list(zip(encoded, seeds, strict=True)), self._progress, "answers written")
+        return [row * (num_samples // count) for row in texts]
+
+    def complete(self, tokens: list[int], stop: Sequence[str], length: int, count: int, **settings: Any) -> list[str]:
+        """`count` texts after a prompt of tokens, each cut before the first of `stop`."""
+
+        def accept(choices: list[dict[str, Any]]) -> list[str]:
+            texts = [choice.get("text") for choice in choices]
+            if len(texts) != count or not all(isinstance(text, str) for text in texts):
+                raise UnusableError(f"the reply has {len(texts)} texts, {count} were asked for")
+            return [cut(str(text), stop) for text in texts]
+
+        stops = {"stop": list(stop)} if stop else {}
+        return self._model.ask(accept, prompt=tokens, max_tokens=length, **stops, **settings)
+
+
+class RemoteLM(TemplateLM):
+    """lm-evaluation-harness' model interface over a server that echoes a prompt with its log-probabilities.
+
+    Encoding is that of lm-evaluation-harness' Hugging Face model. `loglikelihood_rolling` is not offered.
+    """
+
+    def __init__(self, model: CompletionModel, tokenizer: Any, window: int, progress: Callable[..., None]) -> None:
+        super().__init__()
+        self.tokenizer, self._model, self._window, self._progress = tokenizer, model, window, progress
+
+    @property
+    def eot_token_id(self) -> int:
+        """The token that ends a text."""
+        return self.tokenizer.eos_token_id
+
+    @property
+    def prefix_token_id(self) -> int:
+        """What stands before a continuation without a context."""
+        bos = self.tokenizer.bos_token_id
+        return self.eot_token_id if bos is None else bos
+
+    def tok_encode(self, string: str, add_special_tokens: bool | None = None, **_: Any) -> list[int]:
+        """Tokens of a text; BOS as the tokenizer puts it, and never twice."""
+        first = self.tokenizer.decode([self.prefix_token_id])
+        if add_special_tokens is None and string.startswith(first):
+            add_special_tokens = False
+        options = {} if add_special_tokens is None else {"add_special_tokens": add_special_tokens}
+        return self.tokenizer.encode(string, **options)
+
+    def _loglikelihood_tokens(self, requests: Any, disable_tqdm: bool = True, **_: Any) -> list[tuple[float, bool]]:
+        jobs = [(context + continuation, len(continuation)) for _, context, continuation in requests]
+        return self._model.each(self._scored, jobs, self._progress, "options scored")
+
+    def _scored(self, job: tuple[list[int], int]) -> tuple[float, bool]:
+        tokens, count = job[0][-(self._window - 1) :], job[1]  # the server writes one token more
+
+        def accept(choices: list[dict[str, Any]]) -> tuple[float, bool]:
+            try:
+                logprobs = choices[0]["logprobs"]
+                values = logprobs["token_logprobs"][len(tokens) - count : len(tokens)]
+                best = [max(top.values()) for top in logprobs["top_logprobs"][len(tokens) - count : len(tokens)]]
+            except (KeyError, TypeError, IndexError, AttributeError, ValueError) as error:
+                raise UnusableError("the reply echoes no log-probabilities of the prompt") from error
+            if len(values) != count or any(value is None for value in values):
+                raise UnusableError(f"the reply has log-probabilities of {len(values)} tokens, {count} are needed")
+            return float(sum(values)), all(a >= b for a, b in zip(values, best, strict=True))
+
+        asked = {"max_tokens": 1, "temperature": 0.0, "logprobs": 1, "echo": True}
+        return self._model.ask(accept, prompt=tokens, **asked)
+
+    def generate_until(self, requests: Any, disable_tqdm: bool = True) -> list[str]:
+        """The text after each request's context, up to one of its stops or the end-of-text token."""
+        from lm_eval.models.utils import normalize_gen_kwargs
+
+        generator = RemoteGenerator(self._model, self.tokenizer, self._window)
+        eos = self.tokenizer.decode([self.eot_token_id])
+
+        def ask(request: Any) -> str:
+            settings: dict[str, Any] = dict(normalize_gen_kwargs(request.args[1], 256))
+            until, length = [*settings.pop("until", []), eos], settings.pop("max_gen_toks")
+            tokens = self.tok_encode(request.args[0])[-(self._window - length) :]
+            named = {key: settings[key] for key in ("temperature", "top_p") if key in settings}
+            return generator.complete(tokens, until, length, 1, **{"temperature": 0.0, **named})[0]
+
+        return self._model.each(ask, list(requests), self._progress, "answers written")
+
+    def loglikelihood_rolling(self, requests: Any, disable_tqdm: bool = True) -> list[float]:
+        """Raises NotImplementedError: text is scored with the model in this process."""
+        raise NotImplementedError("rolling log-likelihoods need the model in this process: evaluate.backend=local")
