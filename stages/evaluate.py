@@ -22,7 +22,10 @@ SHARED_ROLE = "model"  # nodes with the same model run in one worker, so that it
 
 def check(params: dict[str, Any], facts: dict[str, Any]) -> None:
     """Raise ValueError if the benchmark's settings make no sense, or its window is longer than the model's."""
-    window, longest = getattr(_benchmark(params["benchmark"]), "window", 0), facts.get("max_position_embeddings")
+    benchmark = _benchmark(params["benchmark"])
+    if "launch" in facts and hasattr(benchmark, "check_isolation"):
+        benchmark.check_isolation(facts["launch"]["isolation"])
+    window, longest = getattr(benchmark, "window", 0), facts.get("max_position_embeddings")
     if longest and window > longest:
         raise ValueError(f"window={window} is longer than the model's {longest} positions; use at most {longest}")
 
@@ -34,12 +37,20 @@ def run(context: worker.Context) -> dict[str, Any]:
 
     if not context.is_main:
         return {}
+    benchmark, directory = _benchmark(context.params["benchmark"]), model_dir(context.inputs["model"])
+    inputs = Inputs(context.locate, context.listing, context.inputs.get("data"), context.progress, **_judging(context))
+    if prepare := getattr(benchmark, "prepare", None):  # what can be refused before a large model is loaded
+        prepare(directory, inputs)
     context.progress(note="loading the model")
-    model, tokenizer = _model(str(model_dir(context.inputs["model"])))
-    inputs = Inputs(context.locate, context.listing, context.inputs.get("data"), context.progress)
-    outcome = _benchmark(context.params["benchmark"]).run(model, tokenizer, inputs)
+    model, tokenizer = _model(str(directory))
+    outcome = benchmark.run(model, tokenizer, inputs)
     (context.directory / "items.json").write_text(json.dumps(outcome.to_json(), ensure_ascii=False) + "\n")
-    return {**score(outcome.items)._asdict(), "metric": outcome.metric}
+    return {**outcome.also, **score(outcome.items)._asdict(), "metric": outcome.metric}
+
+
+def _judging(context: worker.Context) -> dict[str, Any]:
+    launch = context.launch
+    return {"isolation": launch["isolation"], "workers": launch["judges"]} if "isolation" in launch else {}
 
 
 def _benchmark(settings: Mapping[str, Any]) -> Benchmark:

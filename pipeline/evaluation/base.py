@@ -9,8 +9,8 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
@@ -21,12 +21,25 @@ HASH_LENGTH = 16
 
 @dataclass(frozen=True)
 class Item:
-    """One scored unit. `hash` is taken over the content that was scored: equal ids cannot hide unequal items."""
+    """One scored unit.
+
+    Attributes:
+        id, hash: its name, and a hash of the content that was scored: equal ids cannot hide unequal items.
+        numerator, denominator: what it adds to the score.
+        category: the part of the benchmark that it belongs to, or nothing.
+        prompt, answer, gold: what the model was given, what it answered and what is right, for people to read.
+        parts: further ratios by name, (numerator, denominator) each: a turn of several, a range of positions.
+    """
 
     id: str
     hash: str
     numerator: float
     denominator: float
+    category: str = ""
+    prompt: str = ""
+    answer: str = ""
+    gold: str = ""
+    parts: Mapping[str, tuple[float, float]] = field(default_factory=dict)
 
 
 class Score(NamedTuple):
@@ -39,11 +52,17 @@ class Score(NamedTuple):
 
 @dataclass(frozen=True)
 class Outcome:
-    """The items of one model on one benchmark. Raises ValueError if there are none or an id occurs twice."""
+    """The items of one model on one benchmark. Raises ValueError if there are none or an id occurs twice.
+
+    `notes` are sentences that must be read with the score, such as how many answers could not be judged. `also` holds
+    further numbers over the same items, by name, that are no ratio of sums, such as a macro-F1.
+    """
 
     metric: str
     higher_is_better: bool
     items: tuple[Item, ...]
+    notes: tuple[str, ...] = ()
+    also: Mapping[str, float] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if not self.items:
@@ -77,12 +96,16 @@ class Inputs:
         listing: turns a local source mapping into the names of the files it means.
         data: a data artifact, for benchmarks on held-out documents.
         progress: called with step, total and note.
+        isolation: how far programs that a model wrote must be shut in (`pipeline.evaluation.sandbox.LEVELS`).
+        workers: such programs at once; None is as many as there are cores.
     """
 
     locate: Locate
     listing: Listing
     data: Path | None = None
     progress: Callable[..., None] = _no_progress
+    isolation: str = "full"
+    workers: int | None = None
 
 
 class Benchmark(Protocol):

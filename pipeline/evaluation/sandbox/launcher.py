@@ -1,0 +1,186 @@
+"""One program, one launcher: a small process outside the sandbox that starts it, watches it and ends it.
+
+Reads the job as JSON from its standard input and answers on its standard output: {"failure": text} if isolation or a
+limit could not be set up, else the fields of `Ran`. It runs with nothing but the standard library, so that it starts in
+a few hundredths of a second and holds nothing worth stealing.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import json
+import os
+import select
+import shutil
+import signal
+import sys
+import tempfile
+import time
+from collections.abc import Mapping
+from typing import Any
+
+from pipeline.evaluation.sandbox import kernel, processes, room, usage
+
+_TICK_S = 0.02  # how often memory is looked at
+_CHANNEL_BYTES = 4096
+_HIGH = 32  # descriptors that no child takes for one of its own
+_CPU_SLACK_S = 0.5  # the kernel kills for CPU time at its own ticks
+_PIPES = ("stdout", "stderr", "channel", "status")
+
+
+class _SpentError(Exception):
+    """A limit is used up: which outcome that is, and in which words."""
+
+
+class _Watch:
+    """Collects what the program writes and raises _SpentError when it used up a limit."""
+
+    def __init__(self, job: Mapping[str, Any], readers: dict[str, int], root: int) -> None:
+        limits = job["limits"]
+        self._limits, self._readers, self._root = limits, readers, root
+        self._deadline = time.monotonic() + limits["wall_s"]
+        self._room = {"stdout": limits["output_kb"] << 10, "stderr": limits["output_kb"] << 10}
+        self.found = {name: bytearray() for name in readers}
+
+    def until_end(self) -> None:
+        """Read until the end of the program, or of the process that reports it, is known."""
+        while b"ended " not in self.found["status"] and "status" in self._readers:
+            left = self._deadline - time.monotonic()
+            if left <= 0:
+                raise _SpentError("timeout", f"{self._limits['wall_s']:g} s of wall time are over")
+            self._check_memory()
+            self.read(min(left, _TICK_S))
+
+    def read(self, patience_s: float) -> bool:
+        """Take in what is there. Returns False if nothing came."""
+        names = {descriptor: name for name, descriptor in self._readers.items()}
+        ready = select.select(list(names), [], [], patience_s)[0]
+        for descriptor in ready:
+            data = os.read(descriptor, 1 << 16)
+            if not data:
+                os.close(self._readers.pop(names[descriptor]))
+            self._keep(names[descriptor], data)
+        return bool(ready)
+
+    def _keep(self, name: str, data: bytes) -> None:
+        kept, most = self.found[name], self._room.get(name, _CHANNEL_BYTES)
+        kept += data[: most - len(kept)]
+        if name in self._room and len(data) and len(kept) >= most:
+            raise _SpentError("output", f"more than {most >> 10} KiB of {name}")
+
+    def _check_memory(self) -> None:
+        held, most = usage.held_bytes(self._root), self._limits["memory_mb"] << 20
+        if held > most:
+            raise _SpentError("memory", f"its processes hold {held >> 20} MiB, {most >> 20} MiB are allowed")
+
+
+def run(job: dict[str, Any]) -> dict[str, Any]:
+    """Run the job's program to its end. Raises OSError or RuntimeError if it could not be isolated."""
+    started = time.monotonic()
+    if job["namespaces"]:
+        processes.enter_namespaces()
+    if not (job["namespaces"] and usage.counts_per_namespace()):
+        user = processes.NOBODY if os.geteuid() == 0 else os.getuid()
+        job["limits"]["processes"] += usage.tasks_of(user)
+    kernel.die_with_parent()
+    kernel.prctl(kernel.PR_SET_CHILD_SUBREAPER, 1)
+    readers, files = _pipes(job)
+    root = (processes.start_init if job["namespaces"] else processes.start_guard)(job, files)
+    for descriptor in files.values():
+        os.close(descriptor)
+    watch = _Watch(job, readers, root)
+    stopped = _supervised(watch)
+    with contextlib.suppress(_SpentError):
+        while readers and watch.read(0):
+            continue
+    return {**_judged(job, watch.found, stopped), "wall_s": time.monotonic() - started}
+
+
+def _supervised(watch: _Watch) -> tuple[str, str] | None:
+    """Let the program run. Returns why it was ended from here, or None; in any case nothing of it lives on."""
+    try:
+        watch.until_end()
+    except _SpentError as stop:
+        return stop.args[0], stop.args[1]
+    finally:
+        processes.end_all()
+    return None
+
+
+def _pipes(job: Mapping[str, Any]) -> tuple[dict[str, int], dict[str, int]]:
+    """Ends to read from here and ends for the children, all above the numbers that the program gets them as."""
+    readers, files = {}, {}
+    for name in _PIPES:
+        readers[name], files[name] = map(_raised, os.pipe())
+    files["stdin"] = _holding(job["stdin"].encode("utf-8", "surrogatepass"))
+    files["job"] = _holding(job["token"].encode() + job["program"].encode("utf-8", "surrogatepass"))
+    return readers, files
+
+
+def _raised(descriptor: int) -> int:
+    raised = fcntl.fcntl(descriptor, fcntl.F_DUPFD_CLOEXEC, _HIGH)
+    os.close(descriptor)
+    return raised
+
+
+def _holding(data: bytes) -> int:
+    """A descriptor that reads `data`, from memory that has no name."""
+    descriptor = os.memfd_create("job")
+    with os.fdopen(os.dup(descriptor), "wb") as stream:
+        stream.write(data)
+    os.lseek(descriptor, 0, os.SEEK_SET)
+    return _raised(descriptor)
+
+
+def _judged(job: Mapping[str, Any], found: Mapping[str, bytes], stopped: Any) -> dict[str, Any]:
+    status = found["status"].decode("utf-8", "replace")
+    for line in status.splitlines():
+        if line.startswith("error: "):
+            raise RuntimeError(line.removeprefix("error: "))
+    outcome, error = stopped or _ending(job, status, bytes(found["channel"]))
+    texts = {name: found[name].decode("utf-8", "replace") for name in ("stdout", "stderr")}
+    return {"outcome": outcome, "error": error, **texts}
+
+
+def _ending(job: Mapping[str, Any], status: str, channel: bytes) -> tuple[str, str]:
+    """What a program that ended by itself did: by its own words only if they carry the token."""
+    _, token, said = channel.partition(job["token"].encode())
+    if token:
+        outcome, _, error = said.decode("utf-8", "replace").partition(" ")
+        if outcome in ("finished", "raised", "memory"):
+            return outcome, error
+    if "ended " not in status:
+        return "killed", "the sandbox's first process was killed with it"
+    code, cpu_s = status.rpartition("ended ")[2].split()
+    if not os.WIFSIGNALED(int(code)):
+        return "exited", f"left with status {os.waitstatus_to_exitcode(int(code))} before its end"
+    number = os.WTERMSIG(int(code))
+    if number in (signal.SIGKILL, signal.SIGXCPU) and float(cpu_s) > job["limits"]["cpu_s"] - _CPU_SLACK_S:
+        return "timeout", f"{job['limits']['cpu_s']} s of CPU time are over"
+    return "killed", f"signal {number}"
+
+
+def _run_in_directory(job: dict[str, Any]) -> dict[str, Any]:
+    """Run in a temporary directory of this machine's, for want of a room."""
+    home = tempfile.mkdtemp(prefix="judged-")
+    try:
+        if os.geteuid() == 0:
+            os.chown(home, processes.NOBODY, processes.NOBODY)
+        return run({**job, "home": home})
+    finally:
+        shutil.rmtree(home, ignore_errors=True)
+
+
+def main() -> None:
+    """Answer one job."""
+    job = json.load(sys.stdin)
+    try:
+        answer = run({**job, "home": room.SCRATCH}) if job["namespaces"] else _run_in_directory(job)
+    except (OSError, RuntimeError) as error:
+        answer = {"failure": str(error)}
+    json.dump(answer, sys.stdout)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,113 @@
+"""Runs programs that nobody has read, several at once, at a level of isolation that is known."""
+
+from __future__ import annotations
+
+import json
+import os
+import secrets
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+from pipeline.evaluation.sandbox import levels, seccomp
+from pipeline.evaluation.sandbox.interpreter import this_interpreter
+from pipeline.evaluation.sandbox.limits import Limits, Ran
+
+_ROOT = Path(__file__).parents[3]
+_START = f"import sys; sys.path.append({str(_ROOT)!r}); from pipeline.evaluation.sandbox.launcher import main; main()"
+_RUNNER = Path(__file__).with_name("program.py")
+_PATIENCE_S = 60.0  # beyond a program's own time: for starting, and for a machine that is busy with others
+_TOKEN_BYTES = 16  # as 32 hexadecimal digits
+
+
+class SandboxError(RuntimeError):
+    """The sandbox itself failed: never the fault of the program that was to run."""
+
+
+class Sandbox:
+    """A place for programs that nobody has read.
+
+    Every program gets a launcher, namespaces and an interpreter of its own, so none meets what another left behind.
+
+    Args:
+        limits: what one program may use.
+        required: the weakest level of `LEVELS` that is good enough; a stronger one is used where the machine has it.
+        workers: programs at once; null: as many as there are cores.
+
+    Attributes:
+        level: the level that is in force.
+
+    Raises:
+        SandboxError: the required level cannot be reached; the text says why, and what to change.
+        ValueError: the level is not known, or a package of the limits is not installed.
+    """
+
+    def __init__(self, limits: Limits, required: str, workers: int | None) -> None:
+        self.limits, self.workers = limits, workers or len(os.sched_getaffinity(0))
+        self._interpreter = this_interpreter(tuple(limits.packages)).to_json()
+        self._runner = _RUNNER.read_text(encoding="utf-8")
+        self.level = self._reach(required)
+
+    def run(self, program: str, stdin: str = "") -> Ran:
+        """Run one program to its end or its limit. Raises SandboxError if the sandbox fails."""
+        answer = self._answer(self.level, program, stdin)
+        if "failure" in answer:
+            raise SandboxError(f"a sandbox that worked before (isolation={self.level}) failed: {answer['failure']}")
+        return Ran(**answer)
+
+    def run_all(self, programs: Sequence[str], done: Callable[[int], None] = lambda count: None) -> list[Ran]:
+        """What came of each program, in order. `done` is called with the number of programs that ended so far."""
+        with ThreadPoolExecutor(self.workers) as pool:
+            running = [pool.submit(self.run, program) for program in programs]
+            results = []
+            try:
+                for count, future in enumerate(running, 1):
+                    results.append(future.result())
+                    done(count)
+            except BaseException:
+                pool.shutdown(wait=True, cancel_futures=True)
+                raise
+        return results
+
+    def _reach(self, required: str) -> str:
+        failures: dict[str, str] = {}
+        for level in levels.allowed(required):
+            if (failure := self._try(level)) is None:
+                return level
+            failures[level] = failure
+        lower = [level for level in levels.LEVELS if level not in failures]
+        reached = next((level for level in lower if self._try(level) is None), None)
+        raise SandboxError(levels.refusal(required, failures, reached))
+
+    def _try(self, level: str) -> str | None:
+        """Why a level does not work here, or None if a program ran in it."""
+        if levels.traits(level)["filter"] and not seccomp.supported():
+            return f"no system call filter is known for {os.uname().machine}"
+        answer = self._answer(level, "", "")
+        if "failure" in answer:
+            return str(answer["failure"])
+        return None if answer["outcome"] == "finished" else f"an empty program {answer['outcome']}: {answer['error']}"
+
+    def _answer(self, level: str, program: str, stdin: str) -> dict[str, Any]:
+        job = {
+            **levels.traits(level),
+            "program": program,
+            "stdin": stdin,
+            "limits": self.limits.to_json(),
+            "interpreter": self._interpreter,
+            "runner": self._runner,
+            "token": secrets.token_hex(_TOKEN_BYTES),
+        }
+        command = [sys.executable, "-I", "-S", "-c", _START]
+        try:
+            launcher = subprocess.run(
+                command, input=json.dumps(job).encode(), capture_output=True, env={}, cwd="/",
+                timeout=self.limits.wall_s + _PATIENCE_S,
+            )  # fmt: skip
+            answer: dict[str, Any] = json.loads(launcher.stdout)
+        except (subprocess.TimeoutExpired, ValueError) as error:
+            raise SandboxError(f"the launcher of a sandbox gave no answer: {error}") from error
+        return answer
