@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.evaluation.sandbox import Limits, Sandbox, SandboxError, levels, pool, seccomp
+from pipeline.evaluation.sandbox import Limits, Sandbox, SandboxError, levels, pool, remote, seccomp
 from pipeline.evaluation.sandbox.interpreter import this_interpreter
 
 LIMITS = Limits(cpu_s=1, wall_s=6.0, memory_mb=256, processes=12, scratch_mb=4, output_kb=64, packages=())
@@ -443,10 +443,11 @@ def test_a_stronger_level_is_taken_where_there_is_one(full):
 
 
 def test_a_broken_sandbox_is_no_wrong_answer(full, monkeypatch):
-    monkeypatch.setattr(pool, "_START", "import sys; sys.exit(1)")
+    monkeypatch.setattr(remote, "START", "import sys; sys.exit(1)")
+    full.close()
     with pytest.raises(SandboxError, match="gave no answer"):
         full.run("print(1)")
-    monkeypatch.setattr(pool, "_START", 'print(\'{"failure": "mount: no"}\')')
+    monkeypatch.setattr(remote, "START", 'print(\'{"failure": "mount: no"}\')')
     with pytest.raises(SandboxError, match="mount: no"):
         full.run_all(["print(1)"] * 3)
 
@@ -487,3 +488,18 @@ print(sandbox.level, sandbox.run("import os; print(os.getuid())").stdout, sandbo
     if "SyntaxError" in ran.stderr or "cannot import" in ran.stderr:
         pytest.skip("that interpreter is older than this project's")
     assert ran.stdout.split()[:3] == ["full", "1000", "FileNotFoundError:"], ran.stderr
+
+
+@pytest.mark.skipif(shutil.which("bwrap") is None, reason="bubblewrap is not installed")
+def test_bubblewrap_gives_the_same_room(monkeypatch):
+    if os.geteuid() == 0:
+        pytest.skip("bubblewrap is used only where an ordinary user may not make namespaces")
+    monkeypatch.setattr(levels, "ways", lambda level: [{"walls": "bubblewrap", "filter": True}])
+    sandbox = at("full")
+    assert sandbox.run("import os; print(os.getuid(), os.getcwd())").stdout == "1000 /scratch\n"
+    assert sandbox.run("while True: pass").error == "1 s of CPU time are over"
+    assert sandbox.run("import os; os.abort()").error == "signal 6"
+    assert sandbox.run("open('/etc/passwd')").error.startswith("FileNotFoundError")
+    assert sandbox.run("import socket; socket.socket()").error.startswith("PermissionError")
+    assert sandbox.run("bytearray(100 << 30)").outcome == "memory"
+    still_works(sandbox)

@@ -29,6 +29,17 @@ BENCHMARK = {
     "max_tokens": None,
 }
 
+CODE = {
+    "_target_": "pipeline.evaluation.code.CodeBenchmark",
+    "rows": {"_target_": "pipeline.data.documents.LocalFiles"},
+    "form": {"_target_": "pipeline.evaluation.problems.HumanEval", "stop": [], "strip_prompt": True},
+    "limits": {
+        "_target_": "pipeline.evaluation.sandbox.Limits", "cpu_s": 1, "wall_s": 5.0, "memory_mb": 256, "processes": 8,
+        "scratch_mb": 4, "output_kb": 64, "packages": [],
+    },
+    "limit": None, "num_samples": 1, "k": [1], "temperature": 0.0, "top_p": 1.0, "max_new_tokens": 4, "seed": 0,
+}  # fmt: skip
+
 
 @pytest.fixture
 def context(tmp_path):
@@ -65,7 +76,7 @@ def test_items_and_metrics_are_written(context):
     written = json.loads((first.directory / "items.json").read_text())
     outcome = Outcome.from_json(written)
     assert set(written) == {"metric", "higher_is_better", "items"}
-    assert set(written["items"][0]) == {"id", "hash", "numerator", "denominator"}
+    assert set(written["items"][0]) >= {"id", "hash", "numerator", "denominator"}
     assert metrics == {**score(outcome.items)._asdict(), "metric": "bits_per_byte"}
     assert metrics["n"] == 3
     assert context.seen[-1]["step"] == context.seen[-1]["total"] > 0
@@ -111,3 +122,24 @@ def test_checking_needs_no_torch():
         "assert not {'torch', 'lm_eval', 'datasets'} & set(sys.modules), 'heavy import'"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_programs_are_refused_where_no_model_was_loaded_yet(context, monkeypatch):
+    """In the driver's check, and again in the worker: a machine that cannot isolate costs no training."""
+    from pipeline.evaluation.sandbox import Sandbox
+
+    monkeypatch.setattr(Sandbox, "_try", lambda self, level: None if level == "limits" else "unshare: not permitted")
+    rows = context.make("rows").directory / "rows.jsonl"
+    problem = {"task_id": 0, "prompt": "p", "canonical_solution": "s", "test": "t", "entry_point": "e"}
+    rows.write_text(json.dumps(problem))
+    params = {"benchmark": {**CODE, "rows": {**CODE["rows"], "source": {"kind": "local", "path": str(rows)}}}}
+    with pytest.raises(ValueError, match="isolation=full or not at all"):
+        evaluate.check(params, {"launch": {"isolation": "full"}})
+    evaluate.check(params, {"launch": {"isolation": "limits"}})
+    evaluate.check(params, {})
+    worker = context.make("worker")
+    worker.params, worker.launch = params, {"isolation": "full", "judges": 1}
+    worker.locate, worker.listing = (lambda source: rows), (lambda source: [rows.name])
+    monkeypatch.setattr(evaluate, "_model", lambda directory: pytest.fail("the model was loaded"))
+    with pytest.raises(RuntimeError, match="unshare: not permitted"):
+        evaluate.run(worker)

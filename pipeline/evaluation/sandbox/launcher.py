@@ -1,8 +1,8 @@
-"""One program, one launcher: a small process outside the sandbox that starts it, watches it and ends it.
+"""A small process outside the sandbox that starts programs one after another, watches them and ends them.
 
-Reads the job as JSON from its standard input and answers on its standard output: {"failure": text} if isolation or a
-limit could not be set up, else the fields of `Ran`. It runs with nothing but the standard library, so that it starts in
-a few hundredths of a second and holds nothing worth stealing.
+Reads a job a line, as JSON, from its standard input and answers each with a line on its standard output: {"failure":
+text} if isolation or a limit could not be set up, else the fields of `Ran`. It runs with nothing but the standard
+library: the process that holds the model is never forked, and there is nothing worth stealing here.
 """
 
 from __future__ import annotations
@@ -12,20 +12,17 @@ import fcntl
 import json
 import os
 import select
-import shutil
 import signal
 import sys
-import tempfile
 import time
 from collections.abc import Mapping
 from typing import Any
 
-from pipeline.evaluation.sandbox import kernel, processes, room, usage
+from pipeline.evaluation.sandbox import bubblewrap, kernel, processes, room, usage
 
 _TICK_S = 0.02  # how often memory is looked at
 _CHANNEL_BYTES = 4096
 _HIGH = 32  # descriptors that no child takes for one of its own
-_CPU_SLACK_S = 0.5  # the kernel kills for CPU time at its own ticks
 _PIPES = ("stdout", "stderr", "channel", "status")
 
 
@@ -78,15 +75,16 @@ class _Watch:
 def run(job: dict[str, Any]) -> dict[str, Any]:
     """Run the job's program to its end. Raises OSError or RuntimeError if it could not be isolated."""
     started = time.monotonic()
-    if job["namespaces"]:
+    own = job["walls"] == "own"
+    if own:
         processes.enter_namespaces()
-    if not (job["namespaces"] and usage.counts_per_namespace()):
+    if not (own and usage.counts_per_namespace()):
         user = processes.NOBODY if os.geteuid() == 0 else os.getuid()
         job["limits"]["processes"] += usage.tasks_of(user)
     kernel.die_with_parent()
     kernel.prctl(kernel.PR_SET_CHILD_SUBREAPER, 1)
     readers, files = _pipes(job)
-    root = (processes.start_init if job["namespaces"] else processes.start_guard)(job, files)
+    root = (processes.start_init if own else processes.start_guard)(job, files)
     for descriptor in files.values():
         os.close(descriptor)
     watch = _Watch(job, readers, root)
@@ -133,36 +131,42 @@ def _holding(data: bytes) -> int:
     return _raised(descriptor)
 
 
-def _judged(job: Mapping[str, Any], found: Mapping[str, bytes], stopped: Any) -> dict[str, Any]:
+def _judged(job: Mapping[str, Any], found: Mapping[str, bytearray], stopped: Any) -> dict[str, Any]:
     status = found["status"].decode("utf-8", "replace")
     for line in status.splitlines():
         if line.startswith("error: "):
             raise RuntimeError(line.removeprefix("error: "))
-    outcome, error = stopped or _ending(job, status, bytes(found["channel"]))
     texts = {name: found[name].decode("utf-8", "replace") for name in ("stdout", "stderr")}
+    words = bytes(found["channel"]).split(job["token"].encode())[1:]
+    if not words and not stopped:
+        raise RuntimeError(f"the interpreter did not start; {texts['stderr'].strip()[-300:] or status.strip()}")
+    outcome, error = stopped or _ending(job, status, words)
     return {"outcome": outcome, "error": error, **texts}
 
 
-def _ending(job: Mapping[str, Any], status: str, channel: bytes) -> tuple[str, str]:
-    """What a program that ended by itself did: by its own words only if they carry the token."""
-    _, token, said = channel.partition(job["token"].encode())
-    if token:
-        outcome, _, error = said.decode("utf-8", "replace").partition(" ")
+def _ending(job: Mapping[str, Any], status: str, words: list[bytes]) -> tuple[str, str]:
+    """What a program that ended by itself did: by the second of the words that carry the token, if it is there."""
+    if len(words) > 1:
+        outcome, _, error = words[1].decode("utf-8", "replace").partition(" ")
         if outcome in ("finished", "raised", "memory"):
             return outcome, error
     if "ended " not in status:
         return "killed", "the sandbox's first process was killed with it"
-    code, cpu_s = status.rpartition("ended ")[2].split()
-    if not os.WIFSIGNALED(int(code)):
-        return "exited", f"left with status {os.waitstatus_to_exitcode(int(code))} before its end"
-    number = os.WTERMSIG(int(code))
-    if number in (signal.SIGKILL, signal.SIGXCPU) and float(cpu_s) > job["limits"]["cpu_s"] - _CPU_SLACK_S:
+    wait_status, cpu_s = status.rpartition("ended ")[2].split()
+    code = os.waitstatus_to_exitcode(int(wait_status))
+    number = bubblewrap.signal_of(code) if job["walls"] == "bubblewrap" else max(-code, 0)
+    if not number:
+        return "exited", f"left with status {code} before its end"
+    if number == signal.SIGXCPU or (number == signal.SIGKILL and float(cpu_s) > job["limits"]["cpu_s"]):
         return "timeout", f"{job['limits']['cpu_s']} s of CPU time are over"
     return "killed", f"signal {number}"
 
 
 def _run_in_directory(job: dict[str, Any]) -> dict[str, Any]:
     """Run in a temporary directory of this machine's, for want of a room."""
+    import shutil
+    import tempfile
+
     home = tempfile.mkdtemp(prefix="judged-")
     try:
         if os.geteuid() == 0:
@@ -172,14 +176,29 @@ def _run_in_directory(job: dict[str, Any]) -> dict[str, Any]:
         shutil.rmtree(home, ignore_errors=True)
 
 
-def main() -> None:
-    """Answer one job."""
-    job = json.load(sys.stdin)
+def answer(job: dict[str, Any]) -> dict[str, Any]:
+    """What came of a job, or why it could not be done."""
     try:
-        answer = run({**job, "home": room.SCRATCH}) if job["namespaces"] else _run_in_directory(job)
+        return _run_in_directory(job) if job["walls"] == "none" else run({**job, "home": room.SCRATCH})
     except (OSError, RuntimeError) as error:
-        answer = {"failure": str(error)}
-    json.dump(answer, sys.stdout)
+        return {"failure": str(error)}
+
+
+def main() -> None:
+    """Answer jobs until there are no more, each in a process of its own: what isolates one must not bind the next."""
+    while line := sys.stdin.buffer.readline():
+        supervisor = os.fork()
+        if not supervisor:
+            _reply(answer(json.loads(line)))
+            os._exit(0)
+        _, status = os.waitpid(supervisor, 0)
+        if status:
+            _reply({"failure": f"its supervisor ended with {os.waitstatus_to_exitcode(status)}"})
+
+
+def _reply(found: Mapping[str, Any]) -> None:
+    sys.stdout.buffer.write(json.dumps(found).encode() + b"\n")
+    sys.stdout.buffer.flush()
 
 
 if __name__ == "__main__":

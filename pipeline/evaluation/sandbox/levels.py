@@ -5,6 +5,9 @@ from __future__ import annotations
 import os
 import sys
 from pathlib import Path
+from typing import Any
+
+from pipeline.evaluation.sandbox import bubblewrap
 
 LEVELS: dict[str, str] = {
     "full": (
@@ -24,16 +27,17 @@ LEVELS: dict[str, str] = {
 """Strongest first: name -> what it is, and what is lost against the one before."""
 
 
-def traits(level: str) -> dict[str, bool]:
-    """What a launcher's job says of a level. Raises ValueError for an unknown one."""
+def ways(level: str) -> list[dict[str, Any]]:
+    """What a launcher's job says of a level, an entry for each way to reach it. Raises ValueError for an unknown one."""
     if level not in LEVELS:
         raise ValueError(f"isolation={level!r} is not known; use one of {', '.join(LEVELS)}")
-    return {"namespaces": level in ("full", "namespaces"), "filter": level in ("full", "filter")}
+    walls = ["own"] + ["bubblewrap"] * bubblewrap.installed() if level in ("full", "namespaces") else ["none"]
+    return [{"walls": one, "filter": level in ("full", "filter")} for one in walls]
 
 
 def allowed(required: str) -> list[str]:
     """The levels that satisfy a requirement, strongest first. Raises ValueError for an unknown one."""
-    traits(required)
+    ways(required)
     names = list(LEVELS)
     return names[: names.index(required) + 1]
 

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import json
 import os
 import secrets
-import subprocess
-import sys
-from collections.abc import Callable, Sequence
+import weakref
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -15,16 +13,11 @@ from typing import Any
 from pipeline.evaluation.sandbox import levels, seccomp
 from pipeline.evaluation.sandbox.interpreter import this_interpreter
 from pipeline.evaluation.sandbox.limits import Limits, Ran
+from pipeline.evaluation.sandbox.remote import Launcher, SandboxError
 
-_ROOT = Path(__file__).parents[3]
-_START = f"import sys; sys.path.append({str(_ROOT)!r}); from pipeline.evaluation.sandbox.launcher import main; main()"
 _RUNNER = Path(__file__).with_name("program.py")
 _PATIENCE_S = 60.0  # beyond a program's own time: for starting, and for a machine that is busy with others
 _TOKEN_BYTES = 16  # as 32 hexadecimal digits
-
-
-class SandboxError(RuntimeError):
-    """The sandbox itself failed: never the fault of the program that was to run."""
 
 
 class Sandbox:
@@ -48,12 +41,14 @@ class Sandbox:
     def __init__(self, limits: Limits, required: str, workers: int | None) -> None:
         self.limits, self.workers = limits, workers or len(os.sched_getaffinity(0))
         self._interpreter = this_interpreter(tuple(limits.packages)).to_json()
+        self._idle: list[Launcher] = []  # list.pop and list.append are atomic
+        self._finalizer = weakref.finalize(self, _close_all, self._idle)
         self._runner = _RUNNER.read_text(encoding="utf-8")
         self.level = self._reach(required)
 
     def run(self, program: str, stdin: str = "") -> Ran:
         """Run one program to its end or its limit. Raises SandboxError if the sandbox fails."""
-        answer = self._answer(self.level, program, stdin)
+        answer = self._answer(self._way, program, stdin)
         if "failure" in answer:
             raise SandboxError(f"a sandbox that worked before (isolation={self.level}) failed: {answer['failure']}")
         return Ran(**answer)
@@ -72,6 +67,10 @@ class Sandbox:
                 raise
         return results
 
+    def close(self) -> None:
+        """End the processes that wait for further programs. Done by itself when the sandbox is no longer used."""
+        _close_all(self._idle)
+
     def _reach(self, required: str) -> str:
         failures: dict[str, str] = {}
         for level in levels.allowed(required):
@@ -83,17 +82,21 @@ class Sandbox:
         raise SandboxError(levels.refusal(required, failures, reached))
 
     def _try(self, level: str) -> str | None:
-        """Why a level does not work here, or None if a program ran in it."""
-        if levels.traits(level)["filter"] and not seccomp.supported():
-            return f"no system call filter is known for {os.uname().machine}"
-        answer = self._answer(level, "", "")
-        if "failure" in answer:
-            return str(answer["failure"])
-        return None if answer["outcome"] == "finished" else f"an empty program {answer['outcome']}: {answer['error']}"
+        """Why a level does not work here, or None if a program ran in it; `_way` is then how."""
+        failures = []
+        for way in levels.ways(level):
+            if way["filter"] and not seccomp.supported():
+                return f"no system call filter is known for {os.uname().machine}"
+            answer = self._answer(way, "", "")
+            if answer.get("outcome") == "finished":
+                self._way = way
+                return None
+            failures.append(str(answer.get("failure") or f"an empty program {answer['outcome']}: {answer['error']}"))
+        return "; by bubblewrap: ".join(failures)
 
-    def _answer(self, level: str, program: str, stdin: str) -> dict[str, Any]:
+    def _answer(self, way: Mapping[str, Any], program: str, stdin: str) -> dict[str, Any]:
         job = {
-            **levels.traits(level),
+            **way,
             "program": program,
             "stdin": stdin,
             "limits": self.limits.to_json(),
@@ -101,13 +104,16 @@ class Sandbox:
             "runner": self._runner,
             "token": secrets.token_hex(_TOKEN_BYTES),
         }
-        command = [sys.executable, "-I", "-S", "-c", _START]
+        launcher = self._idle.pop() if self._idle else Launcher()
         try:
-            launcher = subprocess.run(
-                command, input=json.dumps(job).encode(), capture_output=True, env={}, cwd="/",
-                timeout=self.limits.wall_s + _PATIENCE_S,
-            )  # fmt: skip
-            answer: dict[str, Any] = json.loads(launcher.stdout)
-        except (subprocess.TimeoutExpired, ValueError) as error:
-            raise SandboxError(f"the launcher of a sandbox gave no answer: {error}") from error
-        return answer
+            found = launcher.ask(job, self.limits.wall_s + _PATIENCE_S)
+        except BaseException:
+            launcher.close()
+            raise
+        self._idle.append(launcher)
+        return found
+
+
+def _close_all(launchers: list[Launcher]) -> None:
+    while launchers:
+        launchers.pop().close()

@@ -13,7 +13,7 @@ import signal
 from collections.abc import Callable, Mapping
 from typing import Any, NoReturn
 
-from pipeline.evaluation.sandbox import kernel, room, seccomp, usage
+from pipeline.evaluation.sandbox import bubblewrap, kernel, room, seccomp, usage
 
 NOBODY = 65534
 """Who a program is outside, if the launcher is root; otherwise it is the launcher's own user."""
@@ -83,7 +83,7 @@ def start_init(job: Mapping[str, Any], files: Mapping[str, int]) -> int:
 
 
 def start_guard(job: Mapping[str, Any], files: Mapping[str, int]) -> int:
-    """Fork what stands for process 1 where there are no namespaces; it reports as `start_init` says."""
+    """Fork what stands for process 1 where we made no namespaces; it reports as `start_init` says."""
     guard = os.fork()
     if not guard:
         _last_words(files["status"], lambda: _tend(job, files))
@@ -140,22 +140,36 @@ def _tend(job: Mapping[str, Any], files: Mapping[str, int]) -> None:
 
 def _be_program(job: Mapping[str, Any], files: Mapping[str, int]) -> None:
     os.setsid()
-    os.chdir(job["home"])
+    os.chdir("/" if job["walls"] == "bubblewrap" else job["home"])
     for number, name in enumerate(_INHERITED):
         os.dup2(files[name], number)
     for number in signal.valid_signals() - {signal.SIGKILL, signal.SIGSTOP}:
         signal.signal(number, signal.SIG_DFL)
     signal.pthread_sigmask(signal.SIG_SETMASK, ())
     _limit(job["limits"])
+    executable = job["interpreter"]["executable"]
+    command = [executable, "-s", "-S", "-P", "-B", "-c", job["runner"]]
+    if job["walls"] == "bubblewrap":  # which does the rest
+        command = [*bubblewrap.command(job, _filter_for_bubblewrap() if job["filter"] else None), *command]
+    else:
+        _give_up_rights(job)
+    os.execve(command[0], command, {**_ENVIRONMENT, "HOME": job["home"], "TMPDIR": job["home"]})
+
+
+def _give_up_rights(job: Mapping[str, Any]) -> None:
     kernel.drop_bounding_set()
     if os.geteuid() == 0:
-        _become(room.USER if job["namespaces"] else NOBODY)
+        _become(room.USER if job["walls"] == "own" else NOBODY)
     kernel.prctl(kernel.PR_SET_NO_NEW_PRIVS, 1)
     if job["filter"]:
         seccomp.install()
-    executable = job["interpreter"]["executable"]
-    environment = {**_ENVIRONMENT, "HOME": job["home"], "TMPDIR": job["home"]}
-    os.execve(executable, [executable, "-s", "-S", "-P", "-B", "-c", job["runner"]], environment)
+
+
+def _filter_for_bubblewrap() -> int:
+    descriptor = os.memfd_create("filter", 0)  # inherited: bubblewrap reads and closes it
+    os.write(descriptor, seccomp.program(os.uname().machine))
+    os.lseek(descriptor, 0, os.SEEK_SET)
+    return descriptor
 
 
 def _become(user: int) -> None:
@@ -165,8 +179,9 @@ def _become(user: int) -> None:
 
 
 def _limit(limits: Mapping[str, Any]) -> None:
+    # SIGXCPU says what it was; a program that catches it is killed a second later
+    resource.setrlimit(resource.RLIMIT_CPU, (limits["cpu_s"], limits["cpu_s"] + 1))
     for kind, value in {
-        resource.RLIMIT_CPU: limits["cpu_s"],
         resource.RLIMIT_AS: limits["memory_mb"] << 20,
         resource.RLIMIT_FSIZE: limits["scratch_mb"] << 20,
         resource.RLIMIT_NPROC: limits["processes"],

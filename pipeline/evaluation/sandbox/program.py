@@ -22,6 +22,7 @@ def main() -> None:
     own, write, leave, process = os.getpid(), os.write, os._exit, os.getpid
     if os.path.isdir("/packages"):
         sys.path.append("/packages")
+    write(CHANNEL, token + b"started ")
     said = _outcome(source)
     with contextlib.suppress(BaseException):
         sys.stdout.flush()

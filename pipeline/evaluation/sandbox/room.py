@@ -17,7 +17,7 @@ SCRATCH, PACKAGES = "/scratch", "/packages"
 USER = 1000
 """User and group of the program inside."""
 
-_DEVICES = ("null", "zero", "full", "random", "urandom")
+DEVICES = ("null", "zero", "full", "random", "urandom")
 _OLD = "/oldroot"
 _STAGE = "/tmp"  # any directory will do: it is covered in this namespace only, and only while the room is built
 _SCRATCH_FILES = 4096
@@ -43,7 +43,7 @@ def build(interpreter: Mapping[str, Any], scratch_bytes: int) -> None:
         _show(place, place)
     for place in interpreter["packages"]:
         _show(place, f"{PACKAGES}/{Path(place).name}")
-    for name in _DEVICES:
+    for name in DEVICES:
         _show(f"/dev/{name}", f"/dev/{name}")
     for place in interpreter["hidden"]:
         kernel.mount("tmpfs", place, "tmpfs", kernel.MS_NOSUID | kernel.MS_NODEV, "size=4k,mode=755")
