@@ -92,10 +92,9 @@ def test_a_crash_is_a_wrong_answer(full, program, outcome, error):
 
 
 def test_fork_bomb(full):
-    program = "import os\nwhile True:\n    try: os.fork()\n    except OSError as error: print(error)"
-    begun = time.monotonic()
-    assert full.run(program).outcome in ("timeout", "output")
-    assert time.monotonic() - begun < 30
+    program = "import os\nwhile True:\n    try: os.fork()\n    except OSError: pass"
+    ran = at("full", wall_s=1.5).run(program)
+    assert ran.outcome == "timeout" and ran.wall_s < 10
     still_works(full)
 
 
@@ -159,7 +158,7 @@ def test_passwords_home_and_environment(full, monkeypatch):
     ran = full.run(f"""
 import os
 for place in ("/etc/passwd", "/etc/shadow", "/etc/hostname", "/proc/1/environ", "/proc/self/environ", "/sys/kernel",
-              "/var", "/home", "/work", "/run", "/boot", "/usr/bin", {root!r}, {__file__!r}, {home!r} + "/.ssh"):
+              "/var", "/home", "/work", "/run", "/boot", {root!r}, {__file__!r}, {home!r} + "/.ssh"):
     print(place, os.path.exists(place))
 print(sorted(os.environ))
 print(os.path.expanduser("~"), os.getcwd(), os.getuid(), os.getppid(), sorted(os.listdir("/")))
@@ -176,7 +175,8 @@ print(os.path.expanduser("~"), os.getcwd(), os.getuid(), os.getppid(), sorted(os
 def test_site_packages_are_not_shown_unless_named(full):
     assert full.run("import pytest").error.startswith("ModuleNotFoundError")
     hidden = this_interpreter().hidden
-    assert full.run(f"import os\nprint([os.listdir(place) for place in {hidden!r}])").stdout.count("[]") == len(hidden)
+    shown = full.run(f"import os\nprint([os.listdir(place) for place in {hidden!r}])").stdout
+    assert shown == f"{[[]] * len(hidden)}\n"
     ran = at("full", packages=("iniconfig",)).run("import iniconfig, os; print(os.listdir('/packages'))")
     assert ran.stdout == "['iniconfig']\n"
 
@@ -243,9 +243,11 @@ def test_killing_the_parent(level):
     ran = sandbox.run("""
 import os, signal
 for number in (signal.SIGTERM, signal.SIGKILL, signal.SIGSTOP, signal.SIGSEGV):
-    os.kill(os.getppid(), number)
-    os.kill(1, number)
-os.kill(-1, signal.SIGKILL)
+    for target in (os.getppid(), 1, -1):
+        try:
+            os.kill(target, number)
+        except OSError:
+            pass
 print("alive")
 """)
     assert (ran.outcome, ran.stdout) == ("finished", "alive\n")

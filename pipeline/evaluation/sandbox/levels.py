@@ -28,7 +28,7 @@ LEVELS: dict[str, str] = {
 
 
 def ways(level: str) -> list[dict[str, Any]]:
-    """What a launcher's job says of a level, an entry for each way to reach it. Raises ValueError for an unknown one."""
+    """What a launcher's job says of a level, an entry for each way to reach it. Raises ValueError if unknown."""
     if level not in LEVELS:
         raise ValueError(f"isolation={level!r} is not known; use one of {', '.join(LEVELS)}")
     walls = ["own"] + ["bubblewrap"] * bubblewrap.installed() if level in ("full", "namespaces") else ["none"]
