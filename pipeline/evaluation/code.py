@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from itertools import islice
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -13,6 +14,8 @@ from pipeline.evaluation.harness import smallest_hashes
 from pipeline.evaluation.pass_at_k import pass_at_k
 from pipeline.evaluation.problems import Form, Problem, cut, rows_of
 from pipeline.evaluation.sandbox import Limits, Ran, Sandbox, SandboxError
+
+SOLVED = "solved"
 
 
 class Generator(Protocol):
@@ -117,20 +120,21 @@ class CodeBenchmark:
         pairs = zip(problems, kept, strict=True)
         programs = [problem.program(answer) for problem, of_one in pairs for answer in of_one]
         sandbox = Sandbox(self.limits, inputs.isolation, inputs.workers)
-        total = len(programs)
-        ran = sandbox.run_all(programs, lambda done: inputs.progress(step=done, total=total, note="programs judged"))
-        size = self.num_samples
-        groups = [ran[start : start + size] for start in range(0, total, size)]
-        items = [self._item(*found) for found in zip(problems, kept, groups, strict=True)]
+        ran = _counted(sandbox.run_all(programs), len(programs), inputs)
+        items = [
+            self._item(problem, of_one, [_judged(problem, one) for one in islice(ran, len(of_one))])
+            for problem, of_one in zip(problems, kept, strict=True)
+        ]
+        sandbox.close()
         note = f"Programs were judged with isolation={sandbox.level}."
         also = {name: score(_by_part(items, name)).value for name in map(_name, self.k[1:])}
         return Outcome(_name(self.k[0]), True, tuple(items), (note,), also)
 
-    def _item(self, problem: Problem, answers: Sequence[str], ran: Sequence[Ran]) -> Item:
-        correct = sum(problem.is_solved(one) for one in ran)
-        estimates = {_name(k): (pass_at_k(len(ran), correct, k), 1.0) for k in self.k}
-        first = f"{answers[0]}\n\n({_verdict(problem, ran[0])})"
-        answer = first if len(ran) == 1 else f"{first}\n\n({correct} of {len(ran)} programs solve it)"
+    def _item(self, problem: Problem, answers: Sequence[str], verdicts: Sequence[str]) -> Item:
+        correct, size = verdicts.count(SOLVED), len(verdicts)
+        estimates = {_name(k): (pass_at_k(size, correct, k), 1.0) for k in self.k}
+        first = f"{answers[0]}\n\n({verdicts[0]})"
+        answer = first if size == 1 else f"{first}\n\n({correct} of {size} programs solve it)"
         digest = content_hash(problem.prompt, problem.before, problem.after, problem.expected)
         value, _ = estimates.pop(_name(self.k[0]))
         texts = {"prompt": problem.prompt, "answer": answer, "gold": problem.gold}
@@ -145,7 +149,14 @@ def _by_part(items: Sequence[Item], name: str) -> list[Item]:
     return [replace(item, numerator=item.parts[name][0], denominator=item.parts[name][1]) for item in items]
 
 
-def _verdict(problem: Problem, ran: Ran) -> str:
+def _counted(ran: Iterator[Ran], total: int, inputs: Inputs) -> Iterator[Ran]:
+    for done, one in enumerate(ran, 1):
+        inputs.progress(step=done, total=total, note="programs judged")
+        yield one
+
+
+def _judged(problem: Problem, ran: Ran) -> str:
+    """SOLVED, or why not in a few words; all that is kept of a program's output, which may be large."""
     if problem.is_solved(ran):
-        return "solved"
+        return SOLVED
     return f"{ran.outcome}: {ran.error}" if not ran.ok else f"printed {ran.stdout.strip()[-80:]!r}"

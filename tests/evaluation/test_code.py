@@ -253,6 +253,6 @@ def fetched(tmp_path):
 def test_every_reference_solution_passes(fetched, name, changes, count):
     tested = composed(name, *(f"benchmark.{name}.{change}" for change in changes))[0]
     found = tested.problems(fetched)
-    ran = Sandbox(tested.limits, "full", None).run_all([problem.reference for problem in found])
+    ran = Sandbox(tested.limits, "full", None).run_all(problem.reference for problem in found)
     wrong = [(problem.id, one) for problem, one in zip(found, ran, strict=True) if not problem.is_solved(one)]
     assert len(found) == count and wrong == []

@@ -55,7 +55,7 @@ def commands():
 
 
 def still_works(sandbox):
-    again = sandbox.run_all(["print(6 * 7)", "1 / 0", "print('more')"])
+    again = list(sandbox.run_all(["print(6 * 7)", "1 / 0", "print('more')"]))
     assert [ran.ok for ran in again] == [True, False, True] and again[0].stdout == "42\n"
 
 
@@ -399,10 +399,23 @@ def test_a_program_of_two_megabytes(full):
 
 
 def test_many_at_once_keep_their_order(full):
-    seen = []
-    ran = full.run_all([f"print({i})" if i % 3 else "1/0" for i in range(12)], seen.append)
+    ran = full.run_all(f"print({i})" if i % 3 else "1/0" for i in range(12))
     assert [one.stdout for one in ran] == [f"{i}\n" if i % 3 else "" for i in range(12)]
-    assert seen == list(range(1, 13))
+
+
+def test_whoever_stops_asking_ends_what_still_runs(full):
+    mark, begun = secrets.token_hex(8), time.monotonic()
+    sleeps = (
+        f"import os, sys\nos.execv(sys.executable, [sys.executable, '-c', 'import time; time.sleep(60)', '{mark}'])"
+    )
+    asked = at("full", wall_s=50.0).run_all(["print(1)", sleeps, sleeps])
+    assert next(asked).ok
+    while not any(mark in line and "sleep(60)" in line and "JOB" not in line for line in commands()):
+        time.sleep(0.02)
+    asked.close()
+    assert time.monotonic() - begun < 20
+    assert not [line for line in commands() if mark in line]
+    still_works(full)
 
 
 def test_verdicts_do_not_change_from_run_to_run(full):
@@ -451,7 +464,7 @@ def test_a_broken_sandbox_is_no_wrong_answer(full, monkeypatch):
         full.run("print(1)")
     monkeypatch.setattr(remote, "START", 'print(\'{"failure": "mount: no"}\')')
     with pytest.raises(SandboxError, match="mount: no"):
-        full.run_all(["print(1)"] * 3)
+        list(full.run_all(["print(1)"] * 3))
 
 
 def test_limits_are_checked():

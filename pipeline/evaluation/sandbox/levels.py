@@ -66,6 +66,8 @@ def _remedies() -> list[str]:
         found.append("sudo sysctl user.max_user_namespaces=15000 (no user namespace is allowed)")
     if Path("/.dockerenv").exists() or Path("/run/.containerenv").exists() or os.environ.get("KUBERNETES_SERVICE_HOST"):
         found.append("start the container so that it may make namespaces: docker run --security-opt seccomp=unconfined")
+    if os.geteuid() != 0 and not bubblewrap.installed():
+        found.append("install bubblewrap (apt-get install bubblewrap), which many systems let make namespaces")
     return found
 
 

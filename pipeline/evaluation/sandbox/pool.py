@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import secrets
 import weakref
-from collections.abc import Callable, Mapping, Sequence
+from collections import deque
+from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -23,7 +25,7 @@ _TOKEN_BYTES = 16  # as 32 hexadecimal digits
 class Sandbox:
     """A place for programs that nobody has read.
 
-    Every program gets a launcher, namespaces and an interpreter of its own, so none meets what another left behind.
+    Every program gets namespaces, a room and an interpreter of its own, so none meets what another left behind.
 
     Args:
         limits: what one program may use.
@@ -41,8 +43,10 @@ class Sandbox:
     def __init__(self, limits: Limits, required: str, workers: int | None) -> None:
         self.limits, self.workers = limits, workers or len(os.sched_getaffinity(0))
         self._interpreter = this_interpreter(tuple(limits.packages)).to_json()
-        self._idle: list[Launcher] = []  # list.pop and list.append are atomic
-        self._finalizer = weakref.finalize(self, _close_all, self._idle)
+        # pop and append of a list are atomic
+        self._launchers: list[Launcher] = []
+        self._idle: list[Launcher] = []
+        weakref.finalize(self, _close_all, self._launchers)
         self._runner = _RUNNER.read_text(encoding="utf-8")
         self.level = self._reach(required)
 
@@ -53,23 +57,28 @@ class Sandbox:
             raise SandboxError(f"a sandbox that worked before (isolation={self.level}) failed: {answer['failure']}")
         return Ran(**answer)
 
-    def run_all(self, programs: Sequence[str], done: Callable[[int], None] = lambda count: None) -> list[Ran]:
-        """What came of each program, in order. `done` is called with the number of programs that ended so far."""
-        with ThreadPoolExecutor(self.workers) as pool:
-            running = [pool.submit(self.run, program) for program in programs]
-            results = []
-            try:
-                for count, future in enumerate(running, 1):
-                    results.append(future.result())
-                    done(count)
-            except BaseException:
-                pool.shutdown(wait=True, cancel_futures=True)
-                raise
-        return results
+    def run_all(self, programs: Iterable[str]) -> Iterator[Ran]:
+        """What came of each program, in order, `workers` of them at once. Raises SandboxError if the sandbox fails.
+
+        Whoever stops asking, or is interrupted, ends the programs that still run.
+        """
+        pool = ThreadPoolExecutor(self.workers)
+        waiting = deque(pool.submit(self.run, program) for program in programs)
+        try:
+            while waiting:
+                yield waiting.popleft().result()
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)
+            for launcher in list(self._launchers):
+                launcher.kill()
+            raise
+        finally:
+            pool.shutdown(wait=True)
 
     def close(self) -> None:
         """End the processes that wait for further programs. Done by itself when the sandbox is no longer used."""
-        _close_all(self._idle)
+        self._idle.clear()
+        _close_all(self._launchers)
 
     def _reach(self, required: str) -> str:
         failures: dict[str, str] = {}
@@ -104,14 +113,27 @@ class Sandbox:
             "runner": self._runner,
             "token": secrets.token_hex(_TOKEN_BYTES),
         }
-        launcher = self._idle.pop() if self._idle else Launcher()
+        launcher = self._free()
         try:
             found = launcher.ask(job, self.limits.wall_s + _PATIENCE_S)
         except BaseException:
+            self._launchers.remove(launcher)
             launcher.close()
             raise
         self._idle.append(launcher)
         return found
+
+    def _free(self) -> Launcher:
+        """A launcher that waits for a job, or a new one."""
+        while self._idle:
+            with contextlib.suppress(IndexError):  # another thread was faster
+                launcher = self._idle.pop()
+                if launcher.alive:
+                    return launcher
+                self._launchers.remove(launcher)
+                launcher.close()
+        self._launchers.append(launcher := Launcher())
+        return launcher
 
 
 def _close_all(launchers: list[Launcher]) -> None:

@@ -32,6 +32,11 @@ class Launcher:
         os.close(inner)
         os.close(outer)
 
+    @property
+    def alive(self) -> bool:
+        """Whether it still runs."""
+        return self._process.poll() is None
+
     def ask(self, job: Mapping[str, Any], patience_s: float) -> dict[str, Any]:
         """The answer to a job. Raises SandboxError if there is none in time; the launcher is then of no more use."""
         try:
@@ -40,6 +45,10 @@ class Launcher:
         except (OSError, ValueError) as error:
             raise SandboxError(f"the launcher of a sandbox gave no answer: {error}") from error
         return found
+
+    def kill(self) -> None:
+        """End it, with what it runs, while another thread waits for an answer; that one gets a SandboxError."""
+        self._process.kill()
 
     def close(self) -> None:
         """End it, and with it what it runs."""
