@@ -423,7 +423,46 @@ def test_verdicts_do_not_change_from_run_to_run(full):
     assert full.run(program).stdout == full.run(program).stdout
 
 
-@pytest.mark.parametrize("level", ["filter", "limits"])
+def test_landlock_closes_the_file_system_where_there_are_no_namespaces(tmp_path):
+    sandbox = at("confined", packages=("iniconfig",))
+    secret = tmp_path / "secret"
+    secret.write_text("very-secret")
+    secret.chmod(0o666)
+    tmp_path.chmod(0o777)
+    ran = sandbox.run(f"""
+import os, signal, subprocess, tempfile
+import iniconfig
+tries = {{
+    "passwd": lambda: open("/etc/passwd").read(),
+    "secret": lambda: open({str(secret)!r}).read(),
+    "list": lambda: os.listdir("/"),
+    "proc": lambda: open("/proc/self/environ").read(),
+    "make": lambda: open("/tmp/made-outside", "w"),
+    "truncate": lambda: os.truncate({str(secret)!r}, 0),
+    "remove": lambda: os.remove({str(secret)!r}),
+    "chmod": lambda: os.chmod({str(secret)!r}, 0),
+    "times": lambda: os.utime({str(secret)!r}, (0, 0)),
+    "shell": lambda: subprocess.run(["/bin/sh", "-c", "true"]),
+    "signal": lambda: os.kill(os.getppid(), signal.SIGKILL),
+    "thread": lambda: signal.pidfd_send_signal(os.pidfd_open(os.getppid()), signal.SIGKILL),
+    "limit": lambda: __import__("resource").prlimit(os.getppid(), 0),
+}}
+for name, attempt in tries.items():
+    try:
+        attempt()
+        print("did", name)
+    except OSError as error:
+        pass
+open("x", "w").write("1")
+print(os.path.dirname(tempfile.mkstemp()[1]) == os.getcwd(), open("/dev/null").read() == "")
+""")
+    assert ran.stdout == "True True\n", ran
+    assert secret.read_text() == "very-secret" and secret.stat().st_mode & 0o777 == 0o666
+    assert sandbox.run("import os; os.abort()").error == "signal 6"
+    still_works(sandbox)
+
+
+@pytest.mark.parametrize("level", ["confined", "filter", "limits"])
 def test_without_namespaces_nothing_lives_on_either(level):
     sandbox, mark = at(level), secrets.token_hex(8)
     assert sandbox.run("print(1)").stdout == "1\n"
@@ -449,7 +488,9 @@ def test_an_unreachable_level_is_refused_and_says_what_a_lower_one_loses(monkeyp
     assert "isolation=full or not at all" in text and "full: unshare: not permitted" in text
     assert "launch.isolation=limits" in text and "the network included" in text
     assert Sandbox(LIMITS, "limits", 1).level == "limits"
-    with pytest.raises(ValueError, match="isolation='none' is not known; use one of full, namespaces, filter, limits"):
+    with pytest.raises(
+        ValueError, match="isolation='none' is not known; use one of full, namespaces, confined, filter, limits"
+    ):
         Sandbox(LIMITS, "none", 1)
 
 
@@ -478,8 +519,8 @@ def test_limits_are_checked():
 
 def test_filters_of_both_architectures():
     for machine in ("x86_64", "aarch64"):
-        code = seccomp.program(machine)
-        assert len(code) % 8 == 0 and 100 < len(code) // 8 < 4096
+        within, among = seccomp.program(machine), seccomp.program(machine, 1234)
+        assert len(within) % 8 == len(among) % 8 == 0 and 100 < len(within) // 8 < len(among) // 8 < 4096
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can become another user; without root all tests show this")

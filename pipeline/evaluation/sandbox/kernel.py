@@ -9,6 +9,7 @@ import ctypes
 import os
 import re
 from pathlib import Path
+from typing import Any
 
 CLONE_NEWNS, CLONE_NEWCGROUP, CLONE_NEWUTS, CLONE_NEWIPC = 0x00020000, 0x02000000, 0x04000000, 0x08000000
 CLONE_NEWUSER, CLONE_NEWPID, CLONE_NEWNET = 0x10000000, 0x20000000, 0x40000000
@@ -36,6 +37,11 @@ def _call(name: str, *arguments: object, about: str = "") -> int:
         code = ctypes.get_errno()
         raise OSError(code, f"{name}{f' {about}' if about else ''}: {os.strerror(code)}")
     return result
+
+
+def syscall(number: int, *arguments: Any, about: str) -> int:
+    """A system call that libc has no name for: pointers, integers and None as they are."""
+    return _call("syscall", ctypes.c_long(number), *arguments, about=about)
 
 
 def unshare(flags: int) -> None:

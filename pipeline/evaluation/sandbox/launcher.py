@@ -169,6 +169,9 @@ def _run_in_directory(job: dict[str, Any]) -> dict[str, Any]:
 
     home = tempfile.mkdtemp(prefix="judged-")
     try:
+        os.mkdir(f"{home}/.packages")
+        for place in job["interpreter"]["packages"]:
+            os.symlink(place, f"{home}/.packages/{os.path.basename(place)}")
         if os.geteuid() == 0:
             os.chown(home, processes.NOBODY, processes.NOBODY)
         return run({**job, "home": home})

@@ -18,9 +18,14 @@ LEVELS: dict[str, str] = {
         "as full, without the system call filter: a program reaches the whole of the kernel's interface, so one that "
         "knows a hole in the kernel can leave"
     ),
+    "confined": (
+        "Landlock, a system call filter and limits in place of namespaces: no network, no file but the interpreter's "
+        "and a scratch directory's, no signal to others; but a program sees which files there are, and its files may "
+        "fill the disk of the temporary directory"
+    ),
     "filter": (
-        "a system call filter and limits only: no network, but a program reads and changes whatever files your user "
-        "may, and sees and can end your processes"
+        "a system call filter and limits only: no network and no signal to others, but a program reads and writes "
+        "whatever files your user may"
     ),
     "limits": "limits only: a program can do all that your user may, the network included",
 }
@@ -32,7 +37,8 @@ def ways(level: str) -> list[dict[str, Any]]:
     if level not in LEVELS:
         raise ValueError(f"isolation={level!r} is not known; use one of {', '.join(LEVELS)}")
     walls = ["own"] + ["bubblewrap"] * bubblewrap.installed() if level in ("full", "namespaces") else ["none"]
-    return [{"walls": one, "filter": level in ("full", "filter")} for one in walls]
+    rest = {"filter": level in ("full", "confined", "filter"), "landlock": level == "confined"}
+    return [{"walls": one, **rest} for one in walls]
 
 
 def allowed(required: str) -> list[str]:

@@ -13,7 +13,7 @@ import signal
 from collections.abc import Callable, Mapping
 from typing import Any, NoReturn
 
-from pipeline.evaluation.sandbox import bubblewrap, kernel, room, seccomp, usage
+from pipeline.evaluation.sandbox import bubblewrap, kernel, landlock, room, seccomp, usage
 
 NOBODY = 65534
 """Who a program is outside, if the launcher is root; otherwise it is the launcher's own user."""
@@ -161,8 +161,12 @@ def _give_up_rights(job: Mapping[str, Any]) -> None:
     if os.geteuid() == 0:
         _become(room.USER if job["walls"] == "own" else NOBODY)
     kernel.prctl(kernel.PR_SET_NO_NEW_PRIVS, 1)
+    if job["landlock"]:
+        interpreter = job["interpreter"]
+        devices = [f"/dev/{name}" for name in room.DEVICES]
+        landlock.confine([*interpreter["shown"], *interpreter["packages"]], devices, job["home"])
     if job["filter"]:
-        seccomp.install()
+        seccomp.install(None if job["walls"] == "own" else os.getpid())
 
 
 def _filter_for_bubblewrap() -> int:

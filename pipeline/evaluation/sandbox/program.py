@@ -20,8 +20,7 @@ def main() -> None:
         token, source = stream.read(TOKEN_LENGTH), stream.read()
     os.set_inheritable(CHANNEL, False)
     own, write, leave, process = os.getpid(), os.write, os._exit, os.getpid
-    if os.path.isdir("/packages"):
-        sys.path.append("/packages")
+    sys.path += [folder for folder in ("/packages", f"{os.getcwd()}/.packages") if os.path.isdir(folder)]
     write(CHANNEL, token + b"started ")
     said = _outcome(source)
     with contextlib.suppress(BaseException):

@@ -46,6 +46,18 @@ _DENIED: dict[str, tuple[int | None, int | None]] = {
     "iopl": (172, None), "ioperm": (173, None), "uselib": (134, None), "ustat": (136, None), "sysfs": (139, None),
     "vhangup": (153, 58),
 }  # fmt: skip
+_DENIED_AMONG_OTHERS: dict[str, tuple[int | None, int | None]] = {
+    # signals to others, by whatever name, and their limits and priorities
+    "kill": (62, 129), "tkill": (200, 130), "rt_sigqueueinfo": (129, 138), "rt_tgsigqueueinfo": (297, 240),
+    "pidfd_send_signal": (424, 424), "setpriority": (141, 140), "sched_setscheduler": (144, 119),
+    "sched_setparam": (142, 118), "sched_setattr": (314, 274), "sched_setaffinity": (203, 122), "ioprio_set": (251, 30),
+    # what Landlock does not see: modes, owners, times and attributes of files
+    "chmod": (90, None), "fchmodat": (268, 53), "fchmodat2": (452, 452), "chown": (92, None), "lchown": (94, None),
+    "fchownat": (260, 54), "utime": (132, None), "utimes": (235, None), "futimesat": (261, None),
+    "utimensat": (280, 88), "setxattr": (188, 5), "lsetxattr": (189, 6), "removexattr": (197, 14),
+    "lremovexattr": (198, 15),
+}  # fmt: skip
+_TGKILL, _PRLIMIT = {"x86_64": 234, "aarch64": 131}, {"x86_64": 302, "aarch64": 261}
 _CLONE, _SOCKETPAIR = {"x86_64": 56, "aarch64": 220}, {"x86_64": 53, "aarch64": 199}
 _CLONE3, _NEWEST = 435, 462
 """Where clone3, whose flags no filter can see, is missing, C libraries fall back to clone. 462 is mseal, of 2024."""
@@ -68,10 +80,16 @@ def supported() -> bool:
     return os.uname().machine in _ARCHITECTURES
 
 
-def program(machine: str) -> bytes:
-    """The filter for an architecture ("x86_64", "aarch64"), as an array of struct sock_filter."""
+def program(machine: str, alone: int | None = None) -> bytes:
+    """The filter, as an array of struct sock_filter.
+
+    Args:
+        machine: an architecture ("x86_64", "aarch64").
+        alone: the pid of a program without a PID namespace: it may signal itself and nobody else. None if it has one.
+    """
     column = list(_ARCHITECTURES).index(machine)
-    denied = [numbers[column] for numbers in _DENIED.values()]
+    table = _DENIED if alone is None else {**_DENIED, **_DENIED_AMONG_OTHERS}
+    denied = [numbers[column] for numbers in table.values()]
     return b"".join(
         [
             _op(_LOAD, _ARCHITECTURE),
@@ -81,26 +99,22 @@ def program(machine: str) -> bytes:
             *_when(_AT_LEAST, _NEWEST + 1, _ERRNO | errno.ENOSYS),
             *_when(_EQUAL, _CLONE3, _ERRNO | errno.ENOSYS),
             *(op for number in denied if number is not None for op in _when(_EQUAL, number, _ERRNO | errno.EPERM)),
-            # 4 operations each: pass over them unless it is that call, then judge its first argument
-            _op(_EQUAL, _CLONE[machine], 0, 4),
-            _op(_LOAD, _ARGUMENT),
-            *_when(_ANY_BIT, _NAMESPACES, _ERRNO | errno.EPERM),
-            _op(_RETURN, _ALLOW),
-            _op(_EQUAL, _SOCKETPAIR[machine], 0, 3),
-            _op(_LOAD, _ARGUMENT),
-            *_unless(_EQUAL, _AF_UNIX, _ERRNO | errno.EPERM),
+            *_by_argument(_CLONE[machine], _when(_ANY_BIT, _NAMESPACES, _ERRNO | errno.EPERM)),
+            *_by_argument(_SOCKETPAIR[machine], _unless(_EQUAL, _AF_UNIX, _ERRNO | errno.EPERM)),
+            *([] if alone is None else _by_argument(_TGKILL[machine], _unless(_EQUAL, alone, _ERRNO | errno.EPERM))),
+            *([] if alone is None else _by_argument(_PRLIMIT[machine], _unless(_EQUAL, 0, _ERRNO | errno.EPERM))),
             _op(_RETURN, _ALLOW),
         ]
     )
 
 
-def install() -> None:
+def install(alone: int | None) -> None:
     """Bind this process and all that it starts to the filter, for good. Raises OSError if the kernel has none."""
 
     class Program(ctypes.Structure):
         _fields_ = (("length", ctypes.c_ushort), ("operations", ctypes.c_char_p))
 
-    code = program(os.uname().machine)
+    code = program(os.uname().machine, alone)
     kernel.prctl(kernel.PR_SET_NO_NEW_PRIVS, 1)
     holder = Program(len(code) // 8, code)
     address = ctypes.addressof(holder)
@@ -112,6 +126,12 @@ def install() -> None:
 
 def _op(code: int, value: int, if_true: int = 0, if_false: int = 0) -> bytes:
     return struct.pack("=HBBI", code, if_true, if_false, value)
+
+
+def _by_argument(number: int, judged: list[bytes]) -> list[bytes]:
+    """For one call: `judged` over its first argument, then allowed. Other calls pass over it."""
+    inside = [_op(_LOAD, _ARGUMENT), *judged, _op(_RETURN, _ALLOW)]
+    return [_op(_EQUAL, number, 0, len(inside)), *inside]
 
 
 def _when(test: int, value: int, action: int) -> list[bytes]:
