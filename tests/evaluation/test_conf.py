@@ -59,11 +59,11 @@ def test_a_text_can_be_scored_whole(name):
 
 
 def test_the_papers_protocol_of_programs():
-    """Greedy, one program a problem, 3 s; HumanEval and MBPP 0-shot with the reference harness' stops."""
+    """Greedy, one program a problem; HumanEval and MBPP 0-shot with the reference harness' stops."""
     for name in PROGRAMS:
         built, *_ = composed(name)
         assert (built.num_samples, list(built.k), built.temperature, built.limit) == (1, [1], 0.0, None)
-        assert built.limits.cpu_s == {"humaneval_plus": 20, "mbpp_plus": 10}.get(name, 3)
+        assert built.limits.cpu_s == {"humaneval": 3, "gsm8k_pot": 3, "humaneval_plus": 20}.get(name, 10)
         assert list(built.limits.packages) == (["numpy"] if name in GIVEN else [])
     humaneval, mbpp = composed("humaneval")[0].form, composed("mbpp")[0].form
     assert humaneval.stop == ["\nclass", "\ndef", "\n#", "\n@", "\nprint", "\nif", "\n```", "<file_sep>"]
