@@ -1,13 +1,15 @@
 """Code benchmarks: prompts as the reference harness writes them, answers cut and judged, reference solutions pass."""
 
 import os
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
-import torch
+import yaml
+from jinja2 import Template
 
 from pipeline.engine import package
-from pipeline.evaluation import code, plain_generation, problems
+from pipeline.evaluation import code, problems
 from pipeline.evaluation.base import Inputs, score
 from pipeline.evaluation.examples import HarnessExamples, Written
 from pipeline.evaluation.sandbox import Limits, Sandbox, SandboxError, pool
@@ -121,22 +123,16 @@ def test_mbpp_plus_brings_its_tests_as_text(inputs):
 
 
 def test_the_three_shot_prompt_is_that_of_lm_evaluation_harness(inputs):
-    import jinja2
-    import yaml
-
     built = composed("mbpp_3shot")[0].form
-    (problem,) = built.problems([{"doc": MBPP}], inputs)
-    import lm_eval.tasks
-
-    text = (Path(lm_eval.tasks.__file__).parent / "mbpp" / "mbpp.yaml").read_text().replace("!function", "")
-    task = yaml.safe_load(text)
-    shots = HarnessExamples("mbpp/utils.py", "list_fewshot_samples")._literal()
     three = MBPP | {"test_list": [*MBPP["test_list"], "assert twice(0) == 0"]}
     (problem,) = built.problems([{"doc": three}], inputs)
-    fill = jinja2.Template
-    shown = [fill(task["doc_to_text"]).render(s) + fill(task["doc_to_target"]).render(s) for s in shots]
-    assert problem.prompt == "\n\n".join([*shown, fill(task["doc_to_text"]).render(three)])
+    text = (Path(find_spec("lm_eval").origin).parent / "tasks" / "mbpp" / "mbpp.yaml").read_text()
+    task = yaml.safe_load(text.replace("!function", ""))
+    ask, answer = (Template(task[key], keep_trailing_newline=True).render for key in ("doc_to_text", "doc_to_target"))
+    shots = [row.fields for row in HarnessExamples("mbpp/utils.py", "list_fewshot_samples").rows(None, None)]
+    assert problem.prompt == "\n\n".join([*(ask(shot) + answer(shot) for shot in shots), ask(three)])
     assert [shot["task_id"] for shot in shots] == built.example_ids
+    assert list(built.stop) == task["generation_kwargs"]["until"]
 
 
 def test_examples_that_are_missing_are_named(inputs):
@@ -214,6 +210,10 @@ def test_the_smallest_hashes_are_chosen(benchmark, human_eval, inputs):
 
 
 def test_plain_generation_stops_and_repeats(llama, tokenizer):
+    import torch
+
+    from pipeline.evaluation import plain_generation
+
     generator = plain_generation.PlainGenerator(llama, tokenizer, lambda **fields: None)
     ask = {"stop": [], "max_new_tokens": 8, "top_p": 0.95, "seed": 3}
     greedy = generator.generate(["def f", "x"], **ask, temperature=0.0, num_samples=1)
