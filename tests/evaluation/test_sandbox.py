@@ -508,6 +508,25 @@ def test_a_broken_sandbox_is_no_wrong_answer(full, monkeypatch):
         list(full.run_all(["print(1)"] * 3))
 
 
+def test_another_system_is_refused_by_name(monkeypatch):
+    monkeypatch.setattr(sys, "platform", "darwin")
+    with pytest.raises(SandboxError, match=r"full: this is darwin\n.*Linux is needed.*\n.*no lower level works either"):
+        Sandbox(LIMITS, "full", 1)
+
+
+def test_a_program_that_hides_its_memory_is_seen(full):
+    program = (
+        "import ctypes, time\nctypes.CDLL(None).prctl(4, 0)\n"
+        + """
+import os
+for _ in range(4):
+    os.fork() or (globals().update(x=b"x" * (150 << 20)), time.sleep(5))
+time.sleep(5)
+"""
+    )
+    assert full.run(program).outcome == "memory"
+
+
 def test_limits_are_checked():
     with pytest.raises(ValueError, match="memory_mb=0 must be positive"):
         Limits(**{**LIMITS.to_json(), "memory_mb": 0})

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import secrets
+import sys
 import weakref
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping
@@ -41,7 +42,7 @@ class Sandbox:
     """
 
     def __init__(self, limits: Limits, required: str, workers: int | None) -> None:
-        self.limits, self.workers = limits, workers or len(os.sched_getaffinity(0))
+        self.limits, self.workers = limits, workers or _cores()
         self._interpreter = this_interpreter(tuple(limits.packages)).to_json()
         # pop and append of a list are atomic
         self._launchers: list[Launcher] = []
@@ -93,6 +94,8 @@ class Sandbox:
     def _try(self, level: str) -> str | None:
         """Why a level does not work here, or None if a program ran in it; `_way` is then how."""
         failures = []
+        if not sys.platform.startswith("linux"):
+            return f"this is {sys.platform}"
         for way in levels.ways(level):
             if way["filter"] and not seccomp.supported():
                 return f"no system call filter is known for {os.uname().machine}"
@@ -134,6 +137,10 @@ class Sandbox:
                 launcher.close()
         self._launchers.append(launcher := Launcher())
         return launcher
+
+
+def _cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _close_all(launchers: list[Launcher]) -> None:

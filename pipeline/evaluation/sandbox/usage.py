@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import resource
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -25,13 +26,16 @@ def family(root: int) -> Iterator[int]:
 
 
 def held_bytes(root: int) -> int:
-    """Memory of a family, pages that processes share divided among them; 0 where /proc does not show it."""
-    return sum(_held(process) for process in family(root)) << 10
+    """Memory of a family, pages that processes share divided among them."""
+    return sum(map(_held_bytes, family(root)))
 
 
-def _held(process: int) -> int:
-    found = _PSS.search(_text(Path(f"/proc/{process}/smaps_rollup")))
-    return int(found[1]) if found else 0
+def _held_bytes(process: int) -> int:
+    if found := _PSS.search(_text(Path(f"/proc/{process}/smaps_rollup"))):
+        return int(found[1]) << 10
+    # a process that hides from its like: what everybody sees, shared pages counted for each
+    resident = _text(Path(f"/proc/{process}/statm")).split()[1:2]
+    return int(resident[0]) * resource.getpagesize() if resident else 0
 
 
 def counts_per_namespace() -> bool:
