@@ -187,6 +187,8 @@ class ProgramOfThought:
         question, answer: columns; the answer is the number after the last "####" of it.
         template: one problem; {question} and {code} are replaced, the last being where an answer goes.
         separator: stands between problems.
+        start: how every answer begins; it ends the prompt, so that no prompt ends in newlines, which many tokenizers
+            join with what follows. Empty leaves the beginning to the model, as the reference harness does.
         call: is run after an answer and must print a number.
         examples: rows of solved problems, with the columns question and code.
         tolerance: how far from the right number the printed one may be.
@@ -197,6 +199,7 @@ class ProgramOfThought:
     answer: str
     template: str
     separator: str
+    start: str
     call: str
     examples: RowSource
     tolerance: float
@@ -215,12 +218,12 @@ class ProgramOfThought:
         question, answer = _columns(row, self.question, self.answer)
         gold = answer.rpartition("####")[2].strip()
         head = self.template.partition("{code}")[0].replace("{question}", question)
-        prompt = self.separator.join([*shown, head])
+        prompt = self.separator.join([*shown, head + self.start])
         try:
             expected = float(gold.replace(",", ""))
         except ValueError as error:
             raise ValueError(f"problem {number}: {gold!r} after #### is no number; correct the data") from error
-        return Problem(str(number), prompt, "", self.call, "", gold, expected, self.tolerance)
+        return Problem(str(number), prompt, self.start, self.call, "", gold, expected, self.tolerance)
 
 
 def _columns(row: Fields, *names: str) -> list[Any]:

@@ -159,14 +159,14 @@ def test_programs_of_thought(benchmark, inputs):
     tested = benchmark(form, rows, num_samples=6, temperature=0.5)
     (problem,) = tested.problems(inputs)
     assert problem.prompt.count("# solution in Python:") == 9 and problem.expected == 2001
-    assert problem.prompt.endswith("\n\n\n\n\n\nQ: 2,000 + 1?\n\n# solution in Python:\n\n\n")
+    assert problem.prompt.endswith("\n\n\n\n\n\nQ: 2,000 + 1?\n\n# solution in Python:\n\n\ndef solution():")
     answers = [
-        "def solution():\n    return 2000 + 1",
-        "def solution():\n    print('steps')\n    return 2001.0004\n\n\n\nQ: next",
-        "def solution():\n    return 2001.01",
-        "def solution():\n    return 'many'",
-        "def solution():\n    return 1 / 0",
-        "def solution():\n    print(2001)\n    raise SystemExit",
+        "\n    return 2000 + 1",
+        "\n    print('steps')\n    return 2001.0004\n\n\n\nQ: next",
+        "\n    return 2001.01",
+        "\n    return 'many'",
+        "\n    return 1 / 0",
+        "\n    print(2001)\n    raise SystemExit",
     ]
     (item,) = tested.measure(Canned(answers), inputs).items
     assert item.numerator == pytest.approx(2 / 6) and item.gold == "2,001"
