@@ -1,5 +1,6 @@
 """Code benchmarks: prompts as the reference harness writes them, answers cut and judged, reference solutions pass."""
 
+import json
 import os
 from dataclasses import replace
 from importlib.util import find_spec
@@ -128,6 +129,30 @@ def test_mbpp_plus_brings_its_tests_as_text(inputs):
     columns = {"text": "prompt", "code": "code", "tests": "test"}
     (problem,) = problems.Mbpp([], columns, with_setup=False).problems([row], inputs)
     assert problem.prompt == '"""\nDouble.\nassert a\n"""\n' and problem.after == "import math\nassert b"
+
+
+@pytest.mark.parametrize(
+    ("name", "row", "answer"),
+    [
+        (
+            "humaneval_plus",
+            ADD | {"test": "import numpy as np\ndef check(add):\n    assert np.allclose(add(2, 3), 5.0)\n"},
+            "\n    return a + b",
+        ),
+        (
+            "mbpp_plus",
+            {"task_id": 2, "prompt": "Double.", "code": "", "test_list": ["assert twice(2) == 4"],
+             "test": "import numpy as np\nassert np.allclose(twice(1.5), 3)"},
+            "def twice(x):\n    return 2 * x\nassert False",
+        ),
+    ],
+    ids=["humaneval_plus", "mbpp_plus"],
+)  # fmt: skip
+def test_the_plus_benchmarks_read_a_file_of_the_users(tmp_path, inputs, name, row, answer):
+    (tmp_path / "test.jsonl").write_text(json.dumps(row))
+    tested = composed(name, f"benchmark.{name}.rows.source.path={tmp_path}/test.jsonl")[0]
+    (item,) = tested.measure(Canned([answer]), inputs).items
+    assert item.numerator == 1.0, item.answer
 
 
 def test_the_three_shot_prompt_is_that_of_lm_evaluation_harness(inputs):
