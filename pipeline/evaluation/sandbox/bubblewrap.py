@@ -31,7 +31,7 @@ def command(job: Mapping[str, Any], filter_from: int | None) -> list[str]:
     """
     interpreter, size = job["interpreter"], str(job["limits"]["scratch_mb"] << 20)
     words = [shutil.which("bwrap") or "bwrap", "--unshare-all", "--die-with-parent", "--new-session"]
-    words += ["--uid", str(room.USER), "--gid", str(room.USER), "--hostname", "sandbox", "--cap-drop", "ALL"]
+    words += ["--uid", str(room.USER), "--gid", str(room.USER), "--hostname", room.HOST, "--cap-drop", "ALL"]
     for place in interpreter["shown"]:
         words += ["--symlink", os.readlink(place), place] if os.path.islink(place) else ["--ro-bind", place, place]
     for place in interpreter["packages"]:

@@ -93,6 +93,11 @@ def prctl(option: int, argument: int = 0) -> int:
     return _call("prctl", ctypes.c_int(option), *longs, about=str(option))
 
 
+def set_host_name(name: str) -> None:
+    """The name of the machine in this UTS namespace."""
+    _call("sethostname", name.encode(), ctypes.c_size_t(len(name)))
+
+
 def die_with_parent() -> None:
     """Have the kernel kill this process when the thread that started it ends."""
     prctl(PR_SET_PDEATHSIG, SIGKILL)

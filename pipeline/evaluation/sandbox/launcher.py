@@ -164,7 +164,6 @@ def _ending(job: Mapping[str, Any], status: str, words: list[bytes]) -> tuple[st
 
 def _run_in_directory(job: dict[str, Any]) -> dict[str, Any]:
     """Run in a temporary directory of this machine's, for want of a room."""
-    import shutil
     import tempfile
 
     home = tempfile.mkdtemp(prefix="judged-")
@@ -176,7 +175,19 @@ def _run_in_directory(job: dict[str, Any]) -> dict[str, Any]:
             os.chown(home, processes.NOBODY, processes.NOBODY)
         return run({**job, "home": home})
     finally:
-        shutil.rmtree(home, ignore_errors=True)
+        _remove(home)
+
+
+def _remove(home: str) -> None:
+    """Remove a directory that a program may have closed to its own user. Nothing of the program runs any more."""
+    import shutil
+
+    os.chmod(home, 0o700)
+    for folder, names, _ in os.walk(home):
+        for path in (os.path.join(folder, name) for name in names):
+            if not os.path.islink(path):  # a link may lead anywhere
+                os.chmod(path, 0o700)
+    shutil.rmtree(home, ignore_errors=True)
 
 
 def answer(job: dict[str, Any]) -> dict[str, Any]:

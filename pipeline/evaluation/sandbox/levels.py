@@ -29,7 +29,7 @@ LEVELS: dict[str, str] = {
     ),
     "limits": "limits only: a program can do all that your user may, the network included",
 }
-"""Strongest first: name -> what it is, and what is lost against the one before."""
+"""Strongest first: name -> what it is, and what is lost by it."""
 
 
 def ways(level: str) -> list[dict[str, Any]]:

@@ -17,6 +17,7 @@ SCRATCH, PACKAGES = "/scratch", "/packages"
 USER = 1000
 """User and group of the program inside."""
 
+HOST = "sandbox"
 DEVICES = ("null", "zero", "full", "random", "urandom")
 _OLD = "/oldroot"
 _STAGE = "/tmp"  # any directory will do: it is covered in this namespace only, and only while the room is built
