@@ -27,6 +27,8 @@ def check(params: dict[str, Any], facts: dict[str, Any]) -> None:
 
     benchmark = _benchmark(params["benchmark"])
     backends.check(params.get("backend", "local"), benchmark, params.get("served_model"))
+    if "launch" in facts and hasattr(benchmark, "check_isolation"):
+        benchmark.check_isolation(facts["launch"]["isolation"])
     window, longest = getattr(benchmark, "window", 0), facts.get("max_position_embeddings")
     if longest and window > longest:
         raise ValueError(f"window={window} is longer than the model's {longest} positions; use at most {longest}")
@@ -40,7 +42,9 @@ def run(context: worker.Context) -> dict[str, Any]:
     if not context.is_main:
         return {}
     benchmark, directory = _benchmark(context.params["benchmark"]), model_dir(context.inputs["model"])
-    inputs = Inputs(context.locate, context.listing, context.inputs.get("data"), context.progress)
+    inputs = Inputs(context.locate, context.listing, context.inputs.get("data"), context.progress, **_judging(context))
+    if prepare := getattr(benchmark, "prepare", None):  # what can be refused before a large model is loaded
+        prepare(directory, inputs)
     if context.params.get("backend") in ("vllm", "endpoint"):
         outcome = _outcome_of_server(benchmark, directory, context, inputs)
     else:
@@ -48,7 +52,7 @@ def run(context: worker.Context) -> dict[str, Any]:
         model, tokenizer = _model(str(directory))
         outcome = _outcome(benchmark, context.params.get("backend"), model, tokenizer, inputs)
     (context.directory / "items.json").write_text(json.dumps(outcome.to_json(), ensure_ascii=False) + "\n")
-    return {**score(outcome.items)._asdict(), "metric": outcome.metric, **outcome.also}
+    return {**outcome.also, **score(outcome.items)._asdict(), "metric": outcome.metric}
 
 
 def _outcome(benchmark: Any, backend: str | None, model: Any, tokenizer: Any, inputs: Inputs) -> Outcome:
@@ -68,6 +72,11 @@ def _outcome_of_server(benchmark: Any, directory: Path, context: worker.Context,
     tokenizer = load_tokenizer(str(directory))
     with backends.remote(backend, name, context.launch["server"], directory, tokenizer, log) as lm:
         return benchmark.score(lm(context.progress), inputs)
+
+
+def _judging(context: worker.Context) -> dict[str, Any]:
+    launch = context.launch
+    return {"isolation": launch["isolation"], "workers": launch["judges"]} if "isolation" in launch else {}
 
 
 def _benchmark(settings: Mapping[str, Any]) -> Benchmark:

@@ -96,12 +96,16 @@ class Inputs:
         listing: turns a local source mapping into the names of the files it means.
         data: a data artifact, for benchmarks on held-out documents.
         progress: called with step, total and note.
+        isolation: how far programs that a model wrote must be shut in (`pipeline.evaluation.sandbox.LEVELS`).
+        workers: such programs at once; None is as many as there are cores.
     """
 
     locate: Locate
     listing: Listing
     data: Path | None = None
     progress: Callable[..., None] = _no_progress
+    isolation: str = "full"
+    workers: int | None = None
 
 
 class Benchmark(Protocol):

@@ -7,7 +7,7 @@ import pytest
 from hydra import compose, initialize_config_dir
 from hydra.errors import InstantiationException
 from hydra.utils import instantiate
-from omegaconf import OmegaConf
+from omegaconf import MissingMandatoryValue, OmegaConf
 
 import pipeline.__main__  # noqa: F401  # registers the resolvers of conf/
 from pipeline.data.documents import HubDataset, LocalFiles, PackageFiles
@@ -36,12 +36,14 @@ ITEMS = {
     "gsm8k_leaderboard": "gsm8k",
     "lambada_perplexity": "lambada",
 }
+PROGRAMS = {"gsm8k_pot", "humaneval", "humaneval_plus", "mbpp", "mbpp_3shot", "mbpp_plus"}
+GIVEN = {name: f"benchmark.{name}.rows.source.path=/data" for name in ("humaneval_plus", "mbpp_plus")}
 DESCRIPTION = {"title", "group", "note"}
 
 
 def composed(name, *overrides):
     with initialize_config_dir(str(CONF), version_base="1.3"):
-        config = compose("config", [f"benchmark=[{name}]", *overrides])
+        config = compose("config", [f"benchmark=[{name}]", *([GIVEN[name]] if name in GIVEN else []), *overrides])
     section = OmegaConf.to_container(config.benchmark[name], resolve=True)
     reads_data = "data" in section
     fields = {key: value for key, value in section.items() if key not in DESCRIPTION | {"data", "backend"}}
@@ -74,7 +76,7 @@ def test_a_task_can_be_scored_whole_from_the_hub_and_from_a_mirror(name):
     assert built.splits == {split: LocalFiles({"kind": "local", "path": "/mirror"})}
 
 
-@pytest.mark.parametrize("name", sorted(set(NAMES) - set(TASKS) - set(SUITE)))
+@pytest.mark.parametrize("name", sorted(set(NAMES) - set(TASKS) - set(SUITE) - PROGRAMS))
 def test_a_text_can_be_scored_whole(name):
     built, *_ = composed(name, f"benchmark.{name}.max_tokens=null")
     assert built.max_tokens is None and built.max_items is None
@@ -129,3 +131,31 @@ def test_every_choice_of_items_exists_for_every_data_set():
     for folder in (CONF / "items").iterdir():
         if folder.is_dir():
             assert {file.stem for file in folder.glob("*.yaml")} == choices, folder.name
+
+
+def test_the_papers_protocol_of_programs():
+    """Greedy, one program a problem; HumanEval and MBPP 0-shot with the reference harness' stops."""
+    for name in PROGRAMS:
+        built, *_ = composed(name)
+        assert (built.num_samples, list(built.k), built.temperature, built.limit) == (1, [1], 0.0, None)
+        assert built.limits.cpu_s == {"humaneval": 3, "gsm8k_pot": 3, "humaneval_plus": 20}.get(name, 10)
+        assert list(built.limits.packages) == (["numpy"] if name in GIVEN else [])
+    humaneval, mbpp = composed("humaneval")[0].form, composed("mbpp")[0].form
+    assert humaneval.stop == ["\nclass", "\ndef", "\n#", "\n@", "\nprint", "\nif", "\n```", "<file_sep>"]
+    assert humaneval.strip_prompt and not mbpp.with_setup
+    assert mbpp.stop == ["\nclass", "\nassert", '\n"""', "\nprint", "\nif", "\n<|/", "\n```"]
+
+
+@pytest.mark.parametrize("name", sorted(GIVEN))
+def test_data_that_no_package_holds_must_be_given(name):
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        config = compose("config", [f"benchmark=[{name}]"])
+    with pytest.raises(MissingMandatoryValue, match=f"benchmark.{name}.rows.source.path".replace(".", r"\.")):
+        OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
+    assert "hf download evalplus/" in (CONF / "benchmark" / f"{name}.yaml").read_text()
+
+
+def test_samples_are_asked_for_on_the_command_line():
+    sampled = ["k=[1,10,100]", "num_samples=200", "temperature=0.8"]
+    built, *_ = composed("humaneval", *(f"benchmark.humaneval.{change}" for change in sampled))
+    assert (list(built.k), built.num_samples) == ([1, 10, 100], 200)

@@ -29,6 +29,17 @@ BENCHMARK = {
     "max_tokens": None,
 }
 
+CODE = {
+    "_target_": "pipeline.evaluation.code.CodeBenchmark",
+    "rows": {"_target_": "pipeline.data.documents.LocalFiles"},
+    "form": {"_target_": "pipeline.evaluation.problems.HumanEval", "stop": [], "strip_prompt": True},
+    "limits": {
+        "_target_": "pipeline.evaluation.sandbox.Limits", "cpu_s": 1, "wall_s": 5.0, "memory_mb": 256, "processes": 8,
+        "scratch_mb": 4, "output_kb": 64, "packages": [],
+    },
+    "limit": None, "num_samples": 1, "k": [1], "temperature": 0.0, "top_p": 1.0, "max_new_tokens": 4, "seed": 0,
+}  # fmt: skip
+
 
 @pytest.fixture
 def context(tmp_path):
@@ -142,3 +153,24 @@ def test_a_backend_that_cannot_score_a_benchmark_is_refused():
         evaluate.check({"benchmark": piqa("rows"), "backend": "endpoint", "served_model": None}, {})
     with pytest.raises(ValueError, match="near it are piqa/piqa"):
         evaluate.check({"benchmark": {**piqa("rows"), "task": "piqa/pika"}}, {})
+
+
+def test_programs_are_refused_where_no_model_was_loaded_yet(context, monkeypatch):
+    """In the driver's check, and again in the worker: a machine that cannot isolate costs no training."""
+    from pipeline.evaluation.sandbox import Sandbox
+
+    monkeypatch.setattr(Sandbox, "_try", lambda self, level: None if level == "limits" else "unshare: not permitted")
+    rows = context.make("rows").directory / "rows.jsonl"
+    problem = {"task_id": 0, "prompt": "p", "canonical_solution": "s", "test": "t", "entry_point": "e"}
+    rows.write_text(json.dumps(problem))
+    params = {"benchmark": {**CODE, "rows": {**CODE["rows"], "source": {"kind": "local", "path": str(rows)}}}}
+    with pytest.raises(ValueError, match="isolation=full or not at all"):
+        evaluate.check(params, {"launch": {"isolation": "full"}})
+    evaluate.check(params, {"launch": {"isolation": "limits"}})
+    evaluate.check(params, {})
+    worker = context.make("worker")
+    worker.params, worker.launch = params, {"isolation": "full", "judges": 1}
+    worker.locate, worker.listing = (lambda source: rows), (lambda source: [rows.name])
+    monkeypatch.setattr(evaluate, "_model", lambda directory: pytest.fail("the model was loaded"))
+    with pytest.raises(RuntimeError, match="unshare: not permitted"):
+        evaluate.run(worker)

@@ -1,0 +1,7 @@
+"""A sandbox for programs that nobody has read: namespaces, a private file system, a system call filter and limits."""
+
+from pipeline.evaluation.sandbox.levels import LEVELS
+from pipeline.evaluation.sandbox.limits import Limits, Ran
+from pipeline.evaluation.sandbox.pool import Sandbox, SandboxError
+
+__all__ = ["LEVELS", "Limits", "Ran", "Sandbox", "SandboxError"]

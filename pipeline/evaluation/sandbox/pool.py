@@ -1,0 +1,148 @@
+"""Runs programs that nobody has read, several at once, at a level of isolation that is known."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import secrets
+import sys
+import weakref
+from collections import deque
+from collections.abc import Iterable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+from pipeline.evaluation.sandbox import levels, seccomp
+from pipeline.evaluation.sandbox.interpreter import this_interpreter
+from pipeline.evaluation.sandbox.limits import Limits, Ran
+from pipeline.evaluation.sandbox.remote import Launcher, SandboxError
+
+_RUNNER = Path(__file__).with_name("program.py")
+_PATIENCE_S = 60.0  # beyond a program's own time: for starting, and for a machine that is busy with others
+_TOKEN_BYTES = 16  # as 32 hexadecimal digits
+
+
+class Sandbox:
+    """A place for programs that nobody has read.
+
+    Every program gets namespaces, a room and an interpreter of its own, so none meets what another left behind.
+
+    Args:
+        limits: what one program may use.
+        required: the weakest level of `LEVELS` that is good enough; a stronger one is used where the machine has it.
+        workers: programs at once; null: as many as there are cores.
+
+    Attributes:
+        level: the level that is in force.
+
+    Raises:
+        SandboxError: the required level cannot be reached; the text says why, and what to change.
+        ValueError: the level is not known, or a package of the limits is not installed.
+    """
+
+    def __init__(self, limits: Limits, required: str, workers: int | None) -> None:
+        self.limits, self.workers = limits, workers or _cores()
+        self._interpreter = this_interpreter(tuple(limits.packages)).to_json()
+        # pop and append of a list are atomic
+        self._launchers: list[Launcher] = []
+        self._idle: list[Launcher] = []
+        weakref.finalize(self, _close_all, self._launchers)
+        self._runner = _RUNNER.read_text(encoding="utf-8")
+        self.level = self._reach(required)
+
+    def run(self, program: str, stdin: str = "") -> Ran:
+        """Run one program to its end or its limit. Raises SandboxError if the sandbox fails."""
+        answer = self._answer(self._way, program, stdin)
+        if "failure" in answer:
+            raise SandboxError(f"a sandbox that worked before (isolation={self.level}) failed: {answer['failure']}")
+        return Ran(**answer)
+
+    def run_all(self, programs: Iterable[str]) -> Iterator[Ran]:
+        """What came of each program, in order, `workers` of them at once. Raises SandboxError if the sandbox fails.
+
+        Whoever stops asking, or is interrupted, ends the programs that still run.
+        """
+        pool = ThreadPoolExecutor(self.workers)
+        waiting = deque(pool.submit(self.run, program) for program in programs)
+        try:
+            while waiting:
+                yield waiting.popleft().result()
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)
+            for launcher in list(self._launchers):
+                launcher.kill()
+            raise
+        finally:
+            pool.shutdown(wait=True)
+
+    def close(self) -> None:
+        """End the processes that wait for further programs. Done by itself when the sandbox is no longer used."""
+        self._idle.clear()
+        _close_all(self._launchers)
+
+    def _reach(self, required: str) -> str:
+        failures: dict[str, str] = {}
+        for level in levels.allowed(required):
+            if (failure := self._try(level)) is None:
+                return level
+            failures[level] = failure
+        lower = [level for level in levels.LEVELS if level not in failures]
+        reached = next((level for level in lower if self._try(level) is None), None)
+        raise SandboxError(levels.refusal(required, failures, reached))
+
+    def _try(self, level: str) -> str | None:
+        """Why a level does not work here, or None if a program ran in it; `_way` is then how."""
+        failures = []
+        if not sys.platform.startswith("linux"):
+            return f"this is {sys.platform}"
+        for way in levels.ways(level):
+            if way["filter"] and not seccomp.supported():
+                return f"no system call filter is known for {os.uname().machine}"
+            answer = self._answer(way, "", "")
+            if answer.get("outcome") == "finished":
+                self._way = way
+                return None
+            failures.append(str(answer.get("failure") or f"an empty program {answer['outcome']}: {answer['error']}"))
+        return "; by bubblewrap: ".join(failures)
+
+    def _answer(self, way: Mapping[str, Any], program: str, stdin: str) -> dict[str, Any]:
+        job = {
+            **way,
+            "program": program,
+            "stdin": stdin,
+            "limits": self.limits.to_json(),
+            "interpreter": self._interpreter,
+            "runner": self._runner,
+            "token": secrets.token_hex(_TOKEN_BYTES),
+        }
+        launcher = self._free()
+        try:
+            found = launcher.ask(job, self.limits.wall_s + _PATIENCE_S)
+        except BaseException:
+            self._launchers.remove(launcher)
+            launcher.close()
+            raise
+        self._idle.append(launcher)
+        return found
+
+    def _free(self) -> Launcher:
+        """A launcher that waits for a job, or a new one."""
+        while self._idle:
+            with contextlib.suppress(IndexError):  # another thread was faster
+                launcher = self._idle.pop()
+                if launcher.alive:
+                    return launcher
+                self._launchers.remove(launcher)
+                launcher.close()
+        self._launchers.append(launcher := Launcher())
+        return launcher
+
+
+def _cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _close_all(launchers: list[Launcher]) -> None:
+    while launchers:
+        launchers.pop().close()
