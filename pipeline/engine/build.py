@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from pipeline.engine import gate
 from pipeline.engine.errors import ArtifactError, ConfigError
 from pipeline.engine.graph import SHORT, Node, topological
 from pipeline.engine.locations import localize
@@ -31,6 +32,7 @@ class Cell:
         evaluations: row -> benchmark -> node.
         data: label -> node of prepared data.
         benchmarks: benchmark -> title, group and note.
+        gate: node that judges the last model against the base, if one is asked for.
     """
 
     name: str
@@ -38,6 +40,7 @@ class Cell:
     evaluations: dict[str, dict[str, Node]] = field(default_factory=dict)
     data: dict[str, Node] = field(default_factory=dict)
     benchmarks: dict[str, dict[str, Any]] = field(default_factory=dict)
+    gate: Node | None = None
 
     def targets(self, stage: str) -> list[Node]:
         """The nodes that `stage=<stage>` asks for; the report is built apart, over all cells of a run.
@@ -46,7 +49,8 @@ class Cell:
             ConfigError: this configuration skips that stage.
         """
         if stage in ("evaluate", "report"):
-            return [*self.models.values(), *(node for row in self.evaluations.values() for node in row.values())]
+            evaluations = [node for row in self.evaluations.values() for node in row.values()]
+            return [*self.models.values(), *evaluations, *([self.gate] if self.gate else [])]
         if stage == "data":
             return list(self.data.values())
         if stage not in STAGES:
@@ -75,6 +79,8 @@ class _Builder:
     def build(self) -> tuple[Cell, dict[str, Any]]:
         config, cell = self.config, self.cell
         facts = _facts(config["model"])
+        if not config["sft"].get("skip"):
+            facts["chat_template"] = None  # instruction tuning may bring one
         base = model = self._node("base", "base", dict(config["model"]), {})
         cell.models[ROWS["base"]] = base
         if not config["expand"].get("skip"):
@@ -92,7 +98,9 @@ class _Builder:
         for row, node in cell.models.items():
             cell.evaluations[row] = {}
             for name, benchmark in (config.get("benchmark") or {}).items():
-                self._evaluation(row, node, name, dict(benchmark), base)
+                self._evaluation(row, node, name, dict(benchmark))
+        if asked := gate.request(config["evaluate"]["gate"], cell):
+            cell.gate = self._node("gate", "gate", *asked)
         return cell, facts
 
     def _node(self, stage: str, label: str, params: dict[str, Any], inputs: dict[str, Node]) -> Node:
@@ -109,9 +117,15 @@ class _Builder:
         self.cell.data[node.label] = node
         return node
 
-    def _evaluation(self, row: str, model: Node, name: str, benchmark: dict[str, Any], base: Node) -> None:
+    def _evaluation(self, row: str, model: Node, name: str, benchmark: dict[str, Any]) -> None:
         description = {key: benchmark.pop(key) for key in DESCRIPTION if key in benchmark}
+        if not _is_wanted(row, name, benchmark.pop("rows", None)):
+            return
         inputs = {"model": model}
+        if reference := benchmark.pop("reference", None):
+            if row == reference:  # set against itself a model shows nothing
+                return
+            inputs["reference"] = self._reference(name, reference)
         if "data" in benchmark:
             data = benchmark.pop("data")
             if not data:
@@ -122,10 +136,19 @@ class _Builder:
                         stacklevel=2,
                     )
                 return
-            inputs["data"] = self._data(name, data, base)
+            inputs["data"] = self._data(name, data, self.cell.models[ROWS["base"]])
         self.cell.benchmarks[name] = description
-        label = f"evaluate/{row}/{name}"
-        self.cell.evaluations[row][name] = self._node("evaluate", label, {"benchmark": benchmark}, inputs)
+        endpoint = benchmark.pop("endpoint", None)
+        node = self._node("evaluate", f"evaluate/{row}/{name}", {"benchmark": benchmark}, inputs)
+        if endpoint is not None:  # how a judge is reached is no part of what it says
+            node.settings["launch"] |= {"endpoint": endpoint}
+        self.cell.evaluations[row][name] = node
+
+    def _reference(self, name: str, row: str) -> Node:
+        if row not in self.cell.models:
+            known = ", ".join(self.cell.models)
+            raise ConfigError(f"benchmark.{name}.reference={row!r} is no model of this run so far; there is {known}")
+        return self.cell.models[row]
 
     def _check_strategy(self, stage: str, strategy: Mapping[str, Any], facts: Mapping[str, Any]) -> None:
         wants_new = str(strategy.get("_target_", "")).endswith(".NewBlocks")
@@ -134,6 +157,14 @@ class _Builder:
                 f"{stage}.strategy=new_blocks trains what the expansion added, but expand=none adds nothing; "
                 f"use expand=block, or strategy@{stage}.strategy=full (or lora)"
             )
+
+
+def _is_wanted(row: str, name: str, rows: Any) -> bool:
+    """Whether a benchmark that may be meant for some models only is meant for this one."""
+    known = ROWS.values()
+    if rows is not None and not (isinstance(rows, list) and set(rows) <= set(known)):
+        raise ConfigError(f"benchmark.{name}.rows={rows!r}: give a list of {', '.join(known)}, or null for every model")
+    return rows is None or row in rows
 
 
 def _version(stage: str) -> int:
@@ -149,6 +180,7 @@ def depth(config: Mapping[str, Any]) -> int | None:
 def _facts(model: Mapping[str, Any]) -> dict[str, Any]:
     """What is known of the base model before anything is fetched; read from its files where it is local."""
     facts = {key: model.get(key) for key in ("num_blocks", "max_position_embeddings")} | {"expanded": False}
+    facts["chat_template"] = None  # not known
     source = model["source"]
     if source.get("kind") == "local":
         directory = Path(source["path"]).expanduser()
@@ -164,7 +196,18 @@ def _facts(model: Mapping[str, Any]) -> dict[str, Any]:
         facts["max_position_embeddings"] = facts["max_position_embeddings"] or config.get("max_position_embeddings")
         facts["expanded"] = (directory / "expansion.json").is_file()
         facts["local_model"] = str(directory)
+        facts["chat_template"] = _has_chat_template(directory)
     return facts
+
+
+def _has_chat_template(directory: Path) -> bool:
+    """Whether a tokenizer brings a chat template: in a file of its own, or in its config."""
+    if (directory / "chat_template.jinja").is_file() or (directory / "chat_template.json").is_file():
+        return True
+    try:
+        return bool(json.loads((directory / "tokenizer_config.json").read_text()).get("chat_template"))
+    except (OSError, ValueError, AttributeError):
+        return False
 
 
 def report_node(settings: Mapping[str, Any], name: str, cells: list[Cell], launch: Mapping[str, Any]) -> Node:

@@ -9,8 +9,8 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
@@ -21,12 +21,25 @@ HASH_LENGTH = 16
 
 @dataclass(frozen=True)
 class Item:
-    """One scored unit. `hash` is taken over the content that was scored: equal ids cannot hide unequal items."""
+    """One scored unit.
+
+    Attributes:
+        id, hash: its name, and a hash of the content that was scored: equal ids cannot hide unequal items.
+        numerator, denominator: what it adds to the score.
+        category: the part of the benchmark that it belongs to, or nothing.
+        prompt, answer, gold: what the model was given, what it answered and what is right, for people to read.
+        parts: further ratios by name, (numerator, denominator) each: a turn of several, a range of positions.
+    """
 
     id: str
     hash: str
     numerator: float
     denominator: float
+    category: str = ""
+    prompt: str = ""
+    answer: str = ""
+    gold: str = ""
+    parts: Mapping[str, tuple[float, float]] = field(default_factory=dict)
 
 
 class Score(NamedTuple):
@@ -39,11 +52,15 @@ class Score(NamedTuple):
 
 @dataclass(frozen=True)
 class Outcome:
-    """The items of one model on one benchmark. Raises ValueError if there are none or an id occurs twice."""
+    """The items of one model on one benchmark. Raises ValueError if there are none or an id occurs twice.
+
+    `notes` are sentences that must be read with the score, such as how many answers could not be judged.
+    """
 
     metric: str
     higher_is_better: bool
     items: tuple[Item, ...]
+    notes: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         if not self.items:
@@ -53,15 +70,20 @@ class Outcome:
             twice = next(name for name in ids if ids.count(name) > 1)
             raise ValueError(f"{self.metric}: the item id {twice!r} occurs twice; ids must be unique")
 
-    def to_json(self) -> dict[str, Any]:
-        """Plain data, as kept in items.json."""
-        items = [vars(item) for item in self.items]
-        return {"metric": self.metric, "higher_is_better": self.higher_is_better, "items": items}
+    def facts(self) -> dict[str, Any]:
+        """What is kept beside the items, as plain data."""
+        return {"notes": list(self.notes)} if self.notes else {}
 
-    @classmethod
-    def from_json(cls, data: dict[str, Any]) -> Outcome:
-        """The inverse of `to_json`."""
-        return cls(data["metric"], data["higher_is_better"], tuple(Item(**item) for item in data["items"]))
+
+class Ran(NamedTuple):
+    """What a program did: whether it ended by itself without an error, and what it printed, errors included."""
+
+    ok: bool
+    output: str
+
+
+RunProgram = Callable[[str], Ran]
+"""Runs a Python program where it can do no harm. A program that crashes or never ends is an answer, not an error."""
 
 
 def _no_progress(**fields: Any) -> None:
@@ -77,12 +99,21 @@ class Inputs:
         listing: turns a local source mapping into the names of the files it means.
         data: a data artifact, for benchmarks on held-out documents.
         progress: called with step, total and note.
+        reference: the directory of a second model that this one is set against.
+        directory: where a benchmark may keep what it must not lose when it is interrupted; found again by the next
+            attempt, and kept beside the items.
+        endpoint: how a service is reached that the benchmark asks (`pipeline.evaluation.endpoint`).
+        sandbox: runs a program that a model wrote.
     """
 
     locate: Locate
     listing: Listing
     data: Path | None = None
     progress: Callable[..., None] = _no_progress
+    reference: Path | None = None
+    directory: Path | None = None
+    endpoint: Mapping[str, Any] | None = None
+    sandbox: RunProgram | None = None
 
 
 class Benchmark(Protocol):

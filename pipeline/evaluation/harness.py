@@ -18,6 +18,7 @@ from pipeline.data.documents import RowSource
 from pipeline.data.formats import Row
 from pipeline.evaluation.base import Inputs, Item, Outcome, content_hash
 from pipeline.evaluation.rows import ADAPTERS, Rows
+from pipeline.evaluation.samples import sample_texts
 
 FEWSHOT_SEED = 1234  # lm-evaluation-harness' own default
 
@@ -114,7 +115,9 @@ class HarnessTask:
         value = float(sample[self.metric])
         # What the model was given and what counts as right: equal for any source of the same content.
         digest = content_hash(sample["arguments"], sample["target"])
-        return Item(str(number), digest, -value if self.metric == "perplexity" else value, 1.0)
+        numerator = -value if self.metric == "perplexity" else value
+        prompt, answer, gold = sample_texts(sample, self.metric)
+        return Item(str(number), digest, numerator, 1.0, prompt=prompt, answer=answer, gold=gold)
 
 
 def _load(variant: Mapping[str, Any], rows: Mapping[str, Rows] | None = None) -> Any:

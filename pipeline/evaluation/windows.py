@@ -37,7 +37,7 @@ def score_passages(model: Any, passages: Sequence[Passage], size: int, inputs: I
             done += len(tokens)
         inputs.progress(step=done, total=total, note="tokens scored")
     items = (
-        Item(passage.id, passage.hash, math.fsum(parts) / math.log(2), float(passage.num_bytes))
+        Item(passage.id, passage.hash, math.fsum(parts) / math.log(2), float(passage.num_bytes), prompt=passage.text)
         for passage, parts in zip(passages, nats, strict=True)
     )
     return Outcome(METRIC, False, tuple(items))

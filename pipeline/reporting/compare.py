@@ -132,6 +132,8 @@ def _merged_rows(collection: Collection) -> list[tuple[Row, list[Cell]]]:
                 known,
                 evaluations={**row.evaluations, **known.evaluations},
                 diagnoses={**row.diagnoses, **known.diagnoses},
+                notes={**row.notes, **known.notes},
+                directories={**row.directories, **known.directories},
             )
             merged[key] = (known, [*cells, cell])
     return list(merged.values())

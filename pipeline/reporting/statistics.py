@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 import zlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -32,6 +32,8 @@ class Items:
         higher_is_better: the direction of the metric.
         ids, hashes: (N,) names of the items and hashes of their content.
         numerators, denominators: (N,) float64.
+        categories: (N,) the part of the benchmark that each item belongs to, or none at all.
+        parts: further ratios by name, (N,) numerators and denominators each.
     """
 
     metric: str
@@ -40,6 +42,8 @@ class Items:
     hashes: tuple[str, ...]
     numerators: Floats = field(repr=False)
     denominators: Floats = field(repr=False)
+    categories: tuple[str, ...] = field(default=(), repr=False)
+    parts: Mapping[str, tuple[Floats, Floats]] = field(default_factory=dict, repr=False)
 
     def __post_init__(self) -> None:
         if not self.ids:

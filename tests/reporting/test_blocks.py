@@ -12,7 +12,7 @@ from pipeline.reporting.collect import collect
 from pipeline.reporting.compare import compare
 from pipeline.reporting.page import data, html, report_markdown
 from pipeline.reporting.table import values_table
-from tests.reporting.synthetic import BENCHMARKS, Artifacts, items, none, write_json, write_safetensors
+from tests.reporting.synthetic import BENCHMARKS, Artifacts, items, none, write_items, write_json, write_safetensors
 
 BASE = [100.0 + i for i in range(40)]
 SIZES = [50.0] * 40
@@ -61,7 +61,7 @@ def artifacts(tmp_path):
 def diagnosed(artifacts, slug: str, diagnosis: dict, bits: list[float]) -> str:
     role = artifacts.add("evaluate", f"{slug}/blocks")
     content = {**items("bits_per_byte", False, "blocks", bits, SIZES), "diagnosis": diagnosis}
-    write_json(artifacts.inputs[role] / "items.json", content)
+    write_items(artifacts.inputs[role], content)
     return role
 
 
@@ -175,5 +175,5 @@ def test_a_report_without_diagnoses_has_no_such_section(artifacts, tmp_path):
 
 def test_a_damaged_diagnosis_is_named(artifacts):
     damaged = {key: value for key, value in TRAINED.items() if key != "updates"}
-    with pytest.raises(ValueError, match=r"items\.json holds no whole diagnosis \(KeyError\('updates'\)\)"):
+    with pytest.raises(ValueError, match=r"holds no whole diagnosis \(KeyError\('updates'\)\)"):
         compared(artifacts, [cell(artifacts, damaged)])

@@ -5,7 +5,8 @@ from types import SimpleNamespace
 
 import pytest
 
-from pipeline.evaluation.base import Outcome, score
+from pipeline.evaluation.base import content_hash, score
+from pipeline.evaluation.items import read_items
 from pipeline.models.tiny import save_random
 from stages import evaluate
 
@@ -62,10 +63,11 @@ def context(tmp_path):
 def test_items_and_metrics_are_written(context):
     first = context.make("first")
     metrics = evaluate.run(first)
-    written = json.loads((first.directory / "items.json").read_text())
-    outcome = Outcome.from_json(written)
-    assert set(written) == {"metric", "higher_is_better", "items"}
-    assert set(written["items"][0]) == {"id", "hash", "numerator", "denominator"}
+    assert {file.name for file in first.directory.iterdir()} == {"items.parquet"}
+    outcome = read_items(first.directory)
+    assert [item.prompt for item in outcome.items] == sorted(
+        (f"document number {i} grows" for i in range(3)), key=content_hash
+    )
     assert metrics == {**score(outcome.items)._asdict(), "metric": "bits_per_byte"}
     assert metrics["n"] == 3
     assert context.seen[-1]["step"] == context.seen[-1]["total"] > 0
