@@ -61,7 +61,9 @@ def judge_prompts(rows: Sequence[Mapping[str, Any]]) -> dict[str, JudgePrompt]:
         if {"name", "system_prompt", "prompt_template"} <= set(row)
     }
     if missing := sorted(set(PROMPTS.values()) - set(found)):
-        raise ValueError(f"prompts: the file has no {', '.join(missing)}; it has {', '.join(found) or 'no prompt at all'}")
+        raise ValueError(
+            f"prompts: the file has no {', '.join(missing)}; it has {', '.join(found) or 'no prompt at all'}"
+        )
     return found
 
 

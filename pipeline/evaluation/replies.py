@@ -101,7 +101,9 @@ class ChatReplies:
         text = self._tokenizer.apply_chat_template(turn, chat_template=self._template, tokenize=False)
         after = text[text.rfind(_MARK) + len(_MARK) :]
         added = [str(token) for token in self._tokenizer.added_tokens_decoder.values() if token.special]
-        found = [(after.find(token), token) for token in {*self._tokenizer.all_special_tokens, *added} if token in after]
+        found = [
+            (after.find(token), token) for token in {*self._tokenizer.all_special_tokens, *added} if token in after
+        ]
         ends = {self._tokenizer.eos_token_id} if self._tokenizer.eos_token_id is not None else set()
         return ends | ({self._tokenizer.convert_tokens_to_ids(min(found)[1])} if found else set())
 
