@@ -78,7 +78,7 @@ def every_target() -> dict[str, dict]:
 
 
 # What a section holds for the graph, beside the fields of the class that it names.
-FOR_THE_GRAPH = {"skip", "save", "title", "group", "note", "data"}
+FOR_THE_GRAPH = {"skip", "save", "title", "group", "note", "data", "rows", "reference", "endpoint", "folder"}
 
 
 def test_yaml_keys_equal_dataclass_fields():

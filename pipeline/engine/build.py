@@ -119,6 +119,7 @@ class _Builder:
 
     def _evaluation(self, row: str, model: Node, name: str, benchmark: dict[str, Any]) -> None:
         description = {key: benchmark.pop(key) for key in DESCRIPTION if key in benchmark}
+        benchmark.pop("folder", None)  # only a place for other keys to refer to
         if not _is_wanted(row, name, benchmark.pop("rows", None)):
             return
         inputs = {"model": model}

@@ -1,8 +1,8 @@
-"""MINT: tasks solved in up to five turns with a Python session (Wang et al. 2023, arXiv 2309.10691), without feedback.
+"""MINT: tasks solved in up to five turns with a Python session (Wang et al. 2023, arXiv 2309.10691); no feedback.
 
-Each turn the model either runs code (`<execute>`) or proposes an answer (`<solution>`). The success rate at k is that of
-episodes played from the start with k turns. All code runs in the sandbox. ALFWorld's tasks need its simulator and are
-not among those that can be played here.
+Each turn the model either runs code (`<execute>`) or proposes an answer (`<solution>`). The success rate at k is that
+of episodes played from the start with k turns. All code runs in the sandbox. ALFWorld's tasks need its simulator and
+are not among those that can be played here.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ from pipeline.evaluation.session import Session
 METRIC = "success"
 EPISODES = "episodes.jsonl"
 _TAG = re.compile(r"<(execute|solution)>(.*?)(?:</\1>|$)", re.S)
+_FENCE = re.compile(r"^\s*```(?:python)?[ \t]*\n|\n\s*```\s*$")  # models like to fence code once more
 _STOPS = ("</execute>", "</solution>")
 _NOT_UNDERSTOOD = "No <execute> or <solution> block with something in it was found."
 _WRONG = "That solution is not right."
@@ -71,7 +72,7 @@ class Mint:
             needed for numbers that compare with published ones.
         tools: Python that defines what the model may call beside Python itself, or null.
         turn_limits: each is played from the start.
-        max_solutions: proposals in an episode, one fewer than turns at least (a single turn has one).
+        max_solutions: proposals in an episode; where there is a single turn there is one.
         template: a chat template in place of the model's own, or null.
         max_new_tokens: of one turn.
         max_items: problems, in the order of their content hashes; null for all.
@@ -129,7 +130,7 @@ class Mint:
 
         A turn without a usable block is a turn lost, and an empty solution is also a proposal lost.
         """
-        solutions = min(self.max_solutions, max(1, limit - 1))
+        solutions = 1 if limit == 1 else self.max_solutions
         messages = [{"role": "user", "content": self._opening(problem, limit, solutions, session.prelude)}]
         for turn in range(1, limit + 1):
             reply = replies.reply(messages, max_new_tokens=self.max_new_tokens, temperature=0.0, seed=0, stop=_STOPS)
@@ -191,7 +192,7 @@ class Mint:
 def parse(reply: str) -> tuple[str, str]:
     """(`execute` or `solution`, what stands in the first block); ("", "") if there is none."""
     match = _TAG.search(reply)
-    return (match[1], match[2].strip()) if match else ("", "")
+    return (match[1], _FENCE.sub("", match[2]).strip()) if match else ("", "")
 
 
 def _observation(action: str, content: str, session: Session) -> str:

@@ -44,7 +44,7 @@ class MTBench:
     """The mean rating, from 1 to 10, over all turns; a question is one item, so that its turns stay together.
 
     Attributes:
-        questions, prompts, references: rows of FastChat's question.jsonl, judge_prompts.jsonl and a reference_answer file.
+        questions, prompts, references: rows of question.jsonl, judge_prompts.jsonl and reference_answer/*.jsonl.
         reference_categories: categories whose answers the judge compares with a reference.
         judge: the name of the judging model at the endpoint.
         judge_temperature, judge_max_tokens: of its judgements.
