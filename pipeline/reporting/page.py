@@ -13,13 +13,17 @@ import jinja2
 
 from pipeline.reporting.collect import Collection
 from pipeline.reporting.compare import Comparison, Gains, Line
+from pipeline.reporting.power import detectable
+from pipeline.reporting.seeds import seed_lines, seed_values
 from pipeline.reporting.statistics import Difference
 from pipeline.reporting.table import (
     Table,
+    detectable_table,
     differences_table,
     facts_table,
     gains_table,
     markdown,
+    seed_tables,
     split,
     values_table,
 )
@@ -75,8 +79,18 @@ class Section:
     values: dict[str, Any] = field(default_factory=dict)
 
 
-def html(comparison: Comparison, plots: list[Plot], sections: Sequence[Section] = ()) -> str:
-    """The whole page. Nothing in it is loaded from elsewhere, and all text from artifacts is escaped."""
+def html(
+    comparison: Comparison,
+    plots: list[Plot],
+    sections: Sequence[Section] = (),
+    parts: Sequence[Section] = (),
+    items_page: str = "",
+) -> str:
+    """The whole page. Nothing in it is loaded from elsewhere, and all text from artifacts is escaped.
+
+    `sections` are about blocks, `parts` about what lies inside a benchmark's score; `items_page` names the file beside
+    this one that shows single items, if there is one.
+    """
     environment = jinja2.Environment(
         autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined
     )
@@ -88,7 +102,10 @@ def html(comparison: Comparison, plots: list[Plot], sections: Sequence[Section] 
         verdicts=verdicts(comparison),
         answers=ANSWERS,
         gains=gains_table(comparison),
-        tables=[part for table in (differences_table(comparison), values_table(comparison)) for part in split(table)],
+        tables=[part for table in result_tables(comparison) for part in split(table)],
+        notes=notes(comparison),
+        parts=parts,
+        items_page=items_page,
         facts=facts_table(comparison),
         plots=plots,
         sections=sections,
@@ -103,14 +120,33 @@ def html(comparison: Comparison, plots: list[Plot], sections: Sequence[Section] 
     )
 
 
+def result_tables(comparison: Comparison) -> list[Table]:
+    """Differences against the base, what was too small to tell, scores, and all of it over seeds."""
+    single = [differences_table(comparison), detectable_table(comparison), values_table(comparison)]
+    return [*single, *seed_tables(comparison, seed_lines(comparison))]
+
+
+def notes(comparison: Comparison) -> list[str]:
+    """What evaluations say must be read with their scores."""
+    titles = {benchmark.name: benchmark.title for benchmark in comparison.benchmarks}
+    return [
+        f"{titles[name]}, {line.label}: {note}"
+        for line in comparison.lines
+        for name, found in line.row.notes.items()
+        if name in titles
+        for note in found
+    ]
+
+
 def report_markdown(comparison: Comparison, sections: Sequence[Section] = ()) -> str:
     """The page's text without figures, at most about 120 columns wide in its tables."""
     parts = [f"# {_inline(comparison.collection.name)}", summary(comparison)]
     parts += [_verdict_markdown(verdict, len(comparison.collection.cells) > 1) for verdict in verdicts(comparison)]
-    tables = (gains_table(comparison), differences_table(comparison), values_table(comparison), facts_table(comparison))
-    for table in tables:
+    for table in (gains_table(comparison), *result_tables(comparison), facts_table(comparison)):
         if table.rows:
             parts += [f"## {table.caption}", markdown(table)]
+    if found := notes(comparison):
+        parts += ["## Notes", "\n".join(f"- {_inline(note)}" for note in found)]
     for section in sections:
         if section.in_text:
             sentences = "\n".join(f"- {_inline(sentence)}" for sentence in section.sentences)
@@ -122,14 +158,17 @@ def report_markdown(comparison: Comparison, sections: Sequence[Section] = ()) ->
     return "\n\n".join(parts) + "\n"
 
 
-def data(comparison: Comparison, sections: Sequence[Section] = ()) -> dict[str, Any]:
+def data(comparison: Comparison, sections: Sequence[Section] = (), parts: Sequence[Section] = ()) -> dict[str, Any]:
     """Everything the tables and sentences show, as plain JSON values; what is not finite becomes null."""
     return {
         "name": comparison.collection.name,
         "confidence": comparison.confidence,
         "num_bootstrap": comparison.num_bootstrap,
         "benchmarks": {b.name: {"title": b.title, "group": b.group, "note": b.note} for b in comparison.benchmarks},
-        "models": [_line_data(line) for line in comparison.lines],
+        "power": comparison.power,
+        "models": [_line_data(line, comparison.power) for line in comparison.lines],
+        "over_seeds": seed_values(seed_lines(comparison)),
+        "notes": notes(comparison),
         "against_first_cell": [{"cell": rival.cell, "gains": _gains_data(rival.gains)} for rival in comparison.rivals],
         "verdicts": [
             {
@@ -139,6 +178,7 @@ def data(comparison: Comparison, sections: Sequence[Section] = ()) -> dict[str, 
             for verdict in verdicts(comparison)
         ],
         "blocks": [section.values for section in sections],
+        "parts": [section.values for section in parts],
     }
 
 
@@ -191,7 +231,14 @@ def method(comparison: Comparison) -> list[str]:
         "those that are accuracies, in percentage points, each measure counting the same.",
         "The intervals cover the choice of items. They do not cover training seeds, and they are not corrected for the "
         f"number of comparisons: of many unchanged measures about {percent(2 * tail)} will look changed.",
+        "Too small to tell: where an interval contains zero, the true change that the same comparison would call better "
+        f"or worse with a probability of {percent(comparison.power)}. A smaller change may be there and not show.",
     ]
+    if seed_lines(comparison):
+        sentences.append(
+            "Over seeds: runs whose settings differ by seeds only. Intervals are Student's t over the runs; they cover "
+            "the seeds for this choice of items, and runs that share a stage share its chance."
+        )
     few = [b.title for b in comparison.benchmarks if _num_items(comparison, b.name) < FEW_ITEMS]
     if few:
         sentences.append(f"Fewer than {FEW_ITEMS} items, so the intervals are too narrow or missing: {', '.join(few)}.")
@@ -218,7 +265,7 @@ def _distinct(collection: Collection, attribute: str) -> list[str]:
     return [value for value in dict.fromkeys(values) if value]
 
 
-def _line_data(line: Line) -> dict[str, Any]:
+def _line_data(line: Line, power: float) -> dict[str, Any]:
     facts = line.row.facts
     return {
         "label": line.label,
@@ -234,7 +281,10 @@ def _line_data(line: Line) -> dict[str, Any]:
         "scores": {
             name: {"value": s.value, "stderr": _finite(s.stderr), "n": s.n} for name, s in sorted(line.scores.items())
         },
-        "differences": {name: _difference_data(d) for name, d in sorted(line.differences.items())},
+        "differences": {
+            name: {**(_difference_data(d) or {}), "detectable": _finite(detectable(d, power))}
+            for name, d in sorted(line.differences.items())
+        },
         "gains": None if line.gains is None else _gains_data(line.gains),
     }
 

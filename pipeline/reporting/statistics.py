@@ -121,9 +121,14 @@ def score(items: Items) -> Score:
     stderr = sqrt(n / (n - 1) * sum(e_i^2)) / sum(d_i) with e_i = num_i - value * d_i (Cochran 1977, "Sampling
     Techniques", chapter 6). With unit denominators it is the usual standard error of a mean.
     """
-    value = items.numerators.sum() / items.denominators.sum()
-    residuals = items.numerators - value * items.denominators
-    return Score(float(value), _stderr(residuals, items.denominators.sum()), len(items.ids))
+    return ratio(items.numerators, items.denominators)
+
+
+def ratio(numerators: Floats, denominators: Floats) -> Score:
+    """As `score`, of (N,) columns. The sum of the denominators must be positive."""
+    value = numerators.sum() / denominators.sum()
+    residuals = numerators - value * denominators
+    return Score(float(value), _stderr(residuals, denominators.sum()), numerators.size)
 
 
 def paired_difference(

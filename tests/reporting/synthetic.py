@@ -176,6 +176,8 @@ def params(cells: list[dict[str, Any]], **changes: Any) -> dict[str, Any]:
         "confidence": 0.95,
         "num_bootstrap": 500,
         "seed": 0,
+        "power": 0.8,
+        "items": {"per_benchmark": 20, "characters": 200},
         "cells": cells,
         "benchmarks": BENCHMARKS,
         **changes,

@@ -83,7 +83,7 @@ def cell(artifacts, trained=TRAINED, base_bits=BASE) -> dict:
 
 def compared(artifacts, cells):
     collection = collect("a run", cells, LISTED, artifacts.inputs)
-    return compare(collection, confidence=0.95, num_bootstrap=200, seed=0)
+    return compare(collection, confidence=0.95, num_bootstrap=200, seed=0, power=0.8)
 
 
 def trained_of(comparison, name="post-pretrained"):

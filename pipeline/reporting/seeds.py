@@ -1,0 +1,135 @@
+"""Runs that differ by seeds only, put together: mean, spread over seeds, and what is left of a gain.
+
+The intervals between models (`statistics`) cover the choice of items for one training run. These cover the training
+seed for one choice of items: Student's t over the runs.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from pipeline.reporting.collect import Cell
+from pipeline.reporting.compare import Comparison, Line
+from pipeline.reporting.labels import cell_labels, split_overrides
+
+
+@dataclass(frozen=True)
+class Spread:
+    """Values of n runs: their mean, standard deviation (of a sample), and the interval of the mean.
+
+    `low` and `high` are infinite where there is one run.
+    """
+
+    mean: float
+    deviation: float
+    low: float
+    high: float
+    n: int
+
+    @property
+    def mark(self) -> str:
+        """`higher` or `lower` (the interval excludes zero), or `within`."""
+        return "higher" if self.low > 0 else "lower" if self.high < 0 else "within"
+
+
+@dataclass(frozen=True)
+class SeedLine:
+    """One kind of model over the seeds of its runs.
+
+    Attributes:
+        scores: benchmark -> over runs; gains: benchmark -> difference against the base, over runs.
+    """
+
+    label: str
+    num_runs: int
+    scores: dict[str, Spread]
+    gains: dict[str, Spread]
+
+
+def spread(values: Sequence[float], confidence: float) -> Spread:
+    """Mean, standard deviation and t interval of runs that are independent but for what they share.
+
+    Raises:
+        ValueError: there are none.
+    """
+    from scipy import stats
+
+    if not values:
+        raise ValueError("found no runs; at least one is required")
+    n, mean = len(values), float(np.mean(values))
+    if n == 1:
+        return Spread(mean, math.nan, -math.inf, math.inf, 1)
+    deviation = float(np.std(values, ddof=1))
+    reach = float(stats.t.ppf((1 + confidence) / 2, n - 1)) * deviation / math.sqrt(n)
+    return Spread(mean, deviation, mean - reach, mean + reach, n)
+
+
+def seed_groups(cells: Sequence[Cell]) -> dict[str, list[Cell]]:
+    """Cells by their overrides without seeds, where there are several; the key is what they have in common."""
+    groups: dict[str, list[Cell]] = {}
+    for cell in cells:
+        kept = [part for part in split_overrides(cell.name) if not _is_seed(part)]
+        groups.setdefault(",".join(kept) or "default", []).append(cell)
+    return {name: members for name, members in groups.items() if len(members) > 1}
+
+
+def seed_lines(comparison: Comparison) -> list[SeedLine]:
+    """Every row that at least two seeds trained anew, of every group of cells that differ by seeds only."""
+    groups = seed_groups(comparison.collection.cells)
+    labels = cell_labels(list(groups))
+    lines = []
+    for name, cells in groups.items():
+        for row in dict.fromkeys(row.name for cell in cells for row in cell.rows):
+            runs = _distinct(comparison, cells, row)
+            if len(runs) > 1:
+                label = row if len(groups) == 1 else f"{row} · {labels[name]}"
+                lines.append(_line(label, runs, comparison.confidence))
+    return lines
+
+
+def seed_values(lines: Sequence[SeedLine]) -> list[dict[str, Any]]:
+    """The same as plain JSON values."""
+
+    def plain(found: dict[str, Spread]) -> dict[str, Any]:
+        return {
+            name: {key: value if math.isfinite(value) else None for key, value in vars(one).items()}
+            for name, one in sorted(found.items())
+        }
+
+    return [
+        {"label": line.label, "num_runs": line.num_runs, "scores": plain(line.scores), "gains": plain(line.gains)}
+        for line in lines
+    ]
+
+
+def _distinct(comparison: Comparison, cells: Sequence[Cell], row: str) -> list[Line]:
+    """The lines of a row, each model once: seeds of later stages share the models of earlier ones."""
+    found: dict[Path, Line] = {}
+    for cell in cells:
+        line = comparison.line(cell.name, row)
+        if line is not None:
+            found.setdefault(line.row.model, line)
+    return list(found.values())
+
+
+def _line(label: str, runs: Sequence[Line], confidence: float) -> SeedLine:
+    scores = {name: [run.scores[name].value for run in runs if name in run.scores] for name in runs[0].scores}
+    gains = {
+        name: [run.differences[name].value for run in runs if name in run.differences] for name in runs[0].differences
+    }
+    return SeedLine(
+        label,
+        len(runs),
+        {name: spread(values, confidence) for name, values in scores.items()},
+        {name: spread(values, confidence) for name, values in gains.items()},
+    )
+
+
+def _is_seed(override: str) -> bool:
+    return override.partition("=")[0].lstrip("+").rpartition(".")[2] == "seed"
