@@ -231,8 +231,8 @@ def method(comparison: Comparison) -> list[str]:
         "those that are accuracies, in percentage points, each measure counting the same.",
         "The intervals cover the choice of items. They do not cover training seeds, and they are not corrected for the "
         f"number of comparisons: of many unchanged measures about {percent(2 * tail)} will look changed.",
-        "Too small to tell: where an interval contains zero, the true change that the same comparison would call better "
-        f"or worse with a probability of {percent(comparison.power)}. A smaller change may be there and not show.",
+        "Too small to tell: where an interval contains zero, the true change that the same comparison would call "
+        f"better or worse with a probability of {percent(comparison.power)}. A smaller one may be there and not show.",
     ]
     if seed_lines(comparison):
         sentences.append(

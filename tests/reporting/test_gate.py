@@ -83,6 +83,6 @@ def test_the_message_says_what_was_lost_and_the_record_is_plain():
 
 
 def test_other_items_are_refused():
-    base, model = shares(100, 0.6, 0.1)
-    with pytest.raises(ValueError, match="the gate on acc: .*answered different items"):
+    base, _ = shares(100, 0.6, 0.1)
+    with pytest.raises(ValueError, match=r"the gate on acc: .*answered different items"):
         GATE.judge(base, {"acc": make_items([1.0] * 99)}, {"acc": "A"})
