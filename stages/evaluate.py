@@ -51,7 +51,7 @@ def run(context: worker.Context) -> dict[str, Any]:
     model, tokenizer = _model(str(directory))
     outcome = benchmark.run(model, tokenizer, _inputs(context))
     write_items(outcome, context.directory)
-    return {**score(outcome.items)._asdict(), "metric": outcome.metric}
+    return {**outcome.also, **score(outcome.items)._asdict(), "metric": outcome.metric}
 
 
 def _inputs(context: worker.Context) -> Inputs:

@@ -54,13 +54,15 @@ class Score(NamedTuple):
 class Outcome:
     """The items of one model on one benchmark. Raises ValueError if there are none or an id occurs twice.
 
-    `notes` are sentences that must be read with the score, such as how many answers could not be judged.
+    `notes` are sentences that must be read with the score, such as how many answers could not be judged. `also` holds
+    further numbers over the same items, by name, that are no ratio of sums, such as a macro-F1.
     """
 
     metric: str
     higher_is_better: bool
     items: tuple[Item, ...]
     notes: tuple[str, ...] = ()
+    also: Mapping[str, float] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if not self.items:
@@ -72,14 +74,19 @@ class Outcome:
 
     def facts(self) -> dict[str, Any]:
         """What is kept beside the items, as plain data."""
-        return {"notes": list(self.notes)} if self.notes else {}
+        found = {"notes": list(self.notes), "also": dict(self.also)}
+        return {name: value for name, value in found.items() if value}
 
 
-class Ran(NamedTuple):
-    """What a program did: whether it ended by itself without an error, and what it printed, errors included."""
+class Ran(Protocol):
+    """What a program did: whether it ran to its end without an error, and what it wrote."""
 
-    ok: bool
-    output: str
+    @property
+    def ok(self) -> bool: ...
+    @property
+    def stdout(self) -> str: ...
+    @property
+    def stderr(self) -> str: ...
 
 
 RunProgram = Callable[[str], Ran]

@@ -37,15 +37,15 @@ def write_items(outcome: Outcome, directory: Path) -> Path:
 
 
 def read_items(directory: Path) -> Outcome:
-    """The outcome that `write_items` wrote, its facts but the notes left out."""
+    """The outcome that `write_items` wrote, its facts but notes and further numbers left out."""
     import pyarrow.parquet as pq
 
     table = pq.read_table(directory / FILE)
     metadata = {key.decode(): value.decode() for key, value in table.schema.metadata.items()}
     rows = table.to_pylist(maps_as_pydicts="strict")
     items = tuple(Item(**{**row, "parts": {k: tuple(v.values()) for k, v in row["parts"].items()}}) for row in rows)
-    notes = json.loads(metadata["facts"]).get("notes", [])
-    return Outcome(metadata["metric"], json.loads(metadata["higher_is_better"]), items, tuple(notes))
+    facts, direction = json.loads(metadata["facts"]), json.loads(metadata["higher_is_better"])
+    return Outcome(metadata["metric"], direction, items, tuple(facts.get("notes", ())), facts.get("also", {}))
 
 
 def _schema() -> Any:

@@ -7,11 +7,12 @@ first turn and one for the second, a form of each with reference answers; the ra
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import CancelledError, ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
 from typing import Any
 
-from pipeline.evaluation.endpoint import UnusableError
+from pipeline.evaluation.endpoint import ChatModel, UnreachableError, UnusableError
 
 PROMPTS = {
     (1, False): "single-v1",
@@ -80,3 +81,54 @@ def rating(judgement: str) -> float:
                 return value
             raise UnusableError(f"the judge's rating {match[0]} is not between {LOWEST:g} and {HIGHEST:g}")
     raise UnusableError(f"the judge gave no rating: {judgement[:200]!r}")
+
+
+@dataclass(frozen=True)
+class Asked:
+    """One turn before the judge: the question's id, the turn from 1, the prompt's name and the messages."""
+
+    id: str
+    turn: int
+    prompt: str
+    messages: Sequence[Mapping[str, str]]
+
+
+def judgements(judge: ChatModel, asked: Sequence[Asked]) -> Iterator[dict[str, Any]]:
+    """A record per turn in the order in which they come: id, turn, prompt, rating, and judgement or error.
+
+    A turn that the judge gave no rating has the rating None. Several are under way at once.
+
+    Raises:
+        UnreachableError: the judge cannot be reached; what was under way is still given before.
+        RefusedError: the judge refuses the request.
+    """
+    failure: UnreachableError | None = None
+    with ThreadPoolExecutor(judge.endpoint.num_parallel) as executor:
+        futures = [executor.submit(_judgement, judge, one) for one in asked]
+        try:
+            for future in as_completed(futures):
+                try:
+                    yield future.result()
+                except CancelledError:
+                    continue
+                except UnreachableError as error:
+                    failure = error
+                    executor.shutdown(wait=False, cancel_futures=True)
+        finally:
+            executor.shutdown(wait=False, cancel_futures=True)
+    if failure is not None:
+        raise failure
+
+
+def _judgement(judge: ChatModel, asked: Asked) -> dict[str, Any]:
+    record: dict[str, Any] = {"id": asked.id, "turn": asked.turn, "prompt": asked.prompt, "rating": None}
+    try:
+        text = judge.ask(asked.messages, _rated)
+    except UnusableError as error:
+        return {**record, "error": str(error)}
+    return {**record, "rating": rating(text), "judgement": text}
+
+
+def _rated(text: str) -> str:
+    rating(text)
+    return text

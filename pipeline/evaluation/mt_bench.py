@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import CancelledError, ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
@@ -16,9 +15,10 @@ from typing import Any, ClassVar
 from pipeline.data.documents import RowSource
 from pipeline.data.formats import Row
 from pipeline.evaluation.base import Inputs, Item, Outcome, content_hash
-from pipeline.evaluation.endpoint import ChatModel, Endpoint, UnreachableError, UnusableError
-from pipeline.evaluation.judging import PROMPTS, JudgePrompt, judge_prompts, rating
+from pipeline.evaluation.endpoint import ChatModel, Endpoint, UnreachableError
+from pipeline.evaluation.judging import PROMPTS, Asked, JudgePrompt, judge_prompts, judgements
 from pipeline.evaluation.kept import Kept
+from pipeline.evaluation.questions import Question, read_questions, read_references
 from pipeline.evaluation.replies import ChatReplies, require_template
 
 METRIC = "rating"
@@ -27,16 +27,6 @@ ANSWERS, JUDGEMENTS, PARTIAL = "answers.jsonl", "judgements.jsonl", "partial.jso
 
 class IncompleteError(RuntimeError):
     """Too little was judged for a result; what there is, is kept, and the same command goes on from there."""
-
-
-@dataclass(frozen=True)
-class Question:
-    """One question: its turns, and a reference answer to each turn or none at all."""
-
-    id: str
-    category: str
-    turns: tuple[str, ...]
-    references: tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -102,33 +92,20 @@ class MTBench:
         return self._outcome(questions, prompts, answers, judged)
 
     def _read(self, inputs: Inputs) -> tuple[list[Question], dict[str, JudgePrompt]]:
-        references = {str(row["question_id"]): _reference(row) for row in self._rows("references", inputs)}
-        questions = [self._question(row, references) for row in self._rows("questions", inputs)]
-        questions.sort(key=lambda q: (content_hash(q.turns), q.id))
-        chosen = {question.id for question in questions[: self.max_items]}
-        prompts = judge_prompts(list(self._rows("prompts", inputs)))
-        return sorted((q for q in questions if q.id in chosen), key=lambda q: q.id), prompts
+        references = read_references(self._rows("references", inputs))
+        questions = read_questions(self._rows("questions", inputs), references, self.reference_categories)
+        if unknown := sorted({question.category for question in questions} - set(self.temperatures)):
+            known = ", ".join(self.temperatures)
+            raise ValueError(f"questions: the categories {unknown} have no temperature; there are {known}")
+        questions.sort(key=lambda question: (content_hash(question.turns), question.id))
+        chosen = sorted(questions[: self.max_items], key=lambda question: question.id)
+        return chosen, judge_prompts(list(self._rows("prompts", inputs)))
 
     def _rows(self, name: str, inputs: Inputs) -> Iterator[Mapping[str, Any]]:
         for row in getattr(self, name).rows(inputs.locate, inputs.listing):
             if not isinstance(row, Row):
                 raise ValueError(f"{name}: row {row.id} is {row.reason}; every row is needed")
             yield row.fields
-
-    def _question(self, row: Mapping[str, Any], references: Mapping[str, tuple[str, ...]]) -> Question:
-        try:
-            name, category, turns = str(row["question_id"]), str(row["category"]), tuple(map(str, row["turns"]))
-        except (KeyError, TypeError) as error:
-            raise ValueError(f"questions: a row needs question_id, category and turns; {error!r} in {row}") from error
-        if not turns or len(turns) > max(turn for turn, _ in PROMPTS):
-            raise ValueError(f"questions: question {name} has {len(turns)} turns; the judge has prompts for 1 or 2")
-        if category not in self.temperatures:
-            known = ", ".join(self.temperatures)
-            raise ValueError(f"questions: the category {category!r} has no temperature; there are {known}")
-        needed = category in self.reference_categories
-        if needed and len(references.get(name, ())) < len(turns):
-            raise ValueError(f"references: question {name} ({category}) has no reference answer to each of its turns")
-        return Question(name, category, turns, references[name] if needed else ())
 
     def _answer(self, replies: ChatReplies, questions: Sequence[Question], inputs: Inputs) -> dict[str, list[str]]:
         """Every question's answers, turn by turn; those of an earlier attempt are taken as they are."""
@@ -171,7 +148,8 @@ class MTBench:
         open_turns = [(q, t) for q, t in turns if found.get((q.id, t), {}).get("rating") is None]
         failure = ""
         try:
-            for record in self._ask(judge, open_turns, prompts, answers):
+            asked = [_asked(question, turn, prompts, answers[question.id]) for question, turn in open_turns]
+            for record in judgements(judge, asked):
                 found[record["id"], record["turn"]] = record
                 kept.add(record)
                 inputs.progress(step=len(turns) + len(found), total=2 * len(turns), note="judgements")
@@ -183,39 +161,6 @@ class MTBench:
             raise self._incomplete(questions, found, len(turns), reason, partial)
         partial.unlink(missing_ok=True)
         return found
-
-    def _ask(
-        self,
-        judge: ChatModel,
-        turns: Sequence[tuple[Question, int]],
-        prompts: Mapping[str, JudgePrompt],
-        answers: Mapping[str, list[str]],
-    ) -> Iterator[dict[str, Any]]:
-        """A judgement per turn, in the order in which they come. An unreachable judge ends it."""
-
-        def one(question: Question, turn: int) -> dict[str, Any]:
-            prompt = prompts[PROMPTS[turn, bool(question.references)]]
-            messages = prompt.messages(question.turns[:turn], answers[question.id][:turn], question.references[:turn])
-            record: dict[str, Any] = {"id": question.id, "turn": turn, "prompt": prompt.name, "rating": None}
-            try:
-                text = judge.ask(messages, _rated)
-            except UnusableError as error:
-                return {**record, "error": str(error)}
-            return {**record, "rating": rating(text), "judgement": text}
-
-        failure: UnreachableError | None = None
-        with ThreadPoolExecutor(judge.endpoint.num_parallel) as executor:
-            futures = [executor.submit(one, question, turn) for question, turn in turns]
-            for future in as_completed(futures):
-                try:
-                    yield future.result()
-                except CancelledError:
-                    continue
-                except UnreachableError as error:  # what is under way is still taken: it was paid for
-                    failure = error
-                    executor.shutdown(wait=False, cancel_futures=True)
-        if failure is not None:
-            raise failure
 
     def _incomplete(
         self,
@@ -279,16 +224,10 @@ class MTBench:
         return Outcome(METRIC, True, tuple(items), (note,) if unrated else ())
 
 
-def _rated(judgement: str) -> str:
-    rating(judgement)
-    return judgement
-
-
-def _reference(row: Mapping[str, Any]) -> tuple[str, ...]:
-    try:
-        return tuple(map(str, row["choices"][0]["turns"]))
-    except (KeyError, IndexError, TypeError) as error:
-        raise ValueError(f"references: a row needs choices[0].turns; found {sorted(row)}") from error
+def _asked(question: Question, turn: int, prompts: Mapping[str, JudgePrompt], answers: Sequence[str]) -> Asked:
+    prompt = prompts[PROMPTS[turn, bool(question.references)]]
+    messages = prompt.messages(question.turns[:turn], answers[:turn], question.references[:turn])
+    return Asked(question.id, turn, prompt.name, messages)
 
 
 def _by_turn(texts: Any) -> str:

@@ -60,7 +60,9 @@ class Session:
 
     def execute(self, code: str) -> str:
         """Run a program after the earlier ones; returns what it printed, cut to `MAX_OUTPUT` characters."""
-        output = self.run(program([self.prelude, *self.earlier] if self.prelude else self.earlier, code)).output.strip()
+        ran = self.run(program([self.prelude, *self.earlier] if self.prelude else self.earlier, code))
+        stopped = "" if ran.ok else f"\n{ran.stderr.strip() or 'The program was stopped.'}"  # its own errors it prints
+        output = f"{ran.stdout}{stopped}".strip()
         self.earlier.append(code)
         return output if len(output) <= MAX_OUTPUT else f"{output[:MAX_OUTPUT]}\n[cut: {len(output):,} characters]"
 

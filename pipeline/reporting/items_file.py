@@ -42,7 +42,7 @@ def read_items(directory: Path) -> tuple[Items, dict[str, Any]]:
         facts = json.loads(metadata["facts"])
         columns = table.to_pydict(maps_as_pydicts="strict")
         direction = bool(json.loads(metadata["higher_is_better"]))
-        return _items(metadata["metric"], direction, columns), facts
+        return _items(metadata["metric"], direction, columns, facts.get("also")), facts
     except KeyError as error:
         raise ValueError(f"{directory / FILE} has no {error}; rerun this evaluation") from error
     except (pa.ArrowException, OSError, TypeError, ValueError) as error:
@@ -77,7 +77,7 @@ def _read_earlier(directory: Path) -> tuple[Items, dict[str, Any]]:
     return items, {key: content[key] for key in ("diagnosis",) if key in content}
 
 
-def _items(metric: str, higher_is_better: bool, columns: Mapping[str, list[Any]]) -> Items:
+def _items(metric: str, higher_is_better: bool, columns: Mapping[str, list[Any]], also: Any = None) -> Items:
     return Items(
         metric=metric,
         higher_is_better=higher_is_better,
@@ -87,6 +87,7 @@ def _items(metric: str, higher_is_better: bool, columns: Mapping[str, list[Any]]
         denominators=np.array(columns["denominator"], dtype=np.float64),
         categories=tuple(columns.get("category") or ()),
         parts=_parts(columns.get("parts") or []),
+        also={str(name): float(value) for name, value in (also or {}).items()},
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from typing import Any
 
@@ -31,14 +32,17 @@ def part_sections(comparison: Comparison) -> list[Section]:
             for line in comparison.lines
             if benchmark.name in line.row.evaluations
         }
-        if any(any(items.categories) or items.parts for items in found.values()):
+        if any(any(items.categories) or items.parts or items.also for items in found.values()):
             broken = {label: breakdown(items) for label, items in found.items()}
             sections.append(_section(benchmark, broken, comparison))
     return sections
 
 
 def breakdown(items: Items) -> Breakdown:
-    """Every category and part as a ratio over its items, those that no item adds to left out."""
+    """Every category and part as a ratio over its items, those that no item adds to left out.
+
+    Numbers that are no ratios stand with the whole, without a standard error.
+    """
     found: Breakdown = {}
     for category, mask in _masks(items):
         scores = {
@@ -48,6 +52,7 @@ def breakdown(items: Items) -> Breakdown:
         }
         if scores:
             found[category] = scores
+    found[ALL] |= {name: Score(value, math.nan, len(items.ids)) for name, value in items.also.items()}
     return found
 
 

@@ -34,6 +34,7 @@ class Items:
         numerators, denominators: (N,) float64.
         categories: (N,) the part of the benchmark that each item belongs to, or none at all.
         parts: further ratios by name, (N,) numerators and denominators each.
+        also: further numbers over all items, by name, that are no ratios.
     """
 
     metric: str
@@ -44,6 +45,7 @@ class Items:
     denominators: Floats = field(repr=False)
     categories: tuple[str, ...] = field(default=(), repr=False)
     parts: Mapping[str, tuple[Floats, Floats]] = field(default_factory=dict, repr=False)
+    also: Mapping[str, float] = field(default_factory=dict, repr=False)
 
     def __post_init__(self) -> None:
         if not self.ids:

@@ -40,7 +40,7 @@ def test_items_survive_their_file(tmp_path):
     spoken = replace(
         first, category="math", prompt="2+2? \ud800", answer="4", gold="four", parts={"turn 1": (8.0, 1.0)}
     )
-    outcome = Outcome("acc", True, (spoken, second), ("One answer was not judged.",))
+    outcome = Outcome("acc", True, (spoken, second), ("One answer was not judged.",), {"macro_f1": 0.5})
     write_items(outcome, tmp_path)
     assert read_items(tmp_path) == replace(outcome, items=(replace(spoken, prompt="2+2? ?"), second))
 

@@ -7,23 +7,24 @@ import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from pipeline.evaluation import mint
-from pipeline.evaluation.base import Ran, score
+from pipeline.evaluation.base import score
 from pipeline.evaluation.grading import GRADES
 from pipeline.evaluation.mint import Mint, MintTask, Problem, parse
 from pipeline.evaluation.replies import ChatReplies, Reply
 from pipeline.evaluation.session import MAX_OUTPUT, Session
 
 
-def run(code: str) -> Ran:
+def run(code: str) -> SimpleNamespace:
     done = subprocess.run([sys.executable, "-I", "-c", code], capture_output=True, text=True, timeout=20)
-    return Ran(done.returncode == 0, done.stdout + done.stderr)
+    return SimpleNamespace(ok=done.returncode == 0, stdout=done.stdout, stderr=done.stderr)
 
 
-def untouched(code: str) -> Ran:
+def untouched(code: str) -> SimpleNamespace:
     raise AssertionError("nothing should be run")
 
 
@@ -123,6 +124,7 @@ def test_a_session_remembers_and_shows_the_last_value():
     assert session.execute("def f():\n    return 'x' * 5000\nprint(f())").endswith("[cut: 5,000 characters]")
     assert len(session.execute("f()")) < MAX_OUTPUT + 50
     assert session.execute("'''quotes \" and \\\\ '''") == repr('quotes " and \\ ')
+    assert "stopped" in session.execute("import os; os._exit(3)")
     assert Session(run, "def lookup(x):\n    return x + 1").execute("lookup(1)") == "2"
 
 

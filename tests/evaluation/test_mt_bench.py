@@ -171,7 +171,10 @@ def test_a_model_without_a_chat_template_is_refused_before_it_is_loaded(make, in
     ("changes", "message"),
     [
         ({"references": REFERENCES[:1]}, "question 102 .math. has no reference answer"),
-        ({"questions": [{"question_id": 1, "category": "poetry", "turns": ["?"]}]}, "'poetry' has no temperature"),
+        (
+            {"questions": [{"question_id": 1, "category": "poetry", "turns": ["?"]}]},
+            r"\['poetry'\] have no temperature",
+        ),
         ({"questions": [{"question_id": 1, "turns": ["?"]}]}, "needs question_id, category and turns"),
         ({"questions": [{"question_id": 1, "category": "math", "turns": ["?"] * 3}]}, "has 3 turns"),
         ({"prompts": ROWS[:2]}, "no single-math-v1-multi-turn, single-v1-multi-turn"),
