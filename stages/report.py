@@ -77,8 +77,9 @@ def run(context: worker.Context) -> dict[str, Any]:
     from pipeline.reporting.compare import compare
     from pipeline.reporting.figures import draw
     from pipeline.reporting.items_page import items_html
-    from pipeline.reporting.page import data, headline, html, report_markdown
+    from pipeline.reporting.page import html, report_markdown
     from pipeline.reporting.parts import part_sections
+    from pipeline.reporting.values import data, headline
 
     params = context.params
     collection = collect(params["name"], params["cells"], params["benchmarks"], context.inputs)

@@ -90,6 +90,8 @@ def _truth(text: str) -> bool | None:
 
 def _number(text: str) -> float | None:
     """The number of a text that has exactly one, with its unit or without; a fraction or a power of ten is one."""
+    if text.startswith(("[", "(", "{")):
+        return None
     found = _NUMBER.findall(re.sub(r"(?:\s*[x×*]\s*)?\b10\s*\^\s*\{?([-+]?\d+)\}?", r"e\1", text))
     if len(found) != 1:
         return None

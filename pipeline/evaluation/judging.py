@@ -7,8 +7,9 @@ first turn and one for the second, a form of each with reference answers; the ra
 from __future__ import annotations
 
 import re
+import threading
 from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import CancelledError, ThreadPoolExecutor, as_completed
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
 from typing import Any
 
@@ -103,19 +104,24 @@ def judgements(judge: ChatModel, asked: Sequence[Asked]) -> Iterator[dict[str, A
         RefusedError: the judge refuses the request.
     """
     failure: UnreachableError | None = None
+    is_over = threading.Event()  # what has not begun by then is not asked any more
+
+    def one(turn: Asked) -> dict[str, Any] | None:
+        return None if is_over.is_set() else _judgement(judge, turn)
+
     with ThreadPoolExecutor(judge.endpoint.num_parallel) as executor:
-        futures = [executor.submit(_judgement, judge, one) for one in asked]
         try:
-            for future in as_completed(futures):
+            for future in as_completed([executor.submit(one, turn) for turn in asked]):
                 try:
-                    yield future.result()
-                except CancelledError:
-                    continue
+                    record = future.result()
                 except UnreachableError as error:
                     failure = error
-                    executor.shutdown(wait=False, cancel_futures=True)
+                    is_over.set()
+                    continue
+                if record is not None:
+                    yield record
         finally:
-            executor.shutdown(wait=False, cancel_futures=True)
+            is_over.set()
     if failure is not None:
         raise failure
 

@@ -87,9 +87,9 @@ def test_code_is_run_and_a_right_solution_ends_the_episode(make, problem):
 @pytest.mark.parametrize(
     ("limit", "said", "turns", "success"),
     [
-        (1, ["<solution>41</solution>", "<solution>42</solution>"], 1, False),
-        (2, ["<solution>41</solution>", "<solution>42</solution>"], 2, True),
-        (5, ["<solution>41</solution>", "<solution>40</solution>", "<solution>42</solution>"], 2, False),
+        (1, ["<solution>14</solution>", "<solution>42</solution>"], 1, False),
+        (2, ["<solution>14</solution>", "<solution>42</solution>"], 2, True),
+        (5, ["<solution>14</solution>", "<solution>13</solution>", "<solution>42</solution>"], 2, False),
         (5, ["<solution></solution>", "<solution> </solution>", "<solution>42</solution>"], 2, False),
         (3, ["42", "no idea", "<solution>42</solution>"], 3, True),
         (2, ["42", "no idea", "<solution>42</solution>"], 2, False),
@@ -105,7 +105,7 @@ def test_turns_and_solutions_are_counted(make, problem, limit, said, turns, succ
 
 
 def test_what_went_wrong_is_said(make, problem):
-    said = ["nothing useful", "<execute>1/0</execute>", "<solution>41</solution>", "<execute>pass</execute>", "end"]
+    said = ["nothing useful", "<execute>1/0</execute>", "<solution>14</solution>", "<execute>pass</execute>", "end"]
     _, messages, _ = play(make, problem, 5, *said)
     observations = [message["content"] for message in messages[2::2]]
     assert observations[0].startswith("No <execute> or <solution> block") and "Turns left: 4" in observations[0]
@@ -119,7 +119,7 @@ def test_a_session_remembers_and_shows_the_last_value():
     assert session.execute("import math\na = [1]\nprint('once')") == "once"
     assert session.execute("a.append(2)\na") == "[1, 2]"
     assert "NameError" in session.execute("b")
-    assert session.execute("b = 3\nraise SystemExit") == "SystemExit"
+    assert session.execute("b = 3\nraise SystemExit").endswith("SystemExit")
     assert session.execute("a, b, math.floor(2.5)") == "([1, 2], 3, 2)"
     assert session.execute("def f():\n    return 'x' * 5000\nprint(f())").endswith("[cut: 5,000 characters]")
     assert len(session.execute("f()")) < MAX_OUTPUT + 50
@@ -144,7 +144,7 @@ def test_blocks_are_parsed():
             "option",
             {"reference": "c", "prompt": "Which?\nOptions: A ) 6 , B ) 121 , C ) 18107 , D ) 54,320"},
             ["c", "C)", "(C)", "C ) 18107", "18107", "The answer is 18107"],
-            ["a", "B", "121", "18107 or 121", "d) 18107", "because of that", "", "[c"],
+            ["a", "B", "121", "18107 or 121", "d) 18107", "because of that", ""],
         ),
         ("theorem", {"reference": True, "answer_type": "bool"}, ["True", "yes"], ["False", "maybe", ""]),
         ("theorem", {"reference": 7, "answer_type": "integer"}, ["7", "x = 7", "7.2", "$7$"], ["8", "7, 8", "[7]"]),
@@ -168,7 +168,7 @@ def test_solutions_are_graded(grading, row, right, wrong):
     row = {"prompt": "", **row}
     for solution in right:
         assert grade(solution, row, untouched), solution
-    for solution in set(wrong) - {"[c"}:
+    for solution in wrong:
         assert not grade(solution, row, untouched), solution
 
 

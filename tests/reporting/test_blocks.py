@@ -10,8 +10,9 @@ import pytest
 from pipeline.reporting.blocks import block_sections, diagnosis_table, sentences
 from pipeline.reporting.collect import collect
 from pipeline.reporting.compare import compare
-from pipeline.reporting.page import data, html, report_markdown
+from pipeline.reporting.page import html, report_markdown
 from pipeline.reporting.table import values_table
+from pipeline.reporting.values import data
 from tests.reporting.synthetic import BENCHMARKS, Artifacts, items, none, write_items, write_json, write_safetensors
 
 BASE = [100.0 + i for i in range(40)]

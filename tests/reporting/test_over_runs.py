@@ -9,12 +9,13 @@ import pytest
 
 from pipeline.reporting.collect import collect
 from pipeline.reporting.compare import compare
-from pipeline.reporting.page import data, report_markdown
+from pipeline.reporting.page import report_markdown
 from pipeline.reporting.parts import breakdown
 from pipeline.reporting.power import detectable
 from pipeline.reporting.seeds import seed_groups, seed_lines, spread
 from pipeline.reporting.statistics import paired_difference
 from pipeline.reporting.table import detectable_table, seed_tables
+from pipeline.reporting.values import data
 from tests.reporting.synthetic import BENCHMARKS, Artifacts, none, one_cell
 from tests.reporting.test_statistics import SETTINGS, make_items
 
