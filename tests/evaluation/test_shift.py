@@ -14,7 +14,6 @@ from pipeline.evaluation.perplexity import HeldOutText
 from pipeline.evaluation.positions import PositionLoss
 from pipeline.evaluation.shift import TokenShift, compare, range_name, ranges
 from pipeline.models import load, load_tokenizer
-from pipeline.models.save import save_model
 
 QUESTIONS = [{"q": {"text": f"What is {i} plus {i}?"}} for i in range(5)]
 SETTINGS = {
@@ -110,7 +109,7 @@ def test_wrong_requests_are_named(make, inputs, base_directory, moved, tmp_path)
         make(edges=[4, 2])
     other = load_tokenizer(base_directory)
     other.add_tokens(["<new>"])
-    save_model(moved, tmp_path)
+    moved.save_pretrained(tmp_path)
     other.save_pretrained(tmp_path)
     with pytest.raises(ValueError, match="different vocabularies"):
         make().run(moved, tokenizer, replace(inputs, reference=tmp_path))
