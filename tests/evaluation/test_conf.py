@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from hydra import compose, initialize_config_dir
 from hydra.utils import instantiate
-from omegaconf import OmegaConf
+from omegaconf import OmegaConf, open_dict
 
 from pipeline.data.documents import LocalFiles
 
@@ -22,8 +22,10 @@ def composed(name, *overrides):
     folder = [f"benchmark.{name}.folder=/mirror"] if name in CHATS else []
     with initialize_config_dir(str(CONF), version_base="1.3"):
         config = compose("config", [f"benchmark=[{name}]", *folder, *overrides])
-    section = OmegaConf.to_container(config, resolve=True)["benchmark"][name]
-    reads_data = "data" in section
+    reads_data = "data" in config.benchmark[name]
+    with open_dict(config):
+        config.benchmark[name].pop("data", None)
+    section = OmegaConf.to_container(config.benchmark[name], resolve=True)
     fields = {key: value for key, value in section.items() if key not in DESCRIPTION | FOR_THE_GRAPH}
     built = instantiate(fields, _convert_="all")
     return built, {key: section[key] for key in DESCRIPTION}, reads_data, set(fields)
