@@ -189,8 +189,8 @@ def method(comparison: Comparison) -> list[str]:
     ]
     if seed_lines(comparison):
         sentences.append(
-            "Over seeds: runs whose settings differ by seeds only. Intervals are Student's t over the runs; they cover "
-            "the seeds for this choice of items, and runs that share a stage share its chance."
+            "Over seeds: runs whose settings differ by seeds only. Intervals are Student's t over the runs and, in "
+            "quadrature, the error over items, which all runs share; runs that share a stage share its chance."
         )
     few = [b.title for b in comparison.benchmarks if _num_items(comparison, b.name) < FEW_ITEMS]
     if few:

@@ -1,13 +1,13 @@
 """Runs that differ by seeds only, put together: mean, spread over seeds, and what is left of a gain.
 
 The intervals between models (`statistics`) cover the choice of items for one training run. These cover the training
-seed for one choice of items: Student's t over the runs.
+seed too: Student's t over the runs, and in quadrature with it the error over items, which all runs share.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,11 +17,12 @@ import numpy as np
 from pipeline.reporting.collect import Cell
 from pipeline.reporting.compare import Comparison, Line
 from pipeline.reporting.labels import cell_labels, split_overrides
+from pipeline.reporting.statistics import Difference, Score
 
 
 @dataclass(frozen=True)
 class Spread:
-    """Values of n runs: their mean, standard deviation (of a sample), and the interval of the mean.
+    """Values of n runs: mean, standard deviation (of a sample), and the interval of the mean over seeds and items.
 
     `low` and `high` are infinite where there is one run.
     """
@@ -52,11 +53,14 @@ class SeedLine:
     gains: dict[str, Spread]
 
 
-def spread(values: Sequence[float], confidence: float) -> Spread:
-    """Mean, standard deviation and t interval of runs that are independent but for what they share.
+def spread(values: Sequence[float], confidence: float, stderrs: Sequence[float] = ()) -> Spread:
+    """Mean, standard deviation and interval of runs with different seeds on the same items.
+
+    Half its width is sqrt((t * deviation)^2 / n + (z * stderr)^2): seeds vary from run to run; `stderrs`, each run's
+    standard error over items, do not shrink with more runs, as all have the same items (their mean square is taken).
 
     Raises:
-        ValueError: there are none.
+        ValueError: there are no runs.
     """
     from scipy import stats
 
@@ -66,7 +70,11 @@ def spread(values: Sequence[float], confidence: float) -> Spread:
     if n == 1:
         return Spread(mean, math.nan, -math.inf, math.inf, 1)
     deviation = float(np.std(values, ddof=1))
-    reach = float(stats.t.ppf((1 + confidence) / 2, n - 1)) * deviation / math.sqrt(n)
+    over_seeds = float(stats.t.ppf((1 + confidence) / 2, n - 1)) * deviation / math.sqrt(n)
+    over_items = (
+        float(stats.norm.ppf((1 + confidence) / 2)) * math.sqrt(np.mean(np.square(stderrs))) if stderrs else 0.0
+    )
+    reach = math.hypot(over_seeds, over_items)
     return Spread(mean, deviation, mean - reach, mean + reach, n)
 
 
@@ -119,16 +127,14 @@ def _distinct(comparison: Comparison, cells: Sequence[Cell], row: str) -> list[L
 
 
 def _line(label: str, runs: Sequence[Line], confidence: float) -> SeedLine:
-    scores = {name: [run.scores[name].value for run in runs if name in run.scores] for name in runs[0].scores}
-    gains = {
-        name: [run.differences[name].value for run in runs if name in run.differences] for name in runs[0].differences
-    }
-    return SeedLine(
-        label,
-        len(runs),
-        {name: spread(values, confidence) for name, values in scores.items()},
-        {name: spread(values, confidence) for name, values in gains.items()},
-    )
+    def over(found: Sequence[Mapping[str, Score | Difference]]) -> dict[str, Spread]:
+        named = {name: [one[name] for one in found if name in one] for name in found[0]}
+        return {
+            name: spread([one.value for one in ones], confidence, [one.stderr for one in ones])
+            for name, ones in named.items()
+        }
+
+    return SeedLine(label, len(runs), over([run.scores for run in runs]), over([run.differences for run in runs]))
 
 
 def _is_seed(override: str) -> bool:

@@ -110,7 +110,7 @@ def seed_tables(comparison: Comparison, lines: Sequence[SeedLine]) -> list[Table
         if found is None:
             return Entry(MISSING)
         values = (number(value * unit.scale, unit.digits) for value in (found.mean, found.deviation))
-        return Entry(" ± ".join(values), "", f"n={found.n}")
+        return Entry(" ± ".join(values), "", f"{found.n} runs")
 
     def gains(line: SeedLine, b: Benchmark) -> Entry:
         found, unit = line.gains.get(b.name), comparison.units[b.name]
@@ -129,7 +129,7 @@ def seed_tables(comparison: Comparison, lines: Sequence[SeedLine]) -> list[Table
         rows = tuple((one.label, tuple(entry(one, b) for b in comparison.benchmarks)) for one in lines)
         return Table(caption, columns, rows)
 
-    interval = f"[{percent(comparison.confidence)} interval over seeds]"
+    interval = f"[{percent(comparison.confidence)} interval over seeds and items]"
     return [
         table("Over seeds: mean ± standard deviation", scores),
         table(f"Over seeds: difference against the base {interval}", gains),

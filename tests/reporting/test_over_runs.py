@@ -77,6 +77,21 @@ def test_a_spread_is_students():
     assert found.deviation == pytest.approx(np.std([1, 2, 4], ddof=1))
     assert found.high - found.mean == pytest.approx(4.302653 * found.deviation / math.sqrt(3), rel=1e-6)
     assert spread([3.0], 0.95).high == math.inf
+    items = spread([2.0, 2.0], 0.95, [0.3, 0.4])  # no spread over seeds is left: what remains is the error over items
+    assert items.high - 2.0 == pytest.approx(1.959964 * math.sqrt((0.09 + 0.16) / 2), rel=1e-6)
+
+
+def test_an_interval_over_seeds_covers_the_truth():
+    """Runs share their items, so the error over items is common to them, and each has a seed of its own."""
+    rng, covered = np.random.default_rng(0), []
+    for _ in range(2000):
+        common = rng.normal(0, 0.5)
+        found = spread((common + rng.normal(0, 0.8, 4)).tolist(), 0.95, [0.5] * 4)
+        covered.append(found.low <= 0 <= found.high)
+    assert np.mean(covered) == pytest.approx(0.96, abs=0.02)
+
+
+def test_a_spread_of_no_runs_is_refused():
     with pytest.raises(ValueError, match="no runs"):
         spread([], 0.95)
 
@@ -99,7 +114,7 @@ def test_runs_that_differ_by_seeds_only_are_put_together(artifacts):
     assert lines[0].scores["sciq"].mean == pytest.approx(np.mean(values))
     assert lines[0].gains["domain_text"].n == 3
     scores, gains = seed_tables(comparison, lines)
-    assert scores.rows[0][1][0].interval == "n=3" and gains.rows[0][1][0].mark in ("better", "worse", "within")
+    assert scores.rows[0][1][0].interval == "3 runs" and gains.rows[0][1][0].mark in ("better", "worse", "within")
     text = report_markdown(comparison)
     assert "Over seeds: mean ± standard deviation" in text and "Student's t" in text
     assert [line["num_runs"] for line in data(comparison)["over_seeds"]] == [3, 2]
