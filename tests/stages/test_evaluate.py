@@ -105,11 +105,26 @@ def test_bad_settings_are_refused_before_anything_runs():
     evaluate.check({"benchmark": BENCHMARK}, {"max_position_embeddings": 32})
 
 
+def test_what_is_wrong_is_found_before_the_model_is_loaded(context, monkeypatch):
+    def refuse(self, model, inputs):
+        assert (model / "config.json").is_file() and inputs.endpoint == {"url": "u"}
+        assert inputs.reference == model and inputs.directory.is_dir()
+        raise ValueError("not like this")
+
+    monkeypatch.setattr("pipeline.evaluation.perplexity.HeldOutText.prepare", refuse, raising=False)
+    monkeypatch.setattr(evaluate, "_model", lambda directory: pytest.fail("the model was loaded"))
+    asked = context.make("asked")
+    asked.launch["endpoint"], asked.inputs["reference"] = {"url": "u"}, asked.inputs["model"]
+    with pytest.raises(ValueError, match="not like this"):
+        evaluate.run(asked)
+
+
 def test_checking_needs_no_torch():
     code = (
         "import sys; from stages import evaluate\n"
         f"evaluate.check({{'benchmark': {BENCHMARK!r}}}, {{}})\n"
-        "import pipeline.evaluation.harness, pipeline.evaluation.chat\n"
+        "import pipeline.evaluation.harness, pipeline.evaluation.chat, pipeline.evaluation.shift\n"
+        "import pipeline.evaluation.mt_bench, pipeline.evaluation.mint, pipeline.evaluation.positions\n"
         "assert not {'torch', 'lm_eval', 'datasets'} & set(sys.modules), 'heavy import'"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
