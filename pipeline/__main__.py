@@ -16,13 +16,15 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from pipeline.engine.errors import EXIT_INTERRUPTED, ConfigError, PipelineError
+from pipeline.engine.errors import EXIT_INTERRUPTED, ConfigError, GateError, PipelineError
 
 if TYPE_CHECKING:
     from pipeline.engine.build import Cell
 
 # Keys that do not change what a cell is, so that they do not name it.
-NOT_IDENTITY = re.compile(r"\+{0,2}(name|stage|dry_run|verify_resume|verify|launch|paths|report|hydra)([.@=/]|$)")
+NOT_IDENTITY = re.compile(
+    r"\+{0,2}(name|stage|dry_run|verify_resume|verify|launch|paths|report|hydra|evaluate\.gate)([.@=/]|$)"
+)
 # Where the interpreter keeps its own library: text that every machine has.
 OmegaConf.register_new_resolver("stdlib", lambda: sysconfig.get_paths()["stdlib"], replace=True)
 
@@ -62,27 +64,37 @@ def main(cfg: DictConfig) -> None:
         if config["verify_resume"]:
             verify_resume(config)
             return
-        run_cell(config, ",".join(sorted(overrides)) or "default", overrides)
+        broken = run_cell(config, ",".join(sorted(overrides)) or "default", overrides)
         if config["stage"] == "report":
             swept.append(config) if sweep else run_report(config)
+        if broken:
+            raise GateError(broken)
     except (PipelineError, OmegaConfBaseException) as error:
         show(error)
         failed.append(error)
 
 
-def run_cell(config: dict[str, Any], name: str, overrides: list[str]) -> None:
-    """Build what `config` asks for, except the report."""
-    from pipeline.engine import build, runner
+def run_cell(config: dict[str, Any], name: str, overrides: list[str]) -> str | None:
+    """Build what `config` asks for, except the report. Returns what its gate found to be lost, if anything."""
+    from pipeline.engine import artifact, build, runner
 
     outputs, cache = Path(config["paths"]["outputs"]), Path(config["paths"]["cache"])
     cell, facts = build.build(config, name, cache)
     targets = cell.targets(config["stage"])
     if config["dry_run"]:
         print(runner.plan(targets, outputs, cache, facts=facts))
-        return
-    runner.run(targets, outputs, cache, facts=facts)
-    if config["stage"] in ("evaluate", "report"):
-        build.save_cell(cell, outputs / "runs" / config["name"], overrides)
+        return None
+    directories = runner.run(targets, outputs, cache, facts=facts)
+    if config["stage"] not in ("evaluate", "report"):
+        return None
+    build.save_cell(cell, outputs / "runs" / config["name"], overrides)
+    if cell.gate is None:
+        return None
+    verdict = artifact.load_manifest(directories[cell.gate.fingerprint])["metrics"]
+    if verdict["passed"]:
+        print(f"gate: {verdict['message']}", file=sys.stderr)
+        return None
+    return f"{verdict['message']}\nthe models and their evaluations are kept; the budget is evaluate.gate"
 
 
 def verify_resume(config: dict[str, Any]) -> None:

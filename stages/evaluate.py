@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,11 +17,17 @@ if TYPE_CHECKING:
 
 VERSION = 1
 SINGLE_PROCESS = True
+RESUMABLE = True  # answers and judgements are kept one by one as they come
 SHARED_ROLE = "model"  # nodes with the same model run in one worker, so that it is loaded once
+
+NO_CHAT_TEMPLATE = (
+    "the model has no chat template, and no stage of this run gives it one; set the benchmark's `template` to one, "
+    "instruction-tune the model (sft), or leave this benchmark out"
+)
 
 
 def check(params: dict[str, Any], facts: dict[str, Any]) -> None:
-    """Raise ValueError if the benchmark's settings make no sense, or its window is longer than the model's."""
+    """Raise ValueError if the benchmark's settings make no sense, or the model cannot be asked for it."""
     from pipeline.evaluation import backends
 
     benchmark = _benchmark(params["benchmark"])
@@ -32,17 +37,21 @@ def check(params: dict[str, Any], facts: dict[str, Any]) -> None:
     window, longest = getattr(benchmark, "window", 0), facts.get("max_position_embeddings")
     if longest and window > longest:
         raise ValueError(f"window={window} is longer than the model's {longest} positions; use at most {longest}")
+    has_template = getattr(benchmark, "template", None) or facts.get("chat_template") is not False
+    if getattr(benchmark, "needs_chat", False) and not has_template:
+        raise ValueError(NO_CHAT_TEMPLATE)
 
 
 def run(context: worker.Context) -> dict[str, Any]:
-    """Write items.json, one entry per scored item, and return the score over them with its standard error."""
+    """Write items.parquet, one row per scored item, and return the score over them with its standard error."""
     from pipeline.engine.artifact import model_dir
-    from pipeline.evaluation.base import Inputs, score
+    from pipeline.evaluation.base import score
+    from pipeline.evaluation.items import write_items
 
     if not context.is_main:
         return {}
     benchmark, directory = _benchmark(context.params["benchmark"]), model_dir(context.inputs["model"])
-    inputs = Inputs(context.locate, context.listing, context.inputs.get("data"), context.progress, **_judging(context))
+    inputs = _inputs(context)
     if prepare := getattr(benchmark, "prepare", None):  # what can be refused before a large model is loaded
         prepare(directory, inputs)
     if context.params.get("backend") in ("vllm", "endpoint"):
@@ -51,8 +60,26 @@ def run(context: worker.Context) -> dict[str, Any]:
         context.progress(note="loading the model")
         model, tokenizer = _model(str(directory))
         outcome = _outcome(benchmark, context.params.get("backend"), model, tokenizer, inputs)
-    (context.directory / "items.json").write_text(json.dumps(outcome.to_json(), ensure_ascii=False) + "\n")
+    write_items(outcome, context.directory)
     return {**outcome.also, **score(outcome.items)._asdict(), "metric": outcome.metric}
+
+
+def _inputs(context: worker.Context) -> Inputs:
+    from pipeline.engine.artifact import model_dir
+    from pipeline.evaluation.base import Inputs
+
+    launch = context.launch
+    return Inputs(
+        context.locate,
+        context.listing,
+        context.inputs.get("data"),
+        context.progress,
+        isolation=launch["isolation"],
+        workers=launch["judges"],
+        reference=model_dir(context.inputs["reference"]) if "reference" in context.inputs else None,
+        directory=context.directory,
+        endpoint=launch.get("endpoint"),
+    )
 
 
 def _outcome(benchmark: Any, backend: str | None, model: Any, tokenizer: Any, inputs: Inputs) -> Outcome:
@@ -72,11 +99,6 @@ def _outcome_of_server(benchmark: Any, directory: Path, context: worker.Context,
     tokenizer = load_tokenizer(str(directory))
     with backends.remote(backend, name, context.launch["server"], directory, tokenizer, log) as lm:
         return benchmark.score(lm(context.progress), inputs)
-
-
-def _judging(context: worker.Context) -> dict[str, Any]:
-    launch = context.launch
-    return {"isolation": launch["isolation"], "workers": launch["judges"]} if "isolation" in launch else {}
 
 
 def _benchmark(settings: Mapping[str, Any]) -> Benchmark:

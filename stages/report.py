@@ -1,7 +1,8 @@
-"""Compare all models of a run, or of all cells of a sweep: report.md, index.html, data.json and the figures.
+"""Compare all models of a run, or of all cells of a sweep: report.md, index.html, items.html, data.json and figures.
 
 params:
-    name, confidence, num_bootstrap, seed
+    name, confidence, num_bootstrap, seed, power
+    items: {per_benchmark, characters}: how many single items are shown, and how much of each text
     cells: [{cell, rows: [{row, model: role, training: role | null, evaluations: {benchmark: role}}]}]
     benchmarks: {name: {title, group: domain | general | retention, note}}
 inputs: every role used in `cells`.
@@ -15,10 +16,12 @@ from typing import Any
 from pipeline.engine import worker
 
 VERSION = 3
-PARAMS = {"name", "confidence", "num_bootstrap", "seed", "cells", "benchmarks"}
+PARAMS = {"name", "confidence", "num_bootstrap", "seed", "power", "items", "cells", "benchmarks"}
+ITEMS_PAGE = "items.html"
 ROWS = ("base", "expanded", "post-pretrained", "tuned")
 GROUPS = ("domain", "general", "retention")
 MIN_BOOTSTRAP = 100
+ITEMS = {"per_benchmark", "characters"}
 
 
 def check(params: dict[str, Any], facts: dict[str, Any]) -> None:
@@ -33,6 +36,9 @@ def check(params: dict[str, Any], facts: dict[str, Any]) -> None:
         )
     if not isinstance(params["seed"], int) or params["seed"] < 0:
         raise ValueError(f"report.seed={params['seed']} must be an integer that is not negative")
+    if not 0 < params["power"] < 1:
+        raise ValueError(f"report.power={params['power']} is not between 0 and 1; 0.8 is usual")
+    _check_items(params["items"])
     for name, benchmark in params["benchmarks"].items():
         if benchmark["group"] not in GROUPS:
             raise ValueError(
@@ -45,6 +51,13 @@ def check(params: dict[str, Any], facts: dict[str, Any]) -> None:
     names = [cell["cell"] for cell in params["cells"]]
     if len(set(names)) != len(names):
         raise ValueError(f"report: the cells {names} are not all different")
+
+
+def _check_items(items: dict[str, Any]) -> None:
+    if set(items) != ITEMS or not all(isinstance(items[key], int) for key in items):
+        raise ValueError(f"report.items={items} must have whole numbers for {' and '.join(sorted(ITEMS))}")
+    if items["per_benchmark"] < 0 or items["characters"] < 1:
+        raise ValueError("report.items.per_benchmark must be at least 0 (0 leaves the page out), characters at least 1")
 
 
 def _check_rows(cell: str, rows: list[dict[str, Any]], benchmarks: set[str]) -> None:
@@ -64,7 +77,10 @@ def run(context: worker.Context) -> dict[str, Any]:
     from pipeline.reporting.compare import compare
     from pipeline.reporting.data import data_sections
     from pipeline.reporting.figures import draw
-    from pipeline.reporting.page import data, headline, html, report_markdown
+    from pipeline.reporting.items_page import items_html
+    from pipeline.reporting.page import html, report_markdown
+    from pipeline.reporting.parts import part_sections
+    from pipeline.reporting.values import data, headline
 
     params = context.params
     collection = collect(params["name"], params["cells"], params["benchmarks"], context.inputs)
@@ -74,13 +90,17 @@ def run(context: worker.Context) -> dict[str, Any]:
         confidence=params["confidence"],
         num_bootstrap=params["num_bootstrap"],
         seed=params["seed"],
+        power=params["power"],
     )
     context.progress(step=2, total=3, note="drawing")
     plots = draw(comparison, context.directory)
     sections = [*block_sections(comparison, context.directory), *data_sections(comparison)]
-    values = data(comparison, sections)
-    _write(context, "report.md", report_markdown(comparison, sections))
-    _write(context, "index.html", html(comparison, plots, sections))
+    parts, page = part_sections(comparison), items_html(comparison, **params["items"])
+    if page:
+        _write(context, ITEMS_PAGE, page)
+    values = data(comparison, sections, parts)
+    _write(context, "report.md", report_markdown(comparison, [*parts, *sections]))
+    _write(context, "index.html", html(comparison, plots, sections, parts, ITEMS_PAGE if page else ""))
     _write(context, "data.json", json.dumps(values, indent=1, allow_nan=False, ensure_ascii=False) + "\n")
     return headline(comparison)
 

@@ -78,7 +78,9 @@ def every_target() -> dict[str, dict]:
 
 
 # What a section holds for the graph, beside the fields of the class that it names.
-FOR_THE_GRAPH = {"skip", "save", "title", "group", "note", "data", "backend"}
+FOR_THE_GRAPH = {
+    "skip", "save", "title", "group", "note", "data", "backend", "models", "reference", "endpoint", "folder",
+}  # fmt: skip
 
 
 def test_yaml_keys_equal_dataclass_fields():
@@ -228,3 +230,84 @@ def test_where_a_task_is_scored_is_identity_and_how_the_server_is_reached_is_not
     assert one.evaluations["tuned"]["piqa"] != local.evaluations["tuned"]["piqa"]
     assert one.evaluations["tuned"]["wikitext"] == local.evaluations["tuned"]["wikitext"]
     assert "backend" not in local.evaluations["tuned"]["piqa"].params
+
+
+MT_BENCH = ["benchmark=[domain,mt_bench]"]
+
+
+@pytest.fixture
+def folder(tmp_path) -> str:
+    """A folder that has the files which MT-Bench is told of, whatever they hold."""
+    for name in ("question.jsonl", "judge_prompts.jsonl", "reference_answer/gpt-4.jsonl"):
+        (tmp_path / "bench" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "bench" / name).write_text("{}\n")
+    return f"benchmark.mt_bench.folder={tmp_path / 'bench'}"
+
+
+def test_the_way_to_a_judge_is_no_part_of_what_it_says(tmp_path, folder):
+    def judged(*overrides: str):
+        return plan(*MT_BENCH, folder, *overrides, tmp_path=tmp_path)[0].evaluations["tuned"]["mt_bench"]
+
+    node, other = judged(), judged("benchmark.mt_bench.endpoint.url=http://localhost:8000/v1")
+    assert node.fingerprint == other.fingerprint
+    assert (node.launch["endpoint"]["url"], other.launch["endpoint"]["url"]) == (
+        "https://api.openai.com/v1",
+        "http://localhost:8000/v1",
+    )
+    assert "endpoint" not in node.params["benchmark"] and str(tmp_path) not in str(node.params)
+    assert judged("benchmark.mt_bench.judge=gpt-4o").fingerprint != node.fingerprint
+
+
+def test_a_benchmark_may_be_meant_for_some_models(tmp_path, folder):
+    cell, _ = plan(*MT_BENCH, folder, "benchmark.mt_bench.models=[tuned]", tmp_path=tmp_path)
+    assert [row for row, found in cell.evaluations.items() if "mt_bench" in found] == ["tuned"]
+    assert cell.targets("report") and build.load_cell(build.save_cell(cell, tmp_path / "runs", [])).benchmarks
+    with pytest.raises(ConfigError, match=r"benchmark.mt_bench.models=\['best'\]: give a list of base, expanded"):
+        plan(*MT_BENCH, folder, "benchmark.mt_bench.models=[best]", tmp_path=tmp_path)
+
+
+def test_a_benchmark_may_set_a_model_against_another(tmp_path):
+    cell, _ = plan("benchmark=[shift]", tmp_path=tmp_path)
+    assert [row for row, found in cell.evaluations.items() if found] == ["expanded", "post-pretrained", "tuned"]
+    assert cell.evaluations["tuned"]["shift"].inputs["reference"] == cell.models["base"]
+    with pytest.raises(ConfigError, match="reference='post-pretrained' is no model of this run so far; there is base"):
+        plan("benchmark=[shift]", "benchmark.shift.reference=post-pretrained", "pretrain=none", tmp_path=tmp_path)
+
+
+def test_a_gate_judges_the_last_model_against_the_base(tmp_path):
+    cell, _ = plan("evaluate.gate.max_drop=0.02", tmp_path=tmp_path)
+    assert plan(tmp_path=tmp_path)[0].gate is None
+    assert cell.gate.params["row"] == "tuned" and cell.gate in cell.targets("report")
+    assert set(cell.gate.params["budgets"]) == set(cell.evaluations["base"]) - {"domain"}
+    assert cell.gate.inputs["model-lambada"] == cell.evaluations["tuned"]["lambada"]
+    assert cell.gate not in cell.targets("sft")
+    for overrides, message in [
+        (["evaluate.gate.max_drop=2"], "the budget of .* is 2"),
+        (["+evaluate.gate.benchmarks.mmlu=0.1"], "mmlu is not evaluated on both"),
+    ]:
+        with pytest.raises((ValueError, ConfigError), match=message):
+            plan(*overrides, tmp_path=tmp_path)
+
+
+def test_the_gate_does_not_name_a_cell():
+    assert driver.NOT_IDENTITY.match("evaluate.gate.max_drop=0.1")
+    assert driver.NOT_IDENTITY.match("+evaluate.gate.benchmarks.chat=0.1")
+
+
+def test_a_local_model_without_a_chat_template_is_refused_before_any_work(tmp_path, folder, make_model):
+    import shutil
+
+    plain = tmp_path / "plain"
+    shutil.copytree(make_model(), plain)
+    (plain / "chat_template.jinja").unlink()
+    given = [
+        *MT_BENCH,
+        folder,
+        "model=local",
+        f"model.source.path={plain}",
+        "expand.num_groups=2",
+        "pretrain.seq_len=64",
+    ]
+    with pytest.raises(ValueError, match="the model has no chat template, and no stage of this run gives it one"):
+        plan(*given, "sft=none", "benchmark=[mt_bench]", tmp_path=tmp_path)
+    plan(*given, "sft=none", "benchmark=[mt_bench]", "benchmark.mt_bench.template='{{ messages }}'", tmp_path=tmp_path)

@@ -271,3 +271,24 @@ def test_two_processes_follow_one(arguments, tmp_path):
         curves.append([json.loads(line)["loss"] for line in (directory / "metrics.jsonl").open() if '"loss"' in line])
         assert manifest(directory)["metrics"]["num_processes"] == n
     assert curves[0] == pytest.approx(curves[1], rel=1e-5)
+
+
+@pytest.mark.slow
+def test_a_gate_fails_a_run_and_says_why(arguments, tmp_path):
+    """Absurd training loses what the base could do; the run ends with an error, and everything it made is kept."""
+    gate = ["+evaluate.gate.benchmarks.domain=0.01", "evaluate.gate.num_bootstrap=200"]
+    arguments = [one for one in arguments if "sft" not in one and "expand" not in one]
+    arguments += ["launch=inprocess", "launch.cpu=true", "expand=none", "sft=none"]
+    arguments += ["strategy@pretrain.strategy=full", "pretrain.lr=1.0", *gate]
+    output = run(arguments, expect=1)
+    outputs = tmp_path / "outputs"
+    assert "GateError: the post-pretrained model does not keep what the gate asks for" in output
+    assert "FAILED  Domain:" in output and "budget −1.00 %" in output
+    assert (outputs / "reports" / "demo" / "index.html").is_file()  # what is to be looked at is there
+    verdict = json.loads((artifacts(outputs, "gate")[0] / "gate.json").read_text())
+    assert verdict["passed"] is False and verdict["judgements"][0]["change"] < -0.01
+    before = {p: p.stat().st_mtime_ns for p in outputs.rglob("manifest.json")}
+    run(arguments, expect=1)  # nothing is built again, and the answer is the same
+    assert {p: p.stat().st_mtime_ns for p in outputs.rglob("manifest.json")} == before
+    loose = run([*arguments[:-2], "+evaluate.gate.benchmarks.domain=0.999", gate[1]])
+    assert "gate: the post-pretrained model keeps what the gate asks for" in loose

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from pipeline.engine import gate
 from pipeline.engine.errors import ArtifactError, ConfigError
 from pipeline.engine.graph import SHORT, Node, topological
 from pipeline.engine.locations import localize
@@ -32,6 +33,7 @@ class Cell:
         evaluations: row -> benchmark -> node.
         data: label -> node of prepared data.
         benchmarks: benchmark -> title, group and note.
+        gate: node that judges the last model against the base, if one is asked for.
     """
 
     name: str
@@ -39,6 +41,7 @@ class Cell:
     evaluations: dict[str, dict[str, Node]] = field(default_factory=dict)
     data: dict[str, Node] = field(default_factory=dict)
     benchmarks: dict[str, dict[str, Any]] = field(default_factory=dict)
+    gate: Node | None = None
 
     def targets(self, stage: str) -> list[Node]:
         """The nodes that `stage=<stage>` asks for; the report is built apart, over all cells of a run.
@@ -47,7 +50,8 @@ class Cell:
             ConfigError: this configuration skips that stage.
         """
         if stage in ("evaluate", "report"):
-            return [*self.models.values(), *(node for row in self.evaluations.values() for node in row.values())]
+            evaluations = [node for row in self.evaluations.values() for node in row.values()]
+            return [*self.models.values(), *evaluations, *([self.gate] if self.gate else [])]
         if stage == "data":
             return list(self.data.values())
         if stage not in STAGES:
@@ -76,6 +80,8 @@ class _Builder:
     def build(self) -> tuple[Cell, dict[str, Any]]:
         config, cell = self.config, self.cell
         facts = _facts(config["model"])
+        if not config["sft"].get("skip"):
+            facts["chat_template"] = None  # instruction tuning may bring one
         params = {key: value for key, value in config["model"].items() if key != SHAPE}
         base = model = self._node("base", "base", params, {})
         cell.models[ROWS["base"]] = base
@@ -94,7 +100,9 @@ class _Builder:
         for row, node in cell.models.items():
             cell.evaluations[row] = {}
             for name, benchmark in (config.get("benchmark") or {}).items():
-                self._evaluation(row, node, name, dict(benchmark), base)
+                self._evaluation(row, node, name, dict(benchmark))
+        if asked := gate.request(config["evaluate"]["gate"], cell):
+            cell.gate = self._node("gate", "gate", *asked)
         return cell, facts
 
     def _node(self, stage: str, label: str, params: dict[str, Any], inputs: dict[str, Node]) -> Node:
@@ -111,9 +119,16 @@ class _Builder:
         self.cell.data[node.label] = node
         return node
 
-    def _evaluation(self, row: str, model: Node, name: str, benchmark: dict[str, Any], base: Node) -> None:
+    def _evaluation(self, row: str, model: Node, name: str, benchmark: dict[str, Any]) -> None:
         description = {key: benchmark.pop(key) for key in DESCRIPTION if key in benchmark}
+        benchmark.pop("folder", None)  # only a place for other keys to refer to
+        if not _is_wanted(row, name, benchmark.pop("models", None)):
+            return
         inputs = {"model": model}
+        if reference := benchmark.pop("reference", None):
+            if row == reference:  # set against itself a model shows nothing
+                return
+            inputs["reference"] = self._reference(name, reference)
         if "data" in benchmark:
             data = benchmark.pop("data")
             if not data:
@@ -124,18 +139,26 @@ class _Builder:
                         stacklevel=2,
                     )
                 return
-            inputs["data"] = self._data(name, data, base)
+            inputs["data"] = self._data(name, data, self.cell.models[ROWS["base"]])
         self.cell.benchmarks[name] = description
         backend, server = benchmark.pop("backend", "local"), {}
+        endpoint = benchmark.pop("endpoint", None)
         params: dict[str, Any] = {"benchmark": benchmark}
         if backend != "local":  # another precision or another program gives other numbers
             server = dict(self.config["evaluate"]["server"])
             served = (server.pop("models") or {}).get(row)
             params |= {"backend": backend, **({"served_model": served} if backend == "endpoint" else {})}
         node = self._node("evaluate", f"evaluate/{row}/{name}", params, inputs)
-        if server:
-            node.settings["launch"] |= {"server": server}
+        # How a server or a judge is reached is no part of what it says.
+        reached = {"server": server or None, "endpoint": endpoint}
+        node.settings["launch"] |= {key: value for key, value in reached.items() if value is not None}
         self.cell.evaluations[row][name] = node
+
+    def _reference(self, name: str, row: str) -> Node:
+        if row not in self.cell.models:
+            known = ", ".join(self.cell.models)
+            raise ConfigError(f"benchmark.{name}.reference={row!r} is no model of this run so far; there is {known}")
+        return self.cell.models[row]
 
     def _check_strategy(self, stage: str, strategy: Mapping[str, Any], facts: Mapping[str, Any]) -> None:
         wants_new = str(strategy.get("_target_", "")).endswith(".NewBlocks")
@@ -144,6 +167,14 @@ class _Builder:
                 f"{stage}.strategy=new_blocks trains what the expansion added, but expand=none adds nothing; "
                 f"use expand=block, or strategy@{stage}.strategy=full (or lora)"
             )
+
+
+def _is_wanted(row: str, name: str, rows: Any) -> bool:
+    """Whether a benchmark that may be meant for some models only is meant for this one."""
+    known = ROWS.values()
+    if rows is not None and not (isinstance(rows, list) and set(rows) <= set(known)):
+        raise ConfigError(f"benchmark.{name}.models={rows!r}: give a list of {', '.join(known)}, or null for every model")
+    return rows is None or row in rows
 
 
 def _version(stage: str) -> int:
@@ -159,6 +190,7 @@ def depth(config: Mapping[str, Any]) -> int | None:
 def _facts(model: Mapping[str, Any]) -> dict[str, Any]:
     """What is known of the base model before anything is fetched; read from its files where it is local."""
     facts = {key: model.get(key) for key in ("num_blocks", "max_position_embeddings", SHAPE)} | {"expanded": False}
+    facts["chat_template"] = None  # not known
     source = model["source"]
     if source.get("kind") == "local":
         directory = Path(source["path"]).expanduser()
@@ -174,7 +206,18 @@ def _facts(model: Mapping[str, Any]) -> dict[str, Any]:
         facts["max_position_embeddings"] = facts["max_position_embeddings"] or config.get("max_position_embeddings")
         facts["expanded"] = (directory / "expansion.json").is_file()
         facts["local_model"] = str(directory)
+        facts["chat_template"] = _has_chat_template(directory)
     return facts
+
+
+def _has_chat_template(directory: Path) -> bool:
+    """Whether a tokenizer brings a chat template: in a file of its own, or in its config."""
+    if (directory / "chat_template.jinja").is_file() or (directory / "chat_template.json").is_file():
+        return True
+    try:
+        return bool(json.loads((directory / "tokenizer_config.json").read_text()).get("chat_template"))
+    except (OSError, ValueError, AttributeError):
+        return False
 
 
 def report_node(settings: Mapping[str, Any], name: str, cells: list[Cell], launch: Mapping[str, Any]) -> Node:

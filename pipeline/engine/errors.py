@@ -21,6 +21,10 @@ class ArtifactError(PipelineError):
     """Something stored is missing, incomplete, or not what its manifest or its pinned hash says."""
 
 
+class GateError(PipelineError):
+    """A model was built and evaluated, and lost more of what its base could do than the gate allows."""
+
+
 class StageError(PipelineError):
     """A worker failed.
 

@@ -72,15 +72,25 @@ class Outcome:
             twice = next(name for name in ids if ids.count(name) > 1)
             raise ValueError(f"{self.metric}: the item id {twice!r} occurs twice; ids must be unique")
 
-    def to_json(self) -> dict[str, Any]:
-        """Plain data, as kept in items.json."""
-        items = [vars(item) for item in self.items]
-        return {"metric": self.metric, "higher_is_better": self.higher_is_better, "items": items}
+    def facts(self) -> dict[str, Any]:
+        """What is kept beside the items, as plain data."""
+        found = {"notes": list(self.notes), "also": dict(self.also)}
+        return {name: value for name, value in found.items() if value}
 
-    @classmethod
-    def from_json(cls, data: dict[str, Any]) -> Outcome:
-        """The inverse of `to_json`."""
-        return cls(data["metric"], data["higher_is_better"], tuple(Item(**item) for item in data["items"]))
+
+class Ran(Protocol):
+    """What a program did: whether it ran to its end without an error, and what it wrote."""
+
+    @property
+    def ok(self) -> bool: ...
+    @property
+    def stdout(self) -> str: ...
+    @property
+    def stderr(self) -> str: ...
+
+
+RunProgram = Callable[[str], Ran]
+"""Runs a Python program where it can do no harm. A program that crashes or never ends is an answer, not an error."""
 
 
 def _no_progress(**fields: Any) -> None:
@@ -98,6 +108,11 @@ class Inputs:
         progress: called with step, total and note.
         isolation: how far programs that a model wrote must be shut in (`pipeline.evaluation.sandbox.LEVELS`).
         workers: such programs at once; None is as many as there are cores.
+        reference: the directory of a second model that this one is set against.
+        directory: where a benchmark may keep what it must not lose when it is interrupted; found again by the next
+            attempt, and kept beside the items.
+        endpoint: how a service is reached that the benchmark asks (`pipeline.evaluation.endpoint`).
+        sandbox: runs a program that a model wrote.
     """
 
     locate: Locate
@@ -106,6 +121,10 @@ class Inputs:
     progress: Callable[..., None] = _no_progress
     isolation: str = "full"
     workers: int | None = None
+    reference: Path | None = None
+    directory: Path | None = None
+    endpoint: Mapping[str, Any] | None = None
+    sandbox: RunProgram | None = None
 
 
 class Benchmark(Protocol):

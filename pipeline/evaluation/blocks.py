@@ -52,9 +52,9 @@ class Diagnosis(Outcome):
 
     diagnosis: Mapping[str, Any] = field(default_factory=dict)
 
-    def to_json(self) -> dict[str, Any]:
-        """As `Outcome.to_json`, with the diagnosis beside the items."""
-        return {**super().to_json(), "diagnosis": dict(self.diagnosis)}
+    def facts(self) -> dict[str, Any]:
+        """As of any outcome, with the diagnosis."""
+        return {**super().facts(), "diagnosis": dict(self.diagnosis)}
 
 
 @dataclass(frozen=True)
@@ -111,7 +111,7 @@ class BlockDiagnostics(HeldOutText):
         ]
         sizes = [update.relative for update in updates]
         diagnosis = {"confidence": self.confidence, "updates": sizes, **found}
-        return Diagnosis(whole.metric, whole.higher_is_better, whole.items, diagnosis)
+        return Diagnosis(whole.metric, whole.higher_is_better, whole.items, diagnosis=diagnosis)
 
     def _leave_out(self, whole: Outcome, passes: _Passes, new: list[int]) -> dict[str, Any]:
         """Each new block alone, all of them, and the candidates together."""

@@ -71,6 +71,11 @@ class HeldOutChat:
                 turns = (message["content"].strip() for message in messages if message["role"] == "assistant")
                 num_bytes = sum(len(turn.encode()) for turn in turns)
                 scored = [bool(bit) and i > 0 for i, bit in enumerate(mask)]
-                return Passage(identity, content_hash(messages), tokens.tolist(), scored, num_bytes)
+                return Passage(identity, content_hash(messages), tokens.tolist(), scored, num_bytes, spelled(messages))
             messages = messages[:-2]
         return None
+
+
+def spelled(messages: Messages) -> str:
+    """A conversation for people to read."""
+    return "\n\n".join(f"{message['role']}: {message['content'].strip()}" for message in messages)

@@ -20,6 +20,7 @@ class Passage:
         tokens: the whole sequence.
         scored: for each token whether it is scored; the first never is, as nothing precedes it.
         num_bytes: UTF-8 bytes of exactly the scored text.
+        text: what people read of it.
     """
 
     id: str
@@ -27,6 +28,7 @@ class Passage:
     tokens: Sequence[int]
     scored: Sequence[bool]
     num_bytes: int
+    text: str = ""
 
 
 def held_out(inputs: Inputs, names: Sequence[str] | None, key: str) -> Iterator[tuple[str, Any]]:

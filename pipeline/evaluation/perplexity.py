@@ -61,7 +61,7 @@ class HeldOutText:
         num_bytes = len(text[spans[first - 1][1] :].encode()) if tokens else 0
         if not num_bytes:
             return None
-        return Passage(identity, content_hash(text), tokens, [i >= first for i in range(len(tokens))], num_bytes)
+        return Passage(identity, content_hash(text), tokens, [i >= first for i in range(len(tokens))], num_bytes, text)
 
 
 def cut(tokenizer: Any, text: str, max_tokens: int | None) -> str:

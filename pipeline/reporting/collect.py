@@ -12,6 +12,7 @@ import numpy as np
 
 from pipeline.reporting.diagnosis import Diagnosis, read_diagnosis
 from pipeline.reporting.facts import Facts, model_directory, read_facts
+from pipeline.reporting.items_file import read_items
 from pipeline.reporting.stack import Stack, read_stack
 from pipeline.reporting.statistics import Floats, Items
 
@@ -61,7 +62,7 @@ class Row:
     """One model of one cell with everything known about it. `model` and `training` are artifact directories.
 
     `diagnoses` are the evaluations that look into a model instead of comparing it with others; `stack` is that of an
-    expanded model.
+    expanded model; `notes` must be read with the scores; `directories` are those of the evaluations.
     """
 
     name: str
@@ -74,6 +75,8 @@ class Row:
     evaluations: dict[str, Items]
     diagnoses: dict[str, Diagnosis] = field(default_factory=dict)
     stack: Stack | None = None
+    notes: dict[str, tuple[str, ...]] = field(default_factory=dict)
+    directories: dict[str, Path] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -122,7 +125,7 @@ class _Reader:
 
     def __init__(self, inputs: Mapping[str, Path]) -> None:
         self._inputs = inputs
-        self._items: dict[Path, Items] = {}
+        self._items: dict[Path, tuple[Items, dict[str, Any]]] = {}
         self._diagnoses: dict[Path, Diagnosis | None] = {}
 
     def directory(self, role: str) -> Path:
@@ -131,16 +134,21 @@ class _Reader:
         return Path(self._inputs[role])
 
     def items(self, role: str) -> Items:
-        directory = self.directory(role)
-        if directory not in self._items:
-            self._items[directory] = read_items(directory)
-        return self._items[directory]
+        return self._read(self.directory(role))[0]
+
+    def notes(self, role: str) -> tuple[str, ...]:
+        return tuple(map(str, self._read(self.directory(role))[1].get("notes", ())))
 
     def diagnosis(self, role: str) -> Diagnosis | None:
         directory = self.directory(role)
         if directory not in self._diagnoses:
-            self._diagnoses[directory] = read_diagnosis(directory, self.items(role))
+            self._diagnoses[directory] = read_diagnosis(directory, *self._read(directory))
         return self._diagnoses[directory]
+
+    def _read(self, directory: Path) -> tuple[Items, dict[str, Any]]:
+        if directory not in self._items:
+            self._items[directory] = read_items(directory)
+        return self._items[directory]
 
 
 def _read_cell(cell: dict[str, Any], reader: _Reader) -> Cell:
@@ -165,6 +173,8 @@ def _read_row(row: dict[str, Any], cell: str, reader: _Reader) -> Row:
         evaluations={b: reader.items(role) for b, role in row["evaluations"].items() if b not in diagnoses},
         diagnoses=diagnoses,
         stack=read_stack(model_directory(model, manifest)) if row["row"] == "expanded" else None,
+        notes={b: notes for b, role in row["evaluations"].items() if (notes := reader.notes(role))},
+        directories={b: reader.directory(role) for b, role in row["evaluations"].items()},
     )
 
 
@@ -174,25 +184,6 @@ def read_manifest(directory: Path) -> dict[str, Any]:
     if not isinstance(manifest, dict):
         raise ValueError(f"{directory}/manifest.json is not a JSON object; rerun the stage that wrote it")
     return manifest
-
-
-def read_items(directory: Path) -> Items:
-    """The items of an evaluation artifact, (N,) each. Raises ValueError naming the directory."""
-    content = _read_json(directory, "items.json")
-    try:
-        items = content["items"]
-        return Items(
-            metric=str(content["metric"]),
-            higher_is_better=bool(content["higher_is_better"]),
-            ids=tuple(str(item["id"]) for item in items),
-            hashes=tuple(str(item["hash"]) for item in items),
-            numerators=np.array([item["numerator"] for item in items], dtype=np.float64),
-            denominators=np.array([item["denominator"] for item in items], dtype=np.float64),
-        )
-    except KeyError as error:
-        raise ValueError(f"{directory}/items.json has no {error}; rerun this evaluation") from error
-    except (TypeError, ValueError) as error:
-        raise ValueError(f"{directory}/items.json: {error}") from error
 
 
 def read_curve(directory: Path) -> Curve:

@@ -91,6 +91,7 @@ class Comparison:
     rivals: tuple[Rival, ...]
     confidence: float
     num_bootstrap: int
+    power: float
 
     def line(self, cell: str, name: str) -> Line | None:
         """The model of row `name` in a cell."""
@@ -105,8 +106,8 @@ class Comparison:
         return self.line(cell.name, cell.rows[-1].name) if len(cell.rows) > 1 else None
 
 
-def compare(collection: Collection, *, confidence: float, num_bootstrap: int, seed: int) -> Comparison:
-    """Compare all models with their base on the items both answered.
+def compare(collection: Collection, *, confidence: float, num_bootstrap: int, seed: int, power: float) -> Comparison:
+    """Compare all models with their base on the items both answered; `power` is that of detectable differences.
 
     Raises:
         ValueError: naming row and benchmark, if two models answered different items.
@@ -118,7 +119,7 @@ def compare(collection: Collection, *, confidence: float, num_bootstrap: int, se
     lines = [_line(row, cells, collection, labels, units, differ) for row, cells in groups]
     rivals = _rivals(collection, labels, units, differ)
     benchmarks = tuple(b for b in collection.benchmarks if b.name in units)
-    return Comparison(collection, benchmarks, units, labels, tuple(lines), rivals, confidence, num_bootstrap)
+    return Comparison(collection, benchmarks, units, labels, tuple(lines), rivals, confidence, num_bootstrap, power)
 
 
 def _merged_rows(collection: Collection) -> list[tuple[Row, list[Cell]]]:
@@ -132,6 +133,8 @@ def _merged_rows(collection: Collection) -> list[tuple[Row, list[Cell]]]:
                 known,
                 evaluations={**row.evaluations, **known.evaluations},
                 diagnoses={**row.diagnoses, **known.diagnoses},
+                notes={**row.notes, **known.notes},
+                directories={**row.directories, **known.directories},
             )
             merged[key] = (known, [*cells, cell])
     return list(merged.values())

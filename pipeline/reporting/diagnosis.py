@@ -1,8 +1,7 @@
-"""What leaving blocks out of a model showed, as an evaluation of the blocks wrote it into its items.json."""
+"""What leaving blocks out of a model showed, as an evaluation of the blocks kept it beside its items."""
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -75,13 +74,13 @@ class Diagnosis:
         return all(block.is_identity for block in self.blocks)
 
 
-def read_diagnosis(directory: Path, items: Items) -> Diagnosis | None:
-    """The diagnosis in an evaluation artifact whose items are known, or None if it holds none.
+def read_diagnosis(directory: Path, items: Items, facts: Mapping[str, Any]) -> Diagnosis | None:
+    """The diagnosis in an evaluation artifact whose items and facts are known, or None if it holds none.
 
     Raises:
         ValueError: naming the directory, if the diagnosis is not what it should be.
     """
-    content = json.loads((directory / "items.json").read_text(encoding="utf-8")).get("diagnosis")
+    content = facts.get("diagnosis")
     if content is None:
         return None
     try:
@@ -95,9 +94,7 @@ def read_diagnosis(directory: Path, items: Items) -> Diagnosis | None:
             without_candidates=_removal(content["without_candidates"]),
         )
     except (KeyError, TypeError, ValueError, IndexError) as error:
-        raise ValueError(
-            f"{directory}/items.json holds no whole diagnosis ({error!r}); rerun this evaluation"
-        ) from error
+        raise ValueError(f"{directory} holds no whole diagnosis ({error!r}); rerun this evaluation") from error
 
 
 def _block(entry: Mapping[str, Any], origin: int) -> DiagnosedBlock:

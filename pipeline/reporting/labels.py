@@ -13,7 +13,7 @@ def cell_labels(names: Sequence[str]) -> dict[str, str]:
     Overrides that all cells share are left out, then option paths are cut to their last part; each step is taken only
     if the labels stay different. What is still too long becomes a letter; reports list labels with their full strings.
     """
-    split = {name: _overrides(name) for name in names}
+    split = {name: split_overrides(name) for name in names}
     shared = set.intersection(*(set(parts) for parts in split.values())) if len(names) > 1 else set()
     own = {name: [part for part in parts if part not in shared] for name, parts in split.items()}
     labels = {name: ", ".join(parts) or "default" for name, parts in own.items()}
@@ -26,7 +26,7 @@ def cell_labels(names: Sequence[str]) -> dict[str, str]:
 
 def swept_number(names: Sequence[str]) -> tuple[str, list[float]] | None:
     """The one override that differs between cells, with its value in each, if all values are numbers; else None."""
-    settings = [dict(part.partition("=")[::2] for part in _overrides(name)) for name in names]
+    settings = [dict(part.partition("=")[::2] for part in split_overrides(name)) for name in names]
     keys = set.union(*(set(setting) for setting in settings))
     differing = [key for key in keys if len({setting.get(key) for setting in settings}) > 1]
     if len(differing) != 1:
@@ -37,7 +37,7 @@ def swept_number(names: Sequence[str]) -> tuple[str, list[float]] | None:
         return None
 
 
-def _overrides(name: str) -> list[str]:
+def split_overrides(name: str) -> list[str]:
     """Split at commas and spaces that are not inside brackets or quotes."""
     parts, depth, quote = [""], 0, ""
     for character in name:

@@ -1,9 +1,8 @@
-"""The report as one self-contained HTML page, as Markdown for a terminal, and as data."""
+"""The report as one self-contained HTML page, and as Markdown for a terminal."""
 
 from __future__ import annotations
 
 import base64
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,14 +11,16 @@ from typing import Any
 import jinja2
 
 from pipeline.reporting.collect import Collection
-from pipeline.reporting.compare import Comparison, Gains, Line
-from pipeline.reporting.statistics import Difference
+from pipeline.reporting.compare import Comparison
+from pipeline.reporting.seeds import seed_lines
 from pipeline.reporting.table import (
     Table,
+    detectable_table,
     differences_table,
     facts_table,
     gains_table,
     markdown,
+    seed_tables,
     split,
     values_table,
 )
@@ -75,8 +76,18 @@ class Section:
     values: dict[str, Any] = field(default_factory=dict)
 
 
-def html(comparison: Comparison, plots: list[Plot], sections: Sequence[Section] = ()) -> str:
-    """The whole page. Nothing in it is loaded from elsewhere, and all text from artifacts is escaped."""
+def html(
+    comparison: Comparison,
+    plots: list[Plot],
+    sections: Sequence[Section] = (),
+    parts: Sequence[Section] = (),
+    items_page: str = "",
+) -> str:
+    """The whole page. Nothing in it is loaded from elsewhere, and all text from artifacts is escaped.
+
+    `sections` are about blocks, `parts` about what lies inside a benchmark's score; `items_page` names the file beside
+    this one that shows single items, if there is one.
+    """
     environment = jinja2.Environment(
         autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined
     )
@@ -88,7 +99,10 @@ def html(comparison: Comparison, plots: list[Plot], sections: Sequence[Section] 
         verdicts=verdicts(comparison),
         answers=ANSWERS,
         gains=gains_table(comparison),
-        tables=[part for table in (differences_table(comparison), values_table(comparison)) for part in split(table)],
+        tables=[part for table in result_tables(comparison) for part in split(table)],
+        notes=notes(comparison),
+        parts=parts,
+        items_page=items_page,
         facts=facts_table(comparison),
         plots=plots,
         sections=sections,
@@ -103,14 +117,33 @@ def html(comparison: Comparison, plots: list[Plot], sections: Sequence[Section] 
     )
 
 
+def result_tables(comparison: Comparison) -> list[Table]:
+    """Differences against the base, what was too small to tell, scores, and all of it over seeds."""
+    single = [differences_table(comparison), detectable_table(comparison), values_table(comparison)]
+    return [*single, *seed_tables(comparison, seed_lines(comparison))]
+
+
+def notes(comparison: Comparison) -> list[str]:
+    """What evaluations say must be read with their scores."""
+    titles = {benchmark.name: benchmark.title for benchmark in comparison.benchmarks}
+    return [
+        f"{titles[name]}, {line.label}: {note}"
+        for line in comparison.lines
+        for name, found in line.row.notes.items()
+        if name in titles
+        for note in found
+    ]
+
+
 def report_markdown(comparison: Comparison, sections: Sequence[Section] = ()) -> str:
     """The page's text without figures, at most about 120 columns wide in its tables."""
     parts = [f"# {_inline(comparison.collection.name)}", summary(comparison)]
     parts += [_verdict_markdown(verdict, len(comparison.collection.cells) > 1) for verdict in verdicts(comparison)]
-    tables = (gains_table(comparison), differences_table(comparison), values_table(comparison), facts_table(comparison))
-    for table in tables:
+    for table in (gains_table(comparison), *result_tables(comparison), facts_table(comparison)):
         if table.rows:
             parts += [f"## {table.caption}", markdown(table)]
+    if found := notes(comparison):
+        parts += ["## Notes", "\n".join(f"- {_inline(note)}" for note in found)]
     for section in sections:
         if section.in_text:
             sentences = "\n".join(f"- {_inline(sentence)}" for sentence in section.sentences)
@@ -120,46 +153,6 @@ def report_markdown(comparison: Comparison, sections: Sequence[Section] = ()) ->
         parts += ["## Cells", "\n".join(f"- **{_inline(label)}**: `{cell}`" for label, cell in legend)]
     parts += ["## Method", "\n".join(f"- {sentence}" for sentence in method(comparison))]
     return "\n\n".join(parts) + "\n"
-
-
-def data(comparison: Comparison, sections: Sequence[Section] = ()) -> dict[str, Any]:
-    """Everything the tables and sentences show, as plain JSON values; what is not finite becomes null."""
-    return {
-        "name": comparison.collection.name,
-        "confidence": comparison.confidence,
-        "num_bootstrap": comparison.num_bootstrap,
-        "benchmarks": {b.name: {"title": b.title, "group": b.group, "note": b.note} for b in comparison.benchmarks},
-        "models": [_line_data(line) for line in comparison.lines],
-        "against_first_cell": [{"cell": rival.cell, "gains": _gains_data(rival.gains)} for rival in comparison.rivals],
-        "verdicts": [
-            {
-                "cell": verdict.cell,
-                "findings": [{"question": f.question, "answer": f.answer, "text": f.text} for f in verdict.findings],
-            }
-            for verdict in verdicts(comparison)
-        ],
-        "blocks": [section.values for section in sections],
-    }
-
-
-def headline(comparison: Comparison) -> dict[str, Any]:
-    """A few numbers per cell about the model it ends with. With several cells, keys start with the cell's label."""
-    metrics: dict[str, Any] = {"num_models": len(comparison.lines), "num_benchmarks": len(comparison.benchmarks)}
-    for cell in comparison.collection.cells:
-        prefix = f"{comparison.labels[cell.name]}/" if len(comparison.collection.cells) > 1 else ""
-        expanded = comparison.line(cell.name, "expanded")
-        if expanded is not None and expanded.differences:
-            metrics[f"{prefix}expanded_equals_base"] = all(d.identical for d in expanded.differences.values())
-        line = comparison.last_line(cell)
-        if line is None or line.gains is None:
-            continue
-        for key, gain in (("domain_gain", line.gains.domain), ("beyond_general_shift", line.gains.beyond)):
-            if gain is not None:
-                metrics[prefix + key] = gain.value
-        kept = comparison.kept(line)
-        if kept:
-            metrics[f"{prefix}num_worse"] = sum(line.differences[b.name].mark == "worse" for b in kept)
-    return metrics
 
 
 def summary(comparison: Comparison) -> str:
@@ -191,7 +184,14 @@ def method(comparison: Comparison) -> list[str]:
         "those that are accuracies, in percentage points, each measure counting the same.",
         "The intervals cover the choice of items. They do not cover training seeds, and they are not corrected for the "
         f"number of comparisons: of many unchanged measures about {percent(2 * tail)} will look changed.",
+        "Too small to tell: where an interval contains zero, the true change that the same comparison would call "
+        f"better or worse with a probability of {percent(comparison.power)}. A smaller one may be there and not show.",
     ]
+    if seed_lines(comparison):
+        sentences.append(
+            "Over seeds: runs whose settings differ by seeds only. Intervals are Student's t over the runs and, in "
+            "quadrature, the error over items, which all runs share; runs that share a stage share its chance."
+        )
     few = [b.title for b in comparison.benchmarks if _num_items(comparison, b.name) < FEW_ITEMS]
     if few:
         sentences.append(f"Fewer than {FEW_ITEMS} items, so the intervals are too narrow or missing: {', '.join(few)}.")
@@ -216,54 +216,3 @@ def _inline(text: str) -> str:
 def _distinct(collection: Collection, attribute: str) -> list[str]:
     values = [getattr(source, attribute) for source in collection.provenance]
     return [value for value in dict.fromkeys(values) if value]
-
-
-def _line_data(line: Line) -> dict[str, Any]:
-    facts = line.row.facts
-    return {
-        "label": line.label,
-        "row": line.name,
-        "cells": list(line.cells),
-        "fingerprint": line.row.fingerprint,
-        "num_parameters": facts.num_parameters,
-        "num_new_parameters": facts.num_new,
-        "trainable_share": facts.trainable_share,
-        "tokens": facts.tokens,
-        "wall_time_s": facts.wall_time_s,
-        "peak_memory_bytes": facts.peak_memory_bytes,
-        "mfu": facts.mfu,
-        "mfu_6nd": facts.mfu_6nd,
-        "scores": {
-            name: {"value": s.value, "stderr": _finite(s.stderr), "n": s.n} for name, s in sorted(line.scores.items())
-        },
-        "differences": {name: _difference_data(d) for name, d in sorted(line.differences.items())},
-        "gains": None if line.gains is None else _gains_data(line.gains),
-    }
-
-
-def _gains_data(gains: Gains) -> dict[str, Any]:
-    return {
-        "domain": _difference_data(gains.domain),
-        "general": _difference_data(gains.general),
-        "beyond_general_shift": _difference_data(gains.beyond),
-        "retention": _difference_data(gains.retention),
-        "retention_unit": gains.retention_unit,
-        "num_retention": gains.num_retention,
-    }
-
-
-def _difference_data(difference: Difference | None) -> dict[str, Any] | None:
-    if difference is None:
-        return None
-    return {
-        "value": difference.value,
-        "stderr": _finite(difference.stderr),
-        "low": _finite(difference.low),
-        "high": _finite(difference.high),
-        "n": difference.n,
-        "mark": difference.mark,
-    }
-
-
-def _finite(value: float) -> float | None:
-    return value if math.isfinite(value) else None

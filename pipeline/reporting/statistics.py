@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 import zlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -32,6 +32,9 @@ class Items:
         higher_is_better: the direction of the metric.
         ids, hashes: (N,) names of the items and hashes of their content.
         numerators, denominators: (N,) float64.
+        categories: (N,) the part of the benchmark that each item belongs to, or none at all.
+        parts: further ratios by name, (N,) numerators and denominators each.
+        also: further numbers over all items, by name, that are no ratios.
     """
 
     metric: str
@@ -40,6 +43,9 @@ class Items:
     hashes: tuple[str, ...]
     numerators: Floats = field(repr=False)
     denominators: Floats = field(repr=False)
+    categories: tuple[str, ...] = field(default=(), repr=False)
+    parts: Mapping[str, tuple[Floats, Floats]] = field(default_factory=dict, repr=False)
+    also: Mapping[str, float] = field(default_factory=dict, repr=False)
 
     def __post_init__(self) -> None:
         if not self.ids:
@@ -117,9 +123,14 @@ def score(items: Items) -> Score:
     stderr = sqrt(n / (n - 1) * sum(e_i^2)) / sum(d_i) with e_i = num_i - value * d_i (Cochran 1977, "Sampling
     Techniques", chapter 6). With unit denominators it is the usual standard error of a mean.
     """
-    value = items.numerators.sum() / items.denominators.sum()
-    residuals = items.numerators - value * items.denominators
-    return Score(float(value), _stderr(residuals, items.denominators.sum()), len(items.ids))
+    return ratio(items.numerators, items.denominators)
+
+
+def ratio(numerators: Floats, denominators: Floats) -> Score:
+    """As `score`, of (N,) columns. The sum of the denominators must be positive."""
+    value = numerators.sum() / denominators.sum()
+    residuals = numerators - value * denominators
+    return Score(float(value), _stderr(residuals, denominators.sum()), numerators.size)
 
 
 def paired_difference(

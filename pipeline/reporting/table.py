@@ -8,8 +8,10 @@ from dataclasses import dataclass
 
 from pipeline.reporting.collect import Benchmark
 from pipeline.reporting.compare import Comparison, Line
+from pipeline.reporting.power import detectable, is_too_small
+from pipeline.reporting.seeds import SeedLine
 from pipeline.reporting.statistics import Difference
-from pipeline.reporting.wording import MISSING, count, difference_parts, duration, memory, percent, score_text
+from pipeline.reporting.wording import MISSING, count, difference_parts, duration, memory, number, percent, score_text
 
 GROUP_TITLES = {"domain": "Domain", "general": "General", "retention": "Retention"}
 TERMINAL_WIDTH = 118
@@ -79,6 +81,59 @@ def differences_table(comparison: Comparison) -> Table:
     caption = f"Difference against the base [{percent(comparison.confidence)} confidence interval]"
     lines = [line for line in comparison.lines if line.gains is not None]
     return _table(comparison, caption, lines, entry)
+
+
+def detectable_table(comparison: Comparison) -> Table:
+    """How large a change would have shown, where none did; empty if every comparison has an answer."""
+
+    def entry(line: Line, b: Benchmark) -> Entry:
+        difference, unit = line.differences.get(b.name), comparison.units[b.name]
+        if difference is None or not is_too_small(difference):
+            return Entry(MISSING)
+        return Entry(number(detectable(difference, comparison.power) * unit.scale, unit.digits))
+
+    caption = f"Too small to tell: the change that would show, with a power of {percent(comparison.power)}"
+    lines = [line for line in comparison.lines if line.gains is not None]
+    table = _table(comparison, caption, lines, entry)
+    shown = [i for i in range(len(table.columns)) if any(entries[i].text != MISSING for _, entries in table.rows)]
+    rows = tuple((label, tuple(entries[i] for i in shown)) for label, entries in table.rows)
+    return Table(caption, tuple(table.columns[i] for i in shown), rows if shown else ())
+
+
+def seed_tables(comparison: Comparison, lines: Sequence[SeedLine]) -> list[Table]:
+    """Scores over seeds, and differences against the base over seeds; none if no runs differ by seeds only."""
+    if not lines:
+        return []
+
+    def scores(line: SeedLine, b: Benchmark) -> Entry:
+        found, unit = line.scores.get(b.name), comparison.units[b.name]
+        if found is None:
+            return Entry(MISSING)
+        values = (number(value * unit.scale, unit.digits) for value in (found.mean, found.deviation))
+        return Entry(" ± ".join(values), "", f"{found.n} runs")
+
+    def gains(line: SeedLine, b: Benchmark) -> Entry:
+        found, unit = line.gains.get(b.name), comparison.units[b.name]
+        if found is None:
+            return Entry(MISSING)
+        value = number(found.mean * unit.scale, unit.digits, signed=True)
+        if not math.isfinite(found.low):
+            return Entry(value)
+        bounds = (number(bound * unit.scale, unit.digits, signed=True) for bound in (found.low, found.high))
+        good = {"higher": unit.higher_is_better, "lower": not unit.higher_is_better}.get(found.mark)
+        return Entry(value, "within" if good is None else "better" if good else "worse", f"[{', '.join(bounds)}]")
+
+    columns = tuple(_column(comparison, b) for b in comparison.benchmarks)
+
+    def table(caption: str, entry: Callable[[SeedLine, Benchmark], Entry]) -> Table:
+        rows = tuple((one.label, tuple(entry(one, b) for b in comparison.benchmarks)) for one in lines)
+        return Table(caption, columns, rows)
+
+    interval = f"[{percent(comparison.confidence)} interval over seeds and items]"
+    return [
+        table("Over seeds: mean ± standard deviation", scores),
+        table(f"Over seeds: difference against the base {interval}", gains),
+    ]
 
 
 def gains_table(comparison: Comparison) -> Table:

@@ -61,7 +61,7 @@ def diagnosed(saved, tokenizer, held_out):
     notes = []
     inputs = Inputs(held_out.locate, held_out.listing, held_out.data, lambda **fields: notes.append(fields))
     outcome = BlockDiagnostics(**SETTINGS, **BOUNDS, confidence=0.95).run(load(saved), tokenizer, inputs)
-    return outcome, json.loads(json.dumps(outcome.to_json(), allow_nan=False)), notes
+    return outcome, json.loads(json.dumps(outcome.facts(), allow_nan=False)), notes
 
 
 def without(model, positions):
@@ -198,7 +198,7 @@ def test_a_model_without_new_blocks_has_its_own_loss_and_nothing_else(make_model
     model = load(make_model())
     outcome = BlockDiagnostics(**SETTINGS, **BOUNDS, confidence=0.95).run(model, tokenizer, held_out)
     assert outcome.items == HeldOutText(**SETTINGS, **BOUNDS).run(model, tokenizer, held_out).items
-    diagnosis = outcome.to_json()["diagnosis"]
+    diagnosis = outcome.facts()["diagnosis"]
     assert (diagnosis["blocks"], diagnosis["without_all"], diagnosis["without_candidates"]) == ([], None, None)
     assert len(diagnosis["updates"]) == 4
 

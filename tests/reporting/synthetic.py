@@ -9,6 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 from safetensors.numpy import save_file
 
 BENCHMARKS = {
@@ -75,7 +77,7 @@ class Artifacts:
         """Items of a benchmark; `gain` is the model's improvement over the base (bits per byte, or a share)."""
         role = self.add("evaluate", f"{slug}/{benchmark}")
         make = text_items if benchmark in TEXT else choice_items
-        write_json(self.inputs[role] / "items.json", make(benchmark, gain, n, seed))
+        write_items(self.inputs[role], make(benchmark, gain, n, seed))
         return role
 
     def row(
@@ -139,6 +141,31 @@ def write_safetensors(path: Path, shapes: dict[str, list[int]]) -> None:
     save_file({name: np.zeros(shape, dtype=np.float16) for name, shape in shapes.items()}, path)
 
 
+def write_items(directory: Path, content: dict[str, Any]) -> None:
+    """`content`: metric, higher_is_better, items and further facts, as plain data; a part is a pair."""
+    facts = {key: value for key, value in content.items() if key not in ("metric", "higher_is_better", "items")}
+    names = ("id", "hash", "category", "prompt", "answer", "gold", "numerator", "denominator")
+    columns: dict[str, Any] = {
+        name: [item.get(name, "") for item in content["items"]] for name in names if name in content["items"][0]
+    }
+    columns |= {name: [""] * len(content["items"]) for name in names if name not in columns}
+    pair = pa.struct([("numerator", pa.float64()), ("denominator", pa.float64())])
+    columns["parts"] = pa.array(
+        [
+            [(k, {"numerator": a, "denominator": b}) for k, (a, b) in item.get("parts", {}).items()]
+            for item in content["items"]
+        ],
+        pa.map_(pa.string(), pair),
+    )
+    metadata = {
+        "metric": content["metric"],
+        "higher_is_better": json.dumps(content["higher_is_better"]),
+        "facts": json.dumps(facts),
+    }
+    directory.mkdir(parents=True, exist_ok=True)
+    pq.write_table(pa.table(columns).replace_schema_metadata(metadata), directory / "items.parquet")
+
+
 def write_json(path: Path, content: Any) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(content), encoding="utf-8")
@@ -150,6 +177,8 @@ def params(cells: list[dict[str, Any]], **changes: Any) -> dict[str, Any]:
         "confidence": 0.95,
         "num_bootstrap": 500,
         "seed": 0,
+        "power": 0.8,
+        "items": {"per_benchmark": 20, "characters": 200},
         "cells": cells,
         "benchmarks": BENCHMARKS,
         **changes,

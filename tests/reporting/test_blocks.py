@@ -10,9 +10,10 @@ import pytest
 from pipeline.reporting.blocks import block_sections, diagnosis_table, sentences
 from pipeline.reporting.collect import collect
 from pipeline.reporting.compare import compare
-from pipeline.reporting.page import data, html, report_markdown
+from pipeline.reporting.page import html, report_markdown
 from pipeline.reporting.table import values_table
-from tests.reporting.synthetic import BENCHMARKS, Artifacts, items, none, write_json, write_safetensors
+from pipeline.reporting.values import data
+from tests.reporting.synthetic import BENCHMARKS, Artifacts, items, none, write_items, write_json, write_safetensors
 
 BASE = [100.0 + i for i in range(40)]
 SIZES = [50.0] * 40
@@ -61,7 +62,7 @@ def artifacts(tmp_path):
 def diagnosed(artifacts, slug: str, diagnosis: dict, bits: list[float]) -> str:
     role = artifacts.add("evaluate", f"{slug}/blocks")
     content = {**items("bits_per_byte", False, "blocks", bits, SIZES), "diagnosis": diagnosis}
-    write_json(artifacts.inputs[role] / "items.json", content)
+    write_items(artifacts.inputs[role], content)
     return role
 
 
@@ -83,7 +84,7 @@ def cell(artifacts, trained=TRAINED, base_bits=BASE) -> dict:
 
 def compared(artifacts, cells):
     collection = collect("a run", cells, LISTED, artifacts.inputs)
-    return compare(collection, confidence=0.95, num_bootstrap=200, seed=0)
+    return compare(collection, confidence=0.95, num_bootstrap=200, seed=0, power=0.8)
 
 
 def trained_of(comparison, name="post-pretrained"):
@@ -175,5 +176,5 @@ def test_a_report_without_diagnoses_has_no_such_section(artifacts, tmp_path):
 
 def test_a_damaged_diagnosis_is_named(artifacts):
     damaged = {key: value for key, value in TRAINED.items() if key != "updates"}
-    with pytest.raises(ValueError, match=r"items\.json holds no whole diagnosis \(KeyError\('updates'\)\)"):
+    with pytest.raises(ValueError, match=r"holds no whole diagnosis \(KeyError\('updates'\)\)"):
         compared(artifacts, [cell(artifacts, damaged)])

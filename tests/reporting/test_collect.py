@@ -2,11 +2,21 @@ from __future__ import annotations
 
 import json
 
+import numpy as np
 import pytest
 
 from pipeline.reporting.collect import collect, read_curve
 from pipeline.reporting.facts import Facts, read_facts
-from tests.reporting.synthetic import BENCHMARKS, NEW, Artifacts, none, one_cell, write_json, write_safetensors
+from tests.reporting.synthetic import (
+    BENCHMARKS,
+    NEW,
+    Artifacts,
+    choice_items,
+    none,
+    one_cell,
+    write_json,
+    write_safetensors,
+)
 
 
 @pytest.fixture
@@ -38,7 +48,7 @@ def test_an_unknown_role_is_named(artifacts):
         collected(artifacts, [cell])
 
 
-@pytest.mark.parametrize("name", ["manifest.json", "items.json", "metrics.jsonl"])
+@pytest.mark.parametrize("name", ["manifest.json", "items.parquet", "metrics.jsonl"])
 def test_a_missing_file_names_its_directory(artifacts, name):
     cell = one_cell(artifacts)
     directory = next(d for d in artifacts.inputs.values() if (d / name).exists())
@@ -59,10 +69,30 @@ def test_a_missing_file_names_its_directory(artifacts, name):
 def test_damaged_items_name_their_directory(artifacts, content, message):
     cell = {"cell": "default", "rows": [artifacts.row("base", "smol", "base", none("sciq"))]}
     directory = artifacts.inputs[cell["rows"][0]["evaluations"]["sciq"]]
+    (directory / "items.parquet").unlink()
     write_json(directory / "items.json", content)
     with pytest.raises(ValueError, match=message) as error:
         collected(artifacts, [cell])
     assert directory.name in str(error.value)
+
+
+def test_items_of_earlier_versions_are_read(artifacts):
+    cell = {"cell": "default", "rows": [artifacts.row("base", "smol", "base", none("sciq"))]}
+    before = collected(artifacts, [cell]).cells[0].base.evaluations["sciq"]
+    directory = artifacts.inputs[cell["rows"][0]["evaluations"]["sciq"]]
+    write_json(directory / "items.json", choice_items("sciq", 0.0, 200, 0))
+    (directory / "items.parquet").unlink()
+    after = collected(artifacts, [cell]).cells[0].base.evaluations["sciq"]
+    assert after.ids == before.ids and after.hashes == before.hashes
+    assert np.array_equal(after.numerators, before.numerators)
+
+
+def test_a_torn_file_of_items_names_its_directory(artifacts):
+    cell = {"cell": "default", "rows": [artifacts.row("base", "smol", "base", none("sciq"))]}
+    file = artifacts.inputs[cell["rows"][0]["evaluations"]["sciq"]] / "items.parquet"
+    file.write_bytes(file.read_bytes()[:-40])
+    with pytest.raises(ValueError, match=file.parent.name):
+        collected(artifacts, [cell])
 
 
 def test_a_step_logged_twice_counts_once(artifacts):

@@ -24,7 +24,7 @@ def artifacts(tmp_path):
 
 def compared(artifacts, cells, benchmarks=BENCHMARKS):
     collection = collect("a run", cells, benchmarks, artifacts.inputs)
-    return compare(collection, confidence=0.95, num_bootstrap=400, seed=0)
+    return compare(collection, confidence=0.95, num_bootstrap=400, seed=0, power=0.8)
 
 
 def findings(comparison, cell=0) -> list[tuple[str, str]]:

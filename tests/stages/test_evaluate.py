@@ -5,7 +5,8 @@ from types import SimpleNamespace
 
 import pytest
 
-from pipeline.evaluation.base import Outcome, score
+from pipeline.evaluation.base import content_hash, score
+from pipeline.evaluation.items import read_items
 from pipeline.models.tiny import save_random
 from stages import evaluate
 
@@ -73,10 +74,11 @@ def context(tmp_path):
 def test_items_and_metrics_are_written(context):
     first = context.make("first")
     metrics = evaluate.run(first)
-    written = json.loads((first.directory / "items.json").read_text())
-    outcome = Outcome.from_json(written)
-    assert set(written) == {"metric", "higher_is_better", "items"}
-    assert set(written["items"][0]) >= {"id", "hash", "numerator", "denominator"}
+    assert {file.name for file in first.directory.iterdir()} == {"items.parquet"}
+    outcome = read_items(first.directory)
+    assert [item.prompt for item in outcome.items] == sorted(
+        (f"document number {i} grows" for i in range(3)), key=content_hash
+    )
     assert metrics == {**score(outcome.items)._asdict(), "metric": "bits_per_byte"}
     assert metrics["n"] == 3
     assert context.seen[-1]["step"] == context.seen[-1]["total"] > 0
@@ -114,11 +116,26 @@ def test_bad_settings_are_refused_before_anything_runs():
     evaluate.check({"benchmark": BENCHMARK}, {"max_position_embeddings": 32})
 
 
+def test_what_is_wrong_is_found_before_the_model_is_loaded(context, monkeypatch):
+    def refuse(self, model, inputs):
+        assert (model / "config.json").is_file() and inputs.endpoint == {"url": "u"}
+        assert inputs.reference == model and inputs.directory.is_dir()
+        raise ValueError("not like this")
+
+    monkeypatch.setattr("pipeline.evaluation.perplexity.HeldOutText.prepare", refuse, raising=False)
+    monkeypatch.setattr(evaluate, "_model", lambda directory: pytest.fail("the model was loaded"))
+    asked = context.make("asked")
+    asked.launch["endpoint"], asked.inputs["reference"] = {"url": "u"}, asked.inputs["model"]
+    with pytest.raises(ValueError, match="not like this"):
+        evaluate.run(asked)
+
+
 def test_checking_needs_no_torch():
     code = (
         "import sys; from stages import evaluate\n"
         f"evaluate.check({{'benchmark': {BENCHMARK!r}}}, {{}})\n"
-        "import pipeline.evaluation.harness, pipeline.evaluation.chat\n"
+        "import pipeline.evaluation.harness, pipeline.evaluation.chat, pipeline.evaluation.shift\n"
+        "import pipeline.evaluation.mt_bench, pipeline.evaluation.mint, pipeline.evaluation.positions\n"
         "assert not {'torch', 'lm_eval', 'datasets'} & set(sys.modules), 'heavy import'"
     )
     subprocess.run([sys.executable, "-c", code], check=True)

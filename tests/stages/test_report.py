@@ -11,7 +11,16 @@ from types import SimpleNamespace
 import pytest
 
 from stages import report
-from tests.reporting.synthetic import BENCHMARKS, Artifacts, none, one_cell, params, sweep
+from tests.reporting.synthetic import (
+    BENCHMARKS,
+    Artifacts,
+    choice_items,
+    none,
+    one_cell,
+    params,
+    sweep,
+    write_items,
+)
 
 
 @pytest.fixture
@@ -116,6 +125,26 @@ def test_text_from_artifacts_is_escaped(artifacts, tmp_path):
     assert "<img" not in markdown and "Sci\\|Q" in markdown
 
 
+def test_single_items_have_a_page_of_their_own(artifacts, tmp_path):
+    cell = one_cell(artifacts)
+    for row in cell["rows"]:
+        directory = artifacts.inputs[row["evaluations"]["sciq"]]
+        content = choice_items("sciq", 0.0, 200, 0)
+        for item in content["items"]:
+            item.update(prompt=f"Question {item['id']}?", answer="yes", parts={"half": (item["numerator"], 1.0)})
+        write_items(directory, {**content, "notes": ["<b>Two</b> answers are missing."]})
+    _, directory = run(artifacts, tmp_path, [cell])
+    page, items = (directory / "index.html").read_text(), (directory / "items.html").read_text()
+    assert '<a href="items.html">' in page and "Question sciq/" in items
+    assert "SciQ, base: &lt;b&gt;Two&lt;/b&gt; answers are missing." in page and "Inside SciQ" in page
+    assert Page(page).open == [] and "<script" not in page
+    parts = json.loads((directory / "data.json").read_text())["parts"]
+    assert parts[0]["models"]["base"]["all"]["half"]["n"] == 200
+    (tmp_path / "without").mkdir()
+    _, directory = run(artifacts, tmp_path / "without", [cell], items={"per_benchmark": 0, "characters": 9})
+    assert not (directory / "items.html").exists() and "items.html" not in (directory / "index.html").read_text()
+
+
 def test_the_same_request_gives_the_same_files(finished, tmp_path):
     _, directory, again = finished
     first, second = ({p.name: p.read_bytes() for p in d.iterdir()} for d in (directory, again(tmp_path)[1]))
@@ -128,6 +157,9 @@ def test_the_same_request_gives_the_same_files(finished, tmp_path):
         ({"confidence": 1.0}, "confidence=1.0"),
         ({"num_bootstrap": 10}, "at least 100"),
         ({"seed": -1}, "seed=-1"),
+        ({"power": 1.0}, "report.power=1.0"),
+        ({"items": {"per_benchmark": 3}}, "characters and per_benchmark"),
+        ({"items": {"per_benchmark": -1, "characters": 10}}, "at least 0"),
         ({"cells": []}, "no cells"),
         ({"surprise": 1}, "'surprise'"),
         ({"benchmarks": {"a": {"title": "A", "group": "other"}}}, "group='other' is unknown"),

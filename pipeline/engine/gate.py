@@ -1,0 +1,56 @@
+"""From a retention budget to the request of the stage that judges it: which models, which benchmarks, how much."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from pipeline.engine.errors import ConfigError
+
+if TYPE_CHECKING:
+    from pipeline.engine.build import Cell
+    from pipeline.engine.graph import Node
+
+KEPT_GROUPS = ("general", "retention")
+"""Of benchmarks: what the base could do already."""
+
+
+def request(settings: Mapping[str, Any], cell: Cell) -> tuple[dict[str, Any], dict[str, Node]] | None:
+    """Params and inputs of the judge of the last model against the first, or None if no budget is given.
+
+    Raises:
+        ConfigError: there is nothing to judge, or a budget names a benchmark that the two models do not share.
+    """
+    own = dict(settings["benchmarks"])
+    if all(one is None for one in (settings["max_drop"], settings["overall"], *own.values())):
+        return None
+    (base, reference), (row, judged) = (list(cell.evaluations.items())[i] for i in (0, -1))
+    if row == base:
+        raise ConfigError("evaluate.gate judges a model against its base, but this config makes none from it")
+    shared = [name for name in judged if name in reference]
+    if unknown := sorted(set(own) - set(shared)):
+        raise ConfigError(
+            f"evaluate.gate.benchmarks: {', '.join(unknown)} is not evaluated on both the {base} and the {row} model; "
+            f"these are: {', '.join(shared) or 'none'}"
+        )
+    budgets = _budgets(settings, {name: cell.benchmarks[name].get("group") for name in shared})
+    titles = {name: cell.benchmarks[name].get("title", name) for name in budgets}
+    rest = {key: value for key, value in settings.items() if key not in ("max_drop", "benchmarks")}
+    inputs = {f"base-{name}": reference[name] for name in budgets}
+    inputs |= {f"model-{name}": judged[name] for name in budgets}
+    return {**rest, "budgets": budgets, "row": row, "titles": titles}, inputs
+
+
+def _budgets(settings: Mapping[str, Any], groups: Mapping[str, Any]) -> dict[str, float | None]:
+    """benchmark -> budget; null where a benchmark counts in the mean only."""
+    own = settings["benchmarks"]
+    budgets = {name: settings["max_drop"] for name, group in groups.items() if group in KEPT_GROUPS and name not in own}
+    if settings["overall"] is None:
+        budgets = {name: budget for name, budget in budgets.items() if budget is not None}
+    budgets |= {name: budget for name, budget in own.items() if budget is not None}
+    if not budgets:
+        raise ConfigError(
+            f"evaluate.gate has nothing to judge: no benchmark of the groups {' and '.join(KEPT_GROUPS)} is evaluated; "
+            "add one, or name others in evaluate.gate.benchmarks"
+        )
+    return budgets

@@ -1,0 +1,66 @@
+"""Judge the model that a configuration ends with against a retention budget: gate.json, and whether it passed.
+
+params:
+    row: the judged model; titles: {benchmark: title}
+    budgets: {benchmark: largest drop as a fraction of the base's score, or null}; overall: of their mean, or null
+    fail_if, confidence, num_bootstrap, seed: see pipeline.reporting.gate
+inputs: `base-<benchmark>` and `model-<benchmark>` for every benchmark in budgets.
+
+An exceeded budget is a result, not a failure of the stage: the verdict is committed, and the driver fails the run.
+"""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from pipeline.engine import worker
+
+VERSION = 1
+SINGLE_PROCESS = True
+RULES = ("shown", "estimated", "possible")
+MIN_BOOTSTRAP = 100
+
+
+def check(params: dict[str, Any], facts: dict[str, Any]) -> None:
+    """Refuse a gate that could not be judged. Raises ValueError."""
+    for name, budget in {**params["budgets"], "overall": params["overall"]}.items():
+        if budget is not None and not (_is_number(budget) and 0 <= budget < 1):
+            raise ValueError(
+                f"evaluate.gate: the budget of {name} is {budget!r}; give a fraction of the base's score from 0 to 1, "
+                "0.02 for a drop of at most 2 %"
+            )
+    if params["fail_if"] not in RULES:
+        raise ValueError(f"evaluate.gate.fail_if={params['fail_if']!r} is not known; use one of {', '.join(RULES)}")
+    if not (_is_number(params["confidence"]) and 0 < params["confidence"] < 1):
+        raise ValueError(f"evaluate.gate.confidence={params['confidence']} is not between 0 and 1; 0.95 is usual")
+    if not isinstance(params["num_bootstrap"], int) or params["num_bootstrap"] < MIN_BOOTSTRAP:
+        raise ValueError(f"evaluate.gate.num_bootstrap={params['num_bootstrap']} must be at least {MIN_BOOTSTRAP}")
+    if not isinstance(params["seed"], int) or params["seed"] < 0:
+        raise ValueError(f"evaluate.gate.seed={params['seed']} must be an integer that is not negative")
+
+
+def run(context: worker.Context) -> dict[str, Any]:
+    """Judge, write gate.json, and return `passed` and the message that a person reads."""
+    from pipeline.reporting.gate import Gate, message, record
+    from pipeline.reporting.items_file import read_items
+
+    params = context.params
+    gate = Gate(**{key: params[key] for key in Gate.__dataclass_fields__})
+    base, model = (
+        {name: read_items(context.inputs[f"{side}-{name}"])[0] for name in params["budgets"]}
+        for side in ("base", "model")
+    )
+    judgements = gate.judge(base, model, params["titles"])
+    text, num_violated = message(judgements, gate, params["row"]), sum(j.is_violated for j in judgements)
+    content = {"row": params["row"], "passed": not num_violated, "message": text, "judgements": record(judgements)}
+    (context.directory / "gate.json").write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n")
+    return {"passed": not num_violated, "num_violated": num_violated, "message": text}
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+if __name__ == "__main__":
+    worker.main(run)

@@ -1,0 +1,247 @@
+"""MINT's episodes, sessions and grading. The model is scripted; the sandbox is a plain subprocess on trusted code."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+from pipeline.evaluation import mint
+from pipeline.evaluation.base import score
+from pipeline.evaluation.grading import GRADES
+from pipeline.evaluation.mint import Mint, MintTask, Problem, parse
+from pipeline.evaluation.replies import ChatReplies, Reply
+from pipeline.evaluation.session import MAX_OUTPUT, Session
+
+
+def run(code: str) -> SimpleNamespace:
+    done = subprocess.run([sys.executable, "-I", "-c", code], capture_output=True, text=True, timeout=20)
+    return SimpleNamespace(ok=done.returncode == 0, stdout=done.stdout, stderr=done.stderr)
+
+
+def untouched(code: str) -> SimpleNamespace:
+    raise AssertionError("nothing should be run")
+
+
+class Scripted:
+    """Says its lines in turn, whatever it is asked; keeps what it was asked."""
+
+    def __init__(self, *said: str) -> None:
+        self.said, self.asked = list(said), []
+
+    def reply(self, messages, **_) -> Reply:
+        self.asked.append([dict(message) for message in messages])
+        return Reply(self.said.pop(0), False)
+
+
+SETTINGS = {
+    "instructions": "Turns: {num_turns}, solutions: {num_solutions}. {tools} Task: {task}",
+    "tools": None,
+    "turn_limits": [1, 2],
+    "max_solutions": 2,
+    "template": None,
+    "max_new_tokens": 8,
+    "max_items": None,
+}
+
+
+@pytest.fixture
+def make(local):
+    def make(rows=({"id": 0, "prompt": "6*7?", "reference": "42"},), grading="short_answer", **changes):
+        tasks = {"gsm8k": MintTask(local("rows", list(rows)), "reasoning", grading)}
+        return Mint(tasks=tasks, **{**SETTINGS, **changes})
+
+    return make
+
+
+@pytest.fixture
+def problem(make):
+    return Problem("gsm8k/0", make().tasks["gsm8k"], {"id": 0, "prompt": "6*7?", "reference": "42"})
+
+
+def play(make, problem, limit, *said, **changes):
+    replies = Scripted(*said)
+    messages, success = make(**changes).play(problem, limit, replies, Session(run))
+    return success, messages, replies
+
+
+def test_code_is_run_and_a_right_solution_ends_the_episode(make, problem):
+    success, messages, replies = play(
+        make,
+        problem,
+        5,
+        "<thought>hm</thought><execute>x = 6\nprint(x * 7)</execute>",
+        "<solution>42</solution>",
+        "more",
+    )
+    assert success and len(messages) == 4 and replies.said == ["more"]
+    assert messages[0]["content"] == "Turns: 5, solutions: 2.  Task: 6*7?"
+    assert messages[2]["content"] == "Output:\n42\nTurns left: 4. Solutions left: 2."
+
+
+@pytest.mark.parametrize(
+    ("limit", "said", "turns", "success"),
+    [
+        (1, ["<solution>14</solution>", "<solution>42</solution>"], 1, False),
+        (2, ["<solution>14</solution>", "<solution>42</solution>"], 2, True),
+        (5, ["<solution>14</solution>", "<solution>13</solution>", "<solution>42</solution>"], 2, False),
+        (5, ["<solution></solution>", "<solution> </solution>", "<solution>42</solution>"], 2, False),
+        (3, ["42", "no idea", "<solution>42</solution>"], 3, True),
+        (2, ["42", "no idea", "<solution>42</solution>"], 2, False),
+        (2, ["<execute></execute>", "<solution>42"], 2, True),
+        (3, ["<execute>1/0</execute>", "<execute>print(", "<solution>42</solution>"], 3, True),
+    ],
+    ids=str,
+)
+def test_turns_and_solutions_are_counted(make, problem, limit, said, turns, success):
+    """A single turn has one solution, else there are two; what cannot be read costs a turn, an empty solution both."""
+    found, messages, _ = play(make, problem, limit, *said)
+    assert found is success and sum(message["role"] == "assistant" for message in messages) == turns
+
+
+def test_what_went_wrong_is_said(make, problem):
+    said = ["nothing useful", "<execute>1/0</execute>", "<solution>14</solution>", "<execute>pass</execute>", "end"]
+    _, messages, _ = play(make, problem, 5, *said)
+    observations = [message["content"] for message in messages[2::2]]
+    assert observations[0].startswith("No <execute> or <solution> block") and "Turns left: 4" in observations[0]
+    assert "ZeroDivisionError" in observations[1] and "_session" not in observations[1]
+    assert observations[2] == "That solution is not right.\nTurns left: 2. Solutions left: 1."
+    assert observations[3].startswith("Output:\n(nothing was printed)")
+
+
+def test_a_session_remembers_and_shows_the_last_value():
+    session = Session(run)
+    assert session.execute("import math\na = [1]\nprint('once')") == "once"
+    assert session.execute("a.append(2)\na") == "[1, 2]"
+    assert "NameError" in session.execute("b")
+    assert session.execute("b = 3\nraise SystemExit").endswith("SystemExit")
+    assert session.execute("a, b, math.floor(2.5)") == "([1, 2], 3, 2)"
+    assert session.execute("def f():\n    return 'x' * 5000\nprint(f())").endswith("[cut: 5,000 characters]")
+    assert len(session.execute("f()")) < MAX_OUTPUT + 50
+    assert session.execute("'''quotes \" and \\\\ '''") == repr('quotes " and \\ ')
+    assert "stopped" in session.execute("import os; os._exit(3)")
+    assert Session(run, "def lookup(x):\n    return x + 1").execute("lookup(1)") == "2"
+
+
+def test_blocks_are_parsed():
+    assert parse("<thought>a</thought>\n<execute>\nprint(1)\n</execute>") == ("execute", "print(1)")
+    assert parse("<execute>```python\nx\n```</execute>") == ("execute", "x")
+    assert parse("it is <solution> 4 </solution> <solution>5</solution>") == ("solution", "4")
+    assert parse("<solution>4") == ("solution", "4") and parse("four") == ("", "")
+
+
+@pytest.mark.parametrize(
+    ("grading", "row", "right", "wrong"),
+    [
+        ("short_answer", {"reference": "42"}, ["42", " 42.0 ", "43.5", "it is 42."], ["44.5", "forty-two", "4"]),
+        ("short_answer", {"reference": "Yes"}, ["yes", "YES, both"], ["no"]),
+        (
+            "option",
+            {"reference": "c", "prompt": "Which?\nOptions: A ) 6 , B ) 121 , C ) 18107 , D ) 54,320"},
+            ["c", "C)", "(C)", "C ) 18107", "18107", "The answer is 18107"],
+            ["a", "B", "121", "18107 or 121", "d) 18107", "because of that", ""],
+        ),
+        ("theorem", {"reference": True, "answer_type": "bool"}, ["True", "yes"], ["False", "maybe", ""]),
+        ("theorem", {"reference": 7, "answer_type": "integer"}, ["7", "x = 7", "7.2", "$7$"], ["8", "7, 8", "[7]"]),
+        (
+            "theorem",
+            {"reference": 0.5, "answer_type": "float"},
+            ["0.51", "1/2", "approximately 0.5 meters", "5 * 10^-1", "5e-1"],
+            ["0.53", "1/0", "half"],
+        ),
+        (
+            "theorem",
+            {"reference": [0, 5], "answer_type": "list of integer"},
+            ["[0, 5]", "(5, 0)", "x = [0.0, 5]"],
+            ["[0, 6]", "[0]", "0, ", "[0, 'a']", "[" * 500, "__import__('os')"],
+        ),
+        ("theorem", {"reference": "(b)", "answer_type": "option"}, ["b", "(b)", "B"], ["(c)", "none"]),
+    ],
+)
+def test_solutions_are_graded(grading, row, right, wrong):
+    grade = GRADES[grading]
+    row = {"prompt": "", **row}
+    for solution in right:
+        assert grade(solution, row, untouched), solution
+    for solution in wrong:
+        assert not grade(solution, row, untouched), solution
+
+
+def test_code_is_graded_by_its_tests():
+    human = {
+        "prompt": 'from typing import List\n\ndef total(xs: List[int]) -> int:\n    """Sum."""',
+        "reference": "assert total([1, 2]) == 3",
+    }
+    for right in ("def total(xs: List[int]) -> int:\n    return sum(xs)", "    return sum(xs)"):
+        assert GRADES["tests"](right, human, run)
+    for wrong in ("    return 0", "def total(xs):\n    return", "import sys; sys.exit(0", "def other(): pass"):
+        assert not GRADES["tests"](wrong, human, run)
+    mbpp = {"prompt": '"""\nAdd.\nassert add(1)==2\n"""\n', "reference": "assert add(1)==2\nassert add(2)==3"}
+    assert GRADES["tests"]("def add(x):\n    return x + 1", mbpp, run)
+    assert not GRADES["tests"]("def add(x):\n    return 2", mbpp, run)
+
+
+ROWS = [{"id": i, "prompt": f"{i}+0?", "reference": str(i)} for i in range(1, 4)]
+
+
+@pytest.fixture
+def kept(inputs, tmp_path):
+    (tmp_path / "kept").mkdir()
+    return replace(inputs, directory=tmp_path / "kept", sandbox=run)
+
+
+def test_success_is_counted_at_every_limit_and_episodes_are_kept(make, kept, monkeypatch):
+    """Problem 1 is solved at once, 2 in the second turn, 3 never; a run that stops goes on where it stopped."""
+    says = {"1": ["<solution>1</solution>"], "2": ["hm", "<solution>2</solution>"], "3": ["hm", "hm"]}
+    asked = []
+
+    def reply(self, messages, **_):
+        number = messages[0]["content"].partition("Task: ")[2][0]
+        asked.append(number)
+        if len(asked) == 4:
+            raise KeyboardInterrupt
+        return Reply(says[number][len(messages) // 2], False)
+
+    monkeypatch.setattr(ChatReplies, "__init__", lambda self, *_: None)
+    monkeypatch.setattr(ChatReplies, "reply", reply)
+    with pytest.raises(KeyboardInterrupt):
+        make(ROWS).run(None, None, kept)
+    done = (kept.directory / mint.EPISODES).read_text().splitlines()
+    outcome = make(ROWS).run(None, None, kept)
+    lines = [json.loads(line) for line in (kept.directory / mint.EPISODES).read_text().splitlines()]
+    assert len(done) == 3 and len(lines) == 6 and [json.dumps(line) for line in lines[:3]] == done
+    assert score(outcome.items).value == pytest.approx(2 / 3)
+    parts = {item.id: {name: a for name, (a, _) in item.parts.items()} for item in outcome.items}
+    assert parts == {
+        "gsm8k/1": {"k=1": 1.0, "k=2": 1.0},
+        "gsm8k/2": {"k=1": 0.0, "k=2": 1.0},
+        "gsm8k/3": {"k=1": 0.0, "k=2": 0.0},
+    }
+    assert outcome.items[0].category == "reasoning" and "<solution>" in outcome.items[0].answer
+
+
+def test_a_real_model_plays_and_stops_at_a_closing_tag(make, kept, llama, tokenizer):
+    outcome = make(ROWS, turn_limits=[1], max_items=2).run(llama, tokenizer, kept)
+    assert len(outcome.items) == 2 and {item.numerator for item in outcome.items} <= {0.0, 1.0}
+
+
+def test_wrong_requests_are_named(make, inputs, make_model, kept):
+    with pytest.raises(ValueError, match="needs a sandbox"):
+        make().prepare(Path(make_model()), inputs)
+    make().prepare(Path(make_model()), kept)
+    with pytest.raises(ValueError, match="no object with id, prompt and reference"):
+        make([{"id": 1}]).prepare(Path(make_model()), kept)
+    with pytest.raises(ValueError, match="use one of tests, short_answer, option, theorem"):
+        make(grading="vibes")
+    for changes, message in [
+        ({"turn_limits": [2, 1]}, "ascending"),
+        ({"max_solutions": 0}, "at least 1"),
+        ({"instructions": "Solve it."}, "must hold {task}"),
+    ]:
+        with pytest.raises(ValueError, match=message.replace("{", r"\{")):
+            make(**changes)

@@ -1,0 +1,107 @@
+"""The gate as the graph asks for it, as the stage judges it, and as the driver answers."""
+
+from __future__ import annotations
+
+import json
+from types import SimpleNamespace
+
+import pytest
+
+from pipeline.engine import gate as request
+from pipeline.engine.errors import ConfigError
+from stages import gate
+from tests.reporting.synthetic import Artifacts
+
+PARAMS = {
+    "row": "tuned",
+    "titles": {"sciq": "SciQ"},
+    "budgets": {"sciq": 0.02},
+    "overall": None,
+    "fail_if": "shown",
+    "confidence": 0.95,
+    "num_bootstrap": 500,
+    "seed": 0,
+}
+SETTINGS = {"max_drop": 0.02, "benchmarks": {}, "overall": None, "fail_if": "shown"}
+
+
+@pytest.mark.parametrize(("gain", "passed"), [(0.0, True), (-0.3, False)])
+def test_a_verdict_is_a_result(tmp_path, gain, passed):
+    artifacts = Artifacts(tmp_path)
+    roles = {"base-sciq": artifacts.evaluation("base", "sciq"), "model-sciq": artifacts.evaluation("m", "sciq", gain)}
+    inputs = {name: artifacts.inputs[role] for name, role in roles.items()}
+    metrics = gate.run(SimpleNamespace(params=PARAMS, inputs=inputs, directory=tmp_path))
+    written = json.loads((tmp_path / "gate.json").read_text())
+    assert metrics["passed"] is written["passed"] is passed and metrics["num_violated"] == int(not passed)
+    assert written["judgements"][0]["title"] == "SciQ" and written["message"] == metrics["message"]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"budgets": {"sciq": 2}}, "the budget of sciq is 2; give a fraction"),
+        ({"budgets": {"sciq": True}}, "is True"),
+        ({"overall": -0.1}, "the budget of overall is -0.1"),
+        ({"fail_if": "maybe"}, "use one of shown, estimated, possible"),
+        ({"confidence": 95}, "not between 0 and 1"),
+        ({"num_bootstrap": 10}, "at least 100"),
+        ({"seed": -1}, "not negative"),
+    ],
+    ids=str,
+)
+def test_a_gate_that_could_not_be_judged_is_refused(change, message):
+    gate.check(PARAMS, {})
+    with pytest.raises(ValueError, match=message):
+        gate.check({**PARAMS, **change}, {})
+
+
+def cell(**rows):
+    """row -> benchmarks evaluated on it; nodes are named by strings."""
+    groups = {"lambada": "retention", "wikitext": "general", "domain": "domain"}
+    return SimpleNamespace(
+        evaluations={row: {b: f"{row}/{b}" for b in names} for row, names in rows.items()},
+        benchmarks={name: {"title": name.title(), "group": group} for name, group in groups.items()},
+    )
+
+
+EVERY = ["domain", "wikitext", "lambada"]
+
+
+def test_a_budget_holds_for_what_the_base_could_do():
+    params, inputs = request.request(SETTINGS, cell(base=EVERY, expanded=EVERY, tuned=EVERY))
+    assert params["budgets"] == {"wikitext": 0.02, "lambada": 0.02} and params["row"] == "tuned"
+    assert inputs["base-lambada"] == "base/lambada" and inputs["model-wikitext"] == "tuned/wikitext"
+    assert params["titles"] == {"wikitext": "Wikitext", "lambada": "Lambada"}
+
+
+@pytest.mark.parametrize(
+    ("settings", "budgets"),
+    [
+        ({"max_drop": None}, None),
+        ({"benchmarks": {"lambada": 0.1, "wikitext": None}}, {"lambada": 0.1}),
+        ({"max_drop": None, "benchmarks": {"domain": 0.0}}, {"domain": 0.0}),
+        ({"max_drop": None, "overall": 0.01}, {"wikitext": None, "lambada": None}),
+    ],
+    ids=str,
+)
+def test_budgets_of_their_own(settings, budgets):
+    found = request.request({**SETTINGS, **settings}, cell(base=EVERY, tuned=EVERY))
+    assert (found[0]["budgets"] if found else None) == budgets
+
+
+@pytest.mark.parametrize(
+    ("settings", "rows", "message"),
+    [
+        ({}, {"base": EVERY}, "this config makes none from it"),
+        (
+            {"benchmarks": {"arc": 0.1}},
+            {"base": EVERY, "tuned": EVERY},
+            "arc is not evaluated.*these are: domain",
+        ),
+        ({}, {"base": ["domain"], "tuned": ["domain"]}, "nothing to judge"),
+    ],
+    ids=["only base", "unknown", "nothing"],
+)
+def test_a_gate_without_anything_to_judge_is_refused(settings, rows, message):
+    with pytest.raises(ConfigError, match=message):
+        request.request({**SETTINGS, **settings}, cell(**rows))
