@@ -173,7 +173,9 @@ def _is_wanted(row: str, name: str, rows: Any) -> bool:
     """Whether a benchmark that may be meant for some models only is meant for this one."""
     known = ROWS.values()
     if rows is not None and not (isinstance(rows, list) and set(rows) <= set(known)):
-        raise ConfigError(f"benchmark.{name}.models={rows!r}: give a list of {', '.join(known)}, or null for every model")
+        raise ConfigError(
+            f"benchmark.{name}.models={rows!r}: give a list of {', '.join(known)}, or null for every model"
+        )
     return rows is None or row in rows
 
 

@@ -112,7 +112,6 @@ class Inputs:
         directory: where a benchmark may keep what it must not lose when it is interrupted; found again by the next
             attempt, and kept beside the items.
         endpoint: how a service is reached that the benchmark asks (`pipeline.evaluation.endpoint`).
-        sandbox: runs a program that a model wrote.
     """
 
     locate: Locate
@@ -124,7 +123,6 @@ class Inputs:
     reference: Path | None = None
     directory: Path | None = None
     endpoint: Mapping[str, Any] | None = None
-    sandbox: RunProgram | None = None
 
 
 class Benchmark(Protocol):

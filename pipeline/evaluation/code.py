@@ -6,33 +6,19 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 from pipeline.data.documents import RowSource
 from pipeline.evaluation.base import Inputs, Item, Outcome, content_hash, score
 from pipeline.evaluation.harness import smallest_hashes
 from pipeline.evaluation.pass_at_k import pass_at_k
 from pipeline.evaluation.problems import Form, Problem, cut, rows_of
-from pipeline.evaluation.sandbox import Limits, Ran, Sandbox, SandboxError
+from pipeline.evaluation.sandbox import Limits, Ran, Sandbox, check_isolation
+
+if TYPE_CHECKING:  # torch comes with it; a request is checked without
+    from pipeline.evaluation.generation import Generator
 
 SOLVED = "solved"
-
-
-class Generator(Protocol):
-    """Something that continues prompts."""
-
-    def generate(
-        self,
-        prompts: list[str],
-        stop: list[str],
-        max_new_tokens: int,
-        temperature: float,
-        top_p: float,
-        num_samples: int,
-        seed: int,
-    ) -> list[list[str]]:
-        """For each prompt `num_samples` continuations, ended at a text of `stop` or later. Temperature 0 is greedy."""
-        ...
 
 
 @dataclass(frozen=True)
@@ -81,10 +67,7 @@ class CodeBenchmark:
 
     def check_isolation(self, isolation: str) -> None:
         """Refuse before any work what `prepare` would refuse after it. Raises ValueError."""
-        try:
-            Sandbox(self.limits, isolation, 1)
-        except SandboxError as error:
-            raise ValueError(str(error)) from error
+        check_isolation(self.limits, isolation)
 
     def prepare(self, model: Path, inputs: Inputs) -> None:
         """Refuse unreadable problems and a machine that cannot isolate, before the model is loaded."""
@@ -93,9 +76,9 @@ class CodeBenchmark:
 
     def run(self, model: Any, tokenizer: Any, inputs: Inputs) -> Outcome:
         """One item per problem: numerator pass@k for the first k, denominator 1."""
-        from pipeline.evaluation.plain_generation import PlainGenerator
+        from pipeline.evaluation.generation import LocalGenerator
 
-        return self.measure(PlainGenerator(model, tokenizer, inputs.progress), inputs)
+        return self.measure(LocalGenerator(model, tokenizer, inputs.progress), inputs)
 
     def measure(self, generator: Generator, inputs: Inputs) -> Outcome:
         """As `run`, with programs from anything that generates. Raises SandboxError if the sandbox fails."""

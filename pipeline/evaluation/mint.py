@@ -19,6 +19,7 @@ from pipeline.evaluation.base import Inputs, Item, Outcome, RunProgram, content_
 from pipeline.evaluation.grading import GRADES
 from pipeline.evaluation.kept import Kept
 from pipeline.evaluation.replies import ChatReplies, require_template
+from pipeline.evaluation.sandbox import Limits, Sandbox, check_isolation
 from pipeline.evaluation.session import Session
 
 METRIC = "success"
@@ -76,6 +77,7 @@ class Mint:
         template: a chat template in place of the model's own, or null.
         max_new_tokens: of one turn.
         max_items: problems, in the order of their content hashes; null for all.
+        limits: what one program may use.
     """
 
     needs_chat: ClassVar[bool] = True
@@ -88,6 +90,7 @@ class Mint:
     template: str | None
     max_new_tokens: int
     max_items: int | None
+    limits: Limits
 
     def __post_init__(self) -> None:
         if not self.turn_limits or min(self.turn_limits) < 1 or sorted(set(self.turn_limits)) != list(self.turn_limits):
@@ -97,17 +100,21 @@ class Mint:
         if "{task}" not in self.instructions:
             raise ValueError("instructions must hold {task}, where the problem stands")
 
+    def check_isolation(self, isolation: str) -> None:
+        """Refuse before any work a machine that cannot isolate what the model writes. Raises ValueError."""
+        check_isolation(self.limits, isolation)
+
     def prepare(self, model: Path, inputs: Inputs) -> None:
-        """Refuse a missing chat template, sandbox or file before the model is loaded. Raises ValueError."""
+        """Refuse a missing chat template or file, and a machine that cannot isolate, before the model is loaded."""
         from pipeline.models import load_tokenizer
 
         require_template(load_tokenizer(model), self.template)
-        _require_sandbox(inputs)
+        self.check_isolation(inputs.isolation)
         self._problems(inputs)
 
     def run(self, model: Any, tokenizer: Any, inputs: Inputs) -> Outcome:
         """One item per problem: numerator 1 if it is solved within the largest limit, denominator 1."""
-        sandbox, replies = _require_sandbox(inputs), ChatReplies(model, tokenizer, self.template)
+        run, replies = Sandbox(self.limits, inputs.isolation, 1).run, ChatReplies(model, tokenizer, self.template)
         if inputs.directory is None:
             raise ValueError("MINT needs a directory to keep its episodes in")
         problems, prelude = self._problems(inputs), self._prelude(inputs)
@@ -117,7 +124,7 @@ class Mint:
         for number, (problem, limit) in enumerate(episodes):
             inputs.progress(step=number, total=len(episodes), note="episodes")
             if (problem.id, limit) not in played:
-                messages, success = self.play(problem, limit, replies, Session(sandbox, prelude))
+                messages, success = self.play(problem, limit, replies, Session(run, prelude))
                 record = {"id": problem.id, "limit": limit, "success": success, "messages": messages}
                 played[problem.id, limit] = record
                 kept.add(record)
@@ -199,9 +206,3 @@ def _observation(action: str, content: str, session: Session) -> str:
     if action == "execute" and content:
         return f"Output:\n{session.execute(content) or '(nothing was printed)'}"
     return _WRONG if action == "solution" and content else _NOT_UNDERSTOOD
-
-
-def _require_sandbox(inputs: Inputs) -> RunProgram:
-    if inputs.sandbox is None:
-        raise ValueError("MINT runs what the model writes and needs a sandbox for it; this run was given none")
-    return inputs.sandbox

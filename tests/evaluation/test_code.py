@@ -242,28 +242,6 @@ def test_the_smallest_hashes_are_chosen(benchmark, human_eval, inputs):
     assert len(chosen) == 3 and sorted(chosen) == sorted(reordered)
 
 
-def test_plain_generation_stops_and_repeats(llama, tokenizer):
-    import torch
-
-    from pipeline.evaluation import plain_generation
-
-    generator = plain_generation.PlainGenerator(llama, tokenizer, lambda **fields: None)
-    ask = {"stop": [], "max_new_tokens": 8, "top_p": 0.95, "seed": 3}
-    greedy = generator.generate(["def f", "x"], **ask, temperature=0.0, num_samples=1)
-    ids = tokenizer("def f", return_tensors="pt")["input_ids"]
-    whole = llama.generate(ids, max_new_tokens=8, do_sample=False)
-    assert greedy[0] == [tokenizer.decode(whole[0, ids.shape[1] :], skip_special_tokens=True)]
-    state = torch.random.get_rng_state()
-    drawn = generator.generate(["def f", "x"], **ask, temperature=1.0, num_samples=3)
-    assert torch.equal(state, torch.random.get_rng_state())
-    assert drawn[1] == generator.generate(["x"], **ask, temperature=1.0, num_samples=3)[0] and len(set(drawn[0])) > 1
-    stop = greedy[0][0][2:4]
-    stopped = generator.generate(["def f"], **ask | {"stop": [stop]}, temperature=0.0, num_samples=1)
-    assert stopped == [[problems.cut(greedy[0][0], [stop])]]
-    with pytest.raises(ValueError, match="leaves no room"):
-        generator.generate(["x"], **ask | {"max_new_tokens": 4096}, temperature=0.0, num_samples=1)
-
-
 def test_an_answer_ends_where_the_first_stop_begins():
     assert problems.cut("ab\nclass\ndef", ["\ndef", "\nclass"]) == "ab"
     assert problems.cut("abc", ["x"]) == "abc" and problems.cut("abc", []) == "abc"

@@ -1,4 +1,4 @@
-"""MINT's episodes, sessions and grading. The model is scripted; the sandbox is a plain subprocess on trusted code."""
+"""MINT's episodes, sessions and grading. The model is scripted; sessions run trusted code in a plain subprocess."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from pipeline.evaluation.base import score
 from pipeline.evaluation.grading import GRADES
 from pipeline.evaluation.mint import Mint, MintTask, Problem, parse
 from pipeline.evaluation.replies import ChatReplies, Reply
+from pipeline.evaluation.sandbox import Limits, Sandbox
 from pipeline.evaluation.session import MAX_OUTPUT, Session
 
 
@@ -47,6 +48,7 @@ SETTINGS = {
     "template": None,
     "max_new_tokens": 8,
     "max_items": None,
+    "limits": Limits(10, 30, 1024, 16, 16, 64, []),
 }
 
 
@@ -192,7 +194,7 @@ ROWS = [{"id": i, "prompt": f"{i}+0?", "reference": str(i)} for i in range(1, 4)
 @pytest.fixture
 def kept(inputs, tmp_path):
     (tmp_path / "kept").mkdir()
-    return replace(inputs, directory=tmp_path / "kept", sandbox=run)
+    return replace(inputs, directory=tmp_path / "kept", isolation="limits")
 
 
 def test_success_is_counted_at_every_limit_and_episodes_are_kept(make, kept, monkeypatch):
@@ -230,9 +232,7 @@ def test_a_real_model_plays_and_stops_at_a_closing_tag(make, kept, llama, tokeni
     assert len(outcome.items) == 2 and {item.numerator for item in outcome.items} <= {0.0, 1.0}
 
 
-def test_wrong_requests_are_named(make, inputs, make_model, kept):
-    with pytest.raises(ValueError, match="needs a sandbox"):
-        make().prepare(Path(make_model()), inputs)
+def test_wrong_requests_are_named(make, make_model, kept):
     make().prepare(Path(make_model()), kept)
     with pytest.raises(ValueError, match="no object with id, prompt and reference"):
         make([{"id": 1}]).prepare(Path(make_model()), kept)
@@ -245,3 +245,11 @@ def test_wrong_requests_are_named(make, inputs, make_model, kept):
     ]:
         with pytest.raises(ValueError, match=message.replace("{", r"\{")):
             make(**changes)
+
+
+def test_a_machine_that_cannot_isolate_is_refused(make, make_model, kept, monkeypatch):
+    monkeypatch.setattr(Sandbox, "_try", lambda self, level: "unshare: not permitted")
+    with pytest.raises(ValueError, match="isolation=full or not at all"):
+        make().check_isolation("full")
+    with pytest.raises(ValueError, match="unshare: not permitted"):
+        make().prepare(Path(make_model()), replace(kept, isolation="full"))

@@ -64,7 +64,7 @@ def context(tmp_path):
             listing=lambda source: [],
             progress=lambda **fields: seen.append(fields),
             is_main=is_main,
-            launch={},
+            launch={"isolation": "full", "judges": 1},
         )
 
     evaluate._model.cache_clear()

@@ -2,6 +2,6 @@
 
 from pipeline.evaluation.sandbox.levels import LEVELS
 from pipeline.evaluation.sandbox.limits import Limits, Ran
-from pipeline.evaluation.sandbox.pool import Sandbox, SandboxError
+from pipeline.evaluation.sandbox.pool import Sandbox, SandboxError, check_isolation
 
-__all__ = ["LEVELS", "Limits", "Ran", "Sandbox", "SandboxError"]
+__all__ = ["LEVELS", "Limits", "Ran", "Sandbox", "SandboxError", "check_isolation"]

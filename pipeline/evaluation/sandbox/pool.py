@@ -23,6 +23,14 @@ _PATIENCE_S = 60.0  # beyond a program's own time: for starting, and for a machi
 _TOKEN_BYTES = 16  # as 32 hexadecimal digits
 
 
+def check_isolation(limits: Limits, required: str) -> None:
+    """Raise ValueError where a sandbox with these limits cannot be had at this level; it says what to change."""
+    try:
+        Sandbox(limits, required, 1)
+    except SandboxError as error:
+        raise ValueError(str(error)) from error
+
+
 class Sandbox:
     """A place for programs that nobody has read.
 
