@@ -159,7 +159,7 @@ def test_lm_evaluation_harness_own_loop_gives_the_same_items(context, tmp_path):
         one.locate, one.listing = lambda source: rows, lambda source: [rows.name]
         metrics = evaluate.run(one)
         assert metrics["n"] == 6
-        written.append(json.loads((one.directory / "items.json").read_text())["items"])
+        written.append(read_items(one.directory).items)
     assert written[0] == written[1]
 
 
