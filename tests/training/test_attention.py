@@ -4,8 +4,8 @@ import pytest
 import torch
 
 from pipeline.models import load
-from pipeline.training import attention
 from pipeline.training.attention import choose_attention, first_visible
+from pipeline.training.document_attention import document_attention
 from pipeline.training.loss import PackedLoss, check_isolation, head_is_plain
 
 CPU = torch.device("cpu")
@@ -117,17 +117,17 @@ def test_gradients_of_the_kernel_are_those_of_its_forward_pass():
     torch.manual_seed(0)
     first = torch.tensor([[0, 0, 0, 3, 4, 4, 4, 5, 6, 9]], dtype=torch.int32)  # documents, one alone, a window of 3
     q, k, v = (torch.randn(1, h, 10, 3, dtype=torch.float64, requires_grad=True) for h in (4, 2, 2))
-    assert torch.autograd.gradcheck(lambda *x: attention.document_attention(*x, first, 0.7), (q, k, v))
-    torch.library.opcheck(attention.document_attention, (q, k, v, first, 0.7))
+    assert torch.autograd.gradcheck(lambda *x: document_attention(*x, first, 0.7), (q, k, v))
+    torch.library.opcheck(document_attention, (q, k, v, first, 0.7))
 
 
 def test_bf16_attention_is_as_near_to_fp32_as_torchs(make_model):
     torch.manual_seed(0)
     first = torch.zeros(1, 96, dtype=torch.int32)
     q, k, v = (torch.randn(1, h, 96, 16) for h in (4, 2, 2))
-    exact = attention.document_attention(q, k, v, first, 0.25)
+    exact = document_attention(q, k, v, first, 0.25)
     half = [x.bfloat16() for x in (q, k, v)]
-    ours = attention.document_attention(*half, first, 0.25)
+    ours = document_attention(*half, first, 0.25)
     torchs = torch.nn.functional.scaled_dot_product_attention(*half, is_causal=True, scale=0.25, enable_gqa=True)
     assert ours.dtype == torch.bfloat16
     assert (ours - exact).abs().max() <= 1.5 * (torchs.transpose(1, 2) - exact).abs().max()
