@@ -161,6 +161,18 @@ def test_a_failure_is_explained(drive, tmp_path, how, message):
     assert committed(tmp_path) == []
 
 
+def test_a_worker_that_stops_before_its_time_limit_is_no_failure(drive, tmp_path):
+    pause = {"stage": "pause", "params": {"starts": 2}}
+    driver = drive(pause)
+    text = driver.communicate(timeout=60)[1]
+    assert driver.returncode == 130 and committed(tmp_path) == []
+    assert (
+        "stopped before the time limit after step 1; no worker is left" in text and "the same command resumes" in text
+    )
+    again = drive(pause)
+    assert again.communicate(timeout=60) and again.returncode == 0 and len(committed(tmp_path)) == 1
+
+
 def test_a_stage_that_cannot_be_imported_is_explained(tmp_path):
     command = [sys.executable, "-c", "import nothing_of_this_name"]
     outcome = supervise(command, os.environ, tmp_path / "log.txt", 1.0, print, print)
