@@ -93,10 +93,10 @@ def test_bad_rows_are_counted_listed_and_skipped_or_refused(prepared, case):
 
 
 def test_rows_before_the_damage_are_kept(prepared):
-    lines = "\n".join(json.dumps({"text": f"row {n} {'x y z ' * (n % 50)}"}) for n in range(4000)).encode()
+    lines = "\n".join(json.dumps({"text": f"row {n} {'x y z ' * (n % 50)}"}) for n in range(900)).encode()
     found, rejected, texts = prepared({"x.jsonl.gz": gzip.compress(lines)[:-9]})
     assert found["rejected"]["broken gzip (EOFError)"] == 1 and rejected[-1]["reason"].startswith("broken gzip")
-    assert found["documents"] > 3000 and texts[5].startswith("row 0 ")
+    assert found["documents"] > 600 and texts[5].startswith("row 0 ")
 
 
 @pytest.mark.parametrize(

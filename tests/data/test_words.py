@@ -154,3 +154,5 @@ def test_tokens_are_kept_by_content_and_tokenizer(tokenizers, tmp_path):
     kept, own = open_store(tmp_path / "b", "other"), open_store(tmp_path / "a", "s")
     assert np.array_equal(kept.tokens, own.tokens) and np.array_equal(kept.offsets, own.offsets)
     assert [path.name for path in (tmp_path / "cache").iterdir()] == [key]
+    write_store(tmp_path / "b", "other", [(np.array([1, 2, 3]), None)], len(tokenizer))
+    assert cache.fetch(key, tmp_path / "a", "s") and len(open_store(tmp_path / "a", "s").tokens) == len(kept.tokens)
