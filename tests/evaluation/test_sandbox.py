@@ -578,3 +578,30 @@ def test_bubblewrap_gives_the_same_room(monkeypatch):
     assert sandbox.run("import socket; socket.socket()").error.startswith("PermissionError")
     assert sandbox.run("bytearray(100 << 30)").outcome == "memory"
     still_works(sandbox)
+
+
+def test_inside_a_container_that_forbids_namespaces():
+    """As in one: a filter over the whole process. What works there is named, and works when it is asked for."""
+    script = f"""
+import sys
+sys.path.insert(0, {str(Path(pool.__file__).parents[3])!r})
+from pipeline.evaluation.sandbox import Limits, Sandbox, SandboxError, seccomp
+seccomp._DENIED = {{name: seccomp._DENIED[name] for name in ("unshare", "setns", "mount", "umount2", "pivot_root")}}
+seccomp.install(None)
+limits = Limits(**{LIMITS.to_json()!r})
+try:
+    Sandbox(limits, "full", 1)
+except SandboxError as error:
+    print(error)
+try:
+    sandbox = Sandbox(limits, "confined", 1)
+    print(sandbox.level, sandbox.run("open('/etc/passwd')").error)
+except SandboxError as error:
+    print("no user but root may run this interpreter" if "Permission denied" in str(error) else error)
+"""
+    ran = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    lines = ran.stdout.splitlines()
+    assert lines[1].startswith("  full: [Errno 1] unshare: Operation not permitted"), ran
+    if lines[-1] != "no user but root may run this interpreter":
+        assert "  or accept what works here with launch.isolation=confined, which is Landlock" in ran.stdout
+        assert lines[-1].startswith("confined PermissionError")
