@@ -99,7 +99,8 @@ def clusters(groups: Sequence[Group]) -> list[Cluster]:
     that leaves at least half of the stem and MIN_STEM tokens.
     """
     ordered = sorted(groups, key=_beginning)
-    found, alone = [], []
+    found: list[Cluster] = []
+    alone: list[Group] = []
     cluster: list[Group] = []
     stem = 0
     for group in ordered:

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from pipeline.data.documents import RowSource
 from pipeline.evaluation import definitions
@@ -38,6 +38,14 @@ class Loaded:
     numbers: list[int]
     category: str
     is_cut: bool = True
+
+
+class Chosen(NamedTuple):
+    """A task to be loaded, and the numbers and category that `Loaded` has of it."""
+
+    variant: Variant
+    numbers: list[int]
+    category: str
 
 
 @dataclass(frozen=True)
@@ -114,12 +122,12 @@ class HarnessTask:
         if self.splits is None:
             return self._hub_tasks()
         chosen = self.chosen(inputs)
-        tasks = self._ready(load([variant for variant, _, _ in chosen]))
+        tasks = self._ready(load([one.variant for one in chosen]))
         is_cut = definitions.scored_split(self._fields()) != self._example_split()
-        return [Loaded(task, *pair, is_cut) for task, (_, *pair) in zip(tasks, chosen, strict=True)]
+        return [Loaded(task, one.numbers, one.category, is_cut) for task, one in zip(tasks, chosen, strict=True)]
 
-    def chosen(self, inputs: Inputs) -> list[tuple[Variant, list[int], str]]:
-        """(Task to be loaded, numbers of its chosen rows, category) of each subtask with a chosen row.
+    def chosen(self, inputs: Inputs) -> list[Chosen]:
+        """What is to be loaded of each subtask with a chosen row.
 
         The rows of a variant are the chosen ones, unless examples come from the split that is scored.
         """
@@ -135,7 +143,7 @@ class HarnessTask:
                 picked = {split: [rows[split][number] for number in part] for split, part in parts.items()}
                 if scored != examples:
                     picked[scored] = [picked[scored][place] for place in numbers]
-                found.append((Variant(path, self._changes(), picked), numbers, value))
+                found.append(Chosen(Variant(path, self._changes(), picked), numbers, value))
         return found
 
     def _hub_tasks(self) -> list[Loaded]:

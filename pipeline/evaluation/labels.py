@@ -17,7 +17,7 @@ from pipeline.evaluation.harness import smallest_hashes
 from pipeline.evaluation.rows import Absent, Rows, read_rows
 
 METRIC = "multi_label_acc"
-_COLUMNS = {"input": str, "options": list, "gold_index": (list, int)}
+_COLUMNS: dict[str, type | tuple[type, ...]] = {"input": str, "options": list, "gold_index": (list, int)}
 
 
 @dataclass(frozen=True)

@@ -57,7 +57,7 @@ def compare(name: str, overrides: Sequence[str], asked: argparse.Namespace) -> l
 
     benchmark, inputs = built(name, [*overrides, f"benchmark.{name}.limit={asked.limit}"], asked.cache)
     with tempfile.TemporaryDirectory() as scratch:
-        tasks = write([variant for variant, _, _ in benchmark.chosen(inputs)], Path(scratch))
+        tasks = write([one.variant for one in benchmark.chosen(inputs)], Path(scratch))
         cli, cli_s = command_line(asked.model, tasks, Path(scratch), benchmark.num_fewshot)
     started = time.perf_counter()
     outcome = benchmark.score(language_model(asked.model, asked.backend), inputs)
