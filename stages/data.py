@@ -11,6 +11,7 @@ from typing import Any
 
 from pipeline.data.hub import Repository, is_commit
 from pipeline.engine import worker
+from pipeline.typed import checked
 
 VERSION = 1
 SINGLE_PROCESS = True
@@ -76,7 +77,7 @@ def _build(params: dict[str, Any]) -> Any:
     from pipeline.data.text import TextData
 
     try:
-        data = instantiate(params["data"], _convert_="all")
+        data = instantiate(checked(params["data"]), _convert_="all")
     except HydraException as error:
         raise ValueError(f"data: {error.__cause__ or error}") from error
     if not isinstance(data, TextData | ChatData):

@@ -11,6 +11,7 @@ from hydra.errors import HydraException
 from hydra.utils import instantiate
 
 from pipeline.engine import worker
+from pipeline.typed import checked
 
 if TYPE_CHECKING:
     from pipeline.evaluation.base import Benchmark, Inputs, Outcome
@@ -103,7 +104,7 @@ def _outcome_of_server(benchmark: Any, directory: Path, context: worker.Context,
 
 def _benchmark(settings: Mapping[str, Any]) -> Benchmark:
     try:
-        return instantiate(settings, _convert_="all")
+        return instantiate(checked(settings), _convert_="all")
     except HydraException as error:
         raise ValueError(f"benchmark {settings.get('_target_')}: {error.__cause__ or error}") from error
 

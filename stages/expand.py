@@ -10,6 +10,7 @@ from hydra.utils import instantiate
 
 from pipeline.engine import worker
 from pipeline.engine.outlook import Ahead, Outlook
+from pipeline.typed import checked
 
 if TYPE_CHECKING:
     from pipeline.expansion.base import Plan
@@ -24,7 +25,7 @@ def check(params: dict[str, Any], facts: dict[str, Any]) -> None:
     """Ask the method whether it can be applied to a model of this depth."""
     if params["save"] not in FORMS:
         raise ValueError(f"save={params['save']!r} is not known; use one of {', '.join(FORMS)}")
-    expansion = instantiate(params["method"], _convert_="all")
+    expansion = instantiate(checked(params["method"]), _convert_="all")
     if facts.get("num_blocks") is not None:
         expansion.check(facts["num_blocks"])
 

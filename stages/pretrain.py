@@ -8,6 +8,7 @@ from hydra.utils import instantiate
 
 from pipeline.engine import worker
 from pipeline.engine.outlook import Ahead, Outlook
+from pipeline.typed import checked
 
 VERSION = 1
 RESUMABLE = True
@@ -21,6 +22,7 @@ def check(params: dict[str, Any], facts: dict[str, Any]) -> None:
     if params["packing"] not in ("fill", "first_fit"):
         raise ValueError(f"packing={params['packing']!r} must be fill (no padding) or first_fit (no document cut)")
     check_shares(params["shares"], params["replay"])
+    checked(params["strategy"])
     Settings.of(params).check_length(facts.get("max_position_embeddings"))
 
 

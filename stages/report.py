@@ -28,17 +28,7 @@ def check(params: dict[str, Any], facts: dict[str, Any]) -> None:
     """Refuse a report that could not be computed. Raises ValueError."""
     if set(params) != PARAMS:
         raise ValueError(f"report: the params are {sorted(params)}, required are {sorted(PARAMS)}")
-    if not 0 < params["confidence"] < 1:
-        raise ValueError(f"report.confidence={params['confidence']} is not between 0 and 1; 0.95 is usual")
-    if not isinstance(params["num_bootstrap"], int) or params["num_bootstrap"] < MIN_BOOTSTRAP:
-        raise ValueError(
-            f"report.num_bootstrap={params['num_bootstrap']} must be an integer of at least {MIN_BOOTSTRAP}"
-        )
-    if not isinstance(params["seed"], int) or params["seed"] < 0:
-        raise ValueError(f"report.seed={params['seed']} must be an integer that is not negative")
-    if not 0 < params["power"] < 1:
-        raise ValueError(f"report.power={params['power']} is not between 0 and 1; 0.8 is usual")
-    _check_items(params["items"])
+    check_settings(params)
     for name, benchmark in params["benchmarks"].items():
         if benchmark["group"] not in GROUPS:
             raise ValueError(
@@ -51,6 +41,21 @@ def check(params: dict[str, Any], facts: dict[str, Any]) -> None:
     names = [cell["cell"] for cell in params["cells"]]
     if len(set(names)) != len(names):
         raise ValueError(f"report: the cells {names} are not all different")
+
+
+def check_settings(params: dict[str, Any]) -> None:
+    """Refuse settings of conf/report before the work that it is about. Raises ValueError."""
+    if not 0 < params["confidence"] < 1:
+        raise ValueError(f"report.confidence={params['confidence']} is not between 0 and 1; 0.95 is usual")
+    if not isinstance(params["num_bootstrap"], int) or params["num_bootstrap"] < MIN_BOOTSTRAP:
+        raise ValueError(
+            f"report.num_bootstrap={params['num_bootstrap']} must be an integer of at least {MIN_BOOTSTRAP}"
+        )
+    if not isinstance(params["seed"], int) or params["seed"] < 0:
+        raise ValueError(f"report.seed={params['seed']} must be an integer that is not negative")
+    if not 0 < params["power"] < 1:
+        raise ValueError(f"report.power={params['power']} is not between 0 and 1; 0.8 is usual")
+    _check_items(params["items"])
 
 
 def _check_items(items: dict[str, Any]) -> None:

@@ -8,6 +8,7 @@ from hydra.utils import instantiate
 
 from pipeline.engine import worker
 from pipeline.engine.outlook import Ahead, Outlook
+from pipeline.typed import checked
 
 VERSION = 1
 RESUMABLE = True
@@ -21,6 +22,7 @@ def check(params: dict[str, Any], facts: dict[str, Any]) -> None:
     if params["overlong"] not in ("truncate", "skip", "split"):
         raise ValueError(f"overlong={params['overlong']!r} must be truncate, skip or split")
     check_shares(params["shares"], None)
+    checked(params["strategy"])
     Settings.of(params).check_length(facts.get("max_position_embeddings"))
 
 

@@ -12,8 +12,9 @@ from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
 import pipeline.__main__ as driver
-from pipeline.engine import build
+from pipeline.engine import build, launch
 from pipeline.engine.errors import ConfigError
+from pipeline.training import attention, blocks, distributed
 from pipeline.training.settings import Settings
 
 CONF = Path(__file__).parent.parent / "conf"
@@ -107,6 +108,12 @@ def test_every_launch_key_is_read():
         assert f'"{key}"' in code, f"launch.{key} is declared and never read"
 
 
+def test_the_driver_knows_the_choices_of_the_library():
+    assert launch.CHOICES["attention"] == attention.KERNELS
+    assert launch.CHOICES["sharding"] == distributed.SHARDING
+    assert launch.CHOICES["checkpointing"] == blocks.CHECKPOINTING
+
+
 def test_hub_models_carry_a_commit():
     for option in options("model"):
         source = yaml.safe_load((CONF / "model" / f"{option}.yaml").read_text())["source"]
@@ -183,6 +190,13 @@ def test_a_cell_survives_its_file(tmp_path):
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
+        (["report.num_bootstrap=-3"], "report.num_bootstrap=-3 must be an integer of at least 100"),
+        (["pretrain.num_tokens=many"], "num_tokens='many' must be a whole number or null"),
+        (["pretrain.batch_size=0.5"], "batch_size=0.5 must be a whole number"),
+        (["sft.lr=fast"], "lr='fast' must be a number"),
+        (["expand.num_groups=two"], "num_groups='two' must be a whole number"),
+        (["benchmark.domain.window=abc"], "window='abc' must be a whole number"),
+        (["strategy@pretrain.strategy=lora", "pretrain.strategy.rank=high"], "rank='high' must be a whole number"),
         (["expand.num_groups=7"], "num_groups=7 does not divide the model's 30 blocks; use one of 1, 2, 3, 5, 6"),
         (["expand.per_group=0"], "per_group=0 must be at least 1"),
         (["pretrain.seq_len=9000"], "seq_len=9000 is more than the model's maximum of 8192"),

@@ -79,6 +79,7 @@ class _Builder:
 
     def build(self) -> tuple[Cell, dict[str, Any]]:
         config, cell = self.config, self.cell
+        self._check_report()
         facts = _facts(config["model"])
         if not config["sft"].get("skip"):
             facts["chat_template"] = None  # instruction tuning may bring one
@@ -153,6 +154,13 @@ class _Builder:
         reached = {"server": server or None, "endpoint": endpoint}
         node.settings["launch"] |= {key: value for key, value in reached.items() if value is not None}
         self.cell.evaluations[row][name] = node
+
+    def _check_report(self) -> None:
+        """What would be wrong with the report is said before the days of work that it is about."""
+        try:
+            importlib.import_module("stages.report").check_settings(self.config["report"])
+        except ValueError as error:
+            raise ConfigError(str(error)) from error
 
     def _reference(self, name: str, row: str) -> Node:
         if row not in self.cell.models:

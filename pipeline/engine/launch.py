@@ -42,6 +42,15 @@ MALLOC = {
 a 100 MB tensor here. Older versions of glibc ignore a threshold above 32 MB, which does no harm."""
 
 
+CHOICES = {
+    "attention": ("auto", "documents", "sdpa", "eager", "flex", "flash"),
+    "checkpointing": ("off", "selective", "full"),
+    "compile": ("auto", True, False),
+    "sharding": ("none", "fsdp2"),
+}
+AT_LEAST = {"micro_batch": 1, "loss_chunk": 1, "keep_checkpoints": 1, "checkpoint_every_s": 0, "grace_s": 0}
+
+
 def check(launch: Mapping[str, Any]) -> None:
     """Refuse what cannot be launched.
 
@@ -61,7 +70,19 @@ def check(launch: Mapping[str, Any]) -> None:
         raise ConfigError("launch.inprocess=true runs one rank; set launch.num_processes=1")
     if (limit := launch.get("time_limit_s")) is not None and not (isinstance(limit, int | float) and limit > 0):
         raise ConfigError(f"launch.time_limit_s={limit!r} must be more than 0 seconds, or null")
+    _check_values(launch)
     _check_machines(launch, processes or 1)
+
+
+def _check_values(launch: Mapping[str, Any]) -> None:
+    for key, known in CHOICES.items():
+        if key in launch and (type(launch[key]), launch[key]) not in [(type(one), one) for one in known]:
+            words = ", ".join(str(one).lower() for one in known)
+            raise ConfigError(f"launch.{key}={launch[key]!r} is not known; use one of {words}")
+    for key, least in AT_LEAST.items():
+        value = launch.get(key, least)
+        if isinstance(value, bool) or not isinstance(value, int | float) or value < least:
+            raise ConfigError(f"launch.{key}={value!r} must be a number of at least {least}")
 
 
 def _check_machines(launch: Mapping[str, Any], processes: int) -> None:

@@ -7,6 +7,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any
 
+from pipeline.typed import check_fields
+
 
 @dataclass(frozen=True)
 class Settings:
@@ -75,7 +77,9 @@ class Settings:
         Raises:
             ValueError: a value that cannot be run.
         """
-        return cls(**{field.name: params[field.name] for field in fields(cls)})
+        values = {field.name: params[field.name] for field in fields(cls)}
+        check_fields(cls, values)
+        return cls(**values)
 
     def total_steps(self, rows_per_epoch: Callable[[], int]) -> int:
         """Optimizer steps of the whole run; `rows_per_epoch` is asked only if the length is given in epochs."""

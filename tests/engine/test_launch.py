@@ -73,6 +73,11 @@ def test_environment(monkeypatch):
     "settings",
     [
         {"num_processes": 0},
+        {"attention": "banana"},
+        {"compile": 1},
+        {"checkpointing": False},
+        {"micro_batch": 0},
+        {"loss_chunk": "all"},
         {"num_processes": "2"},
         {"threads": 0},
         {"accelerate_args": "--debug"},
