@@ -176,7 +176,8 @@ def test_what_a_token_sees_is_read_from_the_rule():
     ("rule", "message"),
     [
         (lambda b, h, q, k: q >= 0, "not causal"),  # sees the future
-        (lambda b, h, q, k: (k <= q) & ((k == q) | (k == 0)), "not causal"),  # sees islands
+        (lambda b, h, q, k: (k == q) | (k == 0), "not causal"),  # sees the first token from anywhere
+        (lambda b, h, q, k: (k <= q) & (q - k != 2), "not causal"),  # leaves one out
     ],
 )
 def test_a_rule_of_another_kind_is_refused(rule, message):
