@@ -114,7 +114,7 @@ def first_visible(
     """int32[B, T] on the CPU: the first token that each token sees. In the form of a transformers mask builder.
 
     Costs O(B T): the rule is asked about neighbours for the bounds of documents, and about the ends of what these and
-    the window imply, so that a rule of another kind is noticed.
+    the window imply and about the row's first token, so that rules of another kind are noticed.
 
     Raises:
         ValueError: padding, a cache, or a rule that is not "causal from some token on".
@@ -133,6 +133,7 @@ def first_visible(
     candidates = [start_BT] + ([torch.maximum(start_BT, token_BT - local_size + 1)] if local_size else [])
     for first_BT in candidates:
         fits = sees(first_BT) & ~sees(first_BT - 1) & ~sees(token_BT + 1)
+        fits &= sees(torch.zeros_like(token_BT)) == (first_BT == 0)
         if fits.all():
             return first_BT.to("cpu", torch.int32)
     raise ValueError("this model's attention is not causal from some token on; use attention=eager")
