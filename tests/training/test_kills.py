@@ -10,8 +10,8 @@ from tests.training.processes import curve, run_on_ranks, samples, weights
 from tests.training.ranks import SETTINGS, stream_of
 
 KILLED = -9
-NUM_STEPS = 20
-RUN = {"settings": {"num_steps": NUM_STEPS, "validate_every": 5}, "num_chats": 400}
+NUM_STEPS = 40
+RUN = {"settings": {"num_steps": NUM_STEPS, "validate_every": 10}, "num_chats": 400}
 
 
 def kills(number: int, seed: int, world: int) -> list[dict]:
