@@ -1,10 +1,12 @@
 """Really two processes: the curve of one, whatever way parameters lie, and a run that changes its number midway."""
 
 import json
+from types import SimpleNamespace
 
 import pytest
 import torch
 
+from pipeline.training.distributed import Layout, distribute
 from tests.training.processes import curve, run_on_ranks, samples, weights
 
 DDP, FSDP = {"world": 2}, {"world": 2, "launch": {"sharding": "fsdp2"}}
@@ -55,6 +57,14 @@ def test_the_weights_are_those_of_one_process(runs, expanded, name):
     assert one.keys() == other.keys()
     for key in one:
         assert torch.allclose(one[key].float(), other[key].float(), rtol=2**-7, atol=1e-6), key
+
+
+@pytest.mark.parametrize("kind", ["FSDP", "DEEPSPEED"])
+def test_a_sharding_of_accelerates_own_is_refused(kind):
+    with pytest.raises(ValueError, match=f"configured for {kind}.*set launch.sharding=fsdp2"):
+        distribute(SimpleNamespace(distributed_type=kind), torch.nn.Linear(1, 1), [], Layout("none", True), dict)
+    with pytest.raises(ValueError, match=f"sharding='{kind}' is not known; use one of none, fsdp2"):
+        Layout(kind, True)
 
 
 @pytest.mark.slow

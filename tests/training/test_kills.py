@@ -10,8 +10,8 @@ from tests.training.processes import curve, run_on_ranks, samples, weights
 from tests.training.ranks import SETTINGS, stream_of
 
 KILLED = -9
-NUM_STEPS = 20
-RUN = {"settings": {"num_steps": NUM_STEPS, "validate_every": 5}, "num_chats": 400}
+NUM_STEPS = 40
+RUN = {"settings": {"num_steps": NUM_STEPS, "validate_every": 10}, "num_chats": 400}
 
 
 def kills(number: int, seed: int, world: int) -> list[dict]:
@@ -46,16 +46,18 @@ def check_samples(root):
     assert len(seen) == NUM_STEPS and len(counts) > NUM_STEPS and set(counts.values()) == {1}
 
 
-def test_ten_kills(make_model, tmp_path, grow):
-    specs = [{**RUN, "directory": "whole", "world": 1}, *kills(10, seed=1, world=1)]
-    ends = run_on_ranks(tmp_path, grow(make_model("bfloat16")), [*specs, {**specs[0], "directory": "cut"}])
-    check(tmp_path, ends, 10)
+def run(root, source, number, world, sharding):
+    launch = {"launch": {"sharding": sharding}}
+    whole = {**RUN, **launch, "directory": "whole", "world": world}
+    killed = [{**spec, **launch} for spec in kills(number, seed=world, world=world)]
+    check(root, run_on_ranks(root, source, [whole, *killed, {**whole, "directory": "cut"}]), number)
+
+
+def test_four_kills(make_model, tmp_path, grow):
+    run(tmp_path, grow(make_model("bfloat16")), 4, 1, "none")
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("sharding", ["none", "fsdp2"])
-def test_ten_kills_of_two_processes(make_model, tmp_path, grow, sharding):
-    launch = {"launch": {"sharding": sharding}}
-    specs = [{**RUN, "directory": "whole", "world": 2}, *kills(10, seed=2, world=2)]
-    specs = [{**spec, **launch} for spec in [*specs, {**specs[0], "directory": "cut"}]]
-    check(tmp_path, run_on_ranks(tmp_path, grow(make_model("bfloat16")), specs), 10)
+@pytest.mark.parametrize(("world", "sharding"), [(1, "none"), (2, "none"), (2, "fsdp2")])
+def test_ten_kills(make_model, tmp_path, grow, world, sharding):
+    run(tmp_path, grow(make_model("bfloat16")), 10, world, sharding)
