@@ -137,6 +137,7 @@ def main() -> None:
     parser.add_argument("--json", type=Path)
     parser.add_argument("--way", choices=list(WAYS), help=argparse.SUPPRESS)
     arguments = parser.parse_args()
+    sys.path.insert(0, str(Path(__file__).parents[2]))
     if arguments.way:
         print(json.dumps(run_way(arguments.way, arguments.model, arguments.text)))
         return
