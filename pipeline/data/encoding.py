@@ -21,7 +21,7 @@ from pipeline.data.tokens import backend_of, end_of_text, store_paths
 from pipeline.data.words import WordEncoder
 
 _BATCH_CHARS = 1 << 20
-_FEW_BATCHES = 4
+_FEW_BATCHES = 8
 """A source of fewer batches is done before processes have started."""
 _FORMAT = "1"
 _own: WordEncoder | None = None

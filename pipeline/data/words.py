@@ -10,20 +10,47 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 _MOST_WORDS = 400_000
 """Words remembered by one process, about 60 MB."""
-_PIECE = 1 << 20
-"""Characters of a long text that are encoded at once."""
+_PIECE = 1 << 15
+"""Characters of a text that are looked at together: few enough that most pieces are ASCII alone."""
 _CHECKED = 20_000
 """A text of at most so many characters in each batch is encoded whole as well, and compared."""
 
-_FINE = re.compile(r"[ \t\n\r]+(?=[ \t\n\r][^ \t\n\r])|[ \t\n\r]?[^ \t\n\r]+|[ \t\n\r]+")
+_RARE_SPACE = re.compile("[^\\S \\t\\n\\r]|[\x1c-\x1f\u180e\u200b\ufeff]")
+"""White space on whose meaning regular expression engines differ."""
+_RARE_IN_ASCII = "\x0b\x0c\x1c\x1d\x1e\x1f"
+_CUT = re.compile(r"(?<=[!-~]) (?=[!-~])")
+"""A space between two visible characters: every pattern cuts before it."""
+
+
+@dataclass(frozen=True)
+class _Cut:
+    """A way to cut text into words: any text, and text of ASCII alone (the same words, found faster)."""
+
+    text: re.Pattern[str]
+    ascii: re.Pattern[str]
+
+    def words(self, text: str) -> list[str] | None:
+        """The words, which make up the text; None where white space is in it that makes the cut uncertain."""
+        if text.isascii():
+            rare = any(space in text for space in _RARE_IN_ASCII)
+            return None if rare else self.ascii.findall(text)
+        return None if _RARE_SPACE.search(text) else self.text.findall(text)
+
+
+def _by_space(pattern: str) -> _Cut:
+    return _Cut(re.compile(pattern), re.compile(pattern))
+
+
+_FINE = _by_space(r"[ \t\n\r]+(?=[ \t\n\r][^ \t\n\r])|[ \t\n\r]?[^ \t\n\r]+|[ \t\n\r]+")
 """A cut wherever white space begins, and before the last of several white characters (GPT-2's own pattern)."""
-_COARSE = re.compile(r"[ \t\n\r]*[^ \t\n\r]+(?:[\t\n\r][ \t\n\r]*[^ \t\n\r]+)*(?:[\t\n\r][ \t\n\r]*\Z)?|[ \t\n\r]+")
+_COARSE = _by_space(r"[ \t\n\r]*[^ \t\n\r]+(?:[\t\n\r][ \t\n\r]*[^ \t\n\r]+)*(?:[\t\n\r][ \t\n\r]*\Z)?|[ \t\n\r]+")
 """A cut only where a space follows something else: newer patterns join punctuation with the line's end."""
 _GPT2 = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
 """What a `ByteLevel` pre-tokenizer cuts by (Radford et al. 2019)."""
@@ -31,9 +58,6 @@ _FOREIGN = r"[ \t\n\r]?[^ \t\n\r]*[^\x00-\x7f][^ \t\n\r]*"
 _LINE_END = r"(?:[\r\n](?:[ \t\n\r]*[\r\n])?)?"
 """A word with a character beyond ASCII, and the lines' ends after it, which newer patterns may join with it."""
 _IN_ASCII = {r"\p{L}": "A-Za-z", r"\p{N}": "0-9", r"\p{Lu}": "A-Z", r"\p{Ll}": "a-z", r"\p{M}": "", r"\p{Lm}": ""}
-_RARE_SPACE = re.compile("[^\\S \\t\\n\\r]|[\x1c-\x1f\u180e\u200b\ufeff]")
-"""White space on whose meaning regular expression engines differ."""
-_CUT = re.compile(r"(?<=[^ \t\n\r]) ")
 
 _SPLITTERS = {"ByteLevel", "Split", "Digits", "Punctuation"}
 _PROBES = (
@@ -64,21 +88,23 @@ class WordEncoder:
         self._backend.no_padding()
         self._backend.encode_special_tokens = True
         self._known: dict[str, bytes] = {}
-        self._pattern = self._find_pattern(json.loads(tokenizer_json)) if words else None
+        stated = json.loads(tokenizer_json)
+        self._added = _added_words(stated)
+        self._cut = self._find_cut(stated) if words else None
         self._known.clear()
 
     @property
     def by_word(self) -> bool:
-        return self._pattern is not None
+        return self._cut is not None
 
     def encode(self, texts: Sequence[str]) -> list[np.ndarray]:
         """uint32 ids of every text.
 
         Raises ValueError if the words of a text do not give the ids of the whole, which no known tokenizer does.
         """
-        if self._pattern is None:
+        if self._cut is None:
             return [np.frombuffer(ids, dtype=np.uint32) for ids in self._whole(texts)]
-        encoded = [self._encode_one(text, self._pattern) for text in texts]
+        encoded = [self._encode_one(text, self._cut) for text in texts]
         self._check(texts, encoded)
         return encoded
 
@@ -86,18 +112,18 @@ class WordEncoder:
         encodings = self._backend.encode_batch_fast(list(texts), add_special_tokens=False)
         return [np.array(encoding.ids, dtype=np.uint32).tobytes() for encoding in encodings]
 
-    def _encode_one(self, text: str, pattern: re.Pattern[str]) -> np.ndarray:
-        if _RARE_SPACE.search(text):
-            return np.frombuffer(self._whole([text])[0], dtype=np.uint32)
-        return np.frombuffer(b"".join(self._piece(piece, pattern) for piece in pieces(text)), dtype=np.uint32)
+    def _encode_one(self, text: str, cut: _Cut) -> np.ndarray:
+        return np.frombuffer(b"".join(self._piece(piece, cut) for piece in pieces(text)), dtype=np.uint32)
 
-    def _piece(self, text: str, pattern: re.Pattern[str]) -> bytes:
-        words, known = pattern.findall(text), self._known
-        if fresh := list(set(words).difference(known)):
+    def _piece(self, text: str, cut: _Cut) -> bytes:
+        if (self._added and self._added.search(text)) or (words := cut.words(text)) is None:
+            return self._whole([text])[0]
+        known = self._known
+        if fresh := set(words).difference(known):
             if len(known) > _MOST_WORDS:
                 known.clear()
-                fresh = list(set(words))
-            known.update(zip(fresh, self._whole(fresh), strict=True))
+                fresh = set(words)
+            known.update(zip(fresh, self._whole(list(fresh)), strict=True))
         return b"".join(map(known.__getitem__, words))
 
     def _check(self, texts: Sequence[str], encoded: Sequence[np.ndarray]) -> None:
@@ -109,19 +135,19 @@ class WordEncoder:
                     )
                 return
 
-    def _find_pattern(self, stated: dict[str, Any]) -> re.Pattern[str] | None:
+    def _find_cut(self, stated: dict[str, Any]) -> _Cut | None:
         if not _cuts_first(stated):
             return None
         whole = self._whole(_PROBES)
-        for pattern in _patterns(stated):
+        for cut in _cuts(stated):
             self._known.clear()
-            if all(self._piece(probe, pattern) == ids for probe, ids in zip(_PROBES, whole, strict=True)):
-                return pattern
+            if all(self._piece(probe, cut) == ids for probe, ids in zip(_PROBES, whole, strict=True)):
+                return cut
         return None
 
 
 def pieces(text: str) -> list[str]:
-    """A long text cut where a space follows something else, into pieces of about a million characters."""
+    """A text cut where a space stands between two visible characters, into pieces of some ten thousand characters."""
     found, start = [], 0
     while len(text) - start > 2 * _PIECE and (cut := _CUT.search(text, start + _PIECE)):
         found.append(text[start : cut.start()])
@@ -129,7 +155,7 @@ def pieces(text: str) -> list[str]:
     return [*found, text[start:]]
 
 
-def _patterns(stated: dict[str, Any]) -> list[re.Pattern[str]]:
+def _cuts(stated: dict[str, Any]) -> list[_Cut]:
     """The ways in which a tokenizer's text may be cut, the finest first.
 
     One that cuts by one pattern cuts words of ASCII by this pattern here too, and a word with another character stays
@@ -142,7 +168,8 @@ def _patterns(stated: dict[str, Any]) -> list[re.Pattern[str]]:
     if len(found) != 1 or r"\p{" in (own := _in_ascii(found[0])):
         return [_COARSE]
     try:
-        return [*(re.compile(f"{_FOREIGN}{end}|{own}") for end in ("", _LINE_END)), _FINE, _COARSE]
+        ends = [re.compile(f"{_FOREIGN}{end}|{own}") for end in ("", _LINE_END)]
+        return [*(_Cut(end, re.compile(own)) for end in ends), _FINE, _COARSE]
     except re.error:
         return [_COARSE]
 
@@ -166,6 +193,13 @@ def _cuts_first(stated: dict[str, Any]) -> bool:
     behind = any("(?<" in json.dumps(step.get("pattern", "")) for step in steps)
     fixed = not stated["model"].get("dropout")
     plain = not any(
-        token[flag] for token in stated["added_tokens"] for flag in ("lstrip", "rstrip", "single_word")
-    ) and not any(token["content"] != token["content"].strip() for token in stated["added_tokens"])
+        token["lstrip"] or token["rstrip"] or token["single_word"] or re.search(r"\s", token["content"])
+        for token in stated["added_tokens"]
+    )
     return known and not behind and fixed and plain
+
+
+def _added_words(stated: dict[str, Any]) -> re.Pattern[str] | None:
+    """What a tokenizer finds in text before it cuts it; special tokens are no part of it, as text may spell them."""
+    added = [re.escape(token["content"]) for token in stated["added_tokens"] if not token["special"]]
+    return re.compile("|".join(added)) if added else None

@@ -15,6 +15,7 @@ import argparse
 import hashlib
 import json
 import os
+import resource
 import statistics
 import subprocess
 import sys
@@ -92,16 +93,23 @@ def run_way(way: str, model: Path, paths: list[Path]) -> dict[str, Any]:
     tokenizer, texts = AutoTokenizer.from_pretrained(model), read_texts(paths)
     kind, num_processes = WAYS[way]
     with tempfile.TemporaryDirectory() as folder:
-        started = time.perf_counter()
+        started, spent = time.perf_counter(), _cpu_seconds()
         arrays = {"ours": ours, "map": mapped}[kind](tokenizer, texts, num_processes, Path(folder))
         first = next(arrays)
-        seconds = time.perf_counter() - started
+        seconds, cpu = time.perf_counter() - started, _cpu_seconds() - spent
         digest, tokens = hashlib.sha256(), 0
         for ids in (first, *arrays):
             digest.update(np.ascontiguousarray(ids, dtype=token_dtype(len(tokenizer))).tobytes())
             tokens += len(ids)
     size = sum(len(text.encode("utf-8", "surrogatepass")) for text in texts)
-    return {"way": way, "seconds": seconds, "tokens": tokens, "bytes": size, "digest": digest.hexdigest()}
+    took = {"way": way, "seconds": seconds, "cpu_seconds": cpu}
+    return {**took, "tokens": tokens, "bytes": size, "digest": digest.hexdigest()}
+
+
+def _cpu_seconds() -> float:
+    """Of this process and those it has waited for: the same however busy the machine is."""
+    both = (resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
+    return sum(usage.ru_utime + usage.ru_stime for usage in both)
 
 
 def second_start(model: Path, paths: list[Path]) -> dict[str, float]:
@@ -137,20 +145,29 @@ def main() -> None:
     parser.add_argument("--json", type=Path)
     parser.add_argument("--way", choices=list(WAYS), help=argparse.SUPPRESS)
     arguments = parser.parse_args()
+    sys.path.insert(0, str(Path(__file__).parents[2]))
     if arguments.way:
         print(json.dumps(run_way(arguments.way, arguments.model, arguments.text)))
         return
     results = [_apart(arguments, way) for _ in range(arguments.rounds) for way in WAYS]
-    seconds = {way: statistics.median(r["seconds"] for r in results if r["way"] == way) for way in WAYS}
+    seconds, cpu = (
+        {way: statistics.median(result[key] for result in results if result["way"] == way) for way in WAYS}
+        for key in ("seconds", "cpu_seconds")
+    )
     again = second_start(arguments.model, arguments.text)
     if arguments.json:
         arguments.json.write_text(json.dumps({"cores": CORES, "runs": results, **again}, indent=1) + "\n")
     print(f"{results[0]['bytes'] / 1e6:.1f} MB of text, {results[0]['tokens']:,} tokens, {CORES} cores\n")
     for way in WAYS:
-        print(f"{way:32s} {seconds[way]:7.2f} s {results[0]['bytes'] / 1e6 / seconds[way]:7.2f} MB/s")
-    own, theirs = (min(s for way, s in seconds.items() if WAYS[way][0] == kind) for kind in ("ours", "map"))
+        rate = results[0]["bytes"] / 1e6 / seconds[way]
+        print(f"{way:32s} {seconds[way]:7.2f} s {rate:7.2f} MB/s {cpu[way]:7.2f} s of CPU")
+    (own, theirs), (own_cpu, their_cpu) = (
+        [min(taken for way, taken in table.items() if WAYS[way][0] == kind) for kind in ("ours", "map")]
+        for table in (seconds, cpu)
+    )
     same = len({result["digest"] for result in results}) == 1
-    print(f"\nratio of the best of each: {theirs / own:.2f}; ids {'identical' if same else 'DIFFERENT'}")
+    print(f"\nratio of the best of each: {theirs / own:.2f}, of their CPU time {their_cpu / own_cpu:.2f}")
+    print(f"ids {'identical' if same else 'DIFFERENT'}")
     print("second start: " + ", ".join(f"{name} {value:.3f}" for name, value in again.items()))
     if not same:
         sys.exit(1)

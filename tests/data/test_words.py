@@ -105,7 +105,7 @@ def test_every_text_in_order_whether_in_one_process_or_two(tokenizers, monkeypat
 
 def test_a_long_text_is_cut_where_the_ids_do_not_change(tokenizers, monkeypatch):
     monkeypatch.setattr("pipeline.data.words._PIECE", 50)
-    (text,) = ["".join(_texts(np.random.default_rng(4), 40, ("ab", "c;", "\u00e9", "9")))]
+    text = "".join(_texts(np.random.default_rng(4), 40, ("ab", "c;", "\u00e9", "9", "\u00a0", "\x1c", "(")))
     assert len(pieces(text)) > 10 and "".join(pieces(text)) == text
     for kind in BY_WORD:
         (ids,) = WordEncoder(tokenizers[kind].backend_tokenizer.to_str()).encode([text])
@@ -129,13 +129,19 @@ def test_a_tokenizer_that_is_not_what_it_seems_is_found_out(tokenizers):
 
 
 def test_added_tokens_and_dropout_are_respected(tokenizers):
-    stated = json.loads(tokenizers["gpt2"].backend_tokenizer.to_str())
+    stated = json.loads(tokenizers["llama3"].backend_tokenizer.to_str())
     stated["model"]["dropout"] = 0.1
     assert not WordEncoder(json.dumps(stated)).by_word
     stated["model"]["dropout"] = None
-    token = {**stated["added_tokens"][0], "id": 900, "content": "    ", "special": False}
-    stated["added_tokens"].append(token)
-    assert not WordEncoder(json.dumps(stated)).by_word
+    token = {**stated["added_tokens"][0], "id": 900, "content": "two words", "special": False}
+    assert not WordEncoder(json.dumps({**stated, "added_tokens": [*stated["added_tokens"], token]})).by_word
+    stated["added_tokens"].append({**token, "content": "<call>"})
+    encoder, backend = WordEncoder(json.dumps(stated)), Tokenizer.from_str(json.dumps(stated))
+    texts = _texts(np.random.default_rng(6), 200, (*PARTS, "<call>", "<call", "call>"))
+    assert encoder.by_word and any("<call>" in text for text in texts)
+    backend.encode_special_tokens = True
+    for text, ids in zip(texts, encoder.encode(texts), strict=True):
+        assert ids.tolist() == backend.encode(text, add_special_tokens=False).ids
 
 
 def test_tokens_are_kept_by_content_and_tokenizer(tokenizers, tmp_path):
