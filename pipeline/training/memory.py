@@ -107,8 +107,8 @@ def _kept(block: Block, shape: Shape, trains: Trains, item: int) -> int:
     """Bytes a token that a block keeps.
 
     A norm keeps its input in fp32; attention q, k, v and its result; the FFN what enters its nonlinearity, and both
-    factors of the product. Where something trains, its own input is kept besides: what both norms give to the matrices
-    that read it (in bf16 autocast casts it once for each of the five), the heads joined, and what the last matrix reads.
+    factors of the product. What trains keeps its own input besides: what both norms give to the matrices that read it
+    (in bf16 autocast casts it for each of the five), the heads joined, and what the last matrix reads.
     """
     hidden, learns = shape.hidden, trains.weights_of(block)
     features = block.query + 2 * block.keys + block.value + (3 if shape.gated else 1) * block.ffn
