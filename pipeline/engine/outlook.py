@@ -39,7 +39,7 @@ class Ahead:
     params: Mapping[str, Any]
     launch: Mapping[str, Any]
     facts: Mapping[str, Any]
-    earlier: Callable[[], list[Mapping[str, Any]]]
+    earlier: Callable[[], Sequence[Mapping[str, Any]]]
     inputs: Mapping[str, Path | Outlook]
 
     def model(self, key: str, read: Callable[[Path], Any], role: str = "model") -> Any:
@@ -61,7 +61,7 @@ def outlooks(
     nodes: Iterable[tuple[Node, Path | None]],
     module_of: Callable[[str], Any],
     facts: Mapping[str, Any],
-    earlier: Callable[[], list[Mapping[str, Any]]],
+    earlier: Callable[[], Sequence[Mapping[str, Any]]],
 ) -> dict[Node, Outlook]:
     """The outlook of every node that is not committed.
 

@@ -245,5 +245,5 @@ def _processes_here(accelerator: Any) -> int:
 
 
 def _vocab_size(loss_model: Any) -> int:
-    configs = (getattr(module, "config", None) for module in loss_model.modules())
+    configs: Iterator[Any] = (getattr(module, "config", None) for module in loss_model.modules())
     return next(int(config.vocab_size) for config in configs if hasattr(config, "vocab_size"))
