@@ -27,7 +27,7 @@ class Memory:
         master: fp32 weights of what trains.
         gradients, optimizer: fp32, of what trains; the two moments of AdamW.
         activations: what the backward pass needs, at the moment when all of it is there.
-        loss: one chunk of logits and their gradient.
+        loss: one chunk of logits and their gradient, and the gradient of a head that trains.
     """
 
     frozen: int
@@ -76,7 +76,9 @@ def memory_of(shape: Shape, trains: Trains, seq_len: int, precision: str, knobs:
     frozen = 0 if trains.way == "full" else shape.num_parameters - (trainable if trains.way == "new_blocks" else 0)
     tokens = knobs.micro_batch * seq_len
     # bf16: autocast keeps a copy of each fp32 matrix until the forward pass ends, and the backward pass uses it.
-    copies = trainable * item if item != FP32 else 0
+    copies = _learning_matrices(shape, trains) * item if item != FP32 else 0
+    # A head that trains has its gradient formed with the loss.
+    head = shape.vocab * shape.hidden * FP32 if trains.way == "full" else 0
     shards = knobs.shards
     return Memory(
         frozen=frozen * item // shards,
@@ -84,7 +86,7 @@ def memory_of(shape: Shape, trains: Trains, seq_len: int, precision: str, knobs:
         gradients=trainable * FP32 // shards,
         optimizer=trainable * FP32 * ADAM_MOMENTS // shards,
         activations=copies + tokens * _saved(shape, trains, item, knobs.checkpointing),
-        loss=min(tokens, knobs.loss_chunk) * shape.vocab * (2 * FP32 + (item if item != FP32 else 0)),
+        loss=head + min(tokens, knobs.loss_chunk) * shape.vocab * (2 * FP32 + (item if item != FP32 else 0)),
     )
 
 
@@ -104,19 +106,26 @@ def _saved(shape: Shape, trains: Trains, item: int, checkpointing: str) -> int:
 def _kept(block: Block, shape: Shape, trains: Trains, item: int) -> int:
     """Bytes a token that a block keeps.
 
-    A norm keeps its input in fp32; attention q, k, v (keys and values repeated for the queries) and its result; the FFN
-    what enters its nonlinearity, and both factors of the product. Whatever trains keeps its own input besides.
+    A norm keeps its input in fp32; attention q, k, v and its result; the FFN what enters its nonlinearity, and both
+    factors of the product. What trains keeps its own input besides: what both norms give to the matrices that read it
+    (in bf16 autocast casts it for each of the five), the heads joined, and what the last matrix reads.
     """
-    hidden, weights = shape.hidden, trains.weights_of(block)
-    inner = 3 * block.ffn if shape.gated else block.ffn
-    features = 3 * block.query + block.value + inner
-    if weights:
-        # Both norms' results before and after their scales, the heads joined, and what the last matrix reads.
-        features += 4 * hidden + block.value + block.ffn
+    hidden, learns = shape.hidden, trains.weights_of(block)
+    features = block.query + 2 * block.keys + block.value + (3 if shape.gated else 1) * block.ffn
+    if learns or trains.way == "lora":
+        features += (2 if item == FP32 else 5) * hidden + block.value + block.ffn
+    if learns:
+        features += 2 * hidden  # before the norms' scales
     if trains.way == "lora":
-        # What the adapters read, and their inner features.
-        features += 2 * hidden + block.value + block.ffn + trains.rank * len(block.matrices)
+        features += trains.rank * len(block.matrices)
     return 2 * hidden * FP32 + features * item
+
+
+def _learning_matrices(shape: Shape, trains: Trains) -> int:
+    """Parameters of matrices in the blocks that train."""
+    if trains.way == "lora":
+        return trains.num_trainable(shape)
+    return sum(m.num_stored for block in shape.blocks if trains.weights_of(block) for m in block.matrices)
 
 
 def _products(block: Block, shape: Shape) -> int:
