@@ -111,7 +111,7 @@ class BlockDiagnostics(HeldOutText):
         ]
         sizes = [update.relative for update in updates]
         diagnosis = {"confidence": self.confidence, "updates": sizes, **found}
-        return Diagnosis(whole.metric, whole.higher_is_better, whole.items, diagnosis)
+        return Diagnosis(whole.metric, whole.higher_is_better, whole.items, diagnosis=diagnosis)
 
     def _leave_out(self, whole: Outcome, passes: _Passes, new: list[int]) -> dict[str, Any]:
         """Each new block alone, all of them, and the candidates together."""
