@@ -42,12 +42,14 @@ def main() -> None:
     parser.add_argument("--json", type=Path)
     asked = parser.parse_args()
     requests = built_requests(asked)
-    print(f"{asked.task}, {asked.shots} examples, {asked.items} items, {len(requests)} options")
+    print(f"{asked.task}, {asked.shots} examples, {asked.items} items, {len(requests)} options", flush=True)
     ways = ways_of(asked)
-    results = {name: timed(way, requests) for name, way in ways}
+    results = {}
+    for name, way in ways:
+        results[name] = timed(way, requests)
+        seconds = results[name][0]
+        print(f"  {name:24} {seconds:7.2f} s  {len(requests) / seconds:7.2f} options/s", flush=True)
     chosen = {name: choices(requests, scores, asked.task) for name, (_, scores) in results.items()}
-    for name, (seconds, _) in results.items():
-        print(f"  {name:24} {seconds:7.2f} s  {len(requests) / seconds:7.2f} options/s")
     ours, theirs = results["this library"][0], min(s for name, (s, _) in results.items() if name.startswith("lm_eval"))
     same = all(found == chosen["this library"] for found in chosen.values())
     off = max(
