@@ -129,7 +129,7 @@ class _Run:
         try:
             launch.check(node.launch)
             package.wanted([node.params])
-            self._module(node.stage).check(node.params, dict(self.facts))
+            self._module(node.stage).check(node.params, {**self.facts, "launch": node.launch})
         except (ValueError, ConfigError) as error:
             raise ConfigError(f"{node.label}: {error}") from error
 
