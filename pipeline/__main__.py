@@ -42,6 +42,7 @@ Stages: base -> expand -> pretrain -> sft -> evaluate -> report; finished work i
   python -m pipeline model=local model.source.path=DIR      your own model
   python -m pipeline data@pretrain.data=local_text pretrain.data.sources.local.origin.source.path=DIR
                                                             your own text
+  python -m pipeline evaluate.gate.max_drop=0.02            exit 1 if more than 2 % of a kept ability was lost
   python -m pipeline --cfg job                              the whole configuration with these overrides
 
 Groups, chosen by group=option (files in conf/):

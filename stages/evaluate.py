@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -41,6 +42,8 @@ def check(params: dict[str, Any], facts: dict[str, Any]) -> None:
     has_template = getattr(benchmark, "template", None) or facts.get("chat_template") is not False
     if getattr(benchmark, "needs_chat", False) and not has_template:
         raise ValueError(NO_CHAT_TEMPLATE)
+    if endpoint := facts.get("launch", {}).get("endpoint"):
+        _check_endpoint(endpoint)
 
 
 def run(context: worker.Context) -> dict[str, Any]:
@@ -63,6 +66,17 @@ def run(context: worker.Context) -> dict[str, Any]:
         outcome = _outcome(benchmark, context.params.get("backend"), model, tokenizer, inputs)
     write_items(outcome, context.directory)
     return {**outcome.also, **score(outcome.items)._asdict(), "metric": outcome.metric}
+
+
+def _check_endpoint(settings: Mapping[str, Any]) -> None:
+    """Refuse settings that reach nothing. A key that is not there yet is only told: it may not be needed any more."""
+    from pipeline.evaluation.endpoint import Endpoint
+
+    endpoint = Endpoint.of(settings)
+    try:
+        endpoint.key()
+    except ValueError as error:
+        warnings.warn(str(error), stacklevel=2)
 
 
 def _inputs(context: worker.Context) -> Inputs:

@@ -292,3 +292,38 @@ def test_a_gate_fails_a_run_and_says_why(arguments, tmp_path):
     assert {p: p.stat().st_mtime_ns for p in outputs.rglob("manifest.json")} == before
     loose = run([*arguments[:-2], "+evaluate.gate.benchmarks.domain=0.999", gate[1]])
     assert "gate: the post-pretrained model keeps what the gate asks for" in loose
+
+
+@pytest.mark.slow
+def test_a_judge_that_goes_down_is_named_and_the_same_command_goes_on(arguments, tmp_path):
+    """Through the whole pipeline: two of four turns are rated, then the judge is gone; later it is asked for two."""
+    from tests.evaluation.judge_server import serving
+    from tests.evaluation.test_endpoint import ROWS
+
+    folder = tmp_path / "bench"
+    (folder / "reference_answer").mkdir(parents=True)
+    questions = [{"question_id": i, "category": "writing", "turns": [f"Say {i}.", "Again."]} for i in (1, 2)]
+    reference = [{"question_id": 9, "choices": [{"turns": ["a", "b"]}]}]
+    for name, rows in {
+        "question": questions,
+        "judge_prompts": ROWS,
+        "reference_answer/gpt-4": reference,
+    }.items():
+        (folder / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    settings = {"rows": "[base]", "folder": folder, "max_new_tokens": 8, "endpoint.key_variable": "null"}
+    settings |= {"endpoint.num_attempts": 2, "endpoint.wait_s": 0, "endpoint.num_parallel": 1}
+    arguments = [one for one in arguments if not one.startswith("benchmark=")]
+    arguments += ["benchmark=[mt_bench]", "stage=evaluate", "launch=inprocess", "launch.cpu=true"]
+    arguments += [f"benchmark.mt_bench.{key}={value}" for key, value in settings.items()]
+    with serving(lambda body, number: "[[8]]" if number < 2 else (503, {}, "gone")) as (judge, endpoint):
+        output = run([*arguments, f"benchmark.mt_bench.endpoint.url={endpoint['url']}"], expect=1)
+    assert "MT-Bench is not complete: 2 of 4 turns are rated, mean so far 8.00" in output
+    assert "gave no answer in 2 attempts: HTTP 503" in output and "the same command goes on from there" in output
+    with serving(lambda body, number: "[[4]]") as (judge, endpoint):
+        run([*arguments, f"benchmark.mt_bench.endpoint.url={endpoint['url']}"])
+        assert len(judge.requests) == 2
+    (found,) = artifacts(tmp_path / "outputs", "evaluate")
+    metrics = manifest(found)["metrics"]
+    assert (metrics["value"], metrics["n"], metrics["metric"]) == (6.0, 2, "rating")
+    assert {"answers.jsonl", "judgements.jsonl", "items.parquet"} <= set(manifest(found)["files"])
+    assert not (found / "partial.json").exists()

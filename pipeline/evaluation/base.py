@@ -39,7 +39,7 @@ class Item:
     prompt: str = ""
     answer: str = ""
     gold: str = ""
-    parts: Mapping[str, tuple[float, float]] = field(default_factory=dict)
+    parts: Mapping[str, tuple[float, float]] = field(default_factory=dict, hash=False)
 
 
 class Score(NamedTuple):

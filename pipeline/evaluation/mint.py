@@ -8,7 +8,7 @@ are not among those that can be played here.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
@@ -24,11 +24,18 @@ from pipeline.evaluation.session import Session
 
 METRIC = "success"
 EPISODES = "episodes.jsonl"
+TOGETHER = 16
+"""Episodes that are played side by side; so many at most are lost when a run is interrupted."""
 _TAG = re.compile(r"<(execute|solution)>(.*?)(?:</\1>|$)", re.S)
 _FENCE = re.compile(r"^\s*```(?:python)?[ \t]*\n|\n\s*```\s*$")  # models like to fence code once more
 _STOPS = ("</execute>", "</solution>")
 _NOT_UNDERSTOOD = "No <execute> or <solution> block with something in it was found."
 _WRONG = "That solution is not right."
+
+
+Messages = list[dict[str, str]]
+Result = tuple[Messages, bool]
+Episode = Generator[Messages, str, Result]
 
 
 @dataclass(frozen=True)
@@ -120,29 +127,31 @@ class Mint:
         problems, prelude = self._problems(inputs), self._prelude(inputs)
         kept = Kept(inputs.directory / EPISODES)
         played = {(record["id"], record["limit"]): record for record in kept}
-        episodes = [(problem, limit) for problem in problems for limit in self.turn_limits]
-        for number, (problem, limit) in enumerate(episodes):
-            inputs.progress(step=number, total=len(episodes), note="episodes")
-            if (problem.id, limit) not in played:
-                messages, success = self.play(problem, limit, replies, Session(run, prelude))
+        total = len(problems) * len(self.turn_limits)
+        left = [(p, limit) for p in problems for limit in self.turn_limits if (p.id, limit) not in played]
+        for start in range(0, len(left), TOGETHER):
+            chunk = left[start : start + TOGETHER]
+            inputs.progress(step=len(played), total=total, note="episodes")
+            episodes = [self.episode(problem, limit, Session(run, prelude)) for problem, limit in chunk]
+            for number, (messages, success) in self._play(episodes, replies):
+                problem, limit = chunk[number]
                 record = {"id": problem.id, "limit": limit, "success": success, "messages": messages}
                 played[problem.id, limit] = record
                 kept.add(record)
         return Outcome(METRIC, True, tuple(self._item(problem, played) for problem in problems))
 
-    def play(
-        self, problem: Problem, limit: int, replies: ChatReplies, session: Session
-    ) -> tuple[list[dict[str, str]], bool]:
-        """One episode of at most `limit` turns; returns the conversation and whether it ended with a right solution.
+    def episode(self, problem: Problem, limit: int, session: Session) -> Episode:
+        """One episode of at most `limit` turns: gives the conversation whenever the model is to speak, takes what it
+        says, and returns the whole conversation and whether it ended with a right solution.
 
         A turn without a usable block is a turn lost, and an empty solution is also a proposal lost.
         """
         solutions = 1 if limit == 1 else self.max_solutions
         messages = [{"role": "user", "content": self._opening(problem, limit, solutions, session.prelude)}]
         for turn in range(1, limit + 1):
-            reply = replies.reply(messages, max_new_tokens=self.max_new_tokens, temperature=0.0, seed=0, stop=_STOPS)
-            messages.append({"role": "assistant", "content": reply.text.strip()})
-            action, content = parse(reply.text)
+            text = yield messages
+            messages.append({"role": "assistant", "content": text.strip()})
+            action, content = parse(text)
             if action == "solution":
                 solutions -= 1
                 if content and problem.is_solved(content, session.run):
@@ -152,6 +161,24 @@ class Mint:
             left = f"Turns left: {limit - turn}. Solutions left: {solutions}."
             messages.append({"role": "user", "content": f"{_observation(action, content, session)}\n{left}"})
         return messages, False
+
+    def _play(self, episodes: Sequence[Episode], replies: ChatReplies) -> Iterator[tuple[int, Result]]:
+        """Episodes side by side, turn by turn; the number and the result of each as it ends."""
+        waiting = {number: next(episode) for number, episode in enumerate(episodes)}
+        while waiting:
+            said = replies.replies(
+                list(waiting.values()),
+                max_new_tokens=self.max_new_tokens,
+                temperature=0.0,
+                seeds=[0] * len(waiting),
+                stop=_STOPS,
+            )
+            for number, reply in zip(list(waiting), said, strict=True):
+                try:
+                    waiting[number] = episodes[number].send(reply.text)
+                except StopIteration as end:
+                    del waiting[number]
+                    yield number, end.value
 
     def _opening(self, problem: Problem, limit: int, solutions: int, tools: str) -> str:
         fields = {

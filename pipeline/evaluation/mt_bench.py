@@ -24,6 +24,9 @@ from pipeline.evaluation.replies import ChatReplies, require_template
 METRIC = "rating"
 ANSWERS, JUDGEMENTS, PARTIAL = "answers.jsonl", "judgements.jsonl", "partial.json"
 
+TOGETHER = 16
+"""Questions that are asked together; so many answers at most are lost when a run is interrupted."""
+
 
 class IncompleteError(RuntimeError):
     """Too little was judged for a result; what there is, is kept, and the same command goes on from there."""
@@ -112,25 +115,33 @@ class MTBench:
         assert inputs.directory is not None
         kept = Kept(inputs.directory / ANSWERS)
         answers = {record["id"]: record["turns"] for record in kept}
-        for number, question in enumerate(questions):
-            inputs.progress(step=number, total=2 * len(questions), note="answers")
-            if question.id not in answers:
-                answers[question.id] = self._converse(replies, question)
-                kept.add({"id": question.id, "category": question.category, "turns": answers[question.id]})
+        left = [question for question in questions if question.id not in answers]
+        for temperature in sorted({self.temperatures[question.category] for question in left}):
+            alike = [question for question in left if self.temperatures[question.category] == temperature]
+            for start in range(0, len(alike), TOGETHER):
+                inputs.progress(step=len(answers), total=2 * len(questions), note="answers")
+                chunk = alike[start : start + TOGETHER]
+                for question, turns in zip(chunk, self._converse(replies, chunk, temperature), strict=True):
+                    answers[question.id] = turns
+                    kept.add({"id": question.id, "category": question.category, "turns": turns})
         return answers
 
-    def _converse(self, replies: ChatReplies, question: Question) -> list[str]:
-        messages: list[dict[str, str]] = []
-        for turn, text in enumerate(question.turns):
-            messages.append({"role": "user", "content": text})
-            reply = replies.reply(
-                messages,
+    def _converse(self, replies: ChatReplies, questions: Sequence[Question], temperature: float) -> list[list[str]]:
+        """The answers to several questions, by turn; questions with one turn drop out after it."""
+        messages: list[list[dict[str, str]]] = [[] for _ in questions]
+        for turn in range(max(len(question.turns) for question in questions)):
+            asked = [i for i, question in enumerate(questions) if turn < len(question.turns)]
+            for i in asked:
+                messages[i].append({"role": "user", "content": questions[i].turns[turn]})
+            said = replies.replies(
+                [messages[i] for i in asked],
                 max_new_tokens=self.max_new_tokens,
-                temperature=self.temperatures[question.category],
-                seed=int(content_hash(self.seed, question.turns, turn)[:12], 16),
+                temperature=temperature,
+                seeds=[int(content_hash(self.seed, questions[i].turns, turn)[:12], 16) for i in asked],
             )
-            messages.append({"role": "assistant", "content": reply.text.strip()})
-        return [message["content"] for message in messages if message["role"] == "assistant"]
+            for i, reply in zip(asked, said, strict=True):
+                messages[i].append({"role": "assistant", "content": reply.text.strip()})
+        return [[m["content"] for m in one if m["role"] == "assistant"] for one in messages]
 
     def _judge(
         self,

@@ -1,7 +1,7 @@
 """A chat model's replies: its template around a conversation, greedy or sampled decoding with a key-value cache.
 
-One conversation at a time, so that a reply depends on nothing but the conversation and its seed: not on what else is
-asked in the same run, nor on what an interrupted run asked before.
+A reply depends on nothing but the conversation and its seed: not on what else is asked in the same run, nor on what an
+interrupted run asked before. Here conversations are decoded one by one.
 """
 
 from __future__ import annotations
@@ -32,6 +32,21 @@ class ChatReplies:
         self._template = require_template(tokenizer, template)
         self._ends = self._end_tokens()
         self._longest = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+
+    def replies(
+        self,
+        conversations: Sequence[Sequence[Mapping[str, str]]],
+        *,
+        max_new_tokens: int,
+        temperature: float,
+        seeds: Sequence[int],
+        stop: Sequence[str] = (),
+    ) -> list[Reply]:
+        """The assistant's next turn in each of several conversations, in their order."""
+        return [
+            self.reply(messages, max_new_tokens=max_new_tokens, temperature=temperature, seed=seed, stop=stop)
+            for messages, seed in zip(conversations, seeds, strict=True)
+        ]
 
     def reply(
         self,

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 
 from pipeline.reporting.collect import Benchmark, Cell, Collection, Row
 from pipeline.reporting.labels import cell_labels
+from pipeline.reporting.permutation import holm, permutation_test
 from pipeline.reporting.statistics import (
     Difference,
     Items,
@@ -49,7 +50,8 @@ class Gains:
 class Line:
     """One model of the report: a row of one cell, or of several cells that share it.
 
-    `differences` is empty for the base itself; `gains` is then None.
+    `differences` is empty for the base itself; `gains` is then None. `p_values` are those of a paired permutation test
+    of each difference.
     """
 
     label: str
@@ -59,6 +61,7 @@ class Line:
     scores: dict[str, Score]
     differences: dict[str, Difference]
     gains: Gains | None
+    p_values: dict[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -101,6 +104,15 @@ class Comparison:
         """The measures, of those a model shares with its base, of what the base could do already."""
         return [b for b in self.benchmarks if b.group in KEPT_GROUPS and b.name in line.differences]
 
+    def corrected(self) -> dict[tuple[str, str], float]:
+        """(line's label, benchmark) -> p-value adjusted for the number of all comparisons with a base (Holm)."""
+        every = {(line.label, name): p for line in self.lines for name, p in line.p_values.items()}
+        return holm({key: p for key, p in every.items() if not self._difference(key).identical})
+
+    def _difference(self, key: tuple[str, str]) -> Difference:
+        label, benchmark = key
+        return next(line.differences[benchmark] for line in self.lines if line.label == label)
+
     def last_line(self, cell: Cell) -> Line | None:
         """The model a cell ends with, if that is not the base itself."""
         return self.line(cell.name, cell.rows[-1].name) if len(cell.rows) > 1 else None
@@ -113,10 +125,11 @@ def compare(collection: Collection, *, confidence: float, num_bootstrap: int, se
         ValueError: naming row and benchmark, if two models answered different items.
     """
     differ = partial(paired_difference, confidence=confidence, num_bootstrap=num_bootstrap, seed=seed)
+    test = partial(permutation_test, num_draws=num_bootstrap, seed=seed)
     labels = cell_labels([cell.name for cell in collection.cells])
     units = _units(collection)
     groups = [(merged, cells) for merged, cells in _merged_rows(collection)]
-    lines = [_line(row, cells, collection, labels, units, differ) for row, cells in groups]
+    lines = [_line(row, cells, collection, labels, units, differ, test) for row, cells in groups]
     rivals = _rivals(collection, labels, units, differ)
     benchmarks = tuple(b for b in collection.benchmarks if b.name in units)
     return Comparison(collection, benchmarks, units, labels, tuple(lines), rivals, confidence, num_bootstrap, power)
@@ -147,6 +160,7 @@ def _line(
     labels: dict[str, str],
     units: dict[str, Unit],
     differ: Callable[..., Difference],
+    test: Callable[..., float],
 ) -> Line:
     base_evaluations: dict[str, Items] = {}
     for cell in cells:
@@ -159,7 +173,8 @@ def _line(
     if len(names) < len(collection.cells):
         label += " · " + " / ".join(labels[name] for name in names)
     scores = {name: score(items) for name, items in row.evaluations.items()}
-    return Line(label, row.name, names, row, scores, differences, gains)
+    p_values = {name: test(row.evaluations[name], base_evaluations[name], stream=name) for name in differences}
+    return Line(label, row.name, names, row, scores, differences, gains, p_values)
 
 
 def _differences(

@@ -101,6 +101,7 @@ def html(
         gains=gains_table(comparison),
         tables=[part for table in result_tables(comparison) for part in split(table)],
         notes=notes(comparison),
+        corrected=corrected(comparison),
         parts=parts,
         items_page=items_page,
         facts=facts_table(comparison),
@@ -123,6 +124,27 @@ def result_tables(comparison: Comparison) -> list[Table]:
     return [*single, *seed_tables(comparison, seed_lines(comparison))]
 
 
+def corrected(comparison: Comparison) -> str:
+    """Which changes against a base hold after correcting for the number of comparisons; "" if there is one or none."""
+    adjusted = comparison.corrected()
+    if len(adjusted) < 2:
+        return ""
+    alpha, titles = 1 - comparison.confidence, {b.name: b.title for b in comparison.benchmarks}
+    lines = {line.label: line for line in comparison.lines}
+    marked = {key: lines[key[0]].differences[key[1]].mark for key in adjusted}
+
+    def named(holds: bool) -> str:
+        return "; ".join(
+            f"{label} on {titles[name]} ({marked[label, name]})"
+            for (label, name), p in adjusted.items()
+            if (p <= alpha) is holds and marked[label, name] in ("better", "worse")
+        )
+
+    head = f"Corrected for all {len(adjusted)} comparisons with a base (paired permutation test, Holm)"
+    chance = f" These alone would not hold, and some may be chance: {named(False)}." if named(False) else ""
+    return f"{head}, these changes hold at {percent(alpha)}: {named(True) or 'none'}.{chance}"
+
+
 def notes(comparison: Comparison) -> list[str]:
     """What evaluations say must be read with their scores."""
     titles = {benchmark.name: benchmark.title for benchmark in comparison.benchmarks}
@@ -142,6 +164,8 @@ def report_markdown(comparison: Comparison, sections: Sequence[Section] = ()) ->
     for table in (gains_table(comparison), *result_tables(comparison), facts_table(comparison)):
         if table.rows:
             parts += [f"## {table.caption}", markdown(table)]
+    if text := corrected(comparison):
+        parts.append(_inline(text))
     if found := notes(comparison):
         parts += ["## Notes", "\n".join(f"- {_inline(note)}" for note in found)]
     for section in sections:
@@ -183,7 +207,8 @@ def method(comparison: Comparison) -> list[str]:
         "What the base could do already is read off the general and the retention measures. Their mean change is over "
         "those that are accuracies, in percentage points, each measure counting the same.",
         "The intervals cover the choice of items. They do not cover training seeds, and they are not corrected for the "
-        f"number of comparisons: of many unchanged measures about {percent(2 * tail)} will look changed.",
+        f"number of comparisons: of many unchanged measures about {percent(2 * tail)} will look changed. What holds "
+        "after Holm's correction is said below the results.",
         "Too small to tell: where an interval contains zero, the true change that the same comparison would call "
         f"better or worse with a probability of {percent(comparison.power)}. A smaller one may be there and not show.",
     ]

@@ -150,7 +150,7 @@ def paired_difference(
     Raises:
         ValueError: if the two do not hold the same items (ids and hashes) of the same metric.
     """
-    columns = _paired_columns(model, reference)
+    columns = paired_columns(model, reference)
     num_m, den_m, num_r, den_r = columns
     n = num_m.size
     if np.array_equal(num_m, num_r) and np.array_equal(den_m, den_r):
@@ -215,7 +215,12 @@ def beyond_general_shift(
     return combine(terms, confidence=confidence)
 
 
-def _paired_columns(model: Items, reference: Items) -> tuple[Floats, Floats, Floats, Floats]:
+def paired_columns(model: Items, reference: Items) -> tuple[Floats, Floats, Floats, Floats]:
+    """Numerators and denominators of the model, then of the reference, (N,) each, item beside item.
+
+    Raises:
+        ValueError: if the two do not hold the same items (ids and hashes) of the same metric.
+    """
     if (model.metric, model.higher_is_better) != (reference.metric, reference.higher_is_better):
         raise ValueError(f"cannot compare the metric {model.metric!r} with {reference.metric!r}; they must be the same")
     where = {name: i for i, name in enumerate(reference.ids)}

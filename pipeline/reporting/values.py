@@ -23,6 +23,9 @@ def data(comparison: Comparison, sections: Sequence[Section] = (), parts: Sequen
         "benchmarks": {b.name: {"title": b.title, "group": b.group, "note": b.note} for b in comparison.benchmarks},
         "power": comparison.power,
         "models": [_line_data(line, comparison.power) for line in comparison.lines],
+        "corrected_p": [
+            {"model": label, "benchmark": name, "p": p} for (label, name), p in comparison.corrected().items()
+        ],
         "over_seeds": seed_values(seed_lines(comparison)),
         "notes": notes(comparison),
         "against_first_cell": [{"cell": rival.cell, "gains": _gains_data(rival.gains)} for rival in comparison.rivals],
@@ -77,7 +80,7 @@ def _line_data(line: Line, power: float) -> dict[str, Any]:
             name: {"value": s.value, "stderr": _finite(s.stderr), "n": s.n} for name, s in sorted(line.scores.items())
         },
         "differences": {
-            name: {**(_difference_data(d) or {}), "detectable": _finite(detectable(d, power))}
+            name: {**(_difference_data(d) or {}), "detectable": _finite(detectable(d, power)), "p": line.p_values[name]}
             for name, d in sorted(line.differences.items())
         },
         "gains": None if line.gains is None else _gains_data(line.gains),

@@ -29,17 +29,6 @@ def untouched(code: str) -> SimpleNamespace:
     raise AssertionError("nothing should be run")
 
 
-class Scripted:
-    """Says its lines in turn, whatever it is asked; keeps what it was asked."""
-
-    def __init__(self, *said: str) -> None:
-        self.said, self.asked = list(said), []
-
-    def reply(self, messages, **_) -> Reply:
-        self.asked.append([dict(message) for message in messages])
-        return Reply(self.said.pop(0), False)
-
-
 SETTINGS = {
     "instructions": "Turns: {num_turns}, solutions: {num_solutions}. {tools} Task: {task}",
     "tools": None,
@@ -67,13 +56,19 @@ def problem(make):
 
 
 def play(make, problem, limit, *said, **changes):
-    replies = Scripted(*said)
-    messages, success = make(**changes).play(problem, limit, replies, Session(run))
-    return success, messages, replies
+    """Plays an episode with a model that says its lines in turn; also returns those that were not asked for."""
+    episode, left = make(**changes).episode(problem, limit, Session(run)), list(said)
+    next(episode)
+    while True:
+        try:
+            episode.send(left.pop(0))
+        except StopIteration as end:
+            messages, success = end.value
+            return success, messages, left
 
 
 def test_code_is_run_and_a_right_solution_ends_the_episode(make, problem):
-    success, messages, replies = play(
+    success, messages, left = play(
         make,
         problem,
         5,
@@ -81,7 +76,7 @@ def test_code_is_run_and_a_right_solution_ends_the_episode(make, problem):
         "<solution>42</solution>",
         "more",
     )
-    assert success and len(messages) == 4 and replies.said == ["more"]
+    assert success and len(messages) == 4 and left == ["more"]
     assert messages[0]["content"] == "Turns: 5, solutions: 2.  Task: 6*7?"
     assert messages[2]["content"] == "Output:\n42\nTurns left: 4. Solutions left: 2."
 
@@ -205,10 +200,11 @@ def test_success_is_counted_at_every_limit_and_episodes_are_kept(make, kept, mon
     def reply(self, messages, **_):
         number = messages[0]["content"].partition("Task: ")[2][0]
         asked.append(number)
-        if len(asked) == 4:
+        if len(asked) == 5:
             raise KeyboardInterrupt
         return Reply(says[number][len(messages) // 2], False)
 
+    monkeypatch.setattr(mint, "TOGETHER", 2)
     monkeypatch.setattr(ChatReplies, "__init__", lambda self, *_: None)
     monkeypatch.setattr(ChatReplies, "reply", reply)
     with pytest.raises(KeyboardInterrupt):

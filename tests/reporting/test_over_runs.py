@@ -68,7 +68,13 @@ def test_only_comparisons_without_an_answer_are_called_too_small(artifacts):
     assert label == "post-pretrained" and float(entry.text) == pytest.approx(
         detectable(difference, 0.8) * 100, abs=0.06
     )
-    assert "Too small to tell" in report_markdown(comparison)
+    words = report_markdown(comparison)
+    assert "Too small to tell" in words
+    assert (
+        "Corrected for all 2 comparisons with a base (paired permutation test, Holm), these changes hold at 5 %: "
+        in words
+    )
+    assert "post-pretrained on Terms of service (better)." in words
     found = data(comparison)["models"][1]["differences"]
     assert found["sciq"]["detectable"] == pytest.approx(detectable(difference, 0.8))
 

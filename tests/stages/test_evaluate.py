@@ -130,6 +130,21 @@ def test_what_is_wrong_is_found_before_the_model_is_loaded(context, monkeypatch)
         evaluate.run(asked)
 
 
+def test_an_endpoint_is_checked_with_the_request(monkeypatch):
+    from tests.evaluation.judge_server import settings
+
+    def check(**changes):
+        launch = {"endpoint": settings("http://localhost:1/v1", **changes)}
+        evaluate.check({"benchmark": BENCHMARK}, {"launch": launch})
+
+    check()
+    with pytest.raises(ValueError, match="num_parallel=0"):
+        check(num_parallel=0)
+    monkeypatch.delenv("JUDGE_KEY", raising=False)
+    with pytest.warns(UserWarning, match="variable JUDGE_KEY is not set"):
+        check(key_variable="JUDGE_KEY")
+
+
 def test_checking_needs_no_torch():
     code = (
         "import sys; from stages import evaluate\n"
