@@ -47,7 +47,10 @@ def _check_within(value: Any, where: str) -> None:
 
 def _class_of(target: str) -> Any:
     module, _, name = target.rpartition(".")
-    return getattr(importlib.import_module(module), name)
+    try:
+        return getattr(importlib.import_module(module), name)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise ValueError(f"{_TARGET}={target} names no class that can be imported ({error})") from error
 
 
 def _check_fields(cls: Any, values: Mapping[str, Any], where: str) -> None:

@@ -46,7 +46,7 @@ def comparison(tmp_path):
             manifest["metrics"] |= METRICS
             file.write_text(json.dumps(manifest))
     collection = collect("test", [cell], BENCHMARKS, artifacts.inputs)
-    return compare(collection, confidence=0.95, num_bootstrap=200, seed=0)
+    return compare(collection, confidence=0.95, num_bootstrap=200, seed=0, power=0.8)
 
 
 def test_the_section_says_what_was_used_and_what_was_not(comparison):
@@ -74,4 +74,4 @@ def test_it_stands_on_the_page_and_in_the_text(comparison):
 def test_artifacts_of_before_have_none(tmp_path):
     artifacts = Artifacts(tmp_path)
     collection = collect("test", [one_cell(artifacts)], BENCHMARKS, artifacts.inputs)
-    assert data_sections(compare(collection, confidence=0.95, num_bootstrap=200, seed=0)) == []
+    assert data_sections(compare(collection, confidence=0.95, num_bootstrap=200, seed=0, power=0.8)) == []
