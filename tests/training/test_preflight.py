@@ -17,7 +17,12 @@ KNOBS = Knobs(micro_batch=4, checkpointing="off", loss_chunk=512)
 
 @pytest.mark.parametrize(
     ("strategy", "precision"),
-    [(NewBlocks(), "fp32"), (NewBlocks(), "bf16"), (Full(), "fp32"), (Lora(4, 8, 0.1, "all-linear"), "fp32")],
+    [
+        (NewBlocks(), "fp32"),
+        pytest.param(NewBlocks(), "bf16", marks=pytest.mark.slow),
+        pytest.param(Full(), "fp32", marks=pytest.mark.slow),
+        (Lora(4, 8, 0.1, "all-linear"), "fp32"),
+    ],
     ids=["new_blocks", "new_blocks-bf16", "full", "lora-dropout"],
 )
 def test_the_probe_does_not_move_a_bit(expanded, store, tmp_path, strategy, precision):  # noqa: F811
