@@ -117,6 +117,7 @@ def test_nobody_at_the_address_is_named(tokenizer):
         RemoteGenerator(remote("http://127.0.0.1:9/v1"), tokenizer, 2048).generate(["42"], **GREEDY)
 
 
+@pytest.mark.slow
 def test_a_server_of_our_own_is_up_for_the_block_and_gone_after_it(make_model, tmp_path):
     from pipeline.models import load, load_tokenizer
 

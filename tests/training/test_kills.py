@@ -53,6 +53,7 @@ def run(root, source, number, world, sharding):
     check(root, run_on_ranks(root, source, [whole, *killed, {**whole, "directory": "cut"}]), number)
 
 
+@pytest.mark.slow
 def test_four_kills(make_model, tmp_path, grow):
     run(tmp_path, grow(make_model("bfloat16")), 4, 1, "none")
 
