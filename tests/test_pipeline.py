@@ -148,6 +148,7 @@ def test_a_local_model_is_used_where_it_lies(arguments, make_model, tmp_path):
     assert manifest(artifacts(outputs, "expand")[0])["metrics"]["num_blocks"] == 6
 
 
+@pytest.mark.slow
 def test_another_family_in_an_old_format_goes_all_the_way(arguments, make_model, tmp_path):
     """GPT-2 calls its depth n_layer, its writers c_proj, and this one is a pytorch_model.bin; saved by reference."""
     sizes = {"n_embd": 32, "n_layer": 4, "n_head": 4, "n_positions": 512, "bos_token_id": 0}

@@ -40,9 +40,17 @@ def machine():
     """After each test: no process is left, the interpreter's files are there, and a program still runs."""
     library = sorted(path.name for path in Path(os.__file__).parent.iterdir())
     yield
-    assert not [child for child in psutil.Process().children(recursive=True) if "open(JOB" in " ".join(child.cmdline())]
+    assert not [child for child in psutil.Process().children(recursive=True) if "open(JOB" in line_of(child)]
     assert sorted(path.name for path in Path(os.__file__).parent.iterdir()) == library
     assert Path(sys.executable).exists() and Path("/etc/passwd").exists()
+
+
+def line_of(process):
+    """A process's command line; empty if it has ended."""
+    try:
+        return " ".join(process.cmdline())
+    except (psutil.NoSuchProcess, psutil.ZombieProcess):
+        return ""
 
 
 def commands():

@@ -37,6 +37,7 @@ def check_curve(expected, found):
         assert len(values[0]) > 1 and values[0] == pytest.approx(values[1], rel=1e-5), key
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["ddp", "fsdp", "relay"])
 def test_the_curve_is_that_of_one_process(runs, name):
     assert json.loads((runs / name / "metrics.json").read_text())["num_processes"] == (1 if name == "relay" else 2)
@@ -44,12 +45,14 @@ def test_the_curve_is_that_of_one_process(runs, name):
     assert samples(runs / "one") == samples(runs / name)
 
 
+@pytest.mark.slow
 def test_labels_are_uneven_enough_to_tell(runs):
     """The mean over tokens is far from the mean of ranks' means, or the curve would prove nothing."""
     labels = [record["labels"] for record in curve(runs / "one") if "labels" in record]
     assert len(set(labels)) > 3 and max(labels) > 1.2 * min(labels)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["ddp", "fsdp", "relay"])
 def test_the_weights_are_those_of_one_process(runs, expanded, name):
     """Saved in bf16, as the source is: a value that lay on the edge of rounding may differ by one step of bf16."""

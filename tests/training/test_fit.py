@@ -136,7 +136,11 @@ def test_a_stopped_run_resumes_to_the_same_bits(expanded, store, tmp_path, stop_
     assert losses(tmp_path / "whole") == losses(tmp_path / "cut")
 
 
-@pytest.mark.parametrize("strategy", [Full(), Lora(4, 8, 0.1, "all-linear")], ids=["full", "lora-dropout"])
+@pytest.mark.parametrize(
+    "strategy",
+    [Full(), pytest.param(Lora(4, 8, 0.1, "all-linear"), marks=pytest.mark.slow)],
+    ids=["full", "lora-dropout"],
+)
 def test_other_strategies_resume_to_the_same_bits(expanded, store, tmp_path, strategy):
     train(expanded, tmp_path / "whole", store, strategy)
     with pytest.raises(StoppedError):

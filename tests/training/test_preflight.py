@@ -21,7 +21,7 @@ KNOBS = Knobs(micro_batch=4, checkpointing="off", loss_chunk=512)
         (NewBlocks(), "fp32"),
         pytest.param(NewBlocks(), "bf16", marks=pytest.mark.slow),
         pytest.param(Full(), "fp32", marks=pytest.mark.slow),
-        (Lora(4, 8, 0.1, "all-linear"), "fp32"),
+        pytest.param(Lora(4, 8, 0.1, "all-linear"), "fp32", marks=pytest.mark.slow),
     ],
     ids=["new_blocks", "new_blocks-bf16", "full", "lora-dropout"],
 )
