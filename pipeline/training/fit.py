@@ -128,7 +128,7 @@ def _prepare(
     model.train()
     # A product and a sum for each weight and token, forwards and backwards.
     num_flops = 4.0 * counts["num_parameters"] * num_steps * settings.batch_size * settings.seq_len
-    compiled = choose_compile(device.compile, accelerator.device, num_flops)
+    compiled = choose_compile(device.compile, accelerator.device, num_flops, settings.precision)
     prepare_blocks(loaded, device.checkpointing, compiled)
     lr_scales = strategy.lr_scales(expansion)
     loss_model, optimizer, trainable = distribute(
