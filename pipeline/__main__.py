@@ -62,7 +62,7 @@ def main(cfg: DictConfig) -> None:
     try:
         config: Any = OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)
         overrides = [o for o in HydraConfig.get().overrides.task if not NOT_IDENTITY.match(o)]
-        if config["verify_resume"]:
+        if config["verify_resume"] and not config["dry_run"]:
             verify_resume(config)
             return
         broken = run_cell(config, ",".join(sorted(overrides)) or "default", overrides)
