@@ -311,7 +311,7 @@ def test_a_judge_that_goes_down_is_named_and_the_same_command_goes_on(arguments,
         "reference_answer/gpt-4": reference,
     }.items():
         (folder / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    settings = {"rows": "[base]", "folder": folder, "max_new_tokens": 8, "endpoint.key_variable": "null"}
+    settings = {"models": "[base]", "folder": folder, "max_new_tokens": 8, "endpoint.key_variable": "null"}
     settings |= {"endpoint.num_attempts": 2, "endpoint.wait_s": 0, "endpoint.num_parallel": 1}
     arguments = [one for one in arguments if not one.startswith("benchmark=")]
     arguments += ["benchmark=[mt_bench]", "stage=evaluate", "launch=inprocess", "launch.cpu=true"]
