@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from pipeline.data.tokens import backend_of, end_of_text, store_paths
+from pipeline.data.tokens import backend_of, end_of_text, in_batches, store_paths
 from pipeline.data.words import WordEncoder
 
 _BATCH_CHARS = 1 << 20
@@ -48,7 +48,7 @@ def encode_all(tokenizer: Any, texts: Iterable[str], encoding: Encoding) -> Iter
     end = np.array([end_of_text(tokenizer)], dtype=np.uint32)
     stated = backend_of(tokenizer).to_str()
     done: Iterator[list[np.ndarray]]
-    batches = _batches(texts)
+    batches = in_batches(texts, _BATCH_CHARS)
     head = list(islice(batches, _FEW_BATCHES))
     if encoding.num_workers > 1 and len(head) == _FEW_BATCHES:
         start = (_start_words, stated, encoding.word_cache)
@@ -58,19 +58,6 @@ def encode_all(tokenizer: Any, texts: Iterable[str], encoding: Encoding) -> Iter
         done = (encoder.encode(batch) for batch in chain(head, batches))
     for ids in chain.from_iterable(done):
         yield np.concatenate([ids, end])
-
-
-def _batches(texts: Iterable[str]) -> Iterator[list[str]]:
-    batch: list[str] = []
-    size = 0
-    for text in texts:
-        batch.append(text)
-        size += len(text)
-        if size >= _BATCH_CHARS:
-            yield batch
-            batch, size = [], 0
-    if batch:
-        yield batch
 
 
 def in_processes(

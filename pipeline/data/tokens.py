@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 _HEADER_BYTES = 128
-_BATCH_BYTES = 1 << 22
+_BATCH_CHARS = 1 << 22
 
 
 @dataclass(frozen=True)
@@ -124,7 +124,7 @@ def encode_documents(tokenizer: Any, texts: Iterable[str]) -> Iterator[np.ndarra
     """
     backend, eos = backend_of(tokenizer), end_of_text(tokenizer)
     before = backend.encode_special_tokens
-    for batch in _batches(texts):
+    for batch in in_batches(texts, _BATCH_CHARS):
         backend.encode_special_tokens = True
         try:
             encodings = backend.encode_batch_fast(batch, add_special_tokens=False)
@@ -149,14 +149,14 @@ def backend_of(tokenizer: Any) -> Any:
     return backend
 
 
-def _batches(texts: Iterable[str]) -> Iterator[list[str]]:
+def in_batches(texts: Iterable[str], num_chars: int) -> Iterator[list[str]]:
     """Batches of bounded size, so that the encodings of a large source never exist at once."""
     batch: list[str] = []
     size = 0
     for text in texts:
         batch.append(text)
         size += len(text)
-        if size >= _BATCH_BYTES:
+        if size >= num_chars:
             yield batch
             batch, size = [], 0
     if batch:

@@ -47,7 +47,7 @@ def test_text_that_spells_a_special_token_stays_text(tokenizer):
 def test_many_batches_equal_one(tokenizer, monkeypatch):
     texts = [f"document {number}" for number in range(20)]
     whole = list(encode_documents(tokenizer, texts))
-    monkeypatch.setattr("pipeline.data.tokens._BATCH_BYTES", 25)
+    monkeypatch.setattr("pipeline.data.tokens._BATCH_CHARS", 25)
     assert all(np.array_equal(a, b) for a, b in zip(whole, encode_documents(tokenizer, texts), strict=True))
 
 
