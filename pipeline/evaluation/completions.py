@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 import requests
 from lm_eval.api.model import TemplateLM
 
-from pipeline.evaluation.endpoint import PASSING, SHOWN, Endpoint, RefusedError, UnreachableError, UnusableError
+from pipeline.evaluation.endpoint import SHOWN, Endpoint, UnusableError, ask
 from pipeline.evaluation.generation import check, cut, occurrences, row_seed
 
 T = TypeVar("T")
@@ -40,27 +40,10 @@ class CompletionModel:
     def ask(self, accept: Callable[[list[dict[str, Any]]], R], **body: Any) -> R:
         """What `accept` makes of the choices of one completion request; it raises UnusableError if they will not do.
 
-        Raises:
-            RefusedError: the request can never succeed.
-            UnusableError: answers came, but none that would do.
-            UnreachableError: no attempt was answered.
+        Raises what `endpoint.ask` raises.
         """
-        failure: Exception | None = None
-        for attempt in range(self.endpoint.num_attempts):
-            if attempt:
-                self.sleep(min(self.endpoint.wait_s * 2 ** (attempt - 1), self.endpoint.max_wait_s))
-            try:
-                response = self._post(body)
-                if response.status_code == 200:
-                    return accept(_choices(response))
-                failure = UnreachableError(f"HTTP {response.status_code}: {response.text[:SHOWN]}")
-            except (requests.RequestException, UnusableError) as error:
-                failure = error
-        if isinstance(failure, UnusableError):
-            raise failure
-        raise UnreachableError(
-            f"{self.endpoint.url} gave no answer in {self.endpoint.num_attempts} attempts: {str(failure)[:SHOWN]}"
-        ) from None  # the cause could repeat the key
+        whole = {"model": self.model, **body}
+        return ask(self.endpoint, "completions", whole, lambda reply: accept(_choices(reply)), self.sleep)
 
     def each(self, task: Callable[[T], R], jobs: Sequence[T], progress: Callable[..., None], note: str) -> list[R]:
         """`task` over all jobs, so many at once as the endpoint allows, in order."""
@@ -74,21 +57,6 @@ class CompletionModel:
                 pool.shutdown(cancel_futures=True)
                 raise
         return results
-
-    def _post(self, body: dict[str, Any]) -> requests.Response:
-        key = self.endpoint.key()
-        response = requests.post(
-            f"{self.endpoint.url.rstrip('/')}/completions",
-            json={"model": self.model, **body},
-            headers={"Authorization": f"Bearer {key}"} if key else {},
-            timeout=self.endpoint.timeout_s,
-            allow_redirects=False,  # a key is meant for the address it was given for
-        )
-        status = response.status_code
-        if status != 200 and status < 500 and status not in PASSING:
-            text = response.text.replace(key, "***") if key else response.text
-            raise RefusedError(f"{self.endpoint.url} refused with HTTP {status}: {text[:SHOWN]}")
-        return response
 
 
 def _choices(response: requests.Response) -> list[dict[str, Any]]:
@@ -122,12 +90,12 @@ class RemoteGenerator:
         encoded = [self._tokenizer(prompt)["input_ids"][-(self._window - max_new_tokens) :] for prompt in prompts]
         seeds = [row_seed(seed, p, o, 0) % _SEEDS for p, o in zip(prompts, occurrences(prompts), strict=True)]
 
-        def ask(job: tuple[list[int], int]) -> list[str]:
+        def texts_of(job: tuple[list[int], int]) -> list[str]:
             tokens, own_seed = job
             settings = {"temperature": temperature, "top_p": top_p, "n": count, "seed": own_seed}
             return self.complete(tokens, stop, max_new_tokens, count, **settings)
 
-        texts = self._model.each(ask, list(zip(encoded, seeds, strict=True)), self._progress, "answers written")
+        texts = self._model.each(texts_of, list(zip(encoded, seeds, strict=True)), self._progress, "answers written")
         return [row * (num_samples // count) for row in texts]
 
     def complete(self, tokens: list[int], stop: Sequence[str], length: int, count: int, **settings: Any) -> list[str]:
@@ -200,14 +168,14 @@ class RemoteLM(TemplateLM):
         generator = RemoteGenerator(self._model, self.tokenizer, self._window)
         eos = self.tokenizer.decode([self.eot_token_id])
 
-        def ask(request: Any) -> str:
+        def text_of(request: Any) -> str:
             settings: dict[str, Any] = dict(normalize_gen_kwargs(request.args[1], 256))
             until, length = [*settings.pop("until", []), eos], settings.pop("max_gen_toks")
             tokens = self.tok_encode(request.args[0])[-(self._window - length) :]
             named = {key: settings[key] for key in ("temperature", "top_p") if key in settings}
             return generator.complete(tokens, until, length, 1, **{"temperature": 0.0, **named})[0]
 
-        return self._model.each(ask, list(requests), self._progress, "answers written")
+        return self._model.each(text_of, list(requests), self._progress, "answers written")
 
     def loglikelihood_rolling(self, requests: Any, disable_tqdm: bool = True) -> list[float]:
         """Raises NotImplementedError: text is scored with the model in this process."""

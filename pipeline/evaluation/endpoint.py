@@ -1,4 +1,4 @@
-"""Asking a chat model behind an OpenAI-compatible endpoint (`POST <url>/chat/completions`), with patience.
+"""Asking an OpenAI-compatible endpoint with patience, and a chat model behind one (`POST <url>/chat/completions`).
 
 The key is read from an environment variable when it is sent, and never stands in a file, an artifact or a message.
 """
@@ -104,57 +104,79 @@ class ChatModel:
     def ask(self, messages: Sequence[Mapping[str, str]], accept: Callable[[str], T]) -> T:
         """What `accept` makes of the model's answer; it raises UnusableError for an answer that will not do.
 
-        Raises:
-            RefusedError: the request can never succeed.
-            UnusableError: answers came, but none that would do; the last one's error.
-            UnreachableError: no attempt was answered.
+        Raises what `ask` raises.
         """
-        unusable: UnusableError | None = None
-        failure: Exception | None = None
-        for attempt in range(self.endpoint.num_attempts):
-            if attempt:
-                self.sleep(self._wait(attempt, failure))
-            try:
-                return accept(self._once(messages))
-            except UnusableError as error:
-                unusable, failure = error, None
-            except (requests.RequestException, _PassingError) as error:
-                failure = error
-        if unusable is not None:
-            raise unusable
-        attempts = f"{self.endpoint.num_attempts} attempt{'s' if self.endpoint.num_attempts > 1 else ''}"
-        message = f"{self.endpoint.url} gave no answer in {attempts}: {self._safe(failure)}"
-        raise UnreachableError(message) from None  # the cause could repeat the key
+        body = {
+            "model": self.model,
+            "messages": [dict(message) for message in messages],
+            "temperature": self.temperature,
+            "max_tokens": self.max_tokens,
+        }
+        return ask(self.endpoint, "chat/completions", body, lambda reply: accept(_content(reply)), self.sleep)
 
-    def _once(self, messages: Sequence[Mapping[str, str]]) -> str:
-        key = self.endpoint.key()
-        response = requests.post(
-            f"{self.endpoint.url.rstrip('/')}/chat/completions",
-            json={
-                "model": self.model,
-                "messages": [dict(message) for message in messages],
-                "temperature": self.temperature,
-                "max_tokens": self.max_tokens,
-            },
-            headers={"Authorization": f"Bearer {key}"} if key else {},
-            timeout=self.endpoint.timeout_s,
-            allow_redirects=False,  # a key is meant for the address it was given for
-        )
-        if response.status_code >= 500 or response.status_code in PASSING:
-            raise _PassingError(response)
-        if response.status_code != 200:
-            raise RefusedError(f"{self.endpoint.url} refused with {self._safe(_PassingError(response))}")
-        return _content(response)
 
-    def _wait(self, attempt: int, failure: Exception | None) -> float:
-        own = self.endpoint.wait_s * 2 ** (attempt - 1)
-        asked = failure.retry_after_s if isinstance(failure, _PassingError) else 0.0
-        return min(max(own, asked), self.endpoint.max_wait_s)
+def ask(
+    endpoint: Endpoint,
+    path: str,
+    body: Mapping[str, Any],
+    accept: Callable[[requests.Response], T],
+    sleep: Callable[[float], None],
+) -> T:
+    """What `accept` makes of the reply to one question; it raises UnusableError for a reply that will not do.
 
-    def _safe(self, error: object) -> str:
-        """The error's words without the key, which some services repeat."""
-        text, key = str(error), os.environ.get(self.endpoint.key_variable or "")
-        return (text.replace(key, "***") if key else text)[:SHOWN]
+    Args:
+        path: what stands behind the endpoint's url.
+        sleep: waits so many seconds.
+
+    Raises:
+        RefusedError: the request can never succeed.
+        UnusableError: replies came, but none that would do; the last one's error.
+        UnreachableError: no attempt was answered.
+    """
+    unusable: UnusableError | None = None
+    failure: Exception | None = None
+    for attempt in range(endpoint.num_attempts):
+        if attempt:
+            sleep(_wait(endpoint, attempt, failure))
+        try:
+            return accept(_reply(endpoint, path, body))
+        except UnusableError as error:
+            unusable, failure = error, None
+        except (requests.RequestException, _PassingError) as error:
+            failure = error
+    if unusable is not None:
+        raise unusable
+    attempts = f"{endpoint.num_attempts} attempt{'s' if endpoint.num_attempts > 1 else ''}"
+    message = f"{endpoint.url} gave no answer in {attempts}: {_safe(endpoint, failure)}"
+    raise UnreachableError(message) from None  # the cause could repeat the key
+
+
+def _reply(endpoint: Endpoint, path: str, body: Mapping[str, Any]) -> requests.Response:
+    key = endpoint.key()
+    response = requests.post(
+        f"{endpoint.url.rstrip('/')}/{path}",
+        json=dict(body),
+        headers={"Authorization": f"Bearer {key}"} if key else {},
+        timeout=endpoint.timeout_s,
+        allow_redirects=False,  # a key is meant for the address it was given for
+    )
+    if response.status_code >= 500 or response.status_code in PASSING:
+        raise _PassingError(response)
+    if response.status_code != 200:
+        raise RefusedError(f"{endpoint.url} refused with {_safe(endpoint, _PassingError(response))}")
+    return response
+
+
+def _wait(endpoint: Endpoint, attempt: int, failure: Exception | None) -> float:
+    own = endpoint.wait_s * 2 ** (attempt - 1)
+    asked = failure.retry_after_s if isinstance(failure, _PassingError) else 0.0
+    return min(max(own, asked), endpoint.max_wait_s)
+
+
+def _safe(endpoint: Endpoint, error: object) -> str:
+    """The error's words without the key, which some services repeat."""
+    text, key = str(error), os.environ.get(endpoint.key_variable or "")
+    return (text.replace(key, "***") if key else text)[:SHOWN]
 
 
 class _PassingError(Exception):

@@ -95,8 +95,8 @@ def test_passing_failures_and_garbage_are_asked_again(up, tokenizer):
 @pytest.mark.parametrize(
     ("failures", "error", "message"),
     [
-        ([(401, "wrong key")], RefusedError, "HTTP 401: wrong key"),
-        ([(500, "down")] * 3, UnreachableError, "no answer in 3 attempts: HTTP 500: down"),
+        ([(401, "wrong key")], RefusedError, "HTTP 401 Unauthorized: wrong key"),
+        ([(500, "down")] * 3, UnreachableError, "no answer in 3 attempts: HTTP 500 Internal Server Error: down"),
         ([(200, '{"choices": [{"text": "a"}, {"text": "b"}]}')] * 3, UnusableError, "2 texts, 1 were asked for"),
         ([(200, '{"error": "x"}')] * 3, UnusableError, "no completion"),
     ],
