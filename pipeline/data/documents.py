@@ -96,7 +96,7 @@ class HubDataset:
     def rows(self, locate: Locate, listing: Listing) -> Iterator[Row | Rejected]:
         """Rows in the dataset's order; `locate` is not asked, the hub's own cache is used.
 
-        Raises ValueError if the hub cannot be reached, saying what to download where it can.
+        Raises HubError if the hub cannot be reached.
         """
         place = Repository(self.source["repo"], self.source["revision"])
         if self.files is None:

@@ -16,6 +16,14 @@ _COMMIT = re.compile(r"[0-9a-f]{40}")
 _BUFFER_BYTES = 8 << 20
 
 
+class HubError(ValueError):
+    """A dataset cannot be had from the hub; the message says why, and what to do on a machine without a network."""
+
+    def __init__(self, message: str, repo: str, revision: str) -> None:
+        super().__init__(message)
+        self.repo, self.revision = repo, revision
+
+
 def check_format(files: str) -> None:
     """Raise ValueError if a glob over data files does not show their format."""
     if not any(marker in files for marker in _FORMATS):
@@ -38,7 +46,7 @@ class Repository:
         """The rows of all data files that the glob `files` means, by file name; row ids are `file#i`.
 
         streaming: read from the hub as the rows are asked for; otherwise the files are in the hub's cache first.
-        Raises ValueError if they cannot be had, or if there are none.
+        Raises HubError if they cannot be had, ValueError if there are none.
         """
         if (folder := Path(self.repo)).is_dir():
             yield from _local_rows(folder, files, self.repo)
@@ -51,13 +59,13 @@ class Repository:
         except Exception as error:
             if not _is_of_network(error):
                 raise
-            raise ValueError(self.advice(error, files)) from error
+            raise self._error(error, files) from error
 
     def load(self, name: str | None, split: str, streaming: bool) -> Iterator[Row | Rejected]:
         """The rows of a configuration and split, by the `datasets` library; row ids are `repo#i`.
 
         What it cannot read, such as files of different columns, is one rejected row and the end.
-        Raises ValueError if the dataset cannot be had.
+        Raises HubError if the dataset cannot be had.
         """
         import datasets
 
@@ -66,13 +74,13 @@ class Repository:
         except Exception as error:
             if not _is_of_network(error):
                 raise
-            raise ValueError(self.advice(error, None)) from error
+            raise self._error(error, None) from error
         yield from self._until_broken(iter(found))
 
     def commit(self) -> str:
         """The commit that the revision stands for now, asked of the hub if it is no commit itself.
 
-        Raises ValueError if the hub cannot be reached.
+        Raises HubError if the hub cannot be reached.
         """
         if is_commit(self.revision) or Path(self.repo).is_dir():
             return self.revision
@@ -81,12 +89,11 @@ class Repository:
         try:
             return str(HfApi().dataset_info(self.repo, revision=self.revision).sha)
         except Exception as error:
-            raise ValueError(self.advice(error, None)) from error
+            raise self._error(error, None) from error
 
-    def advice(self, error: BaseException, files: str | None) -> str:
-        """What was not found, why, and what to do on a machine without a network."""
+    def _error(self, error: BaseException, files: str | None) -> HubError:
         include = f" --include {files!r}" if files else ""
-        return (
+        message = (
             f"dataset {self.repo} at revision {self.revision} cannot be had from the hub: "
             f"{type(error).__name__}: {str(error).strip()[:300]}\n"
             f"Without network here: on a machine with one run\n"
@@ -94,6 +101,7 @@ class Repository:
             f"and copy the folder datasets--{self.repo.replace('/', '--')} of ~/.cache/huggingface/hub here.\n"
             "A gated dataset needs an accepted licence and `hf auth login`."
         )
+        return HubError(message, self.repo, self.revision)
 
     def _reachable(self) -> Any:
         """The hub as a file system, or None where it cannot be reached: then what was downloaded before is used."""
@@ -130,7 +138,7 @@ class Repository:
                 return
             except Exception as error:
                 if _is_of_network(error):
-                    raise ValueError(self.advice(error, None)) from error
+                    raise self._error(error, None) from error
                 reason = f"not readable by datasets ({type(error).__name__})"
                 yield Rejected(f"{self.repo}#{number}", reason, f"after {number} rows: {error}")
                 return

@@ -11,9 +11,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from pipeline.data.conversations import Chat, checked
-from pipeline.data.documents import HubDataset, RowSource
+from pipeline.data.documents import RowSource
 from pipeline.data.files import Listing, Locate
 from pipeline.data.formats import Rejected, Row
+from pipeline.data.hub import HubError
 from pipeline.evaluation.base import Inputs
 
 Rows = list[dict[str, Any]]
@@ -150,12 +151,8 @@ def read_rows(origin: RowSource, inputs: Inputs) -> Rows:
     """
     try:
         rows = list(origin.rows(inputs.locate, inputs.listing))
-    except OSError as error:  # no network, offline mode and an unknown repository are all of this kind
-        if not isinstance(origin, HubDataset):
-            raise
-        repo, revision = origin.source["repo"], origin.source["revision"]
-        reason = str(error).strip().partition("\n")[0]
-        raise ValueError(f"{repo} cannot be loaded from the hub ({reason}); {download(repo, revision)}") from error
+    except HubError as error:
+        raise ValueError(f"{error}\nOr {download(error.repo, error.revision)}") from error
     return [dict(row.fields) for row in _readable(rows)]
 
 

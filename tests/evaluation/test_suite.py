@@ -181,7 +181,7 @@ def test_a_hub_that_cannot_be_reached_says_what_to_download(inputs, monkeypatch)
 
     monkeypatch.setattr(datasets, "load_dataset", load_dataset)
     origin = HubDataset({"kind": "hub", "repo": "openai/gsm8k", "revision": "abc"}, "main", "test", None, False, None)
-    with pytest.raises(ValueError, match=r"hf download openai/gsm8k .*--revision abc"):
+    with pytest.raises(ValueError, match=r"hf download openai/gsm8k [^\n]*--revision abc [^\n]*items=mirror"):
         read_rows(origin, inputs)
 
 
