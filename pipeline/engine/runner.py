@@ -26,7 +26,7 @@ from pipeline.engine.hashes import HashCache
 from pipeline.engine.locks import building
 from pipeline.engine.outlook import outlooks
 from pipeline.engine.signals import grace_s, termination_as_interrupt
-from pipeline.engine.supervise import Outcome, explain, supervise
+from pipeline.engine.supervise import Outcome, explain, supervise_stage
 
 STAGES = "stages"
 TOLD_BYTES = 1 << 30
@@ -233,14 +233,7 @@ class _Run:
         else:
             for command in launch.elsewhere(stage.__name__, directories, settings):
                 self.display.message(f"to be started on another machine: {command}")
-            outcome = supervise(
-                launch.command(stage.__name__, directories, settings),
-                launch.environment(settings),
-                directories[0] / artifact.LOG,
-                grace_s(settings),
-                tracker,
-                self.display.message,
-            )
+            outcome = supervise_stage(stage.__name__, directories, settings, tracker, self.display.message)
         if left := [one for one in directories if not artifact.is_committed(artifact.final(one))]:
             if outcome.stopped and not outcome.failure:
                 raise Interrupted(outcome.stopped)

@@ -20,11 +20,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
-from pipeline.engine import artifact, launch
+from pipeline.engine import artifact
 from pipeline.engine.context import PROGRESS
 from pipeline.engine.errors import ConfigError
 from pipeline.engine.signals import grace_s
-from pipeline.engine.supervise import Event, Outcome, supervise, take
+from pipeline.engine.supervise import Event, Outcome, supervise_stage, take
 
 POLL_S = 0.5
 PORT = 29500
@@ -51,14 +51,7 @@ class Task:
             "main_address": f"{job.hostnames[0]}:{PORT}",
         }
         directories = [Path(one) for one in self.directories]
-        outcome = supervise(
-            launch.command(self.module, directories, settings),
-            launch.environment(settings),
-            directories[0] / artifact.LOG,
-            grace_s(settings),
-            _say,
-            print,
-        )
+        outcome = supervise_stage(self.module, directories, settings, _say, print)
         if outcome.failure:
             _say(outcome.failure)
         elif outcome.stopped:

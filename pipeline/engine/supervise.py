@@ -13,9 +13,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any
 
-from pipeline.engine import artifact
+from pipeline.engine import artifact, launch
 from pipeline.engine.context import PROGRESS
 from pipeline.engine.processes import Tree
+from pipeline.engine.signals import grace_s
 
 Event = dict[str, Any]
 TICK_S = 0.2
@@ -71,6 +72,18 @@ def supervise(
             tree.kill()
             outcome.status = process.wait()
     return outcome
+
+
+def supervise_stage(
+    module: str,
+    directories: Sequence[Path],
+    settings: Mapping[str, Any],
+    on_event: Callable[[Event], None],
+    tell: Callable[[str], None],
+) -> Outcome:
+    """`supervise` over the launch of a stage's nodes as `launch` settings ask for it; raises what `supervise` does."""
+    command, environment = launch.command(module, directories, settings), launch.environment(settings)
+    return supervise(command, environment, directories[0] / artifact.LOG, grace_s(settings), on_event, tell)
 
 
 def explain(outcome: Outcome, directory: Path) -> tuple[str, list[str]]:

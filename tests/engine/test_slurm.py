@@ -132,7 +132,9 @@ def test_every_machine_of_a_job_knows_its_place(tmp_path, monkeypatch):
     commands = []
     place = SimpleNamespace(num_nodes=2, node=1, hostnames=["first", "second"])
     monkeypatch.setattr(submitit, "JobEnvironment", lambda: place)
-    monkeypatch.setattr(slurm, "supervise", lambda command, *rest: commands.append(command) or slurm.Outcome())
+    monkeypatch.setattr(
+        "pipeline.engine.supervise.supervise", lambda command, *rest: commands.append(command) or slurm.Outcome()
+    )
     slurm.Task("stages.x", (str(tmp_path / "a.partial"),), {"num_processes": 16})()
     text = " ".join(commands[0])
     assert "--num_processes 16 --num_machines 2 --machine_rank 1 --main_process_ip first" in text
