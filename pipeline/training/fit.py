@@ -12,7 +12,7 @@ import torch
 
 from pipeline.models import load
 from pipeline.models.blocks import decoder_blocks
-from pipeline.models.directory import read_expansion
+from pipeline.models.directory import read_config, read_expansion
 from pipeline.models.save import as_stored, save_trained, tensor_hashes
 from pipeline.training.attention import choose_attention
 from pipeline.training.blocks import choose_compile, prepare_blocks
@@ -25,7 +25,7 @@ from pipeline.training.loss import PackedLoss, check_isolation, head_is_plain
 from pipeline.training.optim import build_adamw
 from pipeline.training.peak import peak
 from pipeline.training.preflight import check_labels, expected_memory, probe, shortage_explained
-from pipeline.training.quantised import quantise_frozen, quantised_tensors
+from pipeline.training.quantised import held_tensors, hold_frozen
 from pipeline.training.runtime import Row, RowStream, Runtime
 from pipeline.training.settings import Settings
 from pipeline.training.strategy import Strategy
@@ -111,7 +111,7 @@ def _accelerator(settings: Settings, runtime: Runtime, device: Device) -> Any:
 def _prepare(
     accelerator: Any, source: Path, strategy: Strategy, settings: Settings, num_steps: int, device: Device
 ) -> _Prepared:
-    loaded = load(source, dtype=_dtype(settings))
+    loaded = load(source, dtype=_loaded_dtype(source, settings))
     loaded.config.use_cache = False
     plain_head = head_is_plain(loaded)
     check_isolation(loaded)
@@ -124,7 +124,9 @@ def _prepare(
     counts, cost = _counts(model), count_cost(loaded)
     if settings.frozen_dtype:
         _check_unsharded(settings.frozen_dtype, device.layout.sharding)
-        quantise_frozen(model, settings.frozen_dtype)
+        hold_frozen(model, settings.frozen_dtype)
+        for parameter in model.parameters():
+            parameter.data = parameter.data.to(torch.float32 if parameter.requires_grad else _dtype(settings))
     model.train()
     # A product and a sum for each weight and token, forwards and backwards.
     num_flops = 4.0 * counts["num_parameters"] * num_steps * settings.batch_size * settings.seq_len
@@ -141,7 +143,7 @@ def _prepare(
         ),
     )
     # These very parameters: a sharded model shows others in their place as long as a unit is gathered.
-    frozen = {name: p for name, p in model.named_parameters() if not p.requires_grad} | quantised_tensors(model)
+    frozen = {name: p for name, p in model.named_parameters() if not p.requires_grad} | held_tensors(model)
     facts = {**counts, "attention": attention, "compiled": compiled}
     return _Prepared(loaded, model, loss_model, optimizer, trainable, frozen, cost, facts)
 
@@ -207,6 +209,12 @@ def audit_frozen(before: Mapping[str, str], after: Mapping[str, str]) -> None:
     moved = sorted(name for name in before if after.get(name) != before[name])
     if moved:
         raise ValueError(f"{len(moved)} frozen tensors changed during training: {', '.join(moved[:4])}")
+
+
+def _loaded_dtype(source: Path, settings: Settings) -> torch.dtype:
+    """As saved where that is how frozen weights are held, so that they never stand in memory in more bits."""
+    is_saved_so = "bfloat16" in (read_config(source).get(key) for key in ("dtype", "torch_dtype"))
+    return torch.bfloat16 if settings.frozen_dtype == "bf16" and is_saved_so else _dtype(settings)
 
 
 def _dtype(settings: Settings) -> torch.dtype:

@@ -70,7 +70,7 @@ def forecast(
         num_parameters=shape.num_parameters + (trains.num_trainable(shape) if trains.way == "lora" else 0),
         num_trainable=trains.num_trainable(shape),
         cost=cost_of(shape, trains),
-        memory=memory_of(shape, trains, settings.seq_len, settings.precision, Knobs.of(launch)),
+        memory=memory_of(shape, trains, settings.seq_len, settings.precision, Knobs.of(launch), settings.frozen_dtype),
         seq_len=settings.seq_len,
         batch_size=settings.batch_size,
         num_steps=steps,

@@ -13,6 +13,7 @@ from typing import Any
 
 from pipeline.models.shape import Block, Shape
 from pipeline.training.flops import Trains, first_trainable
+from pipeline.training.settings import FROZEN_BYTES
 
 FP32 = 4
 ADAM_MOMENTS = 2
@@ -23,7 +24,7 @@ class Memory:
     """Bytes on one process.
 
     Attributes:
-        frozen: weights that do not train, in the precision of the run.
+        frozen: weights that do not train, in the precision of the run or the form in which they are held.
         master: fp32 weights of what trains.
         gradients, optimizer: fp32, of what trains; the two moments of AdamW.
         activations: what the backward pass needs, at the moment when all of it is there.
@@ -69,8 +70,13 @@ class Knobs:
         )
 
 
-def memory_of(shape: Shape, trains: Trains, seq_len: int, precision: str, knobs: Knobs) -> Memory:
-    """The memory of training a model of this shape on rows of `seq_len` tokens; `precision` is fp32 or bf16."""
+def memory_of(
+    shape: Shape, trains: Trains, seq_len: int, precision: str, knobs: Knobs, frozen_dtype: str | None = None
+) -> Memory:
+    """The memory of training a model of this shape on rows of `seq_len` tokens; `precision` is fp32 or bf16.
+
+    `frozen_dtype` is the form in which the matrices of frozen blocks are held, or None.
+    """
     item = FP32 if precision == "fp32" else 2
     trainable = trains.num_trainable(shape)
     frozen = 0 if trains.way == "full" else shape.num_parameters - (trainable if trains.way == "new_blocks" else 0)
@@ -80,8 +86,9 @@ def memory_of(shape: Shape, trains: Trains, seq_len: int, precision: str, knobs:
     # A head that trains has its gradient formed with the loss.
     head = shape.vocab * shape.hidden * FP32 if trains.way == "full" else 0
     shards = knobs.shards
+    held = _frozen_matrices(shape, trains) if frozen_dtype else 0
     return Memory(
-        frozen=frozen * item // shards,
+        frozen=int((frozen - held) * item + held * FROZEN_BYTES.get(frozen_dtype or "", 0)) // shards,
         master=trainable * FP32 // shards,
         gradients=trainable * FP32 // shards,
         optimizer=trainable * FP32 * ADAM_MOMENTS // shards,
@@ -119,6 +126,12 @@ def _kept(block: Block, shape: Shape, trains: Trains, item: int) -> int:
     if trains.way == "lora":
         features += trains.rank * len(block.matrices)
     return 2 * hidden * FP32 + features * item
+
+
+def _frozen_matrices(shape: Shape, trains: Trains) -> int:
+    """Parameters of linear layers in blocks where nothing trains."""
+    frozen = (block for block in shape.blocks if not trains.weights_of(block))
+    return sum(m.num_stored for block in frozen for m in block.matrices if m.linear)
 
 
 def _learning_matrices(shape: Shape, trains: Trains) -> int:

@@ -19,6 +19,7 @@ from pipeline.training.flops import Trains
 from pipeline.training.forecast import size
 from pipeline.training.loss import IGNORED
 from pipeline.training.memory import ADAM_MOMENTS, FP32, Knobs, Memory, memory_of
+from pipeline.training.quantised import held_tensors
 from pipeline.training.settings import Settings
 
 SMALLEST_CHUNK = 128
@@ -73,7 +74,7 @@ def expected_memory(source: Path, strategy: Any, settings: Settings, knobs: Knob
     shape, trains = read_shape(source), Trains.of({"_target_": type(strategy).__name__, **vars(strategy)})
     if shape is None or trains is None or not trains.fits(shape):
         return None
-    return memory_of(shape, trains, settings.seq_len, settings.precision, knobs)
+    return memory_of(shape, trains, settings.seq_len, settings.precision, knobs, settings.frozen_dtype)
 
 
 def check_state(trainable: Mapping[str, torch.Tensor], model: torch.nn.Module, limit: int, knobs: Knobs) -> None:
@@ -82,7 +83,7 @@ def check_state(trainable: Mapping[str, torch.Tensor], model: torch.nn.Module, l
     Args:
         limit: bytes; see `limit_bytes`.
     """
-    weights = sum(own_part(p).nbytes for p in model.parameters())
+    weights = sum(own_part(t).nbytes for t in (*model.parameters(), *held_tensors(model).values()))
     learned = sum(own_part(p).numel() for p in trainable.values()) * FP32 * (1 + ADAM_MOMENTS)
     if weights + learned > limit:
         raise ValueError(

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import importlib.util
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any
 
 from pipeline.typed import check_fields
+
+FROZEN_BYTES = {"bf16": 2.0, "int8": 1 + 4 / 256, "nf4": 1 / 2 + 4 / 64}
+"""Bytes that a frozen weight takes in each form, its share of the scales included."""
 
 
 @dataclass(frozen=True)
@@ -58,8 +62,9 @@ class Settings:
                 raise ValueError(f"{key}={value} must be more than 0")
         if self.precision not in ("fp32", "bf16"):
             raise ValueError(f"precision={self.precision!r} is not known; use fp32 or bf16")
-        if self.frozen_dtype not in (None, "int8", "nf4"):
-            raise ValueError(f"frozen_dtype={self.frozen_dtype!r} is not known; use null, int8 or nf4")
+        check_frozen_dtype(self.frozen_dtype)
+        if self.frozen_dtype == self.precision:
+            raise ValueError("precision=bf16 holds what does not train in bf16 already; set frozen_dtype to null")
         if not 0 <= self.warmup_ratio < 1:
             raise ValueError(f"warmup_ratio={self.warmup_ratio} must be at least 0 and less than 1")
         for key in ("lr", "max_grad_norm", "eps", "spike_window"):
@@ -96,3 +101,13 @@ class Settings:
                 f"seq_len={self.seq_len} is more than the model's maximum of {max_position_embeddings} tokens; "
                 f"use at most {max_position_embeddings}"
             )
+
+
+def check_frozen_dtype(form: str | None) -> None:
+    """Raise ValueError for an unknown form, or where it needs bitsandbytes and that is missing."""
+    if form in (None, "bf16"):
+        return
+    if form not in FROZEN_BYTES:
+        raise ValueError(f"frozen_dtype={form!r} is not known; use null, bf16, int8 or nf4")
+    if importlib.util.find_spec("bitsandbytes") is None:
+        raise ValueError(f'frozen_dtype={form} needs bitsandbytes: pip install -e ".[quant]"')

@@ -1,4 +1,4 @@
-"""The launch knobs that tests of training start from: the defaults, on a CPU, without what only takes time."""
+"""What tests of training start from: the default launch knobs on a CPU, and the settings of a short run."""
 
 from pathlib import Path
 
@@ -6,3 +6,9 @@ import yaml
 
 DEFAULTS = yaml.safe_load((Path(__file__).parents[2] / "conf" / "launch" / "local.yaml").read_text())
 LAUNCH = {**DEFAULTS, "cpu": True, "checkpoint_every_s": 0, "loss_chunk": 64, "compile": False, "preflight": False}
+SETTINGS = {
+    "seq_len": 64, "batch_size": 4, "num_steps": 6, "num_tokens": None, "num_epochs": None, "lr": 1e-2,
+    "min_lr_ratio": 0.0, "warmup_ratio": 0.1, "weight_decay": 0.1, "betas": [0.9, 0.95], "eps": 1e-8,
+    "max_grad_norm": 1.0, "spike_sigmas": 6.0, "spike_window": 128, "max_skipped_steps": 3, "precision": "fp32",
+    "frozen_dtype": None, "seed": 0, "validate_every": 3, "validation_tokens": 128,
+}  # fmt: skip

@@ -34,12 +34,7 @@ from tests.training import knobs
 
 LAUNCH = {**knobs.LAUNCH, "micro_batch": 1}
 # Three rows over two processes: one of them has a row less. Labels are of very different number from row to row.
-SETTINGS = {
-    "seq_len": 64, "batch_size": 3, "num_steps": 8, "num_tokens": None, "num_epochs": None, "lr": 1e-2,
-    "min_lr_ratio": 0.0, "warmup_ratio": 0.1, "weight_decay": 0.1, "betas": [0.9, 0.95], "eps": 1e-8,
-    "max_grad_norm": 1.0, "spike_sigmas": 6.0, "spike_window": 128, "max_skipped_steps": 0, "precision": "fp32",
-    "frozen_dtype": None, "seed": 0, "validate_every": 3, "validation_tokens": 128,
-}  # fmt: skip
+SETTINGS = {**knobs.SETTINGS, "batch_size": 3, "num_steps": 8, "max_skipped_steps": 0}
 STRATEGIES = {"new_blocks": NewBlocks, "full": Full, "lora": lambda: Lora(4, 8, 0.0, "all-linear")}
 
 

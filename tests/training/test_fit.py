@@ -18,7 +18,7 @@ from pipeline.training.fit import audit_frozen, fit
 from pipeline.training.runtime import StoppedError
 from pipeline.training.settings import Settings
 from pipeline.training.strategy import Full, Lora, NewBlocks
-from tests.training.knobs import LAUNCH
+from tests.training.knobs import LAUNCH, SETTINGS
 
 
 def grown(directory, target):
@@ -41,13 +41,7 @@ def store():
 
 
 def settings(**changes):
-    base = {
-        "seq_len": 64, "batch_size": 4, "num_steps": 6, "num_tokens": None, "num_epochs": None, "lr": 1e-2,
-        "min_lr_ratio": 0.0, "warmup_ratio": 0.1, "weight_decay": 0.1, "betas": [0.9, 0.95], "eps": 1e-8,
-        "max_grad_norm": 1.0, "spike_sigmas": 6.0, "spike_window": 128, "max_skipped_steps": 3, "precision": "fp32",
-        "frozen_dtype": None, "seed": 0, "validate_every": 3, "validation_tokens": 128,
-    }  # fmt: skip
-    return Settings(**{**base, **changes})
+    return Settings(**{**SETTINGS, **changes})
 
 
 def train(source, run, store, strategy=None, stop_after=None, launch=None, seed=0, **changes):
@@ -97,6 +91,15 @@ def test_a_base_in_fewer_bits_is_saved_as_it_was(expanded, store, tmp_path, form
     new = set(read_expansion(expanded)["new_parameters"])
     assert {n for n in before if not torch.equal(before[n], after[n])} == new
     assert metrics["val_loss"] < metrics["val_loss_before"]
+
+
+@pytest.mark.parametrize("launch", [{}, {"checkpointing": "full"}, {"compile": True}], ids=lambda x: str(*x))
+def test_a_base_held_in_bf16_gives_the_bits_of_fp32(expanded, store, tmp_path, launch):
+    """The base is stored in bf16, so nothing is rounded."""
+    train(expanded, tmp_path / "plain", store, launch=launch)
+    train(expanded, tmp_path / "held", store, launch=launch, frozen_dtype="bf16")
+    assert losses(tmp_path / "held") == losses(tmp_path / "plain")
+    assert same(weights(tmp_path / "held"), weights(tmp_path / "plain"))
 
 
 @pytest.mark.parametrize(
@@ -207,7 +210,7 @@ def test_the_audit_names_a_frozen_tensor_that_moved():
         ({"num_tokens": 5}, "exactly one of"),
         ({"seq_len": 0}, "seq_len=0 must be more than 0"),
         ({"precision": "fp8"}, "use fp32 or bf16"),
-        ({"frozen_dtype": "int3"}, "use null, int8 or nf4"),
+        ({"frozen_dtype": "int3"}, "use null, bf16, int8 or nf4"),
         ({"lr": 0}, "lr=0 must be more than 0"),
         ({"warmup_ratio": 1.0}, "warmup_ratio"),
     ],

@@ -20,10 +20,8 @@ from tests.training import knobs
 
 LAUNCH = {**knobs.LAUNCH, "checkpoint_every_s": 1e9, "keep_checkpoints": 1}
 SETTINGS = {
-    "seq_len": 32, "batch_size": 2, "num_steps": 2, "num_tokens": None, "num_epochs": None, "lr": 1e-2,
-    "min_lr_ratio": 0.0, "warmup_ratio": 0.0, "weight_decay": 0.1, "betas": [0.9, 0.95], "eps": 1e-8,
-    "max_grad_norm": 1e9, "spike_sigmas": None, "spike_window": 8, "max_skipped_steps": 0, "precision": "fp32",
-    "frozen_dtype": None, "seed": 0, "validate_every": 10, "validation_tokens": 32,
+    **knobs.SETTINGS, "seq_len": 32, "batch_size": 2, "num_steps": 2, "warmup_ratio": 0.0, "max_grad_norm": 1e9,
+    "spike_sigmas": None, "validate_every": 10, "validation_tokens": 32,
 }  # fmt: skip
 
 

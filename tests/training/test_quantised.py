@@ -10,7 +10,8 @@ from pipeline.models import load
 from pipeline.models.blocks import decoder_blocks
 from pipeline.models.directory import read_expansion
 from pipeline.training.loss import PackedLoss
-from pipeline.training.quantised import QuantisedLinear, check_quantisation, quantise_frozen, quantised_tensors
+from pipeline.training.quantised import HalfLinear, HeldLinear, QuantisedLinear, held_tensors, hold_frozen
+from pipeline.training.settings import check_frozen_dtype
 from pipeline.training.strategy import Lora, NewBlocks
 
 WIDE = {"hidden_size": 128, "intermediate_size": 256, "max_position_embeddings": 64}
@@ -25,15 +26,16 @@ def grown(make_model, tmp_path_factory):
 
 
 def test_without_bitsandbytes_the_extra_is_named(monkeypatch):
-    monkeypatch.setitem(__import__("sys").modules, "bitsandbytes", None)
-    check_quantisation(None)
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    check_frozen_dtype(None)
+    check_frozen_dtype("bf16")
     with pytest.raises(ValueError, match=r'frozen_dtype=nf4 needs bitsandbytes: pip install -e "\.\[quant\]"'):
-        check_quantisation("nf4")
+        check_frozen_dtype("nf4")
 
 
 def test_an_unknown_form():
-    with pytest.raises(ValueError, match="use null, int8 or nf4"):
-        check_quantisation("int3")
+    with pytest.raises(ValueError, match="use null, bf16, int8 or nf4"):
+        check_frozen_dtype("int3")
 
 
 @pytest.mark.parametrize(("form", "error"), [("int8", 0.02), ("nf4", 0.12)])
@@ -55,18 +57,32 @@ def test_a_layer_is_its_rounded_weight(form, error, dtype):
     torch.testing.assert_close(got, expected, rtol=1e-6, atol=1e-6)
 
 
-@pytest.mark.parametrize(("form", "bits"), [("int8", 8.2), ("nf4", 4.6)])
+@pytest.mark.parametrize("bias", [True, False])
+def test_a_layer_in_bf16_is_the_plain_layer_to_the_bit(bias):
+    torch.manual_seed(0)
+    plain = torch.nn.Linear(128, 64, bias, dtype=torch.bfloat16).float().requires_grad_(False)
+    layer = HalfLinear(plain)
+    assert layer.held.dtype == torch.bfloat16 and not list(layer.named_parameters())[int(bias) :]
+    x = torch.randn(2, 5, 128, requires_grad=True)
+    out, wanted = layer(x), plain(x)
+    assert torch.equal(out, wanted)
+    gradient = torch.randn_like(out)
+    assert torch.equal(*(torch.autograd.grad(o, x, gradient)[0] for o in (out, wanted)))
+
+
+@pytest.mark.parametrize(("form", "bits"), [("bf16", 16), ("int8", 8.2), ("nf4", 4.6)])
 def test_new_blocks_keep_full_precision_and_the_base_shrinks(grown, form, bits):
-    pytest.importorskip("bitsandbytes")
+    if form != "bf16":
+        pytest.importorskip("bitsandbytes")
     model = NewBlocks().apply(load(grown), read_expansion(grown)["module_parameters"])
     before = sum(p.numel() for p in model.parameters())
-    assert quantise_frozen(model, form) == 4 * 7  # four frozen blocks of seven layers
+    assert hold_frozen(model, form) == 4 * 7  # four frozen blocks of seven layers
     frozen = before - sum(p.numel() for p in model.parameters())
-    held = {n: t for n, t in quantised_tensors(model).items() if not n.endswith(".values")}
+    held = {n: t for n, t in held_tensors(model).items() if not n.endswith(".values")}
     assert 8 * sum(t.numel() * t.element_size() for t in held.values()) <= bits * frozen
     positions = {block["position"] for block in read_expansion(grown)["blocks"]}
     for position, block in enumerate(decoder_blocks(model)):
-        assert any(isinstance(m, QuantisedLinear) for m in block.modules()) == (position not in positions)
+        assert any(isinstance(m, HeldLinear) for m in block.modules()) == (position not in positions)
     ids = torch.arange(3, 35)[None]
     PackedLoss(model, True)(ids, ids.roll(-1, 1), torch.arange(32)[None]).backward()
     assert {n for n, p in model.named_parameters() if p.grad is not None} == set(
@@ -77,8 +93,8 @@ def test_new_blocks_keep_full_precision_and_the_base_shrinks(grown, form, bits):
 def test_adapters_and_models_without_a_frozen_block_are_refused(make_model):
     pytest.importorskip("bitsandbytes")
     with pytest.raises(ValueError, match="found no frozen linear layer"):
-        quantise_frozen(load(make_model()), "nf4")
+        hold_frozen(load(make_model()), "nf4")
     loaded = load(make_model())
     Lora(4, 8, 0.0, "all-linear").apply(loaded, [])
     with pytest.raises(ValueError, match="is for strategy new_blocks"):
-        quantise_frozen(loaded, "nf4")
+        hold_frozen(loaded, "nf4")
