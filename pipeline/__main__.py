@@ -20,6 +20,7 @@ from pipeline.engine.errors import EXIT_INTERRUPTED, ConfigError, GateError, Pip
 
 if TYPE_CHECKING:
     from pipeline.engine.build import Cell
+    from pipeline.engine.graph import Node
 
 # Keys that do not change what a cell is, so that they do not name it.
 NOT_IDENTITY = re.compile(
@@ -83,7 +84,8 @@ def run_cell(config: dict[str, Any], name: str, overrides: list[str]) -> str | N
     cell, facts = build.build(config, name, cache)
     targets = cell.targets(config["stage"])
     if config["dry_run"]:
-        print(runner.plan(targets, outputs, cache, facts=facts))
+        report = [] if config["stage"] != "report" else [_report_of(config, {cell.name: cell})]
+        print(runner.plan([*targets, *report], outputs, cache, facts=facts))
         return None
     directories = runner.run(targets, outputs, cache, facts=facts)
     if config["stage"] not in ("evaluate", "report"):
@@ -120,19 +122,27 @@ def verify_resume(config: dict[str, Any]) -> None:
 
 def run_report(config: dict[str, Any]) -> None:
     """Compare all recorded cells of this run whose artifacts are still there, and show the result."""
-    from pipeline.engine import artifact, build, runner
+    from pipeline.engine import artifact, runner
 
     if config["dry_run"]:
         return
     outputs, cache, name = Path(config["paths"]["outputs"]), Path(config["paths"]["cache"]), config["name"]
-    files = (outputs / "runs" / name).glob("*/graph.json")
-    cells = [cell for cell in map(build.load_cell, files) if _is_complete(cell, outputs)]
-    cells.sort(key=lambda cell: (cell.name != "default", _natural(cell.name)))
-    node = build.report_node(config["report"], name, cells, config["launch"])
+    node = _report_of(config, {})
     directory = runner.run([node], outputs, cache)[node.fingerprint]
     page = artifact.publish(directory, outputs / "reports" / name)
     print((directory / "report.md").read_text())
     print(f"report: {page / 'index.html'}")
+
+
+def _report_of(config: dict[str, Any], more: dict[str, Cell]) -> Node:
+    """The report over these cells and all recorded ones whose artifacts are still there."""
+    from pipeline.engine import build
+
+    outputs, name = Path(config["paths"]["outputs"]), config["name"]
+    recorded = map(build.load_cell, (outputs / "runs" / name).glob("*/graph.json"))
+    cells = {cell.name: cell for cell in recorded if _is_complete(cell, outputs)} | more
+    ordered = sorted(cells.values(), key=lambda cell: (cell.name != "default", _natural(cell.name)))
+    return build.report_node(config["report"], name, ordered, config["launch"])
 
 
 def _natural(text: str) -> list[tuple[bool, float, str]]:

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.engine import worker
-from pipeline.engine.build import depth
+from pipeline.engine.build import depth, longest
 from pipeline.engine.outlook import Ahead, Outlook
 
 VERSION = 1
@@ -20,10 +20,8 @@ def check(params: dict[str, Any], facts: dict[str, Any]) -> None:
         raise ValueError(f"model.source.kind={kind!r} is not known; use one of {', '.join(known)}")
     if kind == "local" and facts.get("local_model"):
         from pipeline.models.directory import check_directory
-        from pipeline.models.safetensors_io import has_only_pickles
 
-        if not has_only_pickles(Path(facts["local_model"])):
-            check_directory(Path(facts["local_model"]))
+        check_directory(Path(facts["local_model"]))
 
 
 def outlook(ahead: Ahead) -> Outlook:
@@ -101,16 +99,30 @@ def _from_package(context: worker.Context, own: Path) -> Path:
 def _download(source: dict[str, Any]) -> Path:
     from huggingface_hub import snapshot_download
 
+    from pipeline.data.hub import is_of_network
+
+    repo, revision = source["repo"], source["revision"]
     patterns = ["*.safetensors", "*.json", "*.jinja", "tokenizer*", "*.model", "*.txt", "LICENSE*"]
-    where = Path(snapshot_download(source["repo"], revision=source["revision"], allow_patterns=patterns))
-    if not any(where.glob("*.safetensors")):
-        snapshot_download(source["repo"], revision=source["revision"], allow_patterns=["pytorch_model*"])
+    try:
+        where = Path(snapshot_download(repo, revision=revision, allow_patterns=patterns))
+        if not any(where.glob("*.safetensors")):
+            snapshot_download(repo, revision=revision, allow_patterns=["pytorch_model*"])
+    except Exception as error:
+        if not is_of_network(error):
+            raise
+        raise ValueError(
+            f"model {repo} at revision {revision} cannot be had from the hub: {type(error).__name__}: "
+            f"{str(error).strip()[:300]}\nWithout network here: on a machine with one run\n"
+            f"  hf download {repo} --revision {revision} --local-dir DIR\n"
+            "bring DIR here and use model=local model.source.path=DIR. A gated model needs an accepted licence and "
+            "`hf auth login`."
+        ) from error
     return where
 
 
 def _compare(params: dict[str, Any], config: dict[str, Any]) -> None:
     """The facts that the driver checked a request against must be the model's own."""
-    stated = {"num_blocks": depth(config), "max_position_embeddings": config.get("max_position_embeddings")}
+    stated = {"num_blocks": depth(config), "max_position_embeddings": longest(config)}
     for fact, found in stated.items():
         expected = params.get(fact)
         if expected is not None and found is not None and expected != found:

@@ -148,6 +148,8 @@ def test_the_papers_run(tmp_path):
         "seq_len": 4096, "batch_size": 128, "lr": 2e-5, "warmup_ratio": 0.03,
     }  # fmt: skip
     assert pretrain["strategy"]["_target_"].endswith("NewBlocks") and sft["strategy"]["_target_"].endswith("Full")
+    assert pretrain["spike_sigmas"] is None and sft["spike_sigmas"] is None  # the paper skips no step
+    assert set(cell.benchmarks) >= {"arc_challenge_25", "hellaswag_10", "mmlu_5", "truthfulqa", "gsm8k", "unfair_tos"}
     weights = {s["weight"] for s in cell.data["data/pretrain"].params["data"]["sources"].values()}
     assert weights == {1.0, 1.5}
 

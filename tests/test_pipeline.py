@@ -101,6 +101,9 @@ def test_the_whole_run_in_process(arguments, tmp_path):
     assert len(expand["new_parameters"]) == 18 and pretrain["metrics"]["num_frozen_tensors"] == 38
 
     before = {p: p.stat().st_mtime_ns for p in outputs.rglob("manifest.json")}
+    assert "0 to build" in run([*arguments, "dry_run=true"])
+    planned = run([*arguments, "dry_run=true", "report.confidence=0.9"])
+    assert "1 to build" in planned and "report.confidence" not in planned.partition("report/demo")[0]
     run(arguments)
     assert {p: p.stat().st_mtime_ns for p in outputs.rglob("manifest.json")} == before
 
@@ -164,6 +167,11 @@ def test_another_family_in_an_old_format_goes_all_the_way(arguments, make_model,
     assert trained["metrics"]["num_trainable"] == grown["metrics"]["num_new_parameters"]
 
 
+def pickled(directory):
+    (directory / "tokenizer.json").unlink()
+    (directory / "model.safetensors").rename(directory / "pytorch_model.bin")
+
+
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
@@ -171,8 +179,9 @@ def test_another_family_in_an_old_format_goes_all_the_way(arguments, make_model,
         (lambda d: os.truncate(d / "model.safetensors", 5000), "model.safetensors"),
         (lambda d: (d / "config.json").write_text("{"), "config.json is damaged"),
         (lambda d: (d / "model.safetensors").unlink(), "needs its safetensors weights"),
+        (lambda d: pickled(d), "has no tokenizer"),
     ],
-    ids=["no-tokenizer", "truncated-shard", "damaged-config", "no-weights"],
+    ids=["no-tokenizer", "truncated-shard", "damaged-config", "no-weights", "pickles-without-tokenizer"],
 )
 def test_a_damaged_local_model_is_answered_before_any_work(arguments, make_model, tmp_path, damage, message):
     directory = shutil.copytree(make_model(), tmp_path / "model")

@@ -57,7 +57,7 @@ class Repository:
             else:
                 yield from _local_rows(self._download(files), files, self.repo)
         except Exception as error:
-            if not _is_of_network(error):
+            if not is_of_network(error):
                 raise
             raise self._error(error, files) from error
 
@@ -72,7 +72,7 @@ class Repository:
         try:
             found = datasets.load_dataset(self.repo, name, split=split, revision=self.revision, streaming=streaming)
         except Exception as error:
-            if not _is_of_network(error):
+            if not is_of_network(error):
                 raise
             raise self._error(error, None) from error
         yield from self._until_broken(iter(found))
@@ -111,7 +111,7 @@ class Repository:
         try:
             system.ls(f"datasets/{self.repo}@{self.revision}", detail=False)
         except Exception as error:
-            if not _is_of_network(error):
+            if not is_of_network(error):
                 raise
             return None
         return system
@@ -137,7 +137,7 @@ class Repository:
             except StopIteration:
                 return
             except Exception as error:
-                if _is_of_network(error):
+                if is_of_network(error):
                     raise self._error(error, None) from error
                 reason = f"not readable by datasets ({type(error).__name__})"
                 yield Rejected(f"{self.repo}#{number}", reason, f"after {number} rows: {error}")
@@ -160,7 +160,7 @@ def _no_files(repo: str, files: str) -> str:
     return f"dataset {repo} holds no file that matches files={files!r}; look at its file list and correct the glob"
 
 
-def _is_of_network(error: BaseException) -> bool:
+def is_of_network(error: BaseException) -> bool:
     """Whether something could not be fetched, as against being damaged: errors of the hub, of HTTP and of sockets."""
     kinds = {kind.__name__ for kind in type(error).__mro__}
     known = {

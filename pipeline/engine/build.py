@@ -19,6 +19,7 @@ STAGES = ("base", "data", "expand", "pretrain", "sft", "evaluate", "report")
 ROWS = {"base": "base", "expand": "expanded", "pretrain": "post-pretrained", "sft": "tuned"}
 TRAINING = ("pretrain", "sft")
 DEPTH_KEYS = ("num_hidden_layers", "n_layer", "n_layers", "num_layers")  # in the config.json of one family or another
+LENGTH_KEYS = ("max_position_embeddings", "n_positions", "max_seq_len", "max_sequence_length", "seq_length")  # likewise
 SHAPE = "shape"  # of a model that is not fetched yet: for estimates, not for what is built
 DESCRIPTION = ("title", "group", "note")  # of a benchmark: for the report, not for the evaluation
 
@@ -197,6 +198,12 @@ def depth(config: Mapping[str, Any]) -> int | None:
     return next((section[key] for key in DEPTH_KEYS if key in section), None)
 
 
+def longest(config: Mapping[str, Any]) -> int | None:
+    """How many positions a config.json states, under the name that its family has for it."""
+    section = config.get("text_config", config)
+    return next((section[key] for key in LENGTH_KEYS if key in section), None)
+
+
 def _facts(model: Mapping[str, Any]) -> dict[str, Any]:
     """What is known of the base model before anything is fetched; read from its files where it is local."""
     facts = {key: model.get(key) for key in ("num_blocks", "max_position_embeddings", SHAPE)} | {"expanded": False}
@@ -213,7 +220,7 @@ def _facts(model: Mapping[str, Any]) -> dict[str, Any]:
         except ValueError as error:
             raise ConfigError(f"model.source.path: {file} is damaged: {error}") from error
         facts["num_blocks"] = facts["num_blocks"] or depth(config)
-        facts["max_position_embeddings"] = facts["max_position_embeddings"] or config.get("max_position_embeddings")
+        facts["max_position_embeddings"] = facts["max_position_embeddings"] or longest(config)
         facts["expanded"] = (directory / "expansion.json").is_file()
         facts["local_model"] = str(directory)
         facts["chat_template"] = _has_chat_template(directory)

@@ -11,7 +11,7 @@ from typing import Literal
 
 from pipeline.models.durable import partial_of, sync, write_text
 from pipeline.models.reference import OWN_FILE, REFERENCE_FILE, write_reference
-from pipeline.models.safetensors_io import INDEX_FILE, Planned, Stored, read_index, write_shards
+from pipeline.models.safetensors_io import INDEX_FILE, Planned, Stored, has_only_pickles, read_index, write_shards
 
 CONFIG_FILE = "config.json"
 EXPANSION_FILE = "expansion.json"
@@ -45,6 +45,8 @@ def has_tokenizer(directory: Path) -> bool:
 def check_directory(directory: Path) -> None:
     """Look at a model directory without loading it: config, tokenizer, and every shard's header and length.
 
+    Of checkpoints that are pickles only the tokenizer and the config are looked at.
+
     Raises:
         ValueError: what is missing or damaged, and what to do.
     """
@@ -53,7 +55,8 @@ def check_directory(directory: Path) -> None:
         raise ValueError(
             f"{directory} has no tokenizer (tokenizer.json, tokenizer.model or vocab.json); copy the model's"
         )
-    read_index(directory)
+    if not has_only_pickles(directory):
+        read_index(directory)
 
 
 def copy_side_files(source: Path, target: Path, leave_out: Collection[str] = ()) -> None:

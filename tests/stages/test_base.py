@@ -1,0 +1,47 @@
+"""The base stage: what is known of a model before anything runs, and a hub that cannot be reached."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from pipeline.engine import build
+from stages import base
+
+REVISION = "0" * 40
+
+
+@pytest.mark.parametrize(
+    ("config", "length"),
+    [
+        ({"max_position_embeddings": 64}, 64),
+        ({"n_positions": 64}, 64),
+        ({"text_config": {"max_position_embeddings": 64}, "vision_config": {"max_position_embeddings": 8}}, 64),
+        ({"vocab_size": 3}, None),
+    ],
+)
+def test_how_long_a_row_may_be_is_read_under_each_familys_name(config, length, tmp_path):
+    (tmp_path / "config.json").write_text(json.dumps({"num_hidden_layers": 2, **config}))
+    model = {"source": {"kind": "local", "path": str(tmp_path)}, "num_blocks": None, "max_position_embeddings": None}
+    assert build._facts(model)["max_position_embeddings"] == length
+
+
+def test_a_model_that_the_hub_does_not_give_says_what_to_do(monkeypatch):
+    def refuse(repo, **options):
+        raise ConnectionError("no route to huggingface.co")
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", refuse)
+    with pytest.raises(ValueError, match=rf"some/model at revision {REVISION} cannot be had .*no route") as caught:
+        base._download({"kind": "hub", "repo": "some/model", "revision": REVISION})
+    assert f"hf download some/model --revision {REVISION} --local-dir DIR" in str(caught.value)
+    assert "model=local model.source.path=DIR" in str(caught.value)
+
+
+def test_an_error_that_is_not_the_networks_stays_what_it_is(monkeypatch):
+    def fail(repo, **options):
+        raise KeyError("a mistake")
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", fail)
+    with pytest.raises(KeyError, match="a mistake"):
+        base._download({"kind": "hub", "repo": "some/model", "revision": REVISION})
