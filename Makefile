@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 
-.PHONY: demo install test test-slow lint format types clean
+.PHONY: demo install test test-slow test-network lint format types clean
 
 demo: $(VENV)/.installed
 	$(BIN)/python -m pipeline
@@ -28,6 +28,9 @@ test: $(VENV)/.installed-test lint types
 
 test-slow: $(VENV)/.installed-test
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 -m 'slow and not gpu and not network'
+
+test-network: $(VENV)/.installed-test
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m 'network and not gpu'
 
 lint: $(VENV)/.installed-test
 	$(BIN)/ruff check .
