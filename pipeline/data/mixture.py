@@ -26,7 +26,8 @@ class PackedStream(Iterator[dict[str, np.ndarray]]):
     packing `first_fit`: no span is cut again. A row begins with the oldest of `lookahead` waiting spans and takes the
     longest that still fit (first fit decreasing within a window), and what is left is padding. A pass over a source is
     placed before the next begins, and where all sources of the domain are seen equally often it ends with a row.
-    Text (`overlong=None`) may be packed either way, chats (`overlong` = truncate, skip or split) by `first_fit` only.
+    Text (`overlong=None`) may be packed either way, by `first_fit` if nothing is said, chats (`overlong` = truncate,
+    skip or split) by `first_fit` only.
     `plan` decides a row and `read` fetches its tokens, so that a process can plan all rows and read its own.
 
     weights: multiply a source's own tokens (LLaMA Pro, Table 6: 55B at 1.00 and 22B at 1.50): without `shares`, source
@@ -48,7 +49,7 @@ class PackedStream(Iterator[dict[str, np.ndarray]]):
     ) -> None:
         if seq_len < 2 or lookahead < 1:
             raise ValueError(f"seq_len={seq_len} must be at least 2 and lookahead={lookahead} at least 1")
-        self.packing = packing or ("fill" if overlong is None else "first_fit")
+        self.packing = packing or "first_fit"
         if self.packing not in ("fill", "first_fit") or (self.packing == "fill" and overlong is not None):
             raise ValueError(f"packing={packing!r} must be fill or first_fit, and first_fit for conversations")
         self.stores, self.seq_len, self.overlong, self.lookahead = list(stores), seq_len, overlong, lookahead

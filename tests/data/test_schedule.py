@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import re
 from collections import Counter
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -276,3 +278,12 @@ def test_a_schedule_reaches_its_end_where_rows_have_padding(longest):
         asked = [found["asked"] for found in stream.summary()["shares_by_source"].values()]
         assert asked == pytest.approx(np.mean([stream.mixture.schedule.at(p) for p in np.linspace(0, 1, 99)], axis=0),
                                       abs=0.01)  # fmt: skip
+
+
+def test_first_fit_is_the_default_and_what_every_config_but_the_embedded_demo_asks_for():
+    assert PackedStream(STORES, dict.fromkeys(NAMES, 1.0), SEQ_LEN, 3).packing == "first_fit"
+    conf = Path(__file__).parents[2] / "conf"
+    asked = {str(path.relative_to(conf)): found.group(1) for path in conf.rglob("*.yaml")
+             if (found := re.search(r"^ *(?:pretrain\.)?packing: *(\w+)", path.read_text(), re.M))}  # fmt: skip
+    assert asked.pop("pretrain/embedded.yaml") == "fill"
+    assert asked.pop("pretrain/paper.yaml") == "first_fit" and set(asked.values()) <= {"first_fit"}
