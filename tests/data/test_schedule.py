@@ -287,3 +287,17 @@ def test_first_fit_is_the_default_and_what_every_config_but_the_embedded_demo_as
              if (found := re.search(r"^ *(?:pretrain\.)?packing: *(\w+)", path.read_text(), re.M))}  # fmt: skip
     assert asked.pop("pretrain/embedded.yaml") == "fill"
     assert asked.pop("pretrain/paper.yaml") == "first_fit" and set(asked.values()) <= {"first_fit"}
+
+
+@pytest.mark.parametrize("lookahead", [1, 5])
+def test_sources_of_a_group_go_through_their_passes_together_however_small_the_window(lookahead):
+    """Two are seen equally often, and a third, of long documents, makes one of them run ahead of the other."""
+    stores = [_uniform("a", 200, 5, 20, 1), _uniform("b", 7, 5, 20, 2), _uniform("c", 90, 100, 128, 3)]
+    weights = {"a": 1.0, "b": 1.0, "c": 2.5}
+    stream = PackedStream(stores, weights, SEQ_LEN, 3, lookahead=lookahead, packing="first_fit")
+    seen, own = Counter(), [span for span in _spans(stream) if span.source < 2]
+    for _ in range(1_000):
+        for span in stream.plan():
+            seen[span] += 1
+            assert span.source == 2 or seen[span] <= min(seen[other] for other in own) + 1
+    assert min(seen[span] for span in own) >= 3
