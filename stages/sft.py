@@ -10,8 +10,9 @@ from pipeline.engine import worker
 from pipeline.engine.outlook import Ahead, Outlook
 from pipeline.typed import checked
 
-VERSION = 1
+VERSION = 2
 RESUMABLE = True
+_MIXING = ("overlong", "shares")
 
 
 def check(params: dict[str, Any], facts: dict[str, Any]) -> None:
@@ -28,12 +29,13 @@ def check(params: dict[str, Any], facts: dict[str, Any]) -> None:
 
 def outlook(ahead: Ahead) -> Outlook:
     """Parameters, memory, FLOPs and time of this training."""
+    from pipeline.data.prepared import rows_ahead
     from pipeline.models.shape import read_shape
     from pipeline.training.forecast import tell
 
     shape = ahead.model("shape", read_shape)
-    tokens = ahead.metrics("data").get("tokens")
-    return Outlook({"shape": shape}, tell(shape, ahead.params, ahead.launch, tokens, ahead.earlier))
+    rows_of = rows_ahead(ahead.inputs["data"], ahead.params, _MIXING)
+    return Outlook({"shape": shape}, tell(shape, ahead.params, ahead.launch, rows_of, ahead.earlier))
 
 
 def run(context: worker.Context) -> dict[str, Any]:
@@ -49,9 +51,9 @@ def run(context: worker.Context) -> dict[str, Any]:
     settings, data, source = Settings.of(context.params), context.inputs["data"], model_dir(context.inputs["model"])
     context.handle_stop()
     runtime, device = launch_options(context.launch, context.directory, context.progress, context.should_stop)
-    mixing = {key: context.params[key] for key in ("overlong", "shares")}
+    mixing = {key: context.params[key] for key in _MIXING}
     stream = open_stream(data, settings.seq_len, settings.seed, **mixing)
-    stream.set_length(settings.total_steps(stream.rows_per_pass) * settings.batch_size)
+    stream.set_length(settings.total_steps(stream.rows_of) * settings.batch_size, settings.last_row(stream.rows_of))
     tokenizer = load_tokenizer(source)
     validation = validation_rows(data, tokenizer, settings.seq_len, settings.validation_tokens)
     strategy = instantiate(context.params["strategy"], _convert_="all")

@@ -24,7 +24,7 @@ Message = Mapping[str, Any]
 
 
 class UnfitChatError(ValueError):
-    """One conversation cannot be encoded faithfully, though the template is fine. `reason` is short, for counting."""
+    """A conversation cannot be encoded faithfully, though others may be. `reason` is short, for counting."""
 
     def __init__(self, reason: str, detail: str) -> None:
         super().__init__(f"{reason}: {detail}")
@@ -63,7 +63,7 @@ class ChatEncoder:
         tools: descriptions of the functions that the assistant may call; its calls are its own and learned.
 
         Raises UnfitChatError if a message spells a special token, a token crosses the border of a turn, or the template
-        refuses or leaves out a message, a call or a tool; and ValueError if the template does not allow the mask.
+        refuses or leaves out a message, a call or a tool, or does not allow the mask.
         """
         self._check_messages(messages, tools)
         if self._marks_itself:
@@ -116,7 +116,7 @@ class ChatEncoder:
                 tokenize=False,
                 add_generation_prompt=prompt,
             )
-        except (jinja2.TemplateError, TypeError) as error:
+        except (jinja2.TemplateError, TypeError, ValueError, LookupError, AttributeError, RecursionError) as error:
             raise UnfitChatError("the chat template refuses it", str(error)) from error
 
     def _assistant_spans(
@@ -131,9 +131,9 @@ class ChatEncoder:
             head = self._render(messages[:index], True, tools)
             turn = self._render(messages[: index + 1], False, tools)
             if not turn.startswith(head) or not text.startswith(turn):
-                raise ValueError(
-                    "the chat template renders earlier turns differently once more follow, so the assistant's part "
-                    "cannot be told; add {% generation %} blocks to the template"
+                raise UnfitChatError(
+                    "the chat template renders earlier turns differently once more follow",
+                    "so the assistant's part cannot be told; add {% generation %} blocks to the template",
                 )
             spans.append((len(head), len(head) + self._end_of_turn(turn[len(head) :], message)))
         return text, spans
@@ -146,17 +146,17 @@ class ChatEncoder:
         content = message["content"].strip()
         start = turn.find(content)
         if start < 0 or turn[:start].strip():
-            raise ValueError(
-                f"the chat template does not put the assistant's text right after its header (found {turn[:40]!r}); "
-                "add {% generation %} blocks to the template"
+            raise UnfitChatError(
+                "the chat template does not put the assistant's text right after its header",
+                f"found {turn[:40]!r}; add {{% generation %}} blocks to the template",
             )
         after = start + len(content)
         find = turn.rfind if message.get("tool_calls") else turn.find
         ends = [place + len(token) for token in self.special_tokens if (place := find(token, after)) >= 0]
         if not ends:
-            raise ValueError(
-                f"the chat template ends the assistant's turn with {turn[after:]!r}, which holds no special token: "
-                "the model would not learn to stop; end the turn with eos_token"
+            raise UnfitChatError(
+                "the chat template ends the assistant's turn without a special token",
+                f"{turn[after:]!r} holds no special token, so the model would not learn to stop; end it with eos_token",
             )
         return max(ends) if message.get("tool_calls") else min(ends)
 

@@ -123,12 +123,15 @@ def _encode_batch(encoder: ChatEncoder, batch: list[Chat | Rejected]) -> list[It
 def _encode_one(encoder: ChatEncoder, chat: Chat) -> Item | Rejected:
     try:
         text = "\n\n".join(message["content"] for message in chat.messages).encode()
+        spelled = chat.to_json().encode()
         ids, targets = encoder.encode(chat.messages, chat.tools)
     except UnfitChatError as error:
         return Rejected(chat.id, error.reason, str(error))
     except UnicodeEncodeError:
         return Rejected(chat.id, "invalid UTF-8")
-    return chat.id, (text, chat.to_json().encode(), ids.tobytes(), targets.tobytes())
+    except (TypeError, ValueError) as error:
+        return Rejected(chat.id, f"cannot be encoded ({type(error).__name__})", str(error))
+    return chat.id, (text, spelled, ids.tobytes(), targets.tobytes())
 
 
 def _encoded(corpus: Corpus, index: int) -> tuple[np.ndarray, np.ndarray]:

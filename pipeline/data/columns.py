@@ -98,7 +98,8 @@ class ByColumns:
 
 def _system(fields: Mapping) -> list[dict[str, Any]]:
     """The message of a `system` column, unless the row's own messages begin with one."""
-    first: Any = next((fields[name][0] for name in _LISTS if fields.get(name)), {})
+    lists = (fields[name] for name in _LISTS if isinstance(fields.get(name), list | tuple))
+    first: Any = next((entries[0] for entries in lists if entries), {})
     own = isinstance(first, Mapping) and first.get("role", first.get("from")) == "system"
     text = fields.get("system")
     return [{"role": "system", "content": text}] if isinstance(text, str) and text.strip() and not own else []
@@ -107,6 +108,8 @@ def _system(fields: Mapping) -> list[dict[str, Any]]:
 def _history(turns: Any) -> list[dict[str, Any]] | None:
     """Earlier exchanges of an Alpaca row, pairs of what was asked and answered; None if they have another form."""
     messages: list[dict[str, Any]] = []
+    if turns and not isinstance(turns, list | tuple):
+        return None
     for turn in turns or ():
         if not isinstance(turn, list | tuple) or len(turn) != 2:
             return None

@@ -14,6 +14,7 @@ from pipeline.data.formats import Rejected, Row, field_value
 
 ROLES = ("system", "user", "assistant", "tool")
 Message = Mapping[str, Any]
+_UNKNOWN = "content, tools or tool calls in a form that is not known"
 _NEXT = {"user": ("assistant",), "assistant": ("user", "tool"), "tool": ("tool", "assistant")}
 
 
@@ -90,8 +91,10 @@ class PromptAndResponse:
     def chat(self, row: Row) -> Chat | Rejected:
         """See `Layout`."""
         parts = [field_value(row.fields, name) for name in (self.prompt, self.input) if name is not None]
-        prompt = "\n\n".join(str(part).strip() for part in parts if part)
         answer = field_value(row.fields, self.response)
+        if not all(isinstance(part, str | int | float | None) for part in (*parts, answer)):
+            return Rejected(row.id, _UNKNOWN)
+        prompt = "\n\n".join(str(part).strip() for part in parts if part)
         return checked(row.id, [_message("user", prompt), _message("assistant", str(answer or ""))])
 
 
@@ -106,8 +109,8 @@ def checked(identity: str, messages: Sequence[Message], tools: Any = None) -> Ch
     """
     turns = [_turn(message) for message in messages]
     described = _listed(tools)
-    if described is None or any(turn is None for turn in turns):
-        return Rejected(identity, "content, tools or tool calls in a form that is not known")
+    if described is None or any(turn is None for turn in turns) or not _is_json([turns, described]):
+        return Rejected(identity, _UNKNOWN)
     spoken = [turn for turn in turns if turn is not None]
     body = spoken[1:] if spoken and spoken[0]["role"] == "system" else spoken
     if not body or any(not turn["content"] and not turn.get("tool_calls") for turn in body):
@@ -119,6 +122,15 @@ def checked(identity: str, messages: Sequence[Message], tools: Any = None) -> Ch
     if any("\0" in turn["content"] for turn in spoken):
         return Rejected(identity, "holds a NUL byte")
     return Chat(identity, tuple(spoken if spoken[0]["content"] else body), tuple(described))
+
+
+def _is_json(value: Any) -> bool:
+    """Whether JSON can spell it: a table's tools may hold bytes or times."""
+    try:
+        json.dumps(value)
+    except (TypeError, ValueError, RecursionError):
+        return False
+    return True
 
 
 def _turn(message: Message) -> dict[str, Any] | None:
@@ -175,27 +187,39 @@ def _call(call: Mapping[str, Any]) -> dict[str, Any] | None:
 class Chats:
     """A source of conversations: rows and how they spell one.
 
-    weight: multiplies the source's own tokens in the mixture.
+    weight: multiplies the source's own tokens in the mixture. limit: conversations after which reading stops; rows that
+    are none do not count, as they do for the limit of a `HubDataset`.
     """
 
     origin: RowSource
     weight: float
     layout: Layout
+    limit: int | None = None
 
     def __post_init__(self) -> None:
         if not self.weight > 0:
             raise ValueError(f"weight={self.weight} of a source must be positive; leave the source out instead")
+        if self.limit is not None and self.limit < 1:
+            raise ValueError(f"limit={self.limit} of a source must be at least 1, or null for all of it")
 
     def read(self, locate: Locate, listing: Listing) -> Iterator[Chat | Rejected]:
         """Every conversation and every row that is none, in a fixed order."""
+        number = 0
         for row in self.origin.rows(locate, listing):
-            if isinstance(row, Rejected):
-                yield row
-                continue
-            try:
-                yield self.layout.chat(row)
-            except KeyError as error:
-                yield Rejected(row.id, "columns missing", str(error.args[0]))
+            found = row if isinstance(row, Rejected) else self._read(row)
+            yield found
+            number += isinstance(found, Chat)
+            if number == self.limit:
+                return
+
+    def _read(self, row: Row) -> Chat | Rejected:
+        try:
+            return self.layout.chat(row)
+        except KeyError as error:
+            return Rejected(row.id, "columns missing", str(error.args[0]))
+        except (TypeError, ValueError, AttributeError, RecursionError) as error:
+            # One odd row must not end a long preparation. A layout that fits no row ends it: the source is empty then.
+            return Rejected(row.id, f"not readable ({type(error).__name__})", str(error))
 
 
 @dataclass(frozen=True)
@@ -222,11 +246,16 @@ class PassageQuestions:
             if isinstance(row, Rejected):
                 yield row
                 continue
-            document = row.fields["doc"]
-            story = document["id"].rsplit("_turn", 1)[0]
-            if story not in seen:
+            try:
+                document = row.fields["doc"]
+                story = document["id"].rsplit("_turn", 1)[0]
+                found = None if story in seen else self._chat(story, document)
+            except (KeyError, TypeError, ValueError, AttributeError) as error:
+                yield Rejected(row.id, f"not readable ({type(error).__name__})", str(error))
+                continue
+            if found is not None:
                 seen.add(story)
-                yield self._chat(story, document)
+                yield found
 
     def _chat(self, story: str, document: Mapping) -> Chat | Rejected:
         messages = []

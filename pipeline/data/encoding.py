@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import multiprocessing
 import os
 import shutil
@@ -24,6 +25,8 @@ _BATCH_CHARS = 1 << 20
 _FEW_BATCHES = 8
 """A source of fewer batches is done before processes have started."""
 _FORMAT = "1"
+_HASHES = "sha256.json"
+_BLOCK_BYTES = 1 << 20
 _own: WordEncoder | None = None
 
 
@@ -109,8 +112,9 @@ def _encode(batch: list[str]) -> tuple[np.ndarray, np.ndarray]:
 class TokenCache:
     """Token stores kept in a directory under a hash of their documents and the tokenizer.
 
-    Whatever has the same content has the same key, wherever it came from. An entry is linked into place where the file
-    system can, so that it costs neither time nor space. Entries are never removed; the directory may be, at any time.
+    Whatever has the same content has the same key, wherever it came from. An entry shares no file with an artifact and
+    holds the hashes of its files: one that is not what was kept, or not all there, counts as none and is replaced.
+    Entries are never removed otherwise; the directory may be, at any time.
     """
 
     def __init__(self, directory: Path) -> None:
@@ -125,12 +129,18 @@ class TokenCache:
         return digest.hexdigest()
 
     def fetch(self, key: str, directory: Path, name: str) -> bool:
-        """Put the kept tokens of `key` in place as those of source `name`; whether there are any."""
-        entry = self._directory / key
+        """Put a copy of the kept tokens of `key` in place as those of source `name`; whether there are any."""
+        entry, wanted = self._directory / key, store_paths(directory, name)[:2]
         if not entry.is_dir():
             return False
-        for kept, wanted in zip(store_paths(entry, "kept")[:2], store_paths(directory, name), strict=False):
-            _link(kept, wanted)
+        stated = _hashes(entry)
+        for kept, path in zip(store_paths(entry, "kept"), wanted, strict=False):
+            # Hashed as it is copied: what is in place is what was looked at. The key has cost a hash of more already.
+            if kept.name not in stated or _copy(kept, path) != stated[kept.name]:
+                for found in wanted:
+                    found.unlink(missing_ok=True)
+                shutil.rmtree(entry, ignore_errors=True)
+                return False
         return True
 
     def keep(self, key: str, directory: Path, name: str) -> None:
@@ -138,16 +148,32 @@ class TokenCache:
         partial = self._directory / f"{key}.{os.getpid()}.partial"
         try:
             partial.mkdir(parents=True, exist_ok=True)
-            for kept, written in zip(store_paths(partial, "kept")[:2], store_paths(directory, name), strict=False):
-                _link(written, kept)
+            pairs = zip(store_paths(partial, "kept")[:2], store_paths(directory, name), strict=False)
+            hashes = {kept.name: _copy(written, kept) for kept, written in pairs}
+            (partial / _HASHES).write_text(json.dumps(hashes), encoding="utf-8")
             partial.rename(self._directory / key)
         except OSError:
             shutil.rmtree(partial, ignore_errors=True)
 
 
-def _link(source: Path, target: Path) -> None:
-    target.unlink(missing_ok=True)
+def _hashes(entry: Path) -> dict[str, str]:
     try:
-        os.link(source, target)
-    except OSError:
-        shutil.copyfile(source, target)
+        found = json.loads((entry / _HASHES).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def _copy(source: Path, target: Path) -> str | None:
+    """Copy a file; the sha256 of what was copied, or None if there is no such file."""
+    digest = hashlib.sha256()
+    try:
+        reading = source.open("rb")
+    except FileNotFoundError:
+        return None
+    target.unlink(missing_ok=True)
+    with reading, target.open("wb") as writing:
+        while block := reading.read(_BLOCK_BYTES):
+            digest.update(block)
+            writing.write(block)
+    return digest.hexdigest()

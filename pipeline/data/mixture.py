@@ -12,6 +12,7 @@ from pipeline.data.draw import Mixture
 from pipeline.data.packing import Overlong, Span, build_row, chat_spans, text_spans
 from pipeline.data.schedule import Replay, Schedule, Shares, schedule
 from pipeline.data.tokens import TokenStore
+from pipeline.data.window import Window, groups_of
 
 Packing = Literal["fill", "first_fit"]
 
@@ -23,8 +24,10 @@ class PackedStream(Iterator[dict[str, np.ndarray]]):
     as long as a row is a row of its own, so only the ends of documents are cut again where a row is full. Spans, not
     documents, are shuffled: a long file does not fill consecutive rows.
     packing `first_fit`: no span is cut again. A row begins with the oldest of `lookahead` waiting spans and takes the
-    longest that still fit (first fit decreasing within a window), and what is left is padding.
-    Text (`overlong=None`) may be packed either way, chats (`overlong` = truncate, skip or split) by `first_fit` only.
+    longest that still fit (first fit decreasing within a window), and what is left is padding. A pass over a source is
+    placed before the next begins, and where all sources of the domain are seen equally often it ends with a row.
+    Text (`overlong=None`) may be packed either way, by `first_fit` if nothing is said, chats (`overlong` = truncate,
+    skip or split) by `first_fit` only.
     `plan` decides a row and `read` fetches its tokens, so that a process can plan all rows and read its own.
 
     weights: multiply a source's own tokens (LLaMA Pro, Table 6: 55B at 1.00 and 22B at 1.50): without `shares`, source
@@ -46,7 +49,7 @@ class PackedStream(Iterator[dict[str, np.ndarray]]):
     ) -> None:
         if seq_len < 2 or lookahead < 1:
             raise ValueError(f"seq_len={seq_len} must be at least 2 and lookahead={lookahead} at least 1")
-        self.packing = packing or ("fill" if overlong is None else "first_fit")
+        self.packing = packing or "first_fit"
         if self.packing not in ("fill", "first_fit") or (self.packing == "fill" and overlong is not None):
             raise ValueError(f"packing={packing!r} must be fill or first_fit, and first_fit for conversations")
         self.stores, self.seq_len, self.overlong, self.lookahead = list(stores), seq_len, overlong, lookahead
@@ -62,11 +65,30 @@ class PackedStream(Iterator[dict[str, np.ndarray]]):
         self._general = {index for index, name in enumerate(names) if name in general}
         weighted = [weights[name] * spans.num_tokens for name, spans in zip(names, self.spans, strict=True)]
         self.mixture = Mixture(names, self.spans, schedule(names, weighted, shares, replay, general), seed)
-        self._rows_per_pass: int | None = None
+        apart = [index in self._general for index in range(len(names))]
+        self._groups = groups_of(self.spans, self.mixture.schedule, apart)
+        self._rows_of: dict[int, int] = {}
+        self._length: int | None = None
+        self._last: int | None = None
+        self._begin()
+
+    def _begin(self) -> None:
         self.num_rows = 0
-        self._emitted = [0] * len(stores)
+        self._emitted = [0] * len(self.stores)
+        self._asked = [0.0] * len(self.stores)
         self._num_cut = 0
         self._waiting: list[Span] = []
+        self._window = Window(self.lookahead, self.spans, self._groups, self._whole)
+
+    @property
+    def _domain(self) -> list[int]:
+        return [index for index in range(len(self.spans)) if index not in self._general]
+
+    @property
+    def _whole(self) -> int | None:
+        """The group of all sources of the domain, if they are one."""
+        found = {self._groups[index] for index in self._domain}
+        return found.pop() if len(found) == 1 else None
 
     @property
     def tokens(self) -> dict[str, int]:
@@ -84,15 +106,25 @@ class PackedStream(Iterator[dict[str, np.ndarray]]):
         """Tokens in the rows so far over the room in them; the rest is padding."""
         return sum(self._emitted) / (self.num_rows * self.seq_len) if self.num_rows else 1.0
 
-    def set_length(self, num_rows: int) -> None:
-        """Say how many rows the run will take, which a schedule's progress is measured against."""
+    def set_length(self, num_rows: int, last: int | None = None) -> None:
+        """Say how many rows the run will take, which a schedule's progress is measured against.
+
+        last: how many of these `first_fit` fills, the others being empty: a run in epochs ends with a document and not
+        with a step.
+        """
+        self._length, self._last = num_rows, last if self.packing == "first_fit" else None
         self.mixture.num_tokens = num_rows * self.seq_len
 
     def plan(self) -> list[Span]:
         """The spans of the next row. Raises ValueError if the shares follow a schedule and the length is not known."""
-        if not self.mixture.schedule.constant and self.mixture.num_tokens is None:
+        if not self.mixture.schedule.constant and self._length is None:
             raise ValueError("shares that change over a run need its length: call set_length first")
+        if self._last is not None and self.num_rows >= self._last:
+            return []
         row = self._fill() if self.packing == "fill" else self._first_fit()
+        here = self.mixture.schedule.at((self.num_rows + 0.5) * self.seq_len / self._room)
+        for index, share in enumerate(here):
+            self._asked[index] += share * sum(span.length for span in row)
         for span in row:
             self._emitted[span.source] += span.length
         self.num_rows += 1
@@ -104,7 +136,7 @@ class PackedStream(Iterator[dict[str, np.ndarray]]):
 
     def __next__(self) -> dict[str, np.ndarray]:
         row = self.plan()
-        return {**self.read(row), "spans": np.array(row, dtype=np.int64)}
+        return {**self.read(row), "spans": np.array(row, dtype=np.int64).reshape(-1, 4)}
 
     def _fill(self) -> list[Span]:
         while True:
@@ -119,53 +151,71 @@ class PackedStream(Iterator[dict[str, np.ndarray]]):
                 self._num_cut += bool(rest.length)
                 return row
 
-    def _first_fit(self) -> list[Span]:
-        row: list[Span] = []
-        room = self.seq_len
-        while True:
-            while len(self._waiting) < self.lookahead:
-                self._waiting.append(self.mixture.next())
-            fitting = [index for index, span in enumerate(self._waiting) if span.length <= room]
-            if not fitting:
-                return row
-            best = max(fitting, key=lambda index: (self._waiting[index].length, -index)) if row else 0
-            row.append(self._waiting.pop(best))
-            room -= row[-1].length
+    @property
+    def _room(self) -> int:
+        """Of the whole run, in tokens; 1 if its length is not known, when the shares stay as they are."""
+        return (self._last or self._length or 0) * self.seq_len or 1
 
-    def rows_per_pass(self) -> int:
-        """Rows in which as many tokens of the domain are drawn as its sources hold together: one epoch where their
-        weights are equal."""
-        if self._rows_per_pass is None:
+    def _first_fit(self) -> list[Span]:
+        def draw(ahead: int) -> tuple[Span, int]:
+            # By the place the span will have: the tokens drawn fall behind where rows have padding.
+            span = self.mixture.next((self.num_rows * self.seq_len + ahead) / self._room)
+            return span, self.mixture.epochs[span.source]
+
+        return self._window.row(self.seq_len, draw)
+
+    def rows_of(self, num_passes: float) -> float:
+        """Rows that so many passes over the domain take, as long as the shares are those of the beginning.
+
+        A pass places every document of the domain once. Where its sources are not seen equally often, and with packing
+        `fill`, it is as many of its tokens as the sources hold together.
+        """
+        whole = int(num_passes)
+        if not self._ends_with_a_row:
+            return num_passes * self._rows_until(1)
+        done = self._rows_until(whole)
+        return done if whole == num_passes else done + (num_passes - whole) * (self._rows_until(whole + 1) - done)
+
+    @property
+    def _ends_with_a_row(self) -> bool:
+        return self.packing == "first_fit" and self._whole is not None
+
+    def _rows_until(self, num_passes: int) -> int:
+        if num_passes not in self._rows_of:
             fresh = self._afresh()
-            domain = [index for index in range(len(self.spans)) if index not in self._general]
-            total = sum(self.spans[index].num_tokens for index in domain)
-            while sum(fresh._emitted[index] for index in domain) < total:
+            while not fresh._has_done(num_passes):
                 fresh.plan()
-            self._rows_per_pass = fresh.num_rows
-        return self._rows_per_pass
+            self._rows_of[num_passes] = fresh.num_rows
+        return self._rows_of[num_passes]
+
+    def _has_done(self, num_passes: int) -> bool:
+        if self._ends_with_a_row and self._whole is not None:
+            return self._window.passes[self._whole] >= num_passes
+        total = sum(self.spans[index].num_tokens for index in self._domain)
+        return sum(self._emitted[index] for index in self._domain) >= num_passes * total
 
     def _afresh(self) -> PackedStream:
         """The same stream at its beginning, whose shares stay as they are there."""
         fresh = copy.copy(self)
         first = Schedule((0.0,), self.mixture.schedule.shares[:1])
         fresh.mixture = Mixture(self.mixture.names, self.spans, first, self.mixture.seed)
-        fresh.num_rows, fresh._emitted, fresh._num_cut, fresh._waiting = 0, [0] * len(self.stores), 0, []
+        fresh._last = None
+        fresh._begin()
         return fresh
 
     def summary(self) -> dict[str, Any]:
         """What the rows so far were made of, for a stage's metrics: plain JSON values by source.
 
-        tokens, epochs, repeated tokens (beyond one pass), shares asked and observed, and how rows were packed.
+        tokens, epochs, repeated tokens (`first_fit`: of spans seen before; `fill`: beyond one pass), shares asked and
+        observed, and how rows were packed.
         """
         names, taken = self.mixture.names, sum(self._emitted)
-        wanted = self.mixture.schedule.wanted(taken, self.mixture.num_tokens)
-        totals = [spans.num_tokens for spans in self.spans]
+        by_tokens = self.packing == "fill" or self.mixture.schedule.constant
+        wanted = self.mixture.schedule.wanted(taken, self.mixture.num_tokens) if by_tokens else self._asked
         return {
             "tokens_by_source": self.tokens,
             "epochs_by_source": self.epochs,
-            "repeated_tokens_by_source": {
-                name: max(0, self.tokens[name] - total) for name, total in zip(names, totals, strict=True)
-            },
+            "repeated_tokens_by_source": dict(zip(names, self._repeated(), strict=True)),
             "shares_by_source": {
                 name: {"asked": want / max(1, taken), "observed": self.tokens[name] / max(1, taken)}
                 for name, want in zip(names, wanted, strict=True)
@@ -179,6 +229,12 @@ class PackedStream(Iterator[dict[str, np.ndarray]]):
             },
         }
 
+    def _repeated(self) -> list[int]:
+        if self.packing == "first_fit":
+            return list(self._window.repeated)
+        pairs = zip(self._emitted, self.spans, strict=True)
+        return [max(0, emitted - spans.num_tokens) for emitted, spans in pairs]
+
     def _identity(self) -> dict[str, Any]:
         """What must agree for a saved state to mean the same rows."""
         planned = self.mixture.schedule
@@ -188,6 +244,7 @@ class PackedStream(Iterator[dict[str, np.ndarray]]):
             "points": list(planned.points),
             "shares": [list(row) for row in planned.shares],
             "num_tokens": None if planned.constant else self.mixture.num_tokens,
+            "last": self._last,
             "seq_len": self.seq_len,
             "seed": self.mixture.seed,
             "packing": self.packing,
@@ -202,6 +259,8 @@ class PackedStream(Iterator[dict[str, np.ndarray]]):
             "num_rows": self.num_rows,
             "num_cut": self._num_cut,
             "emitted": list(self._emitted),
+            "asked": list(self._asked),
+            "window": self._window.state_dict(),
             "waiting": [list(span) for span in self._waiting],
             "mixture": self.mixture.state_dict(),
         }
@@ -211,6 +270,7 @@ class PackedStream(Iterator[dict[str, np.ndarray]]):
         if state["identity"] != self._identity():
             raise ValueError(f"the saved stream is {state['identity']}, this one {self._identity()}; start afresh")
         self.num_rows, self._num_cut = state["num_rows"], state["num_cut"]
-        self._emitted = list(state["emitted"])
+        self._emitted, self._asked = list(state["emitted"]), list(state["asked"])
+        self._window.load_state_dict(state["window"])
         self._waiting = [Span(*span) for span in state["waiting"]]
         self.mixture.load_state_dict(state["mixture"])

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -49,6 +49,22 @@ def open_stream(
     return PackedStream(
         stores, weights, seq_len, seed, overlong, packing=packing, shares=shares, replay=replay, general=list(general)
     )
+
+
+def rows_ahead(data: object, params: Mapping[str, Any], mixing: Sequence[str]) -> Callable[[float], float] | None:
+    """Gives the rows that so many epochs will take, as the packer itself will lay them; None for data that are not
+    prepared, of which no directory is known.
+
+    params: of the stage that will train on them; mixing: those of its keys that `open_stream` takes.
+    """
+    if not isinstance(data, Path):
+        return None
+
+    def rows_of(num_passes: float) -> float:
+        stream = open_stream(data, params["seq_len"], params["seed"], **{key: params[key] for key in mixing})
+        return stream.rows_of(num_passes)
+
+    return rows_of
 
 
 def unused(directory: Path) -> dict[str, Any]:

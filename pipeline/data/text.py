@@ -101,7 +101,7 @@ def _write(corpus: Corpus, source: int, name: str, split: Split, tokenizer: Any,
 
 
 def _tokenise(corpus: Corpus, train: list[int], name: str, tokenizer: Any, place: Place) -> tuple[int, int]:
-    """Write the tokens of these documents, or link those that are kept from another time; (documents, tokens)."""
+    """Write the tokens of these documents, or copy those that are kept from another time; (documents, tokens)."""
     kept = TokenCache(place.encoding.directory) if place.encoding.directory else None
     key = kept.key(tokenizer, (corpus.spool.part(i, 0) for i in train)) if kept else ""
     if kept and kept.fetch(key, place.directory, name):

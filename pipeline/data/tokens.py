@@ -45,7 +45,7 @@ class ArrayWriter:
 
     def __init__(self, path: Path, dtype: np.dtype) -> None:
         self.dtype, self.length = np.dtype(dtype), 0
-        path.unlink(missing_ok=True)  # it may be a link to a kept file, which must stay as it is
+        path.unlink(missing_ok=True)  # whoever has the old file mapped keeps it as it was
         self._stream = path.open("wb")
         self._stream.write(self._header())
 

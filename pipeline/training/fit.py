@@ -70,7 +70,7 @@ def fit(
         StoppedError: the runtime asked for it.
     """
     accelerator = _accelerator(settings, runtime, device)
-    num_steps = settings.total_steps(stream.rows_per_pass)
+    num_steps = settings.total_steps(stream.rows_of)
     ready = _prepare(accelerator, source, strategy, settings, num_steps, device)
     if ready.facts["compiled"]:
         runtime.progress(step=0, total=num_steps, note="compiling the blocks as they are first used")

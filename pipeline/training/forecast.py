@@ -50,13 +50,16 @@ class Forecast:
 
 
 def forecast(
-    shape: Shape, params: Mapping[str, Any], launch: Mapping[str, Any], rows_per_epoch: int | None = None
+    shape: Shape,
+    params: Mapping[str, Any],
+    launch: Mapping[str, Any],
+    rows_of: Callable[[float], float] | None = None,
 ) -> Forecast | None:
     """The cost of a training stage with these params on a model of this shape; None for a strategy not known here.
 
     Args:
         launch: the launch knobs.
-        rows_per_epoch: of the prepared data, for a length in epochs; None: not known.
+        rows_of: gives the rows that so many epochs of the prepared data take; None: they are not prepared.
 
     Raises:
         ValueError: params that cannot be run.
@@ -65,7 +68,7 @@ def forecast(
     if trains is None or not trains.fits(shape):
         return None
     in_epochs = settings.num_epochs is not None
-    steps = None if in_epochs and rows_per_epoch is None else settings.total_steps(lambda: rows_per_epoch or 0)
+    steps = None if in_epochs and rows_of is None else settings.total_steps(rows_of or (lambda _: 0))
     return Forecast(
         num_parameters=shape.num_parameters + (trains.num_trainable(shape) if trains.way == "lora" else 0),
         num_trainable=trains.num_trainable(shape),
@@ -82,7 +85,7 @@ def tell(
     shape: Shape | None,
     params: Mapping[str, Any],
     launch: Mapping[str, Any],
-    num_tokens: int | None,
+    rows_of: Callable[[float], float] | None,
     earlier: Callable[[], Iterable[Mapping[str, Any]]],
 ) -> list[str]:
     """What to tell a person of a training stage, whatever is known of its model.
@@ -90,11 +93,10 @@ def tell(
     Args:
         shape: of its model; None: not known.
         params, launch: of the stage.
-        num_tokens: of the prepared data; None: not prepared.
+        rows_of: see `forecast`; asked only for a length in epochs.
         earlier: gives the manifests of training runs, whose rates are this machine's.
     """
-    rows = None if num_tokens is None else max(1, num_tokens // params["seq_len"])
-    found = None if shape is None else forecast(shape, params, launch, rows)
+    found = None if shape is None else forecast(shape, params, launch, rows_of)
     if found is None:
         return [UNKNOWN_MODEL]
     return lines(found, known_rate(earlier(), socket.gethostname(), params["precision"]))

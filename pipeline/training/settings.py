@@ -86,13 +86,17 @@ class Settings:
         check_fields(cls, values)
         return cls(**values)
 
-    def total_steps(self, rows_per_epoch: Callable[[], int]) -> int:
-        """Optimizer steps of the whole run; `rows_per_epoch` is asked only if the length is given in epochs."""
+    def total_steps(self, rows_of: Callable[[float], float]) -> int:
+        """Optimizer steps of the whole run; `rows_of` gives the rows of so many epochs and is asked only for them."""
         if self.num_steps is not None:
             return self.num_steps
         if self.num_tokens is not None:
             return max(1, math.ceil(self.num_tokens / (self.batch_size * self.seq_len)))
-        return max(1, math.ceil((self.num_epochs or 0) * rows_per_epoch() / self.batch_size))
+        return max(1, math.ceil(rows_of(self.num_epochs or 0) / self.batch_size))
+
+    def last_row(self, rows_of: Callable[[float], float]) -> int | None:
+        """How many rows the epochs asked for take, which may be fewer than the steps hold; None for another length."""
+        return None if self.num_epochs is None else max(1, math.ceil(rows_of(self.num_epochs)))
 
     def check_length(self, max_position_embeddings: int | None) -> None:
         """Raise ValueError where rows are longer than the model's positions."""

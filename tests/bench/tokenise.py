@@ -6,7 +6,7 @@ Texts are what `pipeline.data` reads: files of text, JSON lines, Parquet, compre
 files of the interpreter's own library. Every way runs in a fresh process, ways in turn for several rounds, because a
 machine is not equally fast at all times; the table shows medians. The time is from texts in memory to ids in files: our
 store (.npy), or the Arrow file that `map` writes. Both end every text with the end-of-text token, and the ids are
-compared. Then the second start: the store opened and its first row read, and the tokens linked from the cache.
+compared. Then the second start: the store opened and its first row read, and the tokens copied from the cache.
 """
 
 from __future__ import annotations
@@ -113,7 +113,7 @@ def _cpu_seconds() -> float:
 
 
 def second_start(model: Path, paths: list[Path]) -> dict[str, float]:
-    """Seconds of opening a finished store and reading its first row, and of linking it from the cache."""
+    """Seconds of opening a finished store and reading its first row, and of copying it, checked, from the cache."""
     from transformers import AutoTokenizer
 
     from pipeline.data.encoding import Encoding, TokenCache, encode_all

@@ -134,7 +134,7 @@ def run_ours(arguments: argparse.Namespace) -> None:
     tokens = list(documents(arguments.data))
     offsets = np.concatenate([[0], np.cumsum([len(one) for one in tokens])])
     store = TokenStore("bench", np.concatenate(tokens).astype(np.uint16), offsets, None)
-    stream = PackedStream([store], {"bench": 1.0}, arguments.seq_len, 0)
+    stream = PackedStream([store], {"bench": 1.0}, arguments.seq_len, 0, packing="fill")
     useful = arguments.rows * arguments.seq_len  # rows of text are full
 
     def progress(**fields: Any) -> None:

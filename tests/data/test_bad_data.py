@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime
 import gzip
 import io
 import json
@@ -11,13 +12,18 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from pipeline.data.chats import ChatData
+from pipeline.data.columns import ByColumns
+from pipeline.data.conversations import Chats, PromptAndResponse
 from pipeline.data.corpus import Place
 from pipeline.data.documents import LONGEST_RUN, LocalFiles, Text
 from pipeline.data.encoding import Encoding
 from pipeline.data.split import HeldOut
 from pipeline.data.text import TextData
 from pipeline.data.tokens import open_store
+from tests.data.conftest import CHATML
 
+ROLES = {"user": "user", "assistant": "assistant"}
 NOTHING_HELD_OUT = HeldOut(bytes=0, fraction=None, threshold=0.5, seed=1)
 GOOD = {"good.jsonl": "\n".join(json.dumps({"text": f"good document {number}"}) for number in range(5)).encode()}
 
@@ -141,3 +147,104 @@ def test_one_document_of_50_megabytes(prepared):
     found, rejected, texts = prepared({"x.txt": long.encode()}, held_out=held_out)
     assert not rejected and found["documents"] + found["held_out_documents"] == 6
     assert any(text == long for text in texts)
+
+
+@pytest.fixture
+def chatted(make_tokenizer, tmp_path):
+    """As `prepared`, for conversations: (metrics of the source, rejected rows, ids of those trained on)."""
+
+    def prepare(files, layout, bad_rows="skip", good=GOOD, template=CHATML):
+        root, out = tmp_path / "in", tmp_path / f"out-{bad_rows}"
+        for directory in (root, out):
+            directory.mkdir(exist_ok=True)
+        for name, data in {**good, **files}.items():
+            (root / name).write_bytes(data)
+        source = Chats(LocalFiles({"kind": "local", "path": "in"}), 1.0, layout)
+        place = Place(
+            lambda source: root, lambda source: sorted(p.name for p in root.iterdir()), out, lambda **fields: None
+        )
+        data = ChatData({"a": source}, bad_rows, None, NOTHING_HELD_OUT, template)
+        metrics = data.prepare(make_tokenizer(None), place)
+        ids = [json.loads(line) for line in (out / "a.ids.jsonl").open()]
+        return metrics["sources"]["a"], [json.loads(line) for line in (out / "rejected.jsonl").open()], ids
+
+    return prepare
+
+
+UNKNOWN = "content, tools or tool calls in a form that is not known"
+AS_CHATS = {
+    "mixed-schemas": ({"columns missing": 2, UNKNOWN: 1, "not a JSON object": 1}, 3),  # a number can be said
+    "one-word": ({}, 1),
+}
+"""What becomes of the same damages in conversations that say every text back, where it is not what documents become."""
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_the_same_damages_in_conversations(chatted, case):
+    files, *expected = BAD[case]
+    reasons, num_good = AS_CHATS.get(case, expected)
+    layout = PromptAndResponse("text", None, "text")
+    found, rejected, ids = chatted(files, layout)
+    assert found["rejected"] == reasons and len(rejected) == sum(reasons.values())
+    assert len(ids) == found["documents"] == 5 + num_good
+    if reasons:
+        with pytest.raises(ValueError, match=rf"source 'a': {len(rejected)} of \d+ rows cannot be used"):
+            chatted(files, layout, bad_rows="refuse")
+
+
+SAID = [{"role": "user", "content": "How?"}, {"role": "assistant", "content": "So."}]
+GOOD_CHATS = {"good.jsonl": _lines(*({"messages": [{"role": "user", "content": f"{n}?"}, SAID[1]]} for n in range(5)))}
+NO_FORM = "columns of no known form"
+ODD = {
+    "a-list-column-that-is-none": ({"prompt": "a", "completion": "b", "conversation": 17}, None),
+    "history-of-another-type": ({"instruction": "a", "output": "b", "history": 3}, NO_FORM),
+    "messages-of-another-type": ({"messages": 5}, NO_FORM),
+    "a-role-that-is-an-object": (
+        {"messages": [{"role": {"a": 1}, "content": "x"}, SAID[1]]},
+        "unknown role \"{'a': 1}\"",
+    ),
+    "calls-of-another-type": ({"messages": [SAID[0], {**SAID[1], "tool_calls": 17}]}, UNKNOWN),
+    "content-of-another-type": ({"messages": [SAID[0], {**SAID[1], "content": 17}]}, UNKNOWN),
+    "tools-with-half-a-character": ({"messages": SAID, "tools": [{"name": "\ud800"}]}, "invalid UTF-8"),
+    "tools-with-bytes": ({"messages": SAID, "tools": [{"name": "f", "at": b"\xff"}]}, UNKNOWN),
+    "tools-with-a-time": ({"messages": SAID, "tools": [{"name": "f", "at": datetime.datetime(2026, 1, 1)}]}, UNKNOWN),
+}
+
+
+@pytest.mark.parametrize("case", ODD)
+def test_one_odd_conversation_does_not_end_the_preparation(chatted, case):
+    row, reason = ODD[case]
+    tables = case in ("tools-with-bytes", "tools-with-a-time")
+    files = {"x.parquet": _parquet([row])} if tables else {"x.jsonl": _lines(row)}
+    found, rejected, ids = chatted(files, ByColumns(ROLES), good=GOOD_CHATS)
+    assert found["rejected"] == ({reason: 1} if reason else {}) and len(ids) == 5 + (reason is None)
+    assert [(line["reason"], line["id"].split("#")[0]) for line in rejected] == [(reason, *files)] * bool(reason)
+
+
+class _Failing:
+    """A layout that fits no row, as a mistake in a config makes one."""
+
+    def chat(self, row):
+        return row.fields["messages"].strip()
+
+
+def test_a_layout_that_fits_no_row_is_one_clear_error(chatted):
+    with pytest.raises(ValueError, match=r"'a' is empty.*\{'not readable \(AttributeError\)': 5\}; the first is"):
+        chatted({}, _Failing(), good=GOOD_CHATS)
+
+
+LAST_USER = (
+    "{% set users = messages | selectattr('role', 'equalto', 'user') | list %}{% for message in messages %}"
+    "{% if tools and message == users[-1] %}{{ '<|im_start|>' + (tools | tojson) }}{% endif %}"
+    "{{ '<|im_start|>' + message.role + '\n' + message.content + '<|im_end|>\n' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+)
+"""Puts the tools before the last turn of the user, as Mistral's does."""
+
+
+def test_a_template_that_cannot_spell_some_conversations_leaves_those_out(chatted):
+    tools, more = [{"type": "function", "function": {"name": "f"}}], [{"role": "user", "content": "And?"}, SAID[1]]
+    rows = [{"messages": SAID, "tools": tools}, {"messages": SAID + more, "tools": tools}, {"messages": SAID + more}]
+    found, rejected, ids = chatted({"x.jsonl": _lines(*rows)}, ByColumns(ROLES), good=GOOD_CHATS, template=LAST_USER)
+    assert len(ids) == 7 and [line["id"] for line in rejected] == ["x.jsonl#1"]
+    assert found["rejected"] == {"the chat template renders earlier turns differently once more follow": 1}

@@ -82,3 +82,15 @@ def test_coqa_requests_become_one_dialogue_per_passage(tmp_path):
         ("user", "Where?"),
         ("assistant", "in a barn"),
     ]
+
+
+def test_a_limit_counts_conversations_and_not_rows(tmp_path):
+    rows = [{"conversations": [{"from": "human", "value": f"{n}?"}, {"from": "gpt" if n % 3 else "bing", "value": "."}]}
+            for n in range(12)]  # fmt: skip
+    (tmp_path / "x.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    place = (lambda source: tmp_path, lambda source: ["x.jsonl"])
+    found = list(Chats(LocalFiles({"kind": "local", "path": "x"}), 1.0, SHAREGPT, 4).read(*place))
+    assert [item.id for item in found if isinstance(item, Chat)] == [f"x.jsonl#{n}" for n in (1, 2, 4, 5)]
+    assert len(found) == 6
+    with pytest.raises(ValueError, match="limit=0 of a source must be at least 1"):
+        Chats(LocalFiles({}), 1.0, SHAREGPT, 0)

@@ -28,7 +28,8 @@ WEIGHTS = {"code": 1.5, "maths": 1.0}
 
 
 def _stream(**changes):
-    return PackedStream(**{"stores": [CODE, MATHS], "weights": WEIGHTS, "seq_len": SEQ_LEN, "seed": 3, **changes})
+    return PackedStream(**{"stores": [CODE, MATHS], "weights": WEIGHTS, "seq_len": SEQ_LEN, "seed": 3,
+                           "packing": None if "overlong" in changes else "fill", **changes})  # fmt: skip
 
 
 def _pieces(rows):
@@ -119,8 +120,9 @@ def test_a_long_document_keeps_its_context_and_does_not_fill_consecutive_rows():
 @pytest.mark.parametrize("overlong", [None, "split"])
 @pytest.mark.parametrize("stop", [0, 1, 37, 333])
 def test_a_resumed_stream_equals_an_uninterrupted_one(overlong, stop):
-    changes = {"overlong": overlong}
+    changes = {}
     if overlong:
+        changes["overlong"] = overlong
         changes["stores"] = [store("code", 90, 2, 90, 5, chat=True), store("maths", 90, 2, 30, 6, chat=True)]
     whole, first, second = _stream(**changes), _stream(**changes), _stream(**changes)
     for _ in range(stop):
@@ -160,8 +162,12 @@ def test_conversations_stay_whole_and_the_rest_is_padding():
         assert sum(span.length for span in plan) <= SEQ_LEN
         assert all(span.start == 0 and span.length == chats.lengths[span.document] for span in plan)
         rows.append(stream.read(plan))
-    padding = np.mean([(row["segment_ids"] == -1).mean() for row in rows])
-    assert 0 < padding < 0.05
+    # No window: every conversation at once, the longest first, each into the first row that has room.
+    rooms: list[int] = []
+    for length in sorted(chats.lengths.tolist(), reverse=True):
+        fits = next((index for index, room in enumerate(rooms) if room >= length), len(rooms))
+        rooms[fits : fits + 1] = [(rooms[fits] if fits < len(rooms) else SEQ_LEN) - length]
+    assert len(rooms) <= len(rows) <= len(rooms) + 2
     for row in rows:
         assert (row["labels"][row["segment_ids"] == -1] == -100).all()
 
@@ -173,14 +179,14 @@ def test_every_target_is_a_label_once_even_when_split():
     plans = []
     while stream.mixture.epochs[0] == 0:
         plans.append(stream.plan())
-    spans = {span for plan in plans for span in plan} | set(stream._waiting)
+    spans = {span for plan in plans for span in plan} | set(stream._window.waiting)
     learned = sum(int((stream.read([span])["labels"] != -100).sum()) for span in spans)
     assert learned == int(chats.targets.sum())
 
 
 def test_rows_of_a_pass_hold_as_many_tokens_as_the_sources():
     stream = _stream()
-    rows = stream.rows_per_pass()
+    rows = stream.rows_of(1)
     total = len(CODE.tokens) + len(MATHS.tokens)
     assert rows == -(-total // SEQ_LEN)
     assert stream.num_rows == 0

@@ -76,7 +76,7 @@ def test_text_from_files_to_rows(tokenizer, tmp_path):
     assert not list(place.directory.glob("*.spool"))
 
     weights = {name: entry["weight"] for name, entry in summary["sources"].items()}
-    stream = PackedStream([open_store(place.directory, name) for name in weights], weights, 32, 0)
+    stream = PackedStream([open_store(place.directory, name) for name in weights], weights, 32, 0, packing="fill")
     assert sum(map(len, unpack(next(stream)))) == 32
 
 

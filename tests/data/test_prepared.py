@@ -7,7 +7,7 @@ import json
 import numpy as np
 import pytest
 
-from pipeline.data.prepared import keep_chat_template, open_stream, unused, validation_rows
+from pipeline.data.prepared import keep_chat_template, open_stream, rows_ahead, unused, validation_rows
 from pipeline.data.tokens import write_store
 from pipeline.models.tiny import CHAT_TEMPLATE, byte_tokenizer
 
@@ -26,7 +26,7 @@ def text_data(tmp_path):
 
 
 def test_rows_are_full_and_follow_the_seed(text_data):
-    rows = [next(open_stream(text_data, 32, seed)) for seed in (0, 0, 1)]
+    rows = [next(open_stream(text_data, 32, seed, packing="fill")) for seed in (0, 0, 1)]
     assert all((row["segment_ids"] >= 0).all() for row in rows)
     assert (rows[0]["input_ids"] == rows[1]["input_ids"]).all() and (rows[0]["input_ids"] != rows[2]["input_ids"]).any()
 
@@ -41,10 +41,12 @@ def test_general_text_is_replayed_where_asked_and_is_no_part_of_the_domain(text_
     entry = {"weight": 1.0, "rejected": {"empty": 2}, "left_out": {}}
     (text_data / "sources.json").write_text(json.dumps({**manifest, "replay": {"web": entry}}))
     assert open_stream(text_data, 32, 0).tokens.keys() == {"a"}
-    stream = open_stream(text_data, 32, 0, replay=0.25)
-    for _ in range(400):
-        next(stream)
-    assert stream.tokens["web"] / sum(stream.tokens.values()) == pytest.approx(0.25, abs=0.01)
+    # What waits in the window of first_fit is drawn and not yet seen: more than a tenth of 400 rows of 32 tokens.
+    for packing, num_rows in (("fill", 400), ("first_fit", 6_000)):
+        stream = open_stream(text_data, 32, 0, replay=0.25, packing=packing)
+        for _ in range(num_rows):
+            stream.plan()
+        assert stream.tokens["web"] / sum(stream.tokens.values()) == pytest.approx(0.25, abs=0.01)
     assert validation_rows(text_data, tokenizer, 32, 200).keys() == {"a"}
     assert unused(text_data) == {"rejected": {"a": {}, "web": {"empty": 2}}, "left_out": {"a": {}, "web": {}}}
 
@@ -69,3 +71,20 @@ def test_the_template_of_the_chats_goes_with_the_model(tmp_path):
     tokenizer.chat_template = "another"
     keep_chat_template(tmp_path, tokenizer, model)
     assert (model / "chat_template.jinja").read_text() == CHAT_TEMPLATE
+
+
+def test_rows_are_foreseen_as_the_packer_lays_them(text_data):
+    """Padding takes room, and general text is no part of a pass: tokens over the row's length say neither."""
+    tokenizer = byte_tokenizer()
+    write_store(text_data, "web", [(np.array([*tokenizer("web " * n).input_ids]), None) for n in range(9, 40)], 300)
+    manifest = json.loads((text_data / "sources.json").read_text())
+    (text_data / "sources.json").write_text(json.dumps({**manifest, "replay": {"web": {"weight": 1.0}}}))
+    params = {"seq_len": 300, "seed": 3, "packing": "first_fit", "shares": None, "replay": 0.0}
+    found = rows_ahead(text_data, params, ("packing", "shares", "replay"))(2.0)
+    stream = open_stream(text_data, 300, 3, packing="first_fit")
+    stream.set_length(1000, int(found))
+    spans = [span for _ in range(1000) for span in stream.plan()]
+    assert len(spans) == 2 * len(set(spans)) == 16
+    assert found > 2 * stream.tokens["a"] / 2 / 300
+    assert rows_ahead(text_data, {**params, "replay": 0.5}, ("packing", "shares", "replay"))(2.0) > 1.5 * found
+    assert rows_ahead(object(), params, ()) is None

@@ -162,3 +162,44 @@ def test_tokens_are_kept_by_content_and_tokenizer(tokenizers, tmp_path):
     assert [path.name for path in (tmp_path / "cache").iterdir()] == [key]
     write_store(tmp_path / "b", "other", [(np.array([1, 2, 3]), None)], len(tokenizer))
     assert cache.fetch(key, tmp_path / "a", "s") and len(open_store(tmp_path / "a", "s").tokens) == len(kept.tokens)
+
+
+@pytest.fixture
+def cached(tokenizers, tmp_path):
+    """A cache with one entry, and the artifact that it was made from: (cache, key, artifact's directory)."""
+    cache, tokenizer, texts = TokenCache(tmp_path / "cache"), tokenizers["gpt2"], ["one text", "and another"]
+    (tmp_path / "a").mkdir()
+    write_store(tmp_path / "a", "s", ((ids, None) for ids in encode_documents(tokenizer, texts)), len(tokenizer))
+    key = cache.key(tokenizer, (text.encode() for text in texts))
+    cache.keep(key, tmp_path / "a", "s")
+    return cache, key, tmp_path / "a"
+
+
+def test_an_artifact_altered_in_place_does_not_reach_what_is_kept(cached, tmp_path):
+    cache, key, artifact = cached
+    path = artifact / "s.tokens.npy"
+    before = path.read_bytes()
+    with path.open("r+b") as stream:
+        stream.seek(-1, 2)
+        stream.write(b"\xff")
+    (tmp_path / "b").mkdir()
+    assert cache.fetch(key, tmp_path / "b", "s") and (tmp_path / "b" / "s.tokens.npy").read_bytes() == before
+    with (tmp_path / "b" / "s.tokens.npy").open("r+b") as stream:
+        stream.write(b"\xff")
+    assert cache.fetch(key, artifact, "s") and path.read_bytes() == before
+
+
+@pytest.mark.parametrize("name", ["kept.tokens.npy", "kept.offsets.npy", "sha256.json"])
+@pytest.mark.parametrize("damage", ["altered", "missing"])
+def test_an_entry_that_is_not_what_was_kept_counts_as_none_and_is_replaced(cached, tmp_path, name, damage):
+    cache, key, artifact = cached
+    path = tmp_path / "cache" / key / name
+    if damage == "missing":
+        path.unlink()
+    else:
+        path.write_bytes(path.read_bytes()[:-1] + b"\xff")
+    (tmp_path / "b").mkdir()
+    assert not cache.fetch(key, tmp_path / "b", "s") and not list((tmp_path / "b").iterdir())
+    cache.keep(key, artifact, "s")
+    assert cache.fetch(key, tmp_path / "b", "s")
+    assert (tmp_path / "b" / "s.tokens.npy").read_bytes() == (artifact / "s.tokens.npy").read_bytes()

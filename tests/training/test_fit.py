@@ -53,8 +53,8 @@ def train(source, run, store, strategy=None, stop_after=None, launch=None, seed=
         lambda **fields: steps.append(fields) if "loss" in fields else None,
         lambda: stop_after is not None and len(steps) >= stop_after,
     )
-    stream = PackedStream([store], {"a": 1.0}, 64, seed)
-    validation = {"a": [next(PackedStream([store], {"a": 1.0}, 64, 9)) for _ in range(2)]}
+    stream = PackedStream([store], {"a": 1.0}, 64, seed, packing="fill")
+    validation = {"a": [next(PackedStream([store], {"a": 1.0}, 64, 9, packing="fill")) for _ in range(2)]}
     return fit(source, run / "model", strategy or NewBlocks(), settings(**changes), stream, validation, runtime, device)
 
 
@@ -226,5 +226,17 @@ def test_rows_longer_than_the_model():
 
 
 def test_lengths_in_tokens_and_epochs():
-    assert settings(num_steps=None, num_tokens=1000).total_steps(lambda: 0) == 4
-    assert settings(num_steps=None, num_epochs=2.0).total_steps(lambda: 10) == 5
+    assert settings(num_steps=None, num_tokens=1000).total_steps(lambda passes: 0) == 4
+    assert settings(num_steps=None, num_epochs=2.0).total_steps(lambda passes: 10 * passes) == 5
+
+
+def test_a_run_of_one_epoch_sees_every_span_once_and_its_last_step_ends_with_empty_rows(expanded, store, tmp_path):
+    chosen = settings(num_steps=None, num_epochs=1.0, batch_size=7)
+    stream = PackedStream([store], {"a": 1.0}, chosen.seq_len, 0)
+    rows, steps = chosen.last_row(stream.rows_of), chosen.total_steps(stream.rows_of)
+    assert rows == stream.rows_of(1) < 7 * steps
+    stream.set_length(7 * steps, rows)
+    runtime, device = launch_options(LAUNCH, tmp_path, lambda **_: None, lambda: False)
+    metrics = fit(expanded, tmp_path / "model", NewBlocks(), chosen, stream, {}, runtime, device)
+    assert metrics["num_samples"] == len(stream.spans[0].table) and metrics["num_steps"] == steps
+    assert metrics["train_loss"] > 0 and stream.num_rows == rows and stream.epochs == {"a": 1.0}

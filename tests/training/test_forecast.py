@@ -18,8 +18,8 @@ def params(way="NewBlocks", **changes):
     return {**vars(settings(**changes)), "strategy": {"_target_": f"pipeline.training.strategy.{way}"}}
 
 
-def told(shape=SHAPE, num_tokens=None, earlier=(), launch=LAUNCH, **changes):
-    return tell(shape, params(**changes), launch, num_tokens, lambda: earlier)
+def told(shape=SHAPE, rows_of=None, earlier=(), launch=LAUNCH, **changes):
+    return tell(shape, params(**changes), launch, rows_of, lambda: earlier)
 
 
 def manifest(finished="1", host="here", precision="fp32", rate=2e9):
@@ -57,9 +57,9 @@ def test_the_latest_rate_of_this_host_and_precision_counts():
     assert known_rate([], "here", "fp32") is None
 
 
-@pytest.mark.parametrize(("num_tokens", "steps"), [(None, "steps not known"), (64 * 40, "x 20 steps")])
-def test_epochs_need_the_data(num_tokens, steps):
-    assert steps in told(num_steps=None, num_epochs=2.0, num_tokens=num_tokens)[2]
+@pytest.mark.parametrize(("rows_of", "steps"), [(None, "steps not known"), (lambda passes: 40 * passes, "x 20 steps")])
+def test_epochs_need_the_data(rows_of, steps):
+    assert steps in told(num_steps=None, num_epochs=2.0, rows_of=rows_of)[2]
 
 
 def test_what_is_not_known_is_said_so():

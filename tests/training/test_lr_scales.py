@@ -98,7 +98,7 @@ def train(source, run):
     tokens = np.random.default_rng(0).integers(3, 40, 2000).astype(np.uint16)
     store = TokenStore("a", tokens, np.arange(0, 2001, 50), None)
     runtime, device = launch_options(LAUNCH, run, lambda **_: None, lambda: False)
-    stream = PackedStream([store], {"a": 1.0}, 32, 0)
+    stream = PackedStream([store], {"a": 1.0}, 32, 0, packing="fill")
     fit(source, run / "model", NewBlocks(), Settings(**SETTINGS), stream, {}, runtime, device)
     return load_file(run / "model" / "model.safetensors")
 

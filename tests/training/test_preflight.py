@@ -59,7 +59,7 @@ def test_a_first_batch_without_labels_is_refused(store):  # noqa: F811
 
 
 def test_looking_for_labels_leaves_the_stream_where_it_stood(store):  # noqa: F811
-    looked, fresh = (PackedStream([store], {"a": 1.0}, 64, 0) for _ in range(2))
+    looked, fresh = (PackedStream([store], {"a": 1.0}, 64, 0, packing="fill") for _ in range(2))
     preflight.check_labels(looked, 4)
     assert looked.state_dict() == fresh.state_dict()
     assert all(np.array_equal(a["input_ids"], b["input_ids"]) for a, b, _ in zip(looked, fresh, range(9), strict=False))
