@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -20,8 +21,9 @@ from pipeline.training.count import count_cost
 from pipeline.training.device import Device
 from pipeline.training.distributed import distribute, handlers, is_sharded, own_part, whole
 from pipeline.training.flops import Cost
+from pipeline.training.head import head_of
 from pipeline.training.loop import train
-from pipeline.training.loss import PackedLoss, check_isolation, head_is_plain
+from pipeline.training.loss import PackedLoss, check_isolation
 from pipeline.training.optim import build_adamw
 from pipeline.training.peak import peak
 from pipeline.training.preflight import check_labels, expected_memory, probe, shortage_explained
@@ -113,7 +115,13 @@ def _prepare(
 ) -> _Prepared:
     loaded = load(source, dtype=_loaded_dtype(source, settings))
     loaded.config.use_cache = False
-    plain_head = head_is_plain(loaded)
+    head = head_of(loaded)
+    if head is None:
+        warnings.warn(
+            f"{type(loaded).__name__} makes its logits in a way of its own: all of a micro batch stand in memory at "
+            f"once, and launch.loss_chunk={device.loss_chunk} is ignored",
+            stacklevel=2,
+        )
     check_isolation(loaded)
     attention = choose_attention(loaded, device.attention, accelerator.device)
     expansion = read_expansion(source)
@@ -135,7 +143,7 @@ def _prepare(
     lr_scales = strategy.lr_scales(expansion)
     loss_model, optimizer, trainable = distribute(
         accelerator,
-        PackedLoss(model, plain_head, device.loss_chunk, one_row=attention == "flash"),
+        PackedLoss(model, head, device.loss_chunk, one_row=attention == "flash"),
         decoder_blocks(loaded) if device.layout.sharding != "none" else (),
         device.layout,
         lambda named: build_adamw(

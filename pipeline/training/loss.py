@@ -10,18 +10,20 @@ from typing import Any
 import torch
 from torch import nn
 
+from pipeline.training.head import PLAIN, Head, decoder_of
+
 IGNORED = -100
 
 
 class _ChunkedCrossEntropy(torch.autograd.Function):
-    """Summed cross entropy of `hidden_ND @ weight_VD.T`, in chunks whose gradient is formed in the forward pass.
+    """Summed cross entropy of what a head makes of `hidden_ND`, in chunks whose gradient is formed in the forward pass.
 
     Forming dlogits at once (p - onehot) costs no recomputation and keeps one chunk of logits alive; a frozen head gets
     no weight gradient at all.
     """
 
     @staticmethod
-    def forward(ctx: Any, hidden_ND, weight_VD, bias_V, labels_N, chunk):
+    def forward(ctx: Any, hidden_ND, weight_VD, bias_V, labels_N, chunk, head):
         needs_hidden, needs_weight, needs_bias = (ctx.needs_input_grad[i] for i in range(3))
         wide = torch.promote_types(hidden_ND.dtype, torch.float32)
         grad_hidden = torch.empty_like(hidden_ND) if needs_hidden else None
@@ -34,13 +36,17 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
             logits = (hidden_ND[part] @ weight.T).to(wide)
             if bias_V is not None:
                 logits += bias_V.to(wide)
+            logits = head.finish_(logits)
             rows = torch.arange(logits.shape[0], device=logits.device)
             normalizer = logits.logsumexp(-1, keepdim=True)
             total += (normalizer.squeeze(-1) - logits[rows, labels_N[part]]).sum()
             if not (needs_hidden or needs_weight):
                 continue
+            slope = head.slope(logits)
             dlogits = logits.sub_(normalizer).exp_()
             dlogits[rows, labels_N[part]] -= 1
+            if slope is not None:
+                dlogits *= slope
             if grad_bias is not None:
                 grad_bias += dlogits.sum(0)
             dlogits = dlogits.to(hidden_ND.dtype)
@@ -61,7 +67,7 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
             grad_weight = (grad_weight * grad_total).to(ctx.dtypes[0])
         if grad_bias is not None:
             grad_bias = (grad_bias * grad_total).to(ctx.dtypes[1])
-        return grad_hidden, grad_weight, grad_bias, None, None
+        return grad_hidden, grad_weight, grad_bias, None, None, None
 
 
 def chunked_cross_entropy(
@@ -70,9 +76,10 @@ def chunked_cross_entropy(
     bias_V: torch.Tensor | None,
     labels_N: torch.Tensor,
     chunk: int = 512,
+    head: Head = PLAIN,
 ) -> torch.Tensor:
     """Sum over tokens of the cross entropy in nats, in fp32 or wider, for labels without ignored entries."""
-    return _ChunkedCrossEntropy.apply(hidden_ND, weight_VD, bias_V, labels_N, chunk)
+    return _ChunkedCrossEntropy.apply(hidden_ND, weight_VD, bias_V, labels_N, chunk, head)
 
 
 class PackedLoss(nn.Module):
@@ -84,20 +91,20 @@ class PackedLoss(nn.Module):
 
     Args:
         model: a transformers causal language model, adapters included.
-        plain_head: `head_is_plain` of it; otherwise its own forward makes the logits, all at once.
+        head: `head_of` it; for None its own forward makes the logits, all at once.
         chunk: labelled tokens whose logits are in memory at once.
         one_row: give the model all rows as one: transformers' flash attention sees restarts in a batch of one row only,
             and in a larger one lets every document see those before it.
     """
 
-    def __init__(self, model: Any, plain_head: bool, chunk: int = 512, one_row: bool = False) -> None:
+    def __init__(self, model: Any, head: Head | None, chunk: int = 512, one_row: bool = False) -> None:
         super().__init__()
         self.model = model
         self.chunk = chunk
         self.one_row = one_row
         causal = model.get_base_model() if hasattr(model, "get_base_model") else model
         self._causal = [causal]  # in a list: a second registration would double the parameters' names
-        self._plain_head = plain_head
+        self._head = head
 
     def forward(self, input_ids: torch.Tensor, labels: torch.Tensor, position_ids: torch.Tensor) -> torch.Tensor:
         """Summed loss in nats over the labelled tokens.
@@ -112,28 +119,15 @@ class PackedLoss(nn.Module):
         causal, inputs = self._causal[0], {"input_ids": input_ids, "position_ids": position_ids, "use_cache": False}
         kept = labels.reshape(-1) != IGNORED
         labels_N = labels.reshape(-1)[kept]
-        if not self._plain_head:
+        if self._head is None:
             logits = causal(**inputs).logits
             return nn.functional.cross_entropy(logits.flatten(0, 1)[kept].float(), labels_N, reduction="sum")
-        hidden = causal.get_decoder()(**inputs).last_hidden_state
-        head = causal.get_output_embeddings()
+        hidden = decoder_of(causal)(**inputs)[0]
+        last = causal.get_output_embeddings()
         # Positions without a label never reach the vocabulary: most of a chat's tokens.
-        return chunked_cross_entropy(hidden.flatten(0, 1)[kept], head.weight, head.bias, labels_N, self.chunk)
-
-
-def head_is_plain(causal: Any) -> bool:
-    """Whether a model's logits are its head applied to its last hidden state (no scale, no soft cap), bit for bit.
-
-    Tried on the model as it was loaded: all of one dtype, without adapters.
-    """
-    head = causal.get_output_embeddings()
-    if not isinstance(head, nn.Linear):
-        return False
-    ids = torch.arange(8, device=head.weight.device)[None] % causal.config.vocab_size
-    with torch.no_grad():
-        logits = causal(input_ids=ids, use_cache=False).logits
-        hidden = causal.get_decoder()(input_ids=ids, use_cache=False).last_hidden_state
-        return torch.equal(logits, head(hidden))
+        return chunked_cross_entropy(
+            hidden.flatten(0, 1)[kept], last.weight, last.bias, labels_N, self.chunk, self._head
+        )
 
 
 def check_isolation(causal: Any) -> None:

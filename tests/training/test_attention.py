@@ -6,7 +6,8 @@ import torch
 from pipeline.models import load
 from pipeline.training.attention import choose_attention, first_visible
 from pipeline.training.document_attention import document_attention
-from pipeline.training.loss import PackedLoss, check_isolation, head_is_plain
+from pipeline.training.head import PLAIN, head_of
+from pipeline.training.loss import PackedLoss, check_isolation
 
 CPU = torch.device("cpu")
 FAMILIES = {
@@ -70,7 +71,7 @@ ROWS = {
 @pytest.mark.parametrize("rows", ROWS.values(), ids=ROWS)
 def test_packed_loss_and_gradients_equal_those_of_the_separate_documents(make_model, family, kernel, rows):
     model = model_with(make_model(max_position_embeddings=256, **FAMILIES[family]), kernel)
-    loss = PackedLoss(model, head_is_plain(model))
+    loss = PackedLoss(model, head_of(model))
     documents, *batch = packed(rows)
     together = loss(*batch)
     got = gradients(together, model)
@@ -88,7 +89,7 @@ def test_a_kernel_computes_what_the_plain_one_does(make_model, family, kernel):
     losses, grads = [], []
     for name in (kernel, "eager"):
         model = model_with(directory, name)
-        losses.append(PackedLoss(model, True)(*batch))
+        losses.append(PackedLoss(model, PLAIN)(*batch))
         grads.append(gradients(losses[-1], model))
     torch.testing.assert_close(*losses, rtol=1e-7, atol=0)
     assert_near(*grads, 1e-6)
@@ -105,7 +106,7 @@ def test_kernels_of_a_gpu_compute_what_the_plain_one_does(make_model, kernel):
     found = {}
     for name in (kernel, "eager"):
         model = model_with(directory, name, dtype, cuda)
-        found[name] = gradients(PackedLoss(model, True, one_row=name == "flash")(*batch), model)
+        found[name] = gradients(PackedLoss(model, PLAIN, one_row=name == "flash")(*batch), model)
     tolerance = 1e-5 if kernel == "flex" else 5e-2
     assert_near(found[kernel], found["eager"], tolerance)
 
@@ -114,7 +115,7 @@ def test_rows_given_as_one_are_the_same_rows(make_model):
     """What flash attention is given."""
     model = model_with(make_model(), "documents")
     _, *batch = packed(ROWS["several"])
-    apart, joined = (PackedLoss(model, True, one_row=one)(*batch) for one in (False, True))
+    apart, joined = (PackedLoss(model, PLAIN, one_row=one)(*batch) for one in (False, True))
     torch.testing.assert_close(apart, joined, rtol=1e-12, atol=0)
 
 
@@ -160,7 +161,7 @@ def test_no_matrix_of_all_pairs_of_tokens(make_model, kernel):
     model = model_with(make_model(max_position_embeddings=tokens), kernel, torch.float32)
     _, *batch = packed([[tokens // 2, tokens // 2]])
     with LargestTensor() as largest:
-        PackedLoss(model, True)(*batch).backward()
+        PackedLoss(model, PLAIN)(*batch).backward()
     assert (largest.elements < tokens * tokens // 8) == (kernel != "eager")
 
 
