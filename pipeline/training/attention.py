@@ -7,7 +7,8 @@ of the library calls, is asked for that number instead of a matrix, so no archit
 Two kernels read it: `documents` (`pipeline.training.document_attention`: any device; on a CPU faster than torch's fused
 kernel, most of all backwards), and `sdpa`, which gives torch's fused kernel one document at a time.
 
-Shapes: B rows, T tokens of a row, H query heads, G key heads, K head dim, V value head dim, S tokens of a document.
+Shapes: B rows, T tokens of a row, H query heads, G key heads, K head dim, V value head dim, S tokens of a document,
+X queries of a block, N keys that it sees.
 """
 
 from __future__ import annotations
@@ -25,6 +26,8 @@ from pipeline.training.document_attention import document_attention, document_bo
 KERNELS = ("auto", "documents", "sdpa", "eager", "flex", "flash")
 LIBRARY_NAMES = {"eager": "eager", "flex": "flex_attention", "flash": "flash_attention_2"}
 OWN_NAMES = {"documents": "llama_pro_documents", "sdpa": "llama_pro_sdpa"}
+WINDOW_BLOCK = 256
+"""Queries whose window is one mask in `sdpa`: [256, 256 + window], whatever the length of the document."""
 
 
 def choose_attention(model: Any, requested: str, device: torch.device) -> str:
@@ -119,6 +122,8 @@ def first_visible(
     Raises:
         ValueError: padding, a cache, or a rule that is not "causal from some token on".
     """
+    if local_size == 0:  # Qwen2-MoE makes this mask beside the one that its blocks use: it shows no token anything
+        return torch.arange(1, q_length + 1, dtype=torch.int32).expand(batch_size, -1)
     if attention_mask is not None or use_vmap or q_length != kv_length:
         raise ValueError("attention inside documents is for packed training rows: no padding mask, no cache")
     row_B1 = torch.arange(batch_size, device=device)[:, None]
@@ -177,11 +182,23 @@ def _sdpa(q_BHTK, k_BGTK, v_BGTV, first_BT, scale: float, dropout: float) -> tor
 
 
 def _sdpa_document(q_HSK, k_GSK, v_GSV, first_S: np.ndarray, scale: float, dropout: float) -> torch.Tensor:
-    options: dict[str, Any] = {"is_causal": True}
-    if first_S.any():  # a window that the document is longer than
-        key_S = torch.arange(len(first_S), device=q_HSK.device)
-        visible_SS = (key_S <= key_S[:, None]) & (key_S >= torch.from_numpy(first_S).to(q_HSK.device)[:, None])
-        options = {"attn_mask": visible_SS}
+    if not first_S.any():
+        return _fused(q_HSK, k_GSK, v_GSV, scale, dropout, is_causal=True)
+    # A window that the document is longer than: of what a block of queries sees, a mask of its own.
+    pieces = []
+    for start in range(0, len(first_S), WINDOW_BLOCK):
+        stop = min(start + WINDOW_BLOCK, len(first_S))
+        keys = slice(int(first_S[start]), stop)
+        key_N = torch.arange(keys.start, keys.stop, device=q_HSK.device)
+        first_X1 = torch.from_numpy(first_S[start:stop]).to(q_HSK.device)[:, None]
+        last_X1 = torch.arange(start, stop, device=q_HSK.device)[:, None]
+        visible_XN = (key_N <= last_X1) & (key_N >= first_X1)
+        query = q_HSK[:, start:stop]
+        pieces.append(_fused(query, k_GSK[:, keys], v_GSV[:, keys], scale, dropout, attn_mask=visible_XN))
+    return torch.cat(pieces, 1)
+
+
+def _fused(q_HSK, k_GSK, v_GSV, scale: float, dropout: float, **options: Any) -> torch.Tensor:
     grouped = k_GSK.shape[0] != q_HSK.shape[0]
     return functional.scaled_dot_product_attention(
         q_HSK[None], k_GSK[None], v_GSV[None], dropout_p=dropout, scale=scale, enable_gqa=grouped, **options

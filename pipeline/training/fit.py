@@ -22,8 +22,9 @@ from pipeline.training.device import Device
 from pipeline.training.distributed import distribute, handlers, is_sharded, own_part, whole
 from pipeline.training.flops import Cost
 from pipeline.training.head import head_of
+from pipeline.training.isolation import mixes_documents
 from pipeline.training.loop import train
-from pipeline.training.loss import PackedLoss, check_isolation
+from pipeline.training.loss import PackedLoss
 from pipeline.training.optim import build_adamw
 from pipeline.training.peak import peak
 from pipeline.training.preflight import check_labels, expected_memory, probe, shortage_explained
@@ -122,7 +123,7 @@ def _prepare(
             f"once, and launch.loss_chunk={device.loss_chunk} is ignored",
             stacklevel=2,
         )
-    check_isolation(loaded)
+    apart = mixes_documents(loaded)
     attention = choose_attention(loaded, device.attention, accelerator.device)
     expansion = read_expansion(source)
     model = strategy.apply(loaded, expansion["module_parameters"])
@@ -139,11 +140,13 @@ def _prepare(
     # A product and a sum for each weight and token, forwards and backwards.
     num_flops = 4.0 * counts["num_parameters"] * num_steps * settings.batch_size * settings.seq_len
     compiled = choose_compile(device.compile, accelerator.device, num_flops, settings.precision)
+    if apart:
+        compiled = _apart(loaded, device)
     prepare_blocks(loaded, device.checkpointing, compiled)
     lr_scales = strategy.lr_scales(expansion)
     loss_model, optimizer, trainable = distribute(
         accelerator,
-        PackedLoss(model, head, device.loss_chunk, one_row=attention == "flash"),
+        PackedLoss(model, head, device.loss_chunk, one_row=attention == "flash", apart=apart),
         decoder_blocks(loaded) if device.layout.sharding != "none" else (),
         device.layout,
         lambda named: build_adamw(
@@ -152,7 +155,7 @@ def _prepare(
     )
     # These very parameters: a sharded model shows others in their place as long as a unit is gathered.
     frozen = {name: p for name, p in model.named_parameters() if not p.requires_grad} | held_tensors(model)
-    facts = {**counts, "attention": attention, "compiled": compiled}
+    facts = {**counts, "attention": attention, "compiled": compiled, "one_document_a_row": apart}
     return _Prepared(loaded, model, loss_model, optimizer, trainable, frozen, cost, facts)
 
 
@@ -176,6 +179,23 @@ def _try_a_step(
     found = probe(accelerator, ready.loss_model, ready.optimizer, ready.trainable, settings, device.knobs, expected)
     runtime.progress(step=0, total=num_steps, note=f"a step fits: {found}")
     return found.record()
+
+
+def _apart(loaded: Any, device: Device) -> bool:
+    """Say that documents of a row are taken apart, and what does not go with that; whether to compile: no."""
+    kind = type(loaded).__name__
+    if device.layout.sharding != "none":
+        # Processes would run their blocks different numbers of times, and wait for each other for ever.
+        raise ValueError(
+            f"{kind} lets a document of a packed row see the one before it, so it is given one document a row, which "
+            f"launch.sharding={device.layout.sharding} cannot do; use launch.sharding=none"
+        )
+    asked = " launch.compile=true is ignored: the rows' lengths differ." if device.compile is True else ""
+    warnings.warn(
+        f"{kind} lets a document of a packed row see the one before it: it is trained on one document a row.{asked}",
+        stacklevel=3,
+    )
+    return False
 
 
 def _check_unsharded(frozen_dtype: str, sharding: str) -> None:

@@ -11,8 +11,7 @@ import torch
 from torch import nn
 
 from pipeline.training.head import PLAIN, Head, decoder_of
-
-IGNORED = -100
+from pipeline.training.isolation import IGNORED, documents_apart
 
 
 class _ChunkedCrossEntropy(torch.autograd.Function):
@@ -95,13 +94,17 @@ class PackedLoss(nn.Module):
         chunk: labelled tokens whose logits are in memory at once.
         one_row: give the model all rows as one: transformers' flash attention sees restarts in a batch of one row only,
             and in a larger one lets every document see those before it.
+        apart: give the model one document a row, for one that mixes those of a row (`mixes_documents`).
     """
 
-    def __init__(self, model: Any, head: Head | None, chunk: int = 512, one_row: bool = False) -> None:
+    def __init__(
+        self, model: Any, head: Head | None, chunk: int = 512, one_row: bool = False, apart: bool = False
+    ) -> None:
         super().__init__()
         self.model = model
         self.chunk = chunk
         self.one_row = one_row
+        self.apart = apart
         causal = model.get_base_model() if hasattr(model, "get_base_model") else model
         self._causal = [causal]  # in a list: a second registration would double the parameters' names
         self._head = head
@@ -114,9 +117,16 @@ class PackedLoss(nn.Module):
             labels: [B, T], already shifted: the token to be predicted at each place, or -100.
             position_ids: [B, T], restarting at 0 at every document.
         """
+        if self.apart:
+            parts = documents_apart(input_ids, labels, position_ids)
+            # Positions from 0 up in every row are what a model takes if it is given none.
+            return torch.stack([self._summed(part_labels, input_ids=ids) for ids, part_labels in parts]).sum()
         if self.one_row:
             input_ids, position_ids = input_ids.reshape(1, -1), position_ids.reshape(1, -1)
-        causal, inputs = self._causal[0], {"input_ids": input_ids, "position_ids": position_ids, "use_cache": False}
+        return self._summed(labels, input_ids=input_ids, position_ids=position_ids)
+
+    def _summed(self, labels: torch.Tensor, **inputs: Any) -> torch.Tensor:
+        causal, inputs = self._causal[0], {**inputs, "use_cache": False}
         kept = labels.reshape(-1) != IGNORED
         labels_N = labels.reshape(-1)[kept]
         if self._head is None:
@@ -127,27 +137,4 @@ class PackedLoss(nn.Module):
         # Positions without a label never reach the vocabulary: most of a chat's tokens.
         return chunked_cross_entropy(
             hidden.flatten(0, 1)[kept], last.weight, last.bias, labels_N, self.chunk, self._head
-        )
-
-
-def check_isolation(causal: Any) -> None:
-    """Check on a model as it was loaded that no document of a packed row sees the one before it.
-
-    Tried with two documents of four tokens: other tokens in the first may move the second's states by rounding only
-    (experts multiply other batches), its own states by far more.
-
-    Raises:
-        ValueError: the second moved: the architecture mixes tokens in a way that restarting positions do not stop.
-    """
-    ids = torch.arange(1, 9, device=causal.device)[None] % causal.config.get_text_config().vocab_size
-    other = torch.cat([ids[:, :4].flip(1), ids[:, 4:]], 1)
-    positions = torch.arange(4, device=ids.device).repeat(2)[None]
-    with torch.no_grad():
-        run = causal.get_decoder()
-        states, moved = (run(input_ids=i, position_ids=positions, use_cache=False)[0].float() for i in (ids, other))
-    change_T = (states - moved).abs().amax((0, 2))
-    if change_T[4:].max() > 0.05 * change_T[:4].max():
-        raise ValueError(
-            f"{type(causal).__name__} lets a document of a packed row see the one before it (a token of the second "
-            f"moved by {change_T[4:].max():.1e}); this architecture cannot be trained on packed rows"
         )
