@@ -25,9 +25,10 @@ from pipeline.training.head import head_of
 from pipeline.training.isolation import mixes_documents
 from pipeline.training.loop import train
 from pipeline.training.loss import PackedLoss
+from pipeline.training.memory import Memory
 from pipeline.training.optim import build_adamw
 from pipeline.training.peak import peak
-from pipeline.training.preflight import check_labels, expected_memory, probe, shortage_explained
+from pipeline.training.preflight import check_labels, expect, loading_explained, probe, shortage_explained
 from pipeline.training.quantised import held_tensors, hold_frozen
 from pipeline.training.runtime import Row, RowStream, Runtime
 from pipeline.training.settings import Settings
@@ -74,11 +75,13 @@ def fit(
     """
     accelerator = _accelerator(settings, runtime, device)
     num_steps = settings.total_steps(stream.rows_per_pass)
-    ready = _prepare(accelerator, source, strategy, settings, num_steps, device)
+    expected = expect(accelerator, source, strategy, settings, device.knobs) if device.preflight else None
+    with loading_explained(settings, device.knobs):
+        ready = _prepare(accelerator, source, strategy, settings, num_steps, device)
     if ready.facts["compiled"]:
         runtime.progress(step=0, total=num_steps, note="compiling the blocks as they are first used")
     frozen_before = _hashes(ready.frozen)
-    tried = _try_a_step(accelerator, source, strategy, settings, stream, runtime, device, ready, num_steps)
+    tried = _try_a_step(accelerator, settings, stream, runtime, device, ready, num_steps, expected)
     with shortage_explained(settings.seq_len, device.knobs):
         summary = train(
             accelerator, ready.loss_model, ready.optimizer, ready.trainable, stream, validation, settings, num_steps,
@@ -161,21 +164,19 @@ def _prepare(
 
 def _try_a_step(
     accelerator: Any,
-    source: Path,
-    strategy: Strategy,
     settings: Settings,
     stream: RowStream,
     runtime: Runtime,
     device: Device,
     ready: _Prepared,
     num_steps: int,
+    expected: Memory | None,
 ) -> dict[str, Any]:
     """Labels looked for and one step tried before the run, if that is asked for; what was found, as metrics."""
     if not device.preflight:
         return {}
     runtime.progress(step=0, total=num_steps, note="trying one step")
     check_labels(stream, settings.batch_size)
-    expected = expected_memory(source, strategy, settings, device.knobs)
     found = probe(accelerator, ready.loss_model, ready.optimizer, ready.trainable, settings, device.knobs, expected)
     runtime.progress(step=0, total=num_steps, note=f"a step fits: {found}")
     return found.record()
