@@ -78,14 +78,13 @@ def fit(
     expected = expect(accelerator, source, strategy, settings, device.knobs) if device.preflight else None
     with loading_explained(settings, device.knobs):
         ready = _prepare(accelerator, source, strategy, settings, num_steps, device)
-    if ready.facts["compiled"]:
-        runtime.progress(step=0, total=num_steps, note="compiling the blocks as they are first used")
     frozen_before = _hashes(ready.frozen)
     tried = _try_a_step(accelerator, settings, stream, runtime, device, ready, num_steps, expected)
+    compiling = {"validation", *(() if tried else ("step",))} if ready.facts["compiled"] else ()
     with shortage_explained(settings.seq_len, device.knobs):
         summary = train(
             accelerator, ready.loss_model, ready.optimizer, ready.trainable, stream, validation, settings, num_steps,
-            replace(runtime, cost=ready.cost),
+            replace(runtime, cost=ready.cost, compiling=frozenset(compiling)),
         )  # fmt: skip
     audit_frozen(frozen_before, _hashes(ready.frozen))
     _save(accelerator, source, target, strategy, settings, ready)
@@ -175,7 +174,9 @@ def _try_a_step(
     """Labels looked for and one step tried before the run, if that is asked for; what was found, as metrics."""
     if not device.preflight:
         return {}
-    runtime.progress(step=0, total=num_steps, note="trying one step")
+    runtime.progress(
+        step=0, total=num_steps, note=f"trying one step{' (compiling)' if ready.facts['compiled'] else ''}"
+    )
     check_labels(stream, settings.batch_size)
     found = probe(accelerator, ready.loss_model, ready.optimizer, ready.trainable, settings, device.knobs, expected)
     runtime.progress(step=0, total=num_steps, note=f"a step fits: {found}")

@@ -62,6 +62,7 @@ class _Run:
         self.num_steps, self.runtime = num_steps, runtime
         self.step, self.tokens, self.samples, self.losses, self.validations = 0, 0, 0, [], []
         self.validated_step: int | None = None
+        self.compiling = set(runtime.compiling)
         self.checkpoints = runtime.directory / "checkpoints"
         self.journal = Journal(runtime.directory, ("metrics", "samples"), accelerator.is_main_process)
         self.spikes = SpikeGuard(settings.spike_sigmas, settings.spike_window, settings.max_skipped_steps)
@@ -75,6 +76,8 @@ class _Run:
             self._validate()
         while self.step < self.num_steps:
             began = time.monotonic()
+            if compiling := self._compiling("step"):
+                self.runtime.progress(step=self.step, total=self.num_steps, note=f"the first step{compiling}")
             self._advance([next(rows) for _ in range(self.settings.batch_size)])
             self.runtime.deadline.took("step", time.monotonic() - began)
             if self._validation_is_due():
@@ -107,6 +110,12 @@ class _Run:
     def _validation_is_due(self) -> bool:
         due = self.step in (0, self.num_steps) or self.step % self.settings.validate_every == 0
         return due and bool(self.validation) and self.validated_step != self.step
+
+    def _compiling(self, what: str) -> str:
+        """For a note of what is about to compile the blocks, once: they are compiled as they are first used."""
+        compiles = what in self.compiling
+        self.compiling.discard(what)
+        return " (compiling)" if compiles else ""
 
     def _agree(self, *decisions: bool) -> list[bool]:
         """A signal or a clock may reach the processes at different steps: one that says yes decides for all."""
@@ -190,7 +199,8 @@ class _Run:
         total, count = 0.0, 0
         self.model.eval()
         for source, rows in self.validation.items():
-            self.runtime.progress(step=self.step, total=self.num_steps, note=f"validating on {source}")
+            note = f"validating on {source}{self._compiling('validation')}"
+            self.runtime.progress(step=self.step, total=self.num_steps, note=note)
             loss, labels = self._validation_loss(rows)
             record[f"val/{source}"] = loss / max(1, labels)
             total, count = total + loss, count + labels
