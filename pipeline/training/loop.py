@@ -20,6 +20,7 @@ from pipeline.training.runtime import Row, RowStream, Runtime, StoppedError
 from pipeline.training.settings import Settings
 from pipeline.training.spikes import SpikeGuard
 from pipeline.training.throughput import Throughput
+from pipeline.training.trackers import Trackers
 
 
 def train(
@@ -65,6 +66,7 @@ class _Run:
         self.compiling = set(runtime.compiling)
         self.checkpoints = runtime.directory / "checkpoints"
         self.journal = Journal(runtime.directory, ("metrics", "samples"), accelerator.is_main_process)
+        self.trackers = Trackers(accelerator, runtime.directory / "metrics.jsonl", self.checkpoints)
         self.spikes = SpikeGuard(settings.spike_sigmas, settings.spike_window, settings.max_skipped_steps)
 
     def run(self) -> dict[str, Any]:
@@ -95,6 +97,7 @@ class _Run:
                 saved_at = time.monotonic()
             if (stop or late) and self.step < self.num_steps:
                 raise self._stopped("stopped" if stop else "stopped before the time limit")
+        self.trackers.send()
         return self._summary()
 
     def _stopped(self, why: str) -> StoppedError:
@@ -207,7 +210,7 @@ class _Run:
         self.model.train()
         record["val_loss"] = total / max(1, count)
         self.validations.append(record["val_loss"])
-        self._write(record)
+        self.journal.write("metrics", record)
         self.validated_step = self.step
         took = time.monotonic() - started
         self.throughput.exclude(took)
@@ -224,7 +227,7 @@ class _Run:
     def _log(self, record: dict[str, Any]) -> None:
         if "skipped" not in record:
             self.losses.append(record["loss"])
-        self._write(record)
+        self.journal.write("metrics", record)
         skipped = self.spikes.num_skipped
         self.runtime.progress(
             step=self.step,
@@ -234,10 +237,6 @@ class _Run:
             eta_s=self.throughput.seconds_left(self.step),
             **({"note": f"{skipped} step{'s' if skipped > 1 else ''} skipped"} if skipped else {}),
         )
-
-    def _write(self, record: dict[str, Any]) -> None:
-        self.accelerator.log({k: v for k, v in record.items() if k != "step"}, step=record["step"])
-        self.journal.write("metrics", record)
 
     def _save(self) -> None:
         started = time.monotonic()
@@ -256,6 +255,7 @@ class _Run:
             }
         keep = self.runtime.keep_checkpoints
         save_checkpoint(self.checkpoints, self.step, self.trainable, self.optimizer, state, keep)
+        self.trackers.send()
         self.throughput.exclude(time.monotonic() - started)
         self.runtime.deadline.took("save", time.monotonic() - started)
 
