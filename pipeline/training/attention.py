@@ -34,8 +34,8 @@ def choose_attention(model: Any, requested: str, device: torch.device) -> str:
     """Set a model's attention kernel for packed rows, by a name of `KERNELS`, and return the name chosen.
 
     `auto` is flash-attn on a GPU where it is installed and the weights are half precision, else `sdpa` on a GPU and
-    `documents` on a CPU. A model whose attention these cannot compute (a soft cap, sinks, its own attention code) keeps
-    what transformers chooses for it, with a mask of [T, T].
+    `documents` on a CPU. A model whose attention these cannot compute (sinks, its own attention code; on a GPU a soft
+    cap) keeps what transformers chooses for it, with a mask of [T, T].
 
     Raises:
         ValueError: an unknown name, or a kernel that cannot serve this model here, with what can.
@@ -52,6 +52,8 @@ def choose_attention(model: Any, requested: str, device: torch.device) -> str:
 
 
 def _automatic(model: Any, device: torch.device) -> str | None:
+    if _cap(model) and device.type != "cuda" and not (_obstacle(model, capped=True) or _dropout(model)):
+        return "documents"
     if _obstacle(model):
         return None
     if device.type != "cuda":
@@ -60,7 +62,7 @@ def _automatic(model: Any, device: torch.device) -> str | None:
 
 
 def _refuse_impossible(model: Any, chosen: str, device: torch.device) -> None:
-    if chosen in OWN_NAMES and (obstacle := _obstacle(model)):
+    if chosen in OWN_NAMES and (obstacle := _obstacle(model, capped=chosen == "documents")):
         raise ValueError(f"attention={chosen} cannot serve {type(model).__name__}: {obstacle}; use auto or eager")
     if chosen == "documents" and _dropout(model):
         raise ValueError("attention=documents has no dropout, the model's attention_dropout is not 0; use sdpa or auto")
@@ -80,12 +82,18 @@ def _flash_obstacle(model: Any) -> str | None:
     return None if model._supports_flash_attn else f"transformers has no flash attention for {type(model).__name__}"
 
 
-def _obstacle(model: Any) -> str | None:
-    """Why the kernels of this file cannot compute a model's attention; None if they can."""
-    config = model.config.get_text_config()
-    if getattr(config, "attn_logit_softcapping", None):
+def _cap(model: Any) -> float | None:
+    return getattr(model.config.get_text_config(), "attn_logit_softcapping", None)
+
+
+def _obstacle(model: Any, capped: bool = False) -> str | None:
+    """Why the kernels of this file cannot compute a model's attention; None if they can.
+
+    `capped`: asked of a kernel that can cap the scores. transformers then says that sdpa is not supported.
+    """
+    if _cap(model) and not capped:
         return "it caps the attention scores"
-    if not (model._supports_sdpa and model._supports_attention_backend):
+    if not ((model._supports_sdpa or _cap(model)) and model._supports_attention_backend):
         return "it computes attention in code of its own"
     return None
 
@@ -99,7 +107,7 @@ def _register() -> None:
     from transformers import AttentionInterface, AttentionMaskInterface
 
     for kernel, name in OWN_NAMES.items():
-        AttentionInterface.register(name, _interface(KERNEL_FUNCTIONS[kernel]))
+        AttentionInterface.register(name, _interface(KERNEL_FUNCTIONS[kernel], caps=kernel == "documents"))
         AttentionMaskInterface.register(name, first_visible)
 
 
@@ -144,10 +152,11 @@ def first_visible(
     raise ValueError("this model's attention is not causal from some token on; use attention=eager")
 
 
-def _interface(kernel: Callable[..., torch.Tensor]) -> Callable[..., tuple[torch.Tensor, None]]:
+def _interface(kernel: Callable[..., torch.Tensor], caps: bool) -> Callable[..., tuple[torch.Tensor, None]]:
     """A kernel in the form that transformers' attention modules call."""
 
     def forward(module, query, key, value, attention_mask, dropout=0.0, scaling=None, **others):
+        cap = {"cap": others.pop("softcap")} if caps and others.get("softcap") is not None else {}
         extra = [name for name in ("softcap", "s_aux", "position_bias") if others.get(name) is not None]
         if extra or attention_mask is None:
             raise ValueError(
@@ -158,7 +167,7 @@ def _interface(kernel: Callable[..., torch.Tensor]) -> Callable[..., tuple[torch
             dtype = torch.get_autocast_dtype(query.device.type)
             query, key, value = query.to(dtype), key.to(dtype), value.to(dtype)
         scale = scaling if scaling is not None else query.shape[-1] ** -0.5
-        return kernel(query, key, value, attention_mask, scale, dropout), None
+        return kernel(query, key, value, attention_mask, scale, dropout, **cap), None
 
     return forward
 
@@ -205,8 +214,8 @@ def _fused(q_HSK, k_GSK, v_GSV, scale: float, dropout: float, **options: Any) ->
     )[0]
 
 
-def _products(q_BHTK, k_BGTK, v_BGTV, first_BT, scale: float, dropout: float) -> torch.Tensor:
-    return document_attention(q_BHTK, k_BGTK, v_BGTV, first_BT, scale)
+def _products(q_BHTK, k_BGTK, v_BGTV, first_BT, scale: float, dropout: float, cap: float = 0.0) -> torch.Tensor:
+    return document_attention(q_BHTK, k_BGTK, v_BGTV, first_BT, scale, cap)
 
 
 KERNEL_FUNCTIONS = {"documents": _products, "sdpa": _sdpa}

@@ -22,6 +22,11 @@ FAMILIES = {
     },
 }  # fmt: skip
 
+CAPPED = {
+    "model_type": "gemma2", "head_dim": 8, "query_pre_attn_scalar": 8, "sliding_window": 12,
+    "attn_logit_softcapping": 0.02,
+}  # fmt: skip
+
 
 def packed(rows, vocab=300, seed=0):
     """Rows of documents of these lengths: their tokens, and input_ids, labels and position_ids [B, T]."""
@@ -127,6 +132,8 @@ def test_gradients_of_the_kernel_are_those_of_its_forward_pass():
     q, k, v = (torch.randn(1, h, 10, 3, dtype=torch.float64, requires_grad=True) for h in (4, 2, 2))
     assert torch.autograd.gradcheck(lambda *x: document_attention(*x, first, 0.7), (q, k, v))
     torch.library.opcheck(document_attention, (q, k, v, first, 0.7))
+    assert torch.autograd.gradcheck(lambda *x: document_attention(*x, first, 0.7, 0.5), (q, k, v))
+    torch.library.opcheck(document_attention, (q, k, v, first, 0.7, 0.5))
 
 
 def test_bf16_attention_is_as_near_to_fp32_as_torchs(make_model):
@@ -168,6 +175,15 @@ def test_no_matrix_of_all_pairs_of_tokens(make_model, kernel, family):
     assert (largest.elements < tokens * tokens // 8) == (kernel != "eager")
 
 
+def test_no_matrix_of_all_pairs_of_tokens_under_a_soft_cap(make_model):
+    tokens = 2048
+    model = model_with(make_model(max_position_embeddings=tokens, **CAPPED), "documents", torch.float32)
+    _, *batch = packed([[tokens // 2, tokens // 2]])
+    with LargestTensor() as largest:
+        PackedLoss(model, head_of(model), chunk=128)(*batch).backward()
+    assert largest.elements < tokens * tokens // 8
+
+
 def test_what_a_token_sees_is_read_from_the_rule():
     from transformers.masking_utils import causal_mask_function, chunked_causal_mask_function
 
@@ -200,10 +216,32 @@ def test_auto_is_the_kernel_for_documents_on_a_cpu(make_model):
 
 
 def test_auto_leaves_a_model_alone_whose_attention_is_another(make_model):
-    soft_capped = load(make_model(model_type="gemma2", head_dim=8, query_pre_attn_scalar=8))
-    assert choose_attention(soft_capped, "auto", CPU) == soft_capped.config._attn_implementation
+    own_code = load(make_model(model_type="bloom", n_layer=4, n_head=4))
+    assert choose_attention(own_code, "auto", CPU) == own_code.config._attn_implementation
+    with pytest.raises(ValueError, match="attention in code of its own; use auto or eager"):
+        choose_attention(own_code, "documents", CPU)
+
+
+def test_a_soft_cap_is_for_one_kernel_alone(make_model):
+    capped = load(make_model(**CAPPED))
+    assert choose_attention(capped, "auto", CPU) == "documents"
+    assert choose_attention(capped, "auto", torch.device("cuda")) == capped.config._attn_implementation
     with pytest.raises(ValueError, match="caps the attention scores; use auto or eager"):
-        choose_attention(soft_capped, "documents", CPU)
+        choose_attention(capped, "sdpa", CPU)
+
+
+@pytest.mark.parametrize("rows", ROWS.values(), ids=ROWS)
+def test_softly_capped_attention_is_that_of_the_plain_kernel(make_model, rows):
+    """A cap of 0.02 bends the scores of a tiny model; windows in every other block."""
+    directory = make_model(max_position_embeddings=600, **CAPPED)
+    _, *batch = packed(rows)
+    losses, grads = [], []
+    for name in ("documents", "eager"):
+        model = model_with(directory, name)
+        losses.append(PackedLoss(model, head_of(model))(*batch))
+        grads.append(gradients(losses[-1], model))
+    torch.testing.assert_close(*losses, rtol=1e-7, atol=0)
+    assert_near(*grads, 1e-6)
 
 
 @pytest.mark.parametrize(
