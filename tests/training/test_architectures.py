@@ -13,6 +13,7 @@ from pipeline.training.isolation import documents_apart, mixes_documents
 from pipeline.training.loss import PackedLoss
 from tests.expansion.architectures import EXACT
 from tests.expansion.test_architectures import saved
+from tests.training.processes import curve, run_on_ranks
 from tests.training.test_attention import packed, shifted
 from tests.training.test_fit import same, train, weights
 from tests.training.test_fit import store as store
@@ -107,3 +108,12 @@ def test_documents_apart_and_parts_over_processes_exclude_each_other(grow, store
     source = grow(saved(EXACT["Mamba"], tmp_path / "source"))
     with pytest.raises(ValueError, match=r"launch\.sharding=fsdp2 cannot do; use launch\.sharding=none"):
         train(source, tmp_path / "run", store, launch={"sharding": "fsdp2"})
+
+
+@pytest.mark.slow
+def test_documents_apart_over_two_processes_have_the_curve_of_one(grow, tmp_path):
+    """Each process computes on groups of its own, in number too."""
+    source = grow(saved(EXACT["BLOOM"], tmp_path / "source"))
+    run_on_ranks(tmp_path, source, [{"directory": "one", "world": 1}, {"directory": "two", "world": 2}])
+    one, two = ([r["loss"] for r in curve(tmp_path / name) if "loss" in r] for name in ("one", "two"))
+    assert len(one) == 8 and one == pytest.approx(two, rel=1e-5)
