@@ -91,7 +91,12 @@ def explain(outcome: Outcome, directory: Path) -> tuple[str, list[str]]:
     log, failure = _tail(directory / artifact.LOG), outcome.failure
     if failure is None:
         ended = "was killed, perhaps for want of memory," if outcome.ranks else "could not start its stage"
-        remedy = "; launch.micro_batch=1 and launch.checkpointing=full need less" if outcome.ranks else ""
+        remedy = (
+            "; launch.micro_batch=1 and launch.checkpointing=full need less for a step, frozen_dtype and launch=fsdp2 "
+            "for the weights"
+            if outcome.ranks
+            else ""
+        )
         return f"the worker {ended} and left no message (exit status {outcome.status}){remedy}", log[-LOG_LINES:]
     error = str(failure["error"])
     lines = [line for line in error.splitlines() if line.strip()]

@@ -7,7 +7,8 @@ of the library calls, is asked for that number instead of a matrix, so no archit
 Two kernels read it: `documents` (`pipeline.training.document_attention`: any device; on a CPU faster than torch's fused
 kernel, most of all backwards), and `sdpa`, which gives torch's fused kernel one document at a time.
 
-Shapes: B rows, T tokens of a row, H query heads, G key heads, K head dim, V value head dim, S tokens of a document.
+Shapes: B rows, T tokens of a row, H query heads, G key heads, K head dim, V value head dim, S tokens of a document,
+X queries of a block, N keys that it sees.
 """
 
 from __future__ import annotations
@@ -25,14 +26,16 @@ from pipeline.training.document_attention import document_attention, document_bo
 KERNELS = ("auto", "documents", "sdpa", "eager", "flex", "flash")
 LIBRARY_NAMES = {"eager": "eager", "flex": "flex_attention", "flash": "flash_attention_2"}
 OWN_NAMES = {"documents": "llama_pro_documents", "sdpa": "llama_pro_sdpa"}
+WINDOW_BLOCK = 256
+"""Queries whose window is one mask in `sdpa`: [256, 256 + window], whatever the length of the document."""
 
 
 def choose_attention(model: Any, requested: str, device: torch.device) -> str:
     """Set a model's attention kernel for packed rows, by a name of `KERNELS`, and return the name chosen.
 
     `auto` is flash-attn on a GPU where it is installed and the weights are half precision, else `sdpa` on a GPU and
-    `documents` on a CPU. A model whose attention these cannot compute (a soft cap, sinks, its own attention code) keeps
-    what transformers chooses for it, with a mask of [T, T].
+    `documents` on a CPU. A model whose attention these cannot compute (sinks, its own attention code; on a GPU a soft
+    cap) keeps what transformers chooses for it, with a mask of [T, T].
 
     Raises:
         ValueError: an unknown name, or a kernel that cannot serve this model here, with what can.
@@ -49,6 +52,8 @@ def choose_attention(model: Any, requested: str, device: torch.device) -> str:
 
 
 def _automatic(model: Any, device: torch.device) -> str | None:
+    if _cap(model) and device.type != "cuda" and not (_obstacle(model, capped=True) or _dropout(model)):
+        return "documents"
     if _obstacle(model):
         return None
     if device.type != "cuda":
@@ -57,7 +62,7 @@ def _automatic(model: Any, device: torch.device) -> str | None:
 
 
 def _refuse_impossible(model: Any, chosen: str, device: torch.device) -> None:
-    if chosen in OWN_NAMES and (obstacle := _obstacle(model)):
+    if chosen in OWN_NAMES and (obstacle := _obstacle(model, capped=chosen == "documents")):
         raise ValueError(f"attention={chosen} cannot serve {type(model).__name__}: {obstacle}; use auto or eager")
     if chosen == "documents" and _dropout(model):
         raise ValueError("attention=documents has no dropout, the model's attention_dropout is not 0; use sdpa or auto")
@@ -77,12 +82,18 @@ def _flash_obstacle(model: Any) -> str | None:
     return None if model._supports_flash_attn else f"transformers has no flash attention for {type(model).__name__}"
 
 
-def _obstacle(model: Any) -> str | None:
-    """Why the kernels of this file cannot compute a model's attention; None if they can."""
-    config = model.config.get_text_config()
-    if getattr(config, "attn_logit_softcapping", None):
+def _cap(model: Any) -> float | None:
+    return getattr(model.config.get_text_config(), "attn_logit_softcapping", None)
+
+
+def _obstacle(model: Any, capped: bool = False) -> str | None:
+    """Why the kernels of this file cannot compute a model's attention; None if they can.
+
+    `capped`: asked of a kernel that can cap the scores. transformers then says that sdpa is not supported.
+    """
+    if _cap(model) and not capped:
         return "it caps the attention scores"
-    if not (model._supports_sdpa and model._supports_attention_backend):
+    if not ((model._supports_sdpa or _cap(model)) and model._supports_attention_backend):
         return "it computes attention in code of its own"
     return None
 
@@ -96,7 +107,7 @@ def _register() -> None:
     from transformers import AttentionInterface, AttentionMaskInterface
 
     for kernel, name in OWN_NAMES.items():
-        AttentionInterface.register(name, _interface(KERNEL_FUNCTIONS[kernel]))
+        AttentionInterface.register(name, _interface(KERNEL_FUNCTIONS[kernel], caps=kernel == "documents"))
         AttentionMaskInterface.register(name, first_visible)
 
 
@@ -119,6 +130,8 @@ def first_visible(
     Raises:
         ValueError: padding, a cache, or a rule that is not "causal from some token on".
     """
+    if local_size == 0:  # Qwen2-MoE makes this mask beside the one that its blocks use: it shows no token anything
+        return torch.arange(1, q_length + 1, dtype=torch.int32).expand(batch_size, -1)
     if attention_mask is not None or use_vmap or q_length != kv_length:
         raise ValueError("attention inside documents is for packed training rows: no padding mask, no cache")
     row_B1 = torch.arange(batch_size, device=device)[:, None]
@@ -139,10 +152,11 @@ def first_visible(
     raise ValueError("this model's attention is not causal from some token on; use attention=eager")
 
 
-def _interface(kernel: Callable[..., torch.Tensor]) -> Callable[..., tuple[torch.Tensor, None]]:
+def _interface(kernel: Callable[..., torch.Tensor], caps: bool) -> Callable[..., tuple[torch.Tensor, None]]:
     """A kernel in the form that transformers' attention modules call."""
 
     def forward(module, query, key, value, attention_mask, dropout=0.0, scaling=None, **others):
+        cap = {"cap": others.pop("softcap")} if caps and others.get("softcap") is not None else {}
         extra = [name for name in ("softcap", "s_aux", "position_bias") if others.get(name) is not None]
         if extra or attention_mask is None:
             raise ValueError(
@@ -153,7 +167,7 @@ def _interface(kernel: Callable[..., torch.Tensor]) -> Callable[..., tuple[torch
             dtype = torch.get_autocast_dtype(query.device.type)
             query, key, value = query.to(dtype), key.to(dtype), value.to(dtype)
         scale = scaling if scaling is not None else query.shape[-1] ** -0.5
-        return kernel(query, key, value, attention_mask, scale, dropout), None
+        return kernel(query, key, value, attention_mask, scale, dropout, **cap), None
 
     return forward
 
@@ -177,19 +191,31 @@ def _sdpa(q_BHTK, k_BGTK, v_BGTV, first_BT, scale: float, dropout: float) -> tor
 
 
 def _sdpa_document(q_HSK, k_GSK, v_GSV, first_S: np.ndarray, scale: float, dropout: float) -> torch.Tensor:
-    options: dict[str, Any] = {"is_causal": True}
-    if first_S.any():  # a window that the document is longer than
-        key_S = torch.arange(len(first_S), device=q_HSK.device)
-        visible_SS = (key_S <= key_S[:, None]) & (key_S >= torch.from_numpy(first_S).to(q_HSK.device)[:, None])
-        options = {"attn_mask": visible_SS}
+    if not first_S.any():
+        return _fused(q_HSK, k_GSK, v_GSV, scale, dropout, is_causal=True)
+    # A window that the document is longer than: of what a block of queries sees, a mask of its own.
+    pieces = []
+    for start in range(0, len(first_S), WINDOW_BLOCK):
+        stop = min(start + WINDOW_BLOCK, len(first_S))
+        keys = slice(int(first_S[start]), stop)
+        key_N = torch.arange(keys.start, keys.stop, device=q_HSK.device)
+        first_X1 = torch.from_numpy(first_S[start:stop]).to(q_HSK.device)[:, None]
+        last_X1 = torch.arange(start, stop, device=q_HSK.device)[:, None]
+        visible_XN = (key_N <= last_X1) & (key_N >= first_X1)
+        query = q_HSK[:, start:stop]
+        pieces.append(_fused(query, k_GSK[:, keys], v_GSV[:, keys], scale, dropout, attn_mask=visible_XN))
+    return torch.cat(pieces, 1)
+
+
+def _fused(q_HSK, k_GSK, v_GSV, scale: float, dropout: float, **options: Any) -> torch.Tensor:
     grouped = k_GSK.shape[0] != q_HSK.shape[0]
     return functional.scaled_dot_product_attention(
         q_HSK[None], k_GSK[None], v_GSV[None], dropout_p=dropout, scale=scale, enable_gqa=grouped, **options
     )[0]
 
 
-def _products(q_BHTK, k_BGTK, v_BGTV, first_BT, scale: float, dropout: float) -> torch.Tensor:
-    return document_attention(q_BHTK, k_BGTK, v_BGTV, first_BT, scale)
+def _products(q_BHTK, k_BGTK, v_BGTV, first_BT, scale: float, dropout: float, cap: float = 0.0) -> torch.Tensor:
+    return document_attention(q_BHTK, k_BGTK, v_BGTV, first_BT, scale, cap)
 
 
 KERNEL_FUNCTIONS = {"documents": _products, "sdpa": _sdpa}

@@ -32,6 +32,8 @@ def count_cost(causal: Any) -> Cost | None:
     Args:
         causal: a transformers causal language model, adapters in place; its weights are neither read nor copied.
     """
+    if not hasattr(causal.config.get_text_config(), "num_attention_heads"):
+        return None  # Mamba: without its kernels it runs token by token, which takes minutes to follow
     kernel = getattr(causal.config, "_attn_implementation", None)
     try:
         causal.config._attn_implementation = "eager"

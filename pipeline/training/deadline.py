@@ -10,11 +10,13 @@ from typing import Any
 SLURM_END = "SLURM_JOB_END_TIME"
 """Set by Slurm (22.05 and later) in a job: when it will be killed, in seconds since 1970."""
 CAREFUL = 1.5
-"""What the longest step and the longest checkpoint are multiplied by: the next may take longer."""
+"""What the longest of each is multiplied by: the next may take longer."""
 
 
 class Deadline:
-    """Says when the last moment has come to write a checkpoint, given how long steps and checkpoints took so far.
+    """Says when the last moment has come to write a checkpoint, given how long things took so far.
+
+    What they took in the processes before a resume counts: a checkpoint keeps it.
 
     Args:
         end: when the process will be killed, in seconds since 1970; None: never.
@@ -23,7 +25,7 @@ class Deadline:
 
     def __init__(self, end: float | None = None, margin_s: float = 10.0) -> None:
         self._end, self._margin_s = end, margin_s
-        self._longest = {"step": 0.0, "save": 0.0}
+        self._longest = {"step": 0.0, "validation": 0.0, "save": 0.0}
 
     @classmethod
     def of(cls, launch: Mapping[str, Any], environment: Mapping[str, str] = os.environ) -> Deadline:
@@ -42,11 +44,20 @@ class Deadline:
         return cls(min(ends, default=None))
 
     def took(self, what: str, seconds: float) -> None:
-        """Remember how long a "step" (with what belongs to it) or a "save" took."""
+        """Remember how long a "step", a "validation" or a "save" took."""
         self._longest[what] = max(self._longest[what], seconds)
 
-    def reached(self) -> bool:
-        """Whether another step and then a checkpoint might not end in time."""
+    def reached(self, ahead: str = "step") -> bool:
+        """Whether what is ahead, a "step" or a "validation", and then a checkpoint might not end in time."""
         if self._end is None:
             return False
-        return time.time() + CAREFUL * sum(self._longest.values()) + self._margin_s > self._end
+        return time.time() + CAREFUL * (self._longest[ahead] + self._longest["save"]) + self._margin_s > self._end
+
+    def state_dict(self) -> dict[str, float]:
+        """What took longest, in seconds."""
+        return dict(self._longest)
+
+    def load_state_dict(self, state: Mapping[str, float]) -> None:
+        """Take over what earlier processes learned."""
+        for what, seconds in state.items():
+            self.took(what, seconds)

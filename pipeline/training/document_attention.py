@@ -54,9 +54,15 @@ def _product_dtype(q: torch.Tensor) -> torch.dtype:
     return q.dtype
 
 
-def _probabilities(q_GXK, k_GNK, first_S: np.ndarray, first_key: int) -> torch.Tensor:
-    """softmax(q k^T) of a block: [G, H/G * S, N], a query's groups in X = H/G * S."""
-    scores_GXN = torch.bmm(q_GXK, k_GNK.transpose(1, 2))
+def _probabilities(
+    q_GXK, k_GNK, first_S: np.ndarray, first_key: int, cap: float
+) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """softmax(q k^T) of a block: [G, H/G * S, N], a query's groups in X = H/G * S; and the slope of a cap, if any."""
+    scores_GXN, slope_GXN = torch.bmm(q_GXK, k_GNK.transpose(1, 2)), None
+    if cap:
+        scores_GXN.div_(cap).tanh_()
+        slope_GXN = 1 - scores_GXN.square()
+        scores_GXN.mul_(cap)
     groups, num_keys, size = scores_GXN.shape[0], scores_GXN.shape[-1], len(first_S)
     scores_GRSN = scores_GXN.view(groups, -1, size, num_keys)
     scores_GRSN[..., num_keys - size :] += _future(BLOCK, scores_GXN.dtype, scores_GXN.device)[:size, :size]
@@ -64,7 +70,8 @@ def _probabilities(q_GXK, k_GNK, first_S: np.ndarray, first_key: int) -> torch.T
         key_C = torch.arange(first_key, first_key + cut)
         hidden_SC = key_C < torch.from_numpy(first_S.astype(np.int64))[:, None]
         scores_GRSN[..., :cut].masked_fill_(hidden_SC.to(scores_GXN.device), -math.inf)
-    return torch.softmax(scores_GXN, -1, dtype=torch.promote_types(scores_GXN.dtype, torch.float32))
+    weights_GXN = torch.softmax(scores_GXN, -1, dtype=torch.promote_types(scores_GXN.dtype, torch.float32))
+    return weights_GXN, slope_GXN
 
 
 def _grouped(x_HSK: torch.Tensor, num_groups: int) -> torch.Tensor:
@@ -74,7 +81,12 @@ def _grouped(x_HSK: torch.Tensor, num_groups: int) -> torch.Tensor:
 
 @torch.library.custom_op("llama_pro::document_attention", mutates_args=())
 def document_attention(
-    q_BHTK: torch.Tensor, k_BGTK: torch.Tensor, v_BGTV: torch.Tensor, first_BT: torch.Tensor, scale: float
+    q_BHTK: torch.Tensor,
+    k_BGTK: torch.Tensor,
+    v_BGTV: torch.Tensor,
+    first_BT: torch.Tensor,
+    scale: float,
+    cap: float = 0.0,
 ) -> torch.Tensor:
     """[B, T, H, V]: softmax(scale q k^T) v over the keys from `first_BT` up to the query.
 
@@ -82,6 +94,7 @@ def document_attention(
         q_BHTK, k_BGTK, v_BGTV: of one float dtype; H is a multiple of G.
         first_BT: see `first_visible`.
         scale: of the scores.
+        cap: that the scaled scores approach, cap tanh(scores / cap), as in Gemma 2; 0: none.
     """
     dtype, (num_rows, num_heads, num_tokens, _), groups = _product_dtype(q_BHTK), q_BHTK.shape, k_BGTK.shape[1]
     out_BTHV = q_BHTK.new_empty(num_rows, num_tokens, num_heads, v_BGTV.shape[-1])
@@ -91,8 +104,8 @@ def document_attention(
         if lone := _lone(first_T):
             out_HTV[:, lone] = v[:, lone].repeat_interleave(num_heads // groups, 0).to(out_HTV.dtype)
         for start, stop, first_key in _blocks(first_T):
-            weights = _probabilities(
-                _grouped(q[:, start:stop], groups), k[:, first_key:stop], first_T[start:stop], first_key
+            weights, _ = _probabilities(
+                _grouped(q[:, start:stop], groups), k[:, first_key:stop], first_T[start:stop], first_key, cap
             )
             mixed = torch.bmm(weights.to(dtype), v[:, first_key:stop])
             out_HTV[:, start:stop] = mixed.view(num_heads, stop - start, -1)
@@ -100,7 +113,7 @@ def document_attention(
 
 
 @document_attention.register_fake
-def _(q_BHTK, k_BGTK, v_BGTV, first_BT, scale):
+def _(q_BHTK, k_BGTK, v_BGTV, first_BT, scale, cap=0.0):
     num_rows, num_heads, num_tokens, _ = q_BHTK.shape
     return q_BHTK.new_empty(num_rows, num_tokens, num_heads, v_BGTV.shape[-1])
 
@@ -113,6 +126,7 @@ def document_attention_backward(
     v_BGTV: torch.Tensor,
     first_BT: torch.Tensor,
     scale: float,
+    cap: float = 0.0,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """The gradients of `document_attention` by q, k and v, in their shapes and dtypes."""
     dtype, num_heads, groups = _product_dtype(q_BHTK), q_BHTK.shape[1], k_BGTK.shape[1]
@@ -128,10 +142,11 @@ def document_attention_backward(
         for start, stop, first_key in _blocks(first_T):
             queries, grads = _grouped(q[:, start:stop], groups), _grouped(grad_HTV[:, start:stop], groups)
             keys = slice(first_key, stop)
-            weights = _probabilities(queries, k[:, keys], first_T[start:stop], first_key)
+            weights, slope = _probabilities(queries, k[:, keys], first_T[start:stop], first_key, cap)
             dv[:, keys].baddbmm_(weights.to(dtype).transpose(1, 2), grads)
             dweights = torch.bmm(grads, v[:, keys].transpose(1, 2)).to(weights.dtype)
-            dscores = torch._softmax_backward_data(dweights, weights, -1, weights.dtype).to(dtype)
+            dscores = torch._softmax_backward_data(dweights, weights, -1, weights.dtype)
+            dscores = (dscores if slope is None else dscores.mul_(slope)).to(dtype)
             dq_BHTK[row, :, start:stop] = torch.bmm(dscores, k[:, keys]).mul_(scale).view(num_heads, stop - start, -1)
             dk[:, keys].baddbmm_(dscores.transpose(1, 2), queries)
         dk_BGTK[row], dv_BGTV[row] = dk, dv
@@ -144,17 +159,17 @@ def _like_projection(x_BHTK: torch.Tensor) -> torch.Tensor:
 
 
 @document_attention_backward.register_fake
-def _(grad_BTHV, q_BHTK, k_BGTK, v_BGTV, first_BT, scale):
+def _(grad_BTHV, q_BHTK, k_BGTK, v_BGTV, first_BT, scale, cap=0.0):
     return tuple(_like_projection(x) for x in (q_BHTK, k_BGTK, v_BGTV))
 
 
 def _save_inputs(ctx: Any, inputs: tuple, output: torch.Tensor) -> None:
-    *tensors, ctx.scale = inputs
+    *tensors, ctx.scale, ctx.cap = inputs
     ctx.save_for_backward(*tensors)
 
 
 def _differentiate(ctx: Any, grad_BTHV: torch.Tensor) -> tuple:
-    return (*document_attention_backward(grad_BTHV, *ctx.saved_tensors, ctx.scale), None, None)
+    return (*document_attention_backward(grad_BTHV, *ctx.saved_tensors, ctx.scale, ctx.cap), None, None, None)
 
 
 document_attention.register_autograd(_differentiate, setup_context=_save_inputs)

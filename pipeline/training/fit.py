@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -20,11 +21,14 @@ from pipeline.training.count import count_cost
 from pipeline.training.device import Device
 from pipeline.training.distributed import distribute, handlers, is_sharded, own_part, whole
 from pipeline.training.flops import Cost
+from pipeline.training.head import head_of
+from pipeline.training.isolation import mixes_documents
 from pipeline.training.loop import train
-from pipeline.training.loss import PackedLoss, check_isolation, head_is_plain
+from pipeline.training.loss import PackedLoss
+from pipeline.training.memory import Memory
 from pipeline.training.optim import build_adamw
 from pipeline.training.peak import peak
-from pipeline.training.preflight import check_labels, expected_memory, probe, shortage_explained
+from pipeline.training.preflight import check_labels, expect, loading_explained, probe, shortage_explained
 from pipeline.training.quantised import held_tensors, hold_frozen
 from pipeline.training.runtime import Row, RowStream, Runtime
 from pipeline.training.settings import Settings
@@ -71,15 +75,16 @@ def fit(
     """
     accelerator = _accelerator(settings, runtime, device)
     num_steps = settings.total_steps(stream.rows_of)
-    ready = _prepare(accelerator, source, strategy, settings, num_steps, device)
-    if ready.facts["compiled"]:
-        runtime.progress(step=0, total=num_steps, note="compiling the blocks as they are first used")
+    expected = expect(accelerator, source, strategy, settings, device.knobs) if device.preflight else None
+    with loading_explained(settings, device.knobs):
+        ready = _prepare(accelerator, source, strategy, settings, num_steps, device)
     frozen_before = _hashes(ready.frozen)
-    tried = _try_a_step(accelerator, source, strategy, settings, stream, runtime, device, ready, num_steps)
+    tried = _try_a_step(accelerator, settings, stream, runtime, device, ready, num_steps, expected)
+    compiling = {"validation", *(() if tried else ("step",))} if ready.facts["compiled"] else ()
     with shortage_explained(settings.seq_len, device.knobs):
         summary = train(
             accelerator, ready.loss_model, ready.optimizer, ready.trainable, stream, validation, settings, num_steps,
-            replace(runtime, cost=ready.cost),
+            replace(runtime, cost=ready.cost, compiling=frozenset(compiling)),
         )  # fmt: skip
     audit_frozen(frozen_before, _hashes(ready.frozen))
     _save(accelerator, source, target, strategy, settings, ready)
@@ -113,8 +118,14 @@ def _prepare(
 ) -> _Prepared:
     loaded = load(source, dtype=_loaded_dtype(source, settings))
     loaded.config.use_cache = False
-    plain_head = head_is_plain(loaded)
-    check_isolation(loaded)
+    head = head_of(loaded)
+    if head is None:
+        warnings.warn(
+            f"{type(loaded).__name__} makes its logits in a way of its own: all of a micro batch stand in memory at "
+            f"once, and launch.loss_chunk={device.loss_chunk} is ignored",
+            stacklevel=2,
+        )
+    apart = mixes_documents(loaded)
     attention = choose_attention(loaded, device.attention, accelerator.device)
     expansion = read_expansion(source)
     model = strategy.apply(loaded, expansion["module_parameters"])
@@ -131,11 +142,13 @@ def _prepare(
     # A product and a sum for each weight and token, forwards and backwards.
     num_flops = 4.0 * counts["num_parameters"] * num_steps * settings.batch_size * settings.seq_len
     compiled = choose_compile(device.compile, accelerator.device, num_flops, settings.precision)
+    if apart:
+        compiled = _apart(loaded, device)
     prepare_blocks(loaded, device.checkpointing, compiled)
     lr_scales = strategy.lr_scales(expansion)
     loss_model, optimizer, trainable = distribute(
         accelerator,
-        PackedLoss(model, plain_head, device.loss_chunk, one_row=attention == "flash"),
+        PackedLoss(model, head, device.loss_chunk, one_row=attention == "flash", apart=apart),
         decoder_blocks(loaded) if device.layout.sharding != "none" else (),
         device.layout,
         lambda named: build_adamw(
@@ -144,30 +157,47 @@ def _prepare(
     )
     # These very parameters: a sharded model shows others in their place as long as a unit is gathered.
     frozen = {name: p for name, p in model.named_parameters() if not p.requires_grad} | held_tensors(model)
-    facts = {**counts, "attention": attention, "compiled": compiled}
+    facts = {**counts, "attention": attention, "compiled": compiled, "one_document_a_row": apart}
     return _Prepared(loaded, model, loss_model, optimizer, trainable, frozen, cost, facts)
 
 
 def _try_a_step(
     accelerator: Any,
-    source: Path,
-    strategy: Strategy,
     settings: Settings,
     stream: RowStream,
     runtime: Runtime,
     device: Device,
     ready: _Prepared,
     num_steps: int,
+    expected: Memory | None,
 ) -> dict[str, Any]:
     """Labels looked for and one step tried before the run, if that is asked for; what was found, as metrics."""
     if not device.preflight:
         return {}
-    runtime.progress(step=0, total=num_steps, note="trying one step")
+    runtime.progress(
+        step=0, total=num_steps, note=f"trying one step{' (compiling)' if ready.facts['compiled'] else ''}"
+    )
     check_labels(stream, settings.batch_size)
-    expected = expected_memory(source, strategy, settings, device.knobs)
     found = probe(accelerator, ready.loss_model, ready.optimizer, ready.trainable, settings, device.knobs, expected)
     runtime.progress(step=0, total=num_steps, note=f"a step fits: {found}")
     return found.record()
+
+
+def _apart(loaded: Any, device: Device) -> bool:
+    """Say that documents of a row are taken apart, and what does not go with that; whether to compile: no."""
+    kind = type(loaded).__name__
+    if device.layout.sharding != "none":
+        # Processes would run their blocks different numbers of times, and wait for each other for ever.
+        raise ValueError(
+            f"{kind} lets a document of a packed row see the one before it, so it is given one document a row, which "
+            f"launch.sharding={device.layout.sharding} cannot do; use launch.sharding=none"
+        )
+    asked = " launch.compile=true is ignored: the rows' lengths differ." if device.compile is True else ""
+    warnings.warn(
+        f"{kind} lets a document of a packed row see the one before it: it is trained on one document a row.{asked}",
+        stacklevel=3,
+    )
+    return False
 
 
 def _check_unsharded(frozen_dtype: str, sharding: str) -> None:

@@ -20,6 +20,7 @@ from pipeline.training.runtime import Row, RowStream, Runtime, StoppedError
 from pipeline.training.settings import Settings
 from pipeline.training.spikes import SpikeGuard
 from pipeline.training.throughput import Throughput
+from pipeline.training.trackers import Trackers
 
 
 def train(
@@ -61,8 +62,11 @@ class _Run:
         self.stream, self.validation, self.settings = stream, validation, settings
         self.num_steps, self.runtime = num_steps, runtime
         self.step, self.tokens, self.samples, self.losses, self.validations = 0, 0, 0, [], []
+        self.validated_step: int | None = None
+        self.compiling = set(runtime.compiling)
         self.checkpoints = runtime.directory / "checkpoints"
         self.journal = Journal(runtime.directory, ("metrics", "samples"), accelerator.is_main_process)
+        self.trackers = Trackers(accelerator, runtime.directory / "metrics.jsonl", self.checkpoints)
         self.spikes = SpikeGuard(settings.spike_sigmas, settings.spike_window, settings.max_skipped_steps)
 
     def run(self) -> dict[str, Any]:
@@ -70,12 +74,19 @@ class _Run:
         self.throughput = Throughput(self.num_steps, self.step, self.runtime.cost, self.accelerator.num_processes)
         rows = iter(self.stream)
         saved_at = time.monotonic()
-        if self.step == 0:
+        if self._validation_is_due():
             self._validate()
         while self.step < self.num_steps:
             began = time.monotonic()
+            if compiling := self._compiling("step"):
+                self.runtime.progress(step=self.step, total=self.num_steps, note=f"the first step{compiling}")
             self._advance([next(rows) for _ in range(self.settings.batch_size)])
             self.runtime.deadline.took("step", time.monotonic() - began)
+            if self._validation_is_due():
+                if self._agree(self.runtime.deadline.reached("validation"))[0]:
+                    self._save()  # what resumes from here validates first
+                    raise self._stopped("stopped before the time limit")
+                self._validate()
             stop, late, save = self._agree(
                 self.runtime.should_stop(),
                 self.runtime.deadline.reached(),
@@ -85,18 +96,29 @@ class _Run:
                 self._save()
                 saved_at = time.monotonic()
             if (stop or late) and self.step < self.num_steps:
-                why = "stopped" if stop else "stopped before the time limit"
-                raise StoppedError(f"{why} after step {self.step} of {self.num_steps}; its checkpoint is written")
+                raise self._stopped("stopped" if stop else "stopped before the time limit")
+        self.trackers.send()
         return self._summary()
 
+    def _stopped(self, why: str) -> StoppedError:
+        return StoppedError(f"{why} after step {self.step} of {self.num_steps}; its checkpoint is written")
+
     def _advance(self, rows: list[Row]) -> None:
-        """One step, what is written down of it, and the validation that is due after it."""
+        """One step, and what is written down of it."""
         self._log(self._take_step(rows))
         if self.runtime.log_samples:
             spans = [row["spans"].tolist() for row in rows if "spans" in row]
             self.journal.write("samples", {"step": self.step, "rows": spans})
-        if self.step == self.num_steps or self.step % self.settings.validate_every == 0:
-            self._validate()
+
+    def _validation_is_due(self) -> bool:
+        due = self.step in (0, self.num_steps) or self.step % self.settings.validate_every == 0
+        return due and bool(self.validation) and self.validated_step != self.step
+
+    def _compiling(self, what: str) -> str:
+        """For a note of what is about to compile the blocks, once: they are compiled as they are first used."""
+        compiles = what in self.compiling
+        self.compiling.discard(what)
+        return " (compiling)" if compiles else ""
 
     def _agree(self, *decisions: bool) -> list[bool]:
         """A signal or a clock may reach the processes at different steps: one that says yes decides for all."""
@@ -175,22 +197,24 @@ class _Run:
             return self.model(**batch)
 
     def _validate(self) -> None:
-        if not self.validation:
-            return
         started = time.monotonic()
         record: dict[str, Any] = {"step": self.step, "tokens": self.tokens}
         total, count = 0.0, 0
         self.model.eval()
         for source, rows in self.validation.items():
-            self.runtime.progress(step=self.step, total=self.num_steps, note=f"validating on {source}")
+            note = f"validating on {source}{self._compiling('validation')}"
+            self.runtime.progress(step=self.step, total=self.num_steps, note=note)
             loss, labels = self._validation_loss(rows)
             record[f"val/{source}"] = loss / max(1, labels)
             total, count = total + loss, count + labels
         self.model.train()
         record["val_loss"] = total / max(1, count)
         self.validations.append(record["val_loss"])
-        self._write(record)
-        self.throughput.exclude(time.monotonic() - started)
+        self.journal.write("metrics", record)
+        self.validated_step = self.step
+        took = time.monotonic() - started
+        self.throughput.exclude(took)
+        self.runtime.deadline.took("validation", took)
 
     @torch.no_grad()
     def _validation_loss(self, rows: Sequence[Row]) -> tuple[float, int]:
@@ -203,7 +227,7 @@ class _Run:
     def _log(self, record: dict[str, Any]) -> None:
         if "skipped" not in record:
             self.losses.append(record["loss"])
-        self._write(record)
+        self.journal.write("metrics", record)
         skipped = self.spikes.num_skipped
         self.runtime.progress(
             step=self.step,
@@ -214,10 +238,6 @@ class _Run:
             **({"note": f"{skipped} step{'s' if skipped > 1 else ''} skipped"} if skipped else {}),
         )
 
-    def _write(self, record: dict[str, Any]) -> None:
-        self.accelerator.log({k: v for k, v in record.items() if k != "step"}, step=record["step"])
-        self.journal.write("metrics", record)
-
     def _save(self) -> None:
         started = time.monotonic()
         state: dict[str, Any] = {}
@@ -227,12 +247,15 @@ class _Run:
                 "samples": self.samples,
                 "losses": self.losses,
                 "validations": self.validations,
+                "validated_step": self.validated_step,
+                "durations": self.runtime.deadline.state_dict(),
                 "spikes": self.spikes.state_dict(),
                 "stream": self.stream.state_dict(),
                 "journal": self.journal.lengths(),
             }
         keep = self.runtime.keep_checkpoints
         save_checkpoint(self.checkpoints, self.step, self.trainable, self.optimizer, state, keep)
+        self.trackers.send()
         self.throughput.exclude(time.monotonic() - started)
         self.runtime.deadline.took("save", time.monotonic() - started)
 
@@ -242,6 +265,8 @@ class _Run:
         if state:
             self.step, self.tokens, self.samples = state["step"], state["tokens"], state["samples"]
             self.losses, self.validations = state["losses"], state["validations"]
+            self.validated_step = state.get("validated_step", self.step)
+            self.runtime.deadline.load_state_dict(state.get("durations", {}))
             self.spikes.load_state_dict(state["spikes"])
             self.stream.load_state_dict(state["stream"])
             self.runtime.progress(step=self.step, total=self.num_steps, note=f"resumed at step {self.step}")

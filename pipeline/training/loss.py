@@ -10,18 +10,19 @@ from typing import Any
 import torch
 from torch import nn
 
-IGNORED = -100
+from pipeline.training.head import PLAIN, Head, decoder_of
+from pipeline.training.isolation import IGNORED, documents_apart
 
 
 class _ChunkedCrossEntropy(torch.autograd.Function):
-    """Summed cross entropy of `hidden_ND @ weight_VD.T`, in chunks whose gradient is formed in the forward pass.
+    """Summed cross entropy of what a head makes of `hidden_ND`, in chunks whose gradient is formed in the forward pass.
 
     Forming dlogits at once (p - onehot) costs no recomputation and keeps one chunk of logits alive; a frozen head gets
     no weight gradient at all.
     """
 
     @staticmethod
-    def forward(ctx: Any, hidden_ND, weight_VD, bias_V, labels_N, chunk):
+    def forward(ctx: Any, hidden_ND, weight_VD, bias_V, labels_N, chunk, head):
         needs_hidden, needs_weight, needs_bias = (ctx.needs_input_grad[i] for i in range(3))
         wide = torch.promote_types(hidden_ND.dtype, torch.float32)
         grad_hidden = torch.empty_like(hidden_ND) if needs_hidden else None
@@ -34,13 +35,17 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
             logits = (hidden_ND[part] @ weight.T).to(wide)
             if bias_V is not None:
                 logits += bias_V.to(wide)
+            logits = head.finish_(logits)
             rows = torch.arange(logits.shape[0], device=logits.device)
             normalizer = logits.logsumexp(-1, keepdim=True)
             total += (normalizer.squeeze(-1) - logits[rows, labels_N[part]]).sum()
             if not (needs_hidden or needs_weight):
                 continue
+            slope = head.slope(logits)
             dlogits = logits.sub_(normalizer).exp_()
             dlogits[rows, labels_N[part]] -= 1
+            if slope is not None:
+                dlogits *= slope
             if grad_bias is not None:
                 grad_bias += dlogits.sum(0)
             dlogits = dlogits.to(hidden_ND.dtype)
@@ -61,7 +66,7 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
             grad_weight = (grad_weight * grad_total).to(ctx.dtypes[0])
         if grad_bias is not None:
             grad_bias = (grad_bias * grad_total).to(ctx.dtypes[1])
-        return grad_hidden, grad_weight, grad_bias, None, None
+        return grad_hidden, grad_weight, grad_bias, None, None, None
 
 
 def chunked_cross_entropy(
@@ -70,9 +75,10 @@ def chunked_cross_entropy(
     bias_V: torch.Tensor | None,
     labels_N: torch.Tensor,
     chunk: int = 512,
+    head: Head = PLAIN,
 ) -> torch.Tensor:
     """Sum over tokens of the cross entropy in nats, in fp32 or wider, for labels without ignored entries."""
-    return _ChunkedCrossEntropy.apply(hidden_ND, weight_VD, bias_V, labels_N, chunk)
+    return _ChunkedCrossEntropy.apply(hidden_ND, weight_VD, bias_V, labels_N, chunk, head)
 
 
 class PackedLoss(nn.Module):
@@ -84,20 +90,24 @@ class PackedLoss(nn.Module):
 
     Args:
         model: a transformers causal language model, adapters included.
-        plain_head: `head_is_plain` of it; otherwise its own forward makes the logits, all at once.
+        head: `head_of` it; for None its own forward makes the logits, all at once.
         chunk: labelled tokens whose logits are in memory at once.
         one_row: give the model all rows as one: transformers' flash attention sees restarts in a batch of one row only,
             and in a larger one lets every document see those before it.
+        apart: give the model one document a row, for one that mixes those of a row (`mixes_documents`).
     """
 
-    def __init__(self, model: Any, plain_head: bool, chunk: int = 512, one_row: bool = False) -> None:
+    def __init__(
+        self, model: Any, head: Head | None, chunk: int = 512, one_row: bool = False, apart: bool = False
+    ) -> None:
         super().__init__()
         self.model = model
         self.chunk = chunk
         self.one_row = one_row
+        self.apart = apart
         causal = model.get_base_model() if hasattr(model, "get_base_model") else model
         self._causal = [causal]  # in a list: a second registration would double the parameters' names
-        self._plain_head = plain_head
+        self._head = head
 
     def forward(self, input_ids: torch.Tensor, labels: torch.Tensor, position_ids: torch.Tensor) -> torch.Tensor:
         """Summed loss in nats over the labelled tokens.
@@ -107,53 +117,24 @@ class PackedLoss(nn.Module):
             labels: [B, T], already shifted: the token to be predicted at each place, or -100.
             position_ids: [B, T], restarting at 0 at every document.
         """
+        if self.apart:
+            parts = documents_apart(input_ids, labels, position_ids)
+            # Positions from 0 up in every row are what a model takes if it is given none.
+            return torch.stack([self._summed(part_labels, input_ids=ids) for ids, part_labels in parts]).sum()
         if self.one_row:
             input_ids, position_ids = input_ids.reshape(1, -1), position_ids.reshape(1, -1)
-        causal, inputs = self._causal[0], {"input_ids": input_ids, "position_ids": position_ids, "use_cache": False}
+        return self._summed(labels, input_ids=input_ids, position_ids=position_ids)
+
+    def _summed(self, labels: torch.Tensor, **inputs: Any) -> torch.Tensor:
+        causal, inputs = self._causal[0], {**inputs, "use_cache": False}
         kept = labels.reshape(-1) != IGNORED
         labels_N = labels.reshape(-1)[kept]
-        if not self._plain_head:
+        if self._head is None:
             logits = causal(**inputs).logits
             return nn.functional.cross_entropy(logits.flatten(0, 1)[kept].float(), labels_N, reduction="sum")
-        hidden = causal.get_decoder()(**inputs).last_hidden_state
-        head = causal.get_output_embeddings()
+        hidden = decoder_of(causal)(**inputs)[0]
+        last = causal.get_output_embeddings()
         # Positions without a label never reach the vocabulary: most of a chat's tokens.
-        return chunked_cross_entropy(hidden.flatten(0, 1)[kept], head.weight, head.bias, labels_N, self.chunk)
-
-
-def head_is_plain(causal: Any) -> bool:
-    """Whether a model's logits are its head applied to its last hidden state (no scale, no soft cap), bit for bit.
-
-    Tried on the model as it was loaded: all of one dtype, without adapters.
-    """
-    head = causal.get_output_embeddings()
-    if not isinstance(head, nn.Linear):
-        return False
-    ids = torch.arange(8, device=head.weight.device)[None] % causal.config.vocab_size
-    with torch.no_grad():
-        logits = causal(input_ids=ids, use_cache=False).logits
-        hidden = causal.get_decoder()(input_ids=ids, use_cache=False).last_hidden_state
-        return torch.equal(logits, head(hidden))
-
-
-def check_isolation(causal: Any) -> None:
-    """Check on a model as it was loaded that no document of a packed row sees the one before it.
-
-    Tried with two documents of four tokens: other tokens in the first may move the second's states by rounding only
-    (experts multiply other batches), its own states by far more.
-
-    Raises:
-        ValueError: the second moved: the architecture mixes tokens in a way that restarting positions do not stop.
-    """
-    ids = torch.arange(1, 9, device=causal.device)[None] % causal.config.get_text_config().vocab_size
-    other = torch.cat([ids[:, :4].flip(1), ids[:, 4:]], 1)
-    positions = torch.arange(4, device=ids.device).repeat(2)[None]
-    with torch.no_grad():
-        run = causal.get_decoder()
-        states, moved = (run(input_ids=i, position_ids=positions, use_cache=False)[0].float() for i in (ids, other))
-    change_T = (states - moved).abs().amax((0, 2))
-    if change_T[4:].max() > 0.05 * change_T[:4].max():
-        raise ValueError(
-            f"{type(causal).__name__} lets a document of a packed row see the one before it (a token of the second "
-            f"moved by {change_T[4:].max():.1e}); this architecture cannot be trained on packed rows"
+        return chunked_cross_entropy(
+            hidden.flatten(0, 1)[kept], last.weight, last.bias, labels_N, self.chunk, self._head
         )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -20,7 +20,7 @@ from pipeline.training.forecast import size
 from pipeline.training.loss import IGNORED
 from pipeline.training.memory import ADAM_MOMENTS, FP32, Knobs, Memory, memory_of
 from pipeline.training.quantised import held_tensors
-from pipeline.training.settings import Settings
+from pipeline.training.settings import FROZEN_BYTES, Settings
 
 SMALLEST_CHUNK = 128
 CGROUP_LIMITS = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes")
@@ -75,6 +75,29 @@ def expected_memory(source: Path, strategy: Any, settings: Settings, knobs: Knob
     if shape is None or trains is None or not trains.fits(shape):
         return None
     return memory_of(shape, trains, settings.seq_len, settings.precision, knobs, settings.frozen_dtype)
+
+
+def expect(accelerator: Any, source: Path, strategy: Any, settings: Settings, knobs: Knobs) -> Memory | None:
+    """`expected_memory`, asked before anything is loaded: a CPU's kernel kills a process that asks for too much.
+
+    Raises:
+        ValueError: weights, gradients and optimizer alone will not fit.
+    """
+    expected = expected_memory(source, strategy, settings, knobs)
+    if expected is not None:
+        check_before_loading(expected, limit_bytes(accelerator.device, _processes_here(accelerator)), settings, knobs)
+    return expected
+
+
+def check_before_loading(expected: Memory, limit: int, settings: Settings, knobs: Knobs) -> None:
+    """Raise ValueError where weights, gradients and optimizer are estimated at more than a process may use."""
+    if expected.state > limit:
+        forms = _smaller_forms(settings) if expected.frozen else []
+        weights, learned = expected.frozen + expected.master, expected.gradients + expected.optimizer
+        raise ValueError(
+            f"training is expected to hold {size(weights)} of weights and {size(learned)} of gradients and optimizer "
+            f"state, and this process may use {size(limit)}; {remedy(knobs, None, True, forms)}"
+        )
 
 
 def check_state(trainable: Mapping[str, torch.Tensor], model: torch.nn.Module, limit: int, knobs: Knobs) -> None:
@@ -173,19 +196,30 @@ def limit_bytes(device: torch.device, num_processes: int = 1) -> int:
     return allowed
 
 
-def remedy(knobs: Knobs, seq_len: int | None, state_alone: bool = False) -> str:
+def remedy(knobs: Knobs, seq_len: int | None, state_alone: bool = False, forms: Sequence[str] = ()) -> str:
     """What to change, what alters no result first.
 
     Args:
         seq_len: of the run, if a shorter one would help.
         state_alone: activations are not the reason.
+        forms: in which what does not train could be held in fewer bits.
     """
     ways = [] if state_alone else list(_fewer_activations(knobs))
     if knobs.shards == 1:
         ways.append("launch=fsdp2 over several processes, which share weights and state")
     last = "train less (another strategy, fewer new blocks)" if seq_len is None else f"lower seq_len={seq_len}"
+    if forms:
+        last = f"set frozen_dtype={'/'.join(forms)}, or {last}"
     without = f"set {', or '.join(ways)} (the result stays the same); or " if ways else ""
     return f"{without}{last}, which changes the result"
+
+
+def _smaller_forms(settings: Settings) -> list[str]:
+    """Values of frozen_dtype that hold what does not train in fewer bits than the run does."""
+    held = (
+        FROZEN_BYTES[settings.frozen_dtype or "bf16"] if settings.frozen_dtype or settings.precision == "bf16" else FP32
+    )
+    return [form for form, num_bytes in FROZEN_BYTES.items() if num_bytes < held]
 
 
 def _fewer_activations(knobs: Knobs) -> Iterator[str]:
@@ -209,12 +243,29 @@ def shortage_explained(seq_len: int, knobs: Knobs) -> Iterator[None]:
     except (RuntimeError, MemoryError) as error:  # torch.OutOfMemoryError is a RuntimeError
         if not is_shortage(error):
             raise
-        text = str(error).strip().splitlines()
-        asked = f" ({text[0]})" if text else ""
         raise ValueError(
-            f"out of memory with launch.micro_batch={knobs.micro_batch} and seq_len={seq_len}{asked}; "
+            f"out of memory with launch.micro_batch={knobs.micro_batch} and seq_len={seq_len}{_asked(error)}; "
             f"{remedy(knobs, seq_len)}"
         ) from error
+
+
+@contextmanager
+def loading_explained(settings: Settings, knobs: Knobs) -> Iterator[None]:
+    """As `shortage_explained`, where a model is loaded and put on its device: no step's knob helps there."""
+    try:
+        yield
+    except (RuntimeError, MemoryError) as error:
+        if not is_shortage(error):
+            raise
+        raise ValueError(
+            f"out of memory while the model was loaded{_asked(error)}; "
+            f"{remedy(knobs, None, True, _smaller_forms(settings))}"
+        ) from error
+
+
+def _asked(error: BaseException) -> str:
+    text = str(error).strip().splitlines()
+    return f" ({text[0]})" if text else ""
 
 
 def is_shortage(error: BaseException) -> bool:

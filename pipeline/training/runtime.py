@@ -45,6 +45,7 @@ class Runtime:
         deadline: asked likewise, where the time is limited.
         log_samples: write down of every step which spans of which documents were in its rows.
         cost: FLOPs of the model, if they are known; for the rate that is reported.
+        compiling: which of "step" and "validation" will compile the blocks when this process first comes to it.
     """
 
     directory: Path
@@ -56,3 +57,4 @@ class Runtime:
     deadline: Deadline = field(default_factory=Deadline)
     log_samples: bool = False
     cost: Cost | None = None
+    compiling: frozenset[str] = frozenset()

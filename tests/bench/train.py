@@ -9,7 +9,8 @@ artifact of text tokenised for it (outputs/artifacts/data/pretrain-*). The model
 takes optimizer steps of the same number of tokens, in a fresh process; ways follow one another in rounds, in another
 order each round, because a machine is not equally fast at all times. Shown are medians over rounds: useful tokens a
 second and a core second, which a busy machine disturbs less (padding is not useful), ours as a multiple, and peak
-memory. What each way is: tests/bench/train_ways.py.
+memory. What each way is: tests/bench/train_ways.py. MFU is of FLOPs actually needed and, behind it, by 6ND, at the
+rate of the timed steps, of the peak that a run of ours found.
 
 The floor is what the matrix products would take that no way can do without, at the rates measured in the same run: the
 forward pass, the gradient by the input above the first new block, the gradient by the weight in new blocks.
@@ -91,8 +92,15 @@ def ways(arguments: argparse.Namespace, cuda: bool) -> list[Way]:
         return [Way("ours", "ours", keeps_buffers=True)] + [
             Way(name, "ours", launch=json.dumps(launch), keeps_buffers=True) for name, launch in changed
         ]
+    # In bf16 a long run is compiled; `auto` would look at the few steps that are timed here and not compile.
+    ours = [Way("ours", "ours", keeps_buffers=True)]
+    if arguments.precision == "bf16":
+        ours = [
+            Way(name, "ours", launch=json.dumps({"compile": on}), keeps_buffers=True)
+            for name, on in (("ours", True), ("ours, not compiled", False))
+        ]
     found = [
-        Way("ours", "ours", keeps_buffers=True),
+        *ours,
         Way("authors' recipe", "authors"),
         Way("Trainer, default", "trainer"),
         Way("Trainer, our allocator settings", "trainer", keeps_buffers=True),
@@ -222,7 +230,7 @@ def random_base(tokenizer_of: Path, target: Path) -> None:
 def table(results: Sequence[Measured], floors: dict[int, dict[str, Any]], absent: dict[str, str]) -> str:
     """One line a way and length of row."""
     head = f"{'tokens a row, way':42}{'useful tokens/s':>16}{'ours is':>9}{'a core s':>10}{'ours is':>9}"
-    lines = [f"{head}{'of floor':>10}{'peak MiB':>10}"]
+    lines = [f"{head}{'of floor':>10}{'peak MiB':>10}{'MFU':>8}{'6ND':>8}"]
     for seq_len, floor in floors.items():
         here = [r for r in results if r.seq_len == seq_len]
         for way in dict.fromkeys(r.way for r in here):
@@ -232,13 +240,25 @@ def table(results: Sequence[Measured], floors: dict[int, dict[str, Any]], absent
                 for name in ("tokens_per_s", "tokens_per_core_s")
             )
             share = f"{rate / floor['tokens_per_s']:>10.0%}{median(here, way, 'peak_bytes') / 2**20:>10.0f}"
-            lines.append(f"{seq_len:>6} {way:35}{rate:>16.1f}{times}{per_core:>10.1f}{core_times}{share}")
+            line = f"{seq_len:>6} {way:35}{rate:>16.1f}{times}{per_core:>10.1f}{core_times}{share}"
+            lines.append(line + "".join(f"{used:>8.1%}" for used in utilisations(here, rate)))
         rates = ", ".join(f"{name} {rate:.3f}" for name, rate in floor["rates"].items())
         total = sum(floor["flops_per_token"].values()) / 1e6
         lines.append(
             f"{seq_len:>6} floor: {floor['tokens_per_s']:.0f} tokens/s; {total:.0f} MFLOP/token; TFLOP/s: {rates}"
         )
     return "\n".join([*lines, *(f"{way}: not measured: {why}" for way, why in absent.items())])
+
+
+def utilisations(results: Sequence[Measured], tokens_per_s: float) -> list[float]:
+    """MFU at this rate, of needed FLOPs and by 6ND; none where no run of ours told the model's FLOPs.
+
+    Not what the run itself reports, which has its first steps and their compilation in it.
+    """
+    told = next((r.facts for r in results if {"flops_per_token", "peak_flops_per_s"} <= r.facts.keys()), None)
+    if told is None:
+        return []
+    return [tokens_per_s * told[name] / told["peak_flops_per_s"] for name in ("flops_per_token", "flops_per_token_6nd")]
 
 
 def median(results: Sequence[Measured], way: str, field: str) -> float:

@@ -147,7 +147,8 @@ def run_ours(arguments: argparse.Namespace) -> None:
             result = fit(
                 arguments.model, Path(place) / "model", NewBlocks(), Settings.of(settings), stream, {}, runtime, device
             )
-        report(peak_bytes=result["peak_memory_bytes"], attention=result["attention"], compiled=result["compiled"])
+        told = ("attention", "compiled", "flops_per_token", "flops_per_token_6nd", "peak_flops_per_s", "peak_source")
+        report(peak_bytes=result["peak_memory_bytes"], **{name: result[name] for name in told if name in result})
 
 
 def run_trainer(arguments: argparse.Namespace) -> None:

@@ -154,6 +154,7 @@ def test_a_failure_is_explained(drive, tmp_path, how, message):
     driver = drive({"stage": "fail", "params": {"how": how}})
     text = driver.communicate(timeout=60)[1]
     assert driver.returncode == 1 and message in text
+    assert ("frozen_dtype and launch=fsdp2 for the weights" in text) == (how == "kill")
     lines = [line.strip() for line in text.splitlines()]
     assert "| about to fail" in lines and "|" not in lines, "blank lines of the log are left out"
     assert any(line.startswith("the last lines of ") and line.endswith("log.txt:") for line in lines)

@@ -9,6 +9,7 @@ from pipeline.models import load
 from pipeline.models.blocks import decoder_blocks
 from pipeline.training.attention import choose_attention
 from pipeline.training.blocks import choose_compile, prepare_blocks
+from pipeline.training.head import PLAIN
 from pipeline.training.loss import PackedLoss
 from pipeline.training.optim import build_adamw
 from pipeline.training.strategy import Lora
@@ -40,7 +41,7 @@ def prepared(directory, trained=(1, 3), kernel="documents", checkpointing="off",
 
 def step(model, tokens=96, rows=2):
     """Loss and gradients."""
-    loss = PackedLoss(model, True)(*batch(tokens, rows))
+    loss = PackedLoss(model, PLAIN)(*batch(tokens, rows))
     loss.backward()
     return loss.detach(), {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
 
@@ -99,7 +100,7 @@ def saved_bytes(model, tokens=512):
         return tensor
 
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-        PackedLoss(model, True)(*batch(tokens))
+        PackedLoss(model, PLAIN)(*batch(tokens))
     return sum(storage.nbytes() for storage in kept.values())
 
 
@@ -116,7 +117,7 @@ def test_each_policy_holds_less_memory_than_the_one_before(make_model):
     for policy in ("off", "selective", "full"):
         model = prepared(make_model(**DEEP), NEW, checkpointing=policy)
         with torch.profiler.profile(profile_memory=True) as profile:
-            loss = PackedLoss(model, True)(*batch(512))
+            loss = PackedLoss(model, PLAIN)(*batch(512))
         held[policy] = sum(event.self_cpu_memory_usage for event in profile.key_averages())
         del loss
     assert held["full"] < 0.25 * held["selective"] and held["selective"] < held["off"]
@@ -158,7 +159,7 @@ def test_optimizer_state_is_three_copies_of_what_trains(make_model):
         parameter.data = parameter.data.float()
     optimizer = build_adamw(model.named_parameters(), 1e-3, (0.9, 0.95), 1e-8, 0.1)
     with torch.autocast("cpu", torch.bfloat16):
-        PackedLoss(model, True)(*batch(32)).backward()
+        PackedLoss(model, PLAIN)(*batch(32)).backward()
     optimizer.step()
     new = sum(p.numel() for p in block.parameters())
     moments = [s for state in optimizer.state.values() for n, s in state.items() if n != "step"]

@@ -44,13 +44,13 @@ def settings(**changes):
     return Settings(**{**SETTINGS, **changes})
 
 
-def train(source, run, store, strategy=None, stop_after=None, launch=None, seed=0, **changes):
+def train(source, run, store, strategy=None, stop_after=None, launch=None, seed=0, progress=None, **changes):
     run.mkdir(parents=True, exist_ok=True)
     steps = []
     runtime, device = launch_options(
         {**LAUNCH, **(launch or {})},
         run,
-        lambda **fields: steps.append(fields) if "loss" in fields else None,
+        lambda **fields: (steps.append(fields) if "loss" in fields else None, progress and progress(**fields)),
         lambda: stop_after is not None and len(steps) >= stop_after,
     )
     stream = PackedStream([store], {"a": 1.0}, 64, seed, packing="fill")
@@ -186,6 +186,29 @@ def test_checkpoints_are_bounded_and_gone_at_the_end(expanded, store, tmp_path):
     assert not (tmp_path / "checkpoints").exists()
 
 
+@pytest.mark.parametrize(
+    ("launch", "wanted"),
+    [
+        ({"compile": True, "preflight": True}, ["trying one step (compiling)", "validating on a (compiling)"]),
+        ({"compile": True}, ["validating on a (compiling)", "the first step (compiling)"]),
+        ({"preflight": True}, []),
+    ],
+    ids=["probed", "not-probed", "not-compiled"],
+)
+def test_the_notes_say_what_compiles(expanded, store, tmp_path, monkeypatch, launch, wanted):
+    """Each is what the display shows while it lasts: nothing overwrites it before the work."""
+    from pipeline.training import fit as module
+
+    shown, compiled = [], []
+    monkeypatch.setattr(module, "prepare_blocks", lambda model, checkpointing, on: compiled.append(on))
+    monkeypatch.setattr(module, "choose_compile", lambda requested, *_: requested is True)
+    train(expanded, tmp_path, store, launch=launch, num_steps=2, progress=lambda **f: shown.append(f.get("note")))
+    notes = [note for note in shown if note and "compiling" in note]
+    assert notes == wanted and compiled == [bool(launch.get("compile"))]
+    if len(wanted) and launch.get("preflight"):
+        assert shown.index(wanted[0]) < shown.index(wanted[1]) < shown.index("validating on a")
+
+
 def test_another_seed_gives_other_weights(expanded, store, tmp_path):
     for seed in (0, 1):
         train(expanded, tmp_path / str(seed), store, seed=seed)
@@ -195,6 +218,25 @@ def test_another_seed_gives_other_weights(expanded, store, tmp_path):
 def test_losses_that_are_not_finite_stop_the_run(expanded, store, tmp_path):
     with pytest.raises(ValueError, match=r"(?s)4 of the last .* steps were skipped.*Lower the learning rate"):
         train(expanded, tmp_path, store, lr=1e30, max_grad_norm=1e30, num_steps=20)
+
+
+def test_a_frozen_tensor_that_moves_in_a_run_is_found(expanded, store, tmp_path, monkeypatch):
+    """As by a kernel that writes where it should not: the smallest step of one number of the first block."""
+    from pipeline.training import fit as module
+
+    def nudged(accelerator, loss_model, *others):
+        summary = loop(accelerator, loss_model, *others)
+        weight = dict(loss_model.named_parameters())["model.model.layers.0.mlp.up_proj.weight"]
+        assert not weight.requires_grad
+        with torch.no_grad():
+            weight[0, 0] = torch.nextafter(weight[0, 0], torch.tensor(torch.inf))
+        return summary
+
+    loop = module.train
+    monkeypatch.setattr(module, "train", nudged)
+    with pytest.raises(ValueError, match=r"1 frozen tensors changed during training: .*layers\.0\.mlp\.up_proj"):
+        train(expanded, tmp_path, store, num_steps=1)
+    assert not (tmp_path / "model").exists()
 
 
 def test_the_audit_names_a_frozen_tensor_that_moved():

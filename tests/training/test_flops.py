@@ -9,6 +9,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from pipeline.models.shape import shape_of
 from pipeline.training.count import FORMULAS, count_cost
 from pipeline.training.flops import Cost, Trains, Window, cost_of
+from pipeline.training.head import PLAIN
 from pipeline.training.loss import PackedLoss
 from pipeline.training.peak import Peak, data_sheet, matmul_rate, peak
 from pipeline.training.strategy import Full, Lora, NewBlocks
@@ -45,7 +46,7 @@ def executed(model, rows, length, labelled):
     labels[:, labelled:] = -100
     places = torch.arange(length).expand(rows, length)
     with FlopCounterMode(display=False) as counter:
-        PackedLoss(model, plain_head=True, chunk=50)(ids, labels, places).backward()
+        PackedLoss(model, PLAIN, chunk=50)(ids, labels, places).backward()
     return counter.get_total_flops()
 
 

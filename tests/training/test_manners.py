@@ -75,6 +75,15 @@ def test_a_deadline_leaves_room_for_the_longest_step_and_checkpoint():
     assert deadline.reached()
 
 
+def test_a_deadline_asks_for_what_is_ahead_and_knows_what_earlier_processes_learned():
+    deadline, later = (Deadline(time.time() + 100, margin_s=10) for _ in range(2))
+    deadline.took("validation", 70)  # 1.5 * 70 + 10 > 100
+    assert deadline.reached("validation") and not deadline.reached()
+    later.took("step", 3)
+    later.load_state_dict(json.loads(json.dumps(deadline.state_dict())))
+    assert later.reached("validation") and later.state_dict() == {"step": 3, "validation": 70, "save": 0}
+
+
 def test_the_earlier_of_both_limits_holds():
     assert Deadline.of({"time_limit_s": 5}, {}).reached()
     assert not Deadline.of({"time_limit_s": 1000}, {}).reached()
@@ -149,3 +158,76 @@ def test_a_limited_run_stops_with_a_checkpoint_and_goes_on(make_model, grow, tmp
     assert samples(tmp_path / "limited") == samples(tmp_path / "whole")
     one, other = weights(tmp_path / "limited"), weights(tmp_path / "whole")
     assert all(torch.equal(one[name], other[name]) for name in one)
+
+
+class Clock:
+    """Seconds that pass only where a test says so, for the loop and the deadline alike."""
+
+    def __init__(self):
+        self.now = 1000.0
+
+    def time(self):
+        return self.now
+
+    monotonic = time
+
+
+@pytest.fixture
+def clock(monkeypatch):
+    """Steps take 10 seconds and validations 100."""
+    from pipeline.training import deadline, loop
+
+    found = Clock()
+    for module in (deadline, loop):
+        monkeypatch.setattr(module, "time", found)
+    for name, seconds in (("_take_step", 10), ("_validation_loss", 100)):
+        monkeypatch.setattr(loop._Run, name, passing(found, getattr(loop._Run, name), seconds))
+    return found
+
+
+def passing(clock, method, seconds):
+    def slow(*args):
+        clock.now += seconds
+        return method(*args)
+
+    return slow
+
+
+def run_limited(source, directory, limit=None, **changes):
+    from tests.training import ranks
+
+    launch = {"time_limit_s": limit, "checkpoint_every_s": 1e9}
+    return ranks.train({"source": source, "directory": str(directory), "launch": launch, "settings": changes})
+
+
+def test_a_validation_for_which_no_time_is_left_is_made_after_the_resume(make_model, grow, tmp_path, clock):
+    from pipeline.training.runtime import StoppedError
+    from tests.training.processes import curve, weights
+
+    source, cut, whole = str(grow(make_model("bfloat16"))), tmp_path / "cut", tmp_path / "whole"
+    run_limited(source, whole)
+    # The first takes 100 s and three steps 30: of 280 s, 150 s are left and 1.5 * 100 + 10 would be needed.
+    with pytest.raises(StoppedError, match="stopped before the time limit after step 3 of 8"):
+        run_limited(source, cut, 280)
+    assert [record["step"] for record in curve(cut)] == [0, 1, 2, 3]
+    # This process makes that validation first, up to 100 s, and three steps; it knows the others' durations.
+    with pytest.raises(StoppedError, match="stopped before the time limit after step 6 of 8"):
+        run_limited(source, cut, 280)
+    run_limited(source, cut)
+    assert curve(cut) == curve(whole)
+    one, other = weights(cut), weights(whole)
+    assert all(torch.equal(one[name], other[name]) for name in one)
+
+
+def test_a_resumed_process_knows_how_long_a_validation_takes(make_model, grow, tmp_path, clock):
+    """Stopped after step 1, so that the resumed one has made no validation when the next is due."""
+    from pipeline.training.runtime import StoppedError
+
+    source = str(grow(make_model("bfloat16")))
+    began = clock.now
+    with pytest.raises(StoppedError, match="after step 1 of 8"):
+        run_limited(source, tmp_path, 130)
+    clock.now = began = clock.now + 1000
+    with pytest.raises(StoppedError, match="after step 3 of 8"):
+        run_limited(source, tmp_path, 120)
+    assert clock.now - began == 20

@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from pipeline.models.shape import shape_of
+from pipeline.training.head import PLAIN
 from pipeline.training.loss import PackedLoss
 from pipeline.training.memory import Knobs, memory_of
 from pipeline.training.optim import build_adamw
@@ -37,7 +38,7 @@ def loss_of(model, precision):
     ids = torch.randint(0, 64, (ROWS, LENGTH))
     places = torch.arange(LENGTH).expand(ROWS, LENGTH)
     with torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16"):
-        return PackedLoss(model, plain_head=True, chunk=CHUNK)(ids, ids, places)
+        return PackedLoss(model, PLAIN, chunk=CHUNK)(ids, ids, places)
 
 
 def saved_bytes(model, precision):

@@ -7,10 +7,13 @@ import pytest
 import torch
 
 from pipeline.data.mixture import PackedStream
+from pipeline.training import fit as fit_module
 from pipeline.training import preflight
 from pipeline.training.memory import Knobs, Memory
 from pipeline.training.strategy import Full, Lora, NewBlocks
-from tests.training.test_fit import expanded, losses, same, settings, store, train, weights  # noqa: F401
+from tests.training.test_fit import expanded as expanded
+from tests.training.test_fit import losses, same, settings, train, weights
+from tests.training.test_fit import store as store
 
 KNOBS = Knobs(micro_batch=4, checkpointing="off", loss_chunk=512)
 
@@ -25,7 +28,7 @@ KNOBS = Knobs(micro_batch=4, checkpointing="off", loss_chunk=512)
     ],
     ids=["new_blocks", "new_blocks-bf16", "full", "lora-dropout"],
 )
-def test_the_probe_does_not_move_a_bit(expanded, store, tmp_path, strategy, precision):  # noqa: F811
+def test_the_probe_does_not_move_a_bit(expanded, store, tmp_path, strategy, precision):
     for on in (True, False):
         run = tmp_path / str(on)
         metrics = train(expanded, run, store, strategy, launch={"preflight": on}, precision=precision, num_steps=3)
@@ -34,7 +37,7 @@ def test_the_probe_does_not_move_a_bit(expanded, store, tmp_path, strategy, prec
     assert losses(tmp_path / "True") == losses(tmp_path / "False")
 
 
-def test_a_run_tells_its_utilisation(expanded, store, tmp_path):  # noqa: F811
+def test_a_run_tells_its_utilisation(expanded, store, tmp_path):
     metrics = train(expanded, tmp_path, store, launch={"preflight": True}, num_steps=2)
     assert 0 < metrics["mfu"] < 1 and metrics["peak_source"] == "measured"
     # Of four old and two new blocks those from the first new one up have a backward pass: less than 6ND.
@@ -53,19 +56,19 @@ class Unlabelled(PackedStream):
         return {**found, "labels": np.full_like(found["labels"], -100)}
 
 
-def test_a_first_batch_without_labels_is_refused(store):  # noqa: F811
+def test_a_first_batch_without_labels_is_refused(store):
     with pytest.raises(ValueError, match=r"first batch \(4 rows\) has no labelled token.*assistant turns"):
         preflight.check_labels(Unlabelled([store], {"a": 1.0}, 64, 0), 4)
 
 
-def test_looking_for_labels_leaves_the_stream_where_it_stood(store):  # noqa: F811
+def test_looking_for_labels_leaves_the_stream_where_it_stood(store):
     looked, fresh = (PackedStream([store], {"a": 1.0}, 64, 0, packing="fill") for _ in range(2))
     preflight.check_labels(looked, 4)
     assert looked.state_dict() == fresh.state_dict()
     assert all(np.array_equal(a["input_ids"], b["input_ids"]) for a, b, _ in zip(looked, fresh, range(9), strict=False))
 
 
-def test_a_step_that_does_not_fit_is_refused_before_the_run(expanded, store, tmp_path, monkeypatch):  # noqa: F811
+def test_a_step_that_does_not_fit_is_refused_before_the_run(expanded, store, tmp_path, monkeypatch):
     real = preflight.limit_bytes(torch.device("cpu"))
     held = preflight._held_bytes(torch.device("cpu"))
     assert held < real
@@ -83,6 +86,49 @@ def test_state_alone_that_is_too_much_is_refused_before_the_probe():
         preflight.check_state(trainable, model, 40_000 * 4 - 1, KNOBS)
 
 
+def test_state_that_will_not_fit_is_refused_before_anything_is_loaded(expanded, store, tmp_path, monkeypatch):
+    monkeypatch.setattr(preflight, "limit_bytes", lambda *_: 1000)
+    monkeypatch.setattr(fit_module, "load", lambda *_, **__: pytest.fail("loaded"))
+    with pytest.raises(ValueError, match=r"is expected to hold .* may use 1000 B|may use 0\.977 KiB") as caught:
+        train(expanded, tmp_path, store, launch={"preflight": True})
+    text = str(caught.value)
+    assert all(way in text for way in ("launch=fsdp2", "frozen_dtype=bf16/int8/nf4", "fewer new blocks"))
+    assert "micro_batch" not in text and "checkpointing" not in text
+
+
+@pytest.mark.parametrize(
+    ("changes", "forms"),
+    [
+        ({}, "frozen_dtype=bf16/int8/nf4"),
+        ({"precision": "bf16"}, "frozen_dtype=int8/nf4"),
+        ({"frozen_dtype": "bf16"}, "frozen_dtype=int8/nf4"),
+    ],
+)
+def test_running_out_while_loading_names_what_makes_a_model_smaller(
+    expanded,
+    store,
+    tmp_path,
+    monkeypatch,
+    changes,
+    forms,
+):
+    def full(*_, **__):
+        raise RuntimeError("[enforce fail at alloc_cpu.cpp:124] DefaultCPUAllocator: can't allocate memory")
+
+    monkeypatch.setattr(fit_module, "load", full)
+    with pytest.raises(ValueError, match=r"out of memory while the model was loaded \(.*can't allocate") as caught:
+        train(expanded, tmp_path, store, **changes)
+    assert forms in str(caught.value) and "micro_batch" not in str(caught.value)
+
+
+def test_state_with_nothing_frozen_is_not_said_to_be_held_in_fewer_bits():
+    expected = Memory(frozen=0, master=100, gradients=100, optimizer=200, activations=0, loss=0)
+    preflight.check_before_loading(expected, 400, settings(), KNOBS)
+    with pytest.raises(ValueError, match="train less") as caught:
+        preflight.check_before_loading(expected, 399, settings(), KNOBS)
+    assert "frozen_dtype" not in str(caught.value)
+
+
 def test_activations_that_are_far_too_much_are_refused_without_trying():
     """On a CPU the attempt itself would end the process."""
     expected = Memory(frozen=100, master=0, gradients=0, optimizer=0, activations=1000, loss=0)
@@ -91,7 +137,7 @@ def test_activations_that_are_far_too_much_are_refused_without_trying():
         preflight.check_activations(expected, 599, 128, KNOBS)
 
 
-def test_a_model_without_an_estimate_is_tried_all_the_same(make_model, expanded):  # noqa: F811
+def test_a_model_without_an_estimate_is_tried_all_the_same(make_model, expanded):
     assert preflight.expected_memory(expanded, NewBlocks(), settings(), KNOBS).total > 0
     other = make_model(model_type="gpt2", n_embd=32, n_layer=4, n_head=4, n_positions=64)
     assert preflight.expected_memory(other, Full(), settings(), KNOBS) is None

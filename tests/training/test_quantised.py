@@ -9,6 +9,7 @@ from pipeline.expansion.writer import write_expansion
 from pipeline.models import load
 from pipeline.models.blocks import decoder_blocks
 from pipeline.models.directory import read_expansion
+from pipeline.training.head import PLAIN
 from pipeline.training.loss import PackedLoss
 from pipeline.training.quantised import HalfLinear, HeldLinear, QuantisedLinear, held_tensors, hold_frozen
 from pipeline.training.settings import check_frozen_dtype
@@ -84,7 +85,7 @@ def test_new_blocks_keep_full_precision_and_the_base_shrinks(grown, form, bits):
     for position, block in enumerate(decoder_blocks(model)):
         assert any(isinstance(m, HeldLinear) for m in block.modules()) == (position not in positions)
     ids = torch.arange(3, 35)[None]
-    PackedLoss(model, True)(ids, ids.roll(-1, 1), torch.arange(32)[None]).backward()
+    PackedLoss(model, PLAIN)(ids, ids.roll(-1, 1), torch.arange(32)[None]).backward()
     assert {n for n, p in model.named_parameters() if p.grad is not None} == set(
         read_expansion(grown)["new_parameters"]
     )
