@@ -165,7 +165,7 @@ def _read_attached(directory: Path) -> tuple[Base, Source, list[Attached]]:
     anatomy = build(config)
     places = {p: (i, j) for i, entry in enumerate(record["packs"]) for j, p in enumerate(entry["positions"])}
     depth = anatomy.num_blocks + len(places)
-    names = find_blocks(stored, depth, anatomy.prefix)
+    names = find_blocks(stored, depth, anatomy)
     old = {position: index for index, position in enumerate(p for p in range(depth) if p not in places)}
     packs: list[list[dict[str, Stored]]] = [[{} for _ in entry["positions"]] for entry in record["packs"]]
     tensors: dict[str, Stored] = {}
@@ -177,7 +177,7 @@ def _read_attached(directory: Path) -> tuple[Base, Source, list[Attached]]:
         else:
             tensors[name if position is None else names.join(old[position], rest)] = tensor
     earlier = json.loads(base.expansion) if base.expansion else {"new_parameters": [], "blocks": []}
-    blocks = find_blocks(tensors, anatomy.num_blocks, anatomy.prefix)
+    blocks = find_blocks(tensors, anatomy.num_blocks, anatomy)
     source = Source(directory, tensors, config, earlier, anatomy, blocks)
     parts = [_part(entry, packs[i], directory) for i, entry in enumerate(record["packs"])]
     return base, source, parts

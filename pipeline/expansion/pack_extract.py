@@ -125,7 +125,7 @@ def read_grown(trained: Path, source: Source) -> Grown:
     if not entries:
         raise ValueError(f"{trained} records no new blocks that {source.directory} lacks; give an expanded model")
     depth = source.anatomy.num_blocks + len(entries)
-    names = find_blocks(tensors, depth, source.anatomy.prefix)
+    names = find_blocks(tensors, depth, source.anatomy)
     if names.prefix != source.blocks.prefix or max(entries) >= depth:
         raise ValueError(
             f"{trained} names its blocks {names.prefix}0 to {names.prefix}{depth - 1} and new ones up to "
