@@ -17,6 +17,13 @@ if TYPE_CHECKING:  # these bring torch, which the check of a request does withou
     from pipeline.expansion.structure import Anatomy
 
 
+_FLOATS = ("F64", "F32", "F16", "BF16")
+_DEQUANTISE = (
+    f"An expansion needs float weights ({', '.join(_FLOATS)}): dequantise the model first (load it, save it in bf16 "
+    "without a quantization_config), or take the checkpoint that it was made from"
+)
+
+
 @dataclass(frozen=True)
 class Recipe:
     """How one target tensor is made.
@@ -196,6 +203,16 @@ class BlockNames:
         index, _, rest = name[len(self.prefix) :].partition(".")
         return (int(index), rest) if index.isdigit() and int(index) < self.num_blocks else None
 
+    def behind(self, name: str) -> tuple[int, str] | None:
+        """(how far above the last block, from 0, rest of the name) of a tensor in a numbered block behind the depth.
+
+        Multi-token prediction stands there (DeepSeek-V3, GLM-4.5), in the blocks from `num_hidden_layers` on.
+        """
+        index, _, rest = name[len(self.prefix) :].partition(".")
+        if not name.startswith(self.prefix) or not index.isdigit() or int(index) < self.num_blocks:
+            return None
+        return int(index) - self.num_blocks, rest
+
     def join(self, index: int, rest: str) -> str:
         """The name of tensor `rest` in block `index`."""
         return f"{self.prefix}{index}.{rest}"
@@ -240,14 +257,34 @@ def read_source(directory: Path) -> Source:
     """Look at a saved model without loading its weights.
 
     Raises:
-        ValueError: it is damaged, or of an architecture that transformers cannot build.
+        ValueError: it is damaged, quantised, or of an architecture that transformers cannot build.
     """
     from pipeline.expansion.structure import build
 
     config, tensors = read_config(directory), read_index(directory)
+    _check_says_unquantised(directory, config)
     anatomy = build(config)
+    _check_unquantised(directory, tensors, anatomy)
     blocks = find_blocks(tensors, anatomy.num_blocks, anatomy)
     return Source(directory, tensors, config, read_expansion(directory), anatomy, blocks)
+
+
+def _check_says_unquantised(directory: Path, config: Mapping[str, Any]) -> None:
+    sections = {"": config, "text_config.": config.get("text_config") or {}}
+    for where, section in sections.items():
+        if said := section.get("quantization_config"):
+            method = said.get("quant_method") if isinstance(said, Mapping) else said
+            raise ValueError(
+                f"{directory} is quantised: its config.json has {where}quantization_config with quant_method="
+                f"{method!r}. {_DEQUANTISE}"
+            )
+
+
+def _check_unquantised(directory: Path, tensors: Mapping[str, Stored], anatomy: Anatomy) -> None:
+    """Codes are no values: zeros of them are another number, and they neither add up nor train."""
+    for name, stored in tensors.items():
+        if stored.dtype not in _FLOATS and anatomy.parameters_from(name):
+            raise ValueError(f"{directory} is quantised: {name} is stored as {stored.dtype}. {_DEQUANTISE}")
 
 
 def grow_map(

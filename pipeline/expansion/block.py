@@ -83,8 +83,8 @@ def plan_stack(
 
     Only what makes a parameter of the model is recorded as a new parameter.
 
-    Tensors of blocks behind the depth of the config (DeepSeek-V3 keeps its multi-token prediction there), which
-    transformers does not load, are left out: their numbers now belong to other blocks.
+    Blocks behind the depth of the config (multi-token prediction, which transformers does not load, and other engines
+    look for from `num_hidden_layers` on) are copied to behind the new depth.
 
     Raises:
         ValueError: the config cannot follow; see `grow_config` and `check_grown`.
@@ -111,6 +111,10 @@ def plan_stack(
                 own = f"{source.anatomy.prefix}{slot.source}."
                 for made in parameters:
                     module_parameters[f"{source.anatomy.prefix}{position}.{made.removeprefix(own)}"] = None
+    for name in source.tensors:
+        if behind := blocks.behind(name):
+            recipes[blocks.join(len(stack) + behind[0], behind[1])] = Recipe("copy", name)
+            buffers.append(blocks.join(len(stack) + behind[0], behind[1]))
     expansion_map, rounds = grow_map(stack, source.expansion, blocks, lr_scales)
     return Plan(
         recipes=recipes,

@@ -99,7 +99,7 @@ def detach(
     if unknown := sorted(set(names or ()) - set(present)):
         raise ValueError(f"{directory} has no pack {', '.join(unknown)}; it has {', '.join(present)}")
     left = [part for part in parts if names is not None and part.pack.name not in names]
-    if (found := tensors_hash(source.tensors)) != base.content_hash:
+    if (found := tensors_hash(base_tensors(source))) != base.content_hash:
         raise ValueError(
             f"{directory} does not hold its base any more: the old blocks' content hash is {found[:12]}..., it was "
             f"{base.content_hash[:12]}... when the packs were attached (trained since, by full SFT?); the base is not "
@@ -174,6 +174,8 @@ def _read_attached(directory: Path) -> tuple[Base, Source, list[Attached]]:
         if position in places:
             part, block = places[position]
             packs[part][block][rest] = tensor
+        elif behind := names.behind(name):
+            tensors[names.join(anatomy.num_blocks + behind[0], behind[1])] = tensor
         else:
             tensors[name if position is None else names.join(old[position], rest)] = tensor
     earlier = json.loads(base.expansion) if base.expansion else {"new_parameters": [], "blocks": []}

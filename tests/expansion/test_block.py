@@ -14,6 +14,7 @@ from pipeline.expansion.verify import verify_identity
 from pipeline.expansion.writer import write_expansion
 from pipeline.models import load
 from pipeline.models.directory import read_expansion
+from pipeline.models.safetensors_io import read_index
 from pipeline.reporting.stack import read_stack
 from pipeline.training.strategy import NewBlocks
 
@@ -301,3 +302,31 @@ def test_expansion_file_is_plain_json(make_model, tmp_path):
     record = json.loads((tmp_path / "expansion.json").read_text())
     assert record["exact"] is True and record["method"] == "block"
     assert record["settings"]["num_groups"] == 2 and record["settings"]["init"] == "zero_writers"
+
+
+@pytest.mark.parametrize("dtype", ["float8_e4m3fn", "float8_e5m2", "int8", "uint8"])
+def test_weights_in_a_quantised_type_are_refused(make_model, tmp_path, dtype):
+    source = shutil.copytree(make_model(), tmp_path / "source")
+    tensors = load_file(source / "model.safetensors")
+    name = "model.layers.3.mlp.down_proj.weight"
+    tensors[name] = tensors[name].to(getattr(torch, dtype))
+    save_file(tensors, source / "model.safetensors", {"format": "pt"})
+    stored = read_index(source)[name].dtype
+    with pytest.raises(
+        ValueError, match=rf"is quantised: {name} is stored as {stored}\. .* dequantise the model first"
+    ):
+        expand(source, tmp_path / "new")
+    assert not (tmp_path / "new").exists()
+
+
+@pytest.mark.parametrize("section", [None, "text_config"])
+def test_a_config_that_says_quantised_is_refused(make_model, tmp_path, section):
+    source = shutil.copytree(make_model(), tmp_path / "source")
+    config = json.loads((source / "config.json").read_text())
+    said = {"quantization_config": {"quant_method": "gptq", "bits": 4}}
+    config |= {section: said} if section else said
+    (source / "config.json").write_text(json.dumps(config))
+    with pytest.raises(
+        ValueError, match=r"quantization_config with quant_method='gptq'\. .* dequantise the model first"
+    ):
+        read_source(source)

@@ -296,17 +296,45 @@ def test_rounds_are_taken_together_or_apart(trained_on, tmp_path):
         extract(second, base, tmp_path / "three", "three", round=3)
 
 
-def test_tensors_behind_the_depth_belong_to_no_base(trained_on, tmp_path):
-    """DeepSeek-V3 keeps blocks for multi-token prediction there, which an expansion leaves out."""
-    base = copy_with(
-        trained_on("llama")[0], tmp_path / "base", lambda t: t.update({"model.layers.4.eh": torch.ones(3)})
-    )
+@pytest.mark.parametrize("save", ["reference", "whole"])
+def test_blocks_for_multi_token_prediction_go_along_and_come_back(trained_on, tmp_path, save):
+    """DeepSeek-V3 and GLM-4.5 keep them behind the depth, from layers.{num_hidden_layers} on."""
+    ahead = {"model.layers.4.eh_proj.weight": torch.rand(3), "model.layers.5.enorm.weight": torch.rand(2)}
+    base = copy_with(trained_on("llama")[0], tmp_path / "base", lambda t: t.update(ahead))
+    config = json.loads((base / "config.json").read_text())
+    (base / "config.json").write_text(json.dumps(config | {"num_nextn_predict_layers": 2}))
     trained = train(base, tmp_path, 1)
+    carried = {n: t[2] for n, t in content(trained).items() if n.startswith(("model.layers.6.", "model.layers.7."))}
+    named = {n.replace(".4.", ".6.").replace(".5.", ".7."): content(base)[n][2] for n in ahead}
+    assert carried == named and read_config(trained)["num_nextn_predict_layers"] == 2
+    assert verify_identity(base, tmp_path / "grown", num_tokens=12).exact
+    assert read_expansion(trained)["buffers"] == list(named)
     extract(trained, base, tmp_path / "pack", "law")
-    attach(base, [tmp_path / "pack"], tmp_path / "attached")
+    attach(base, [tmp_path / "pack"], tmp_path / "attached", save=save)
     assert content(tmp_path / "attached") == content(trained)
+    assert verify_identity(trained, tmp_path / "attached", num_tokens=12).exact
     detach(tmp_path / "attached", None, tmp_path / "again")
-    assert content(tmp_path / "again") == {n: t for n, t in content(base).items() if n != "model.layers.4.eh"}
+    assert content(tmp_path / "again") == content(base)
+
+
+def test_a_model_grown_before_these_blocks_went_along_still_gives_a_pack(trained_on, tmp_path):
+    base, trained, _ = trained_on("llama")
+    ahead = copy_with(base, tmp_path / "base", lambda t: t.update({"model.layers.4.eh_proj.weight": torch.rand(3)}))
+    extract(trained, ahead, tmp_path / "pack", "law")
+    attach(ahead, [tmp_path / "pack"], tmp_path / "attached")
+    assert "model.layers.6.eh_proj.weight" in content(tmp_path / "attached")
+
+    def other(tensors):
+        tensors["model.layers.6.eh_proj.weight"] = torch.zeros(3)
+
+    with pytest.raises(ValueError, match=r"model.layers.6.eh_proj.weight of .* differs from model.layers.4.eh_proj"):
+        extract(copy_with(trained, tmp_path / "other", other), ahead, tmp_path / "none", "law")
+
+
+def test_unannounced_blocks_behind_the_depth_do_not_load(trained_on, tmp_path):
+    odd = copy_with(trained_on("llama")[0], tmp_path / "odd", lambda t: t.update({"model.layers.4.eh": torch.ones(3)}))
+    with pytest.raises(ValueError, match=r"unexpected_keys: model.layers.4.eh"):
+        load(odd)
 
 
 def test_a_pack_can_be_taken_out_of_an_attached_model(trained_on, tmp_path):
