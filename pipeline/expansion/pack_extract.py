@@ -12,6 +12,7 @@ from typing import Any
 
 from pipeline.expansion.base import BlockNames, Source, find_blocks, read_source
 from pipeline.expansion.layout import Slot
+from pipeline.expansion.pack_config import pinned_config
 from pipeline.expansion.pack_format import (
     FACTS,
     WEIGHTS,
@@ -99,6 +100,7 @@ def extract(trained: Path, base: Path, target: Path, name: str, round: int | Non
             provenance=_provenance(grown, {block.round for block in blocks}),
             weights=weights,
             tensors=(),
+            base_config=pinned_config(source.config),
         )
         write_text(unfinished / FACTS, canonical(pack.record()) + "\n")
     return open_pack(target)
