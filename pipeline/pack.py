@@ -25,6 +25,7 @@ A model is a model directory (config.json, weights, tokenizer) or an artifact of
   python -m pipeline.pack show law.pack
   python -m pipeline.pack attach BASE law.pack code.pack --to both
   python -m pipeline.pack attach BASE law.pack --to half --gain law=0.5
+  python -m pipeline.pack attach BASE law.pack --to without-its-first-block --gain law.0=0
   python -m pipeline.pack detach both code --to with-law-alone
   python -m pipeline.pack detach both --to base-again
   python -m pipeline.pack materialise both plain
@@ -94,9 +95,10 @@ def _add_attach(commands: Any) -> None:
         type=_gain,
         action="append",
         default=[],
-        metavar="NAME=G",
+        metavar="NAME[.BLOCK]=G",
         help="each sublayer of the pack's blocks adds G times what it would add: 0 is the base exactly, 1 the pack as "
-        "it was trained; repeat for several packs",
+        "it was trained; law.1=G is for block 1 of the pack law alone, counted from 0 within the pack as `show` lists "
+        "them; repeat for several",
     )
     command.add_argument(
         "--whole",
@@ -180,7 +182,7 @@ def _attach(options: argparse.Namespace) -> None:
 
     gains = dict(options.gain)
     if len(gains) < len(options.gain):
-        raise ConfigError("a pack has two gains; give one for each")
+        raise ConfigError("a pack or a block has two gains; give one for each")
     plan = attach(_model(options.base), options.packs, options.to, gains, "whole" if options.whole else "reference")
     num_new = sum(slot.new for slot in plan.stack)
     print(f"{options.to}: {len(plan.stack)} blocks, {len(plan.stack) - num_new} of the base and {num_new} of packs")
@@ -226,7 +228,8 @@ def _show(options: argparse.Namespace) -> None:
 
 def _attached(entry: Mapping[str, Any]) -> str:
     where = ", ".join(map(str, entry["positions"]))
-    return f"gain {entry['gain']:g}, now block{'s' * (len(entry['positions']) > 1)} {where}"
+    own = "".join(f", of its block {index} {gain:g}" for index, gain in entry.get("block_gains", {}).items())
+    return f"gain {entry['gain']:g}{own}, now block{'s' * (len(entry['positions']) > 1)} {where}"
 
 
 def _described(facts: Mapping[str, Any]) -> str:

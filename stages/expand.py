@@ -81,11 +81,12 @@ def _counts(target: Path, plan: Plan, num_source_blocks: int) -> dict[str, int]:
     from pipeline.models.safetensors_io import ITEM_BITS, read_index
 
     sizes = {name: t.num_bytes * 8 // ITEM_BITS[t.dtype] for name, t in read_index(target).items()}
+    buffers = set(plan.buffers)
     num_blocks = len(plan.stack) or num_source_blocks
     return {
         "num_blocks": num_blocks,
         "num_new_blocks": num_blocks - num_source_blocks,
-        "num_parameters": sum(sizes.values()),
+        "num_parameters": sum(size for name, size in sizes.items() if name not in buffers),
         "num_new_parameters": sum(sizes[name] for name in plan.new_parameters),
     }
 

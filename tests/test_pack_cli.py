@@ -44,11 +44,14 @@ def test_the_whole_way(places, tmp_path, capsys):
     assert f"{law}: pack law, 2 blocks, " in capsys.readouterr().out
     assert pack.main(["attach", str(base), str(law), "--to", str(half), "--gain", "law=0.5"]) == 0
     assert "6 blocks, 4 of the base and 2 of packs\n  law: gain 0.5, now blocks 2, 5\n" in capsys.readouterr().out
+    attached = ["attach", str(base), str(law), "--to", str(tmp_path / "first"), "--gain", "law.0=0.25"]
+    assert pack.main(attached) == 0
+    assert "  law: gain 1, of its block 0 0.25, now blocks 2, 5\n" in capsys.readouterr().out
     assert pack.main(["materialise", str(half), str(plain)]) == 0
     assert content(plain) == content(half) and load(plain).config.num_hidden_layers == 6
     assert pack.main(["detach", str(plain), "law", "--to", str(again)]) == 0
     assert content(again) == content(base)
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["again", "half", "law.pack", "plain"]
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["again", "first", "half", "law.pack", "plain"]
 
 
 def test_show(places, tmp_path, capsys):

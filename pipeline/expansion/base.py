@@ -17,6 +17,13 @@ if TYPE_CHECKING:  # these bring torch, which the check of a request does withou
     from pipeline.expansion.structure import Anatomy
 
 
+_FLOATS = ("F64", "F32", "F16", "BF16")
+_DEQUANTISE = (
+    f"An expansion needs float weights ({', '.join(_FLOATS)}): dequantise the model first (load it, save it in bf16 "
+    "without a quantization_config), or take the checkpoint that it was made from"
+)
+
+
 @dataclass(frozen=True)
 class Recipe:
     """How one target tensor is made.
@@ -69,6 +76,7 @@ class Plan:
         stack: the new order of blocks.
         rounds: one entry an earlier round: its method, settings and parameters, by their present names.
         made: a safetensors file with tensors that the method computed, for recipes of the kind "made".
+        buffers: tensors on disk that make no parameter of the model (masks, tables): nothing counts or trains them.
     """
 
     recipes: dict[str, Recipe]
@@ -82,6 +90,7 @@ class Plan:
     rounds: tuple[dict[str, Any], ...] = ()
     made: Path | None = None
     module_parameters: tuple[str, ...] | None = None
+    buffers: tuple[str, ...] = ()
     notes: dict[str, Any] = field(default_factory=dict)
 
     def record(self) -> dict[str, Any]:
@@ -96,6 +105,7 @@ class Plan:
                 self.new_parameters if self.module_parameters is None else self.module_parameters
             ),
             "rounds": list(self.rounds),
+            **({"buffers": list(self.buffers)} if self.buffers else {}),
             **self.notes,
         }
 
@@ -127,6 +137,14 @@ class Source:
             if parts := self.blocks.split(name):
                 found[parts[0]].append(parts[1])
         return found
+
+    def parameters_made(self, block: int, rest: str) -> tuple[str, ...]:
+        """The parameters of the model that a tensor of a block makes; none of a mask, a table or a statistic.
+
+        Checkpoints hold such beside the weights (`rotary_emb.inv_freq` of old Llamas, `attn.bias` of GPT-2): they are
+        copied with their block, and nothing trains them.
+        """
+        return self.anatomy.parameters_from(self.blocks.join(block, rest))
 
     def stored_for(self, block: int, parameters: Iterable[str]) -> tuple[str, ...]:
         """The tensors on disk, by the rest of their names, that make these parameters of a block.
@@ -185,32 +203,43 @@ class BlockNames:
         index, _, rest = name[len(self.prefix) :].partition(".")
         return (int(index), rest) if index.isdigit() and int(index) < self.num_blocks else None
 
+    def behind(self, name: str) -> tuple[int, str] | None:
+        """(how far above the last block, from 0, rest of the name) of a tensor in a numbered block behind the depth.
+
+        Multi-token prediction stands there (DeepSeek-V3, GLM-4.5), in the blocks from `num_hidden_layers` on.
+        """
+        index, _, rest = name[len(self.prefix) :].partition(".")
+        if not name.startswith(self.prefix) or not index.isdigit() or int(index) < self.num_blocks:
+            return None
+        return int(index) - self.num_blocks, rest
+
     def join(self, index: int, rest: str) -> str:
         """The name of tensor `rest` in block `index`."""
         return f"{self.prefix}{index}.{rest}"
 
 
-def find_blocks(names: Iterable[str], num_blocks: int, module_prefix: str = "") -> BlockNames:
+def find_blocks(names: Iterable[str], num_blocks: int, anatomy: Anatomy | None = None) -> BlockNames:
     """Find the one prefix under which the checkpoint numbers `num_blocks` blocks from 0.
 
     Args:
         names: of all tensors.
         num_blocks: the depth.
-        module_prefix: where the blocks are in the module, which tells them from other numbered lists; a checkpoint may
-            leave out the first parts of it ("transformer.h." and "h.").
+        anatomy: where the blocks are in the module, which tells them from other numbered lists (experts, the blocks of
+            a vision tower); a checkpoint may name them otherwise ("h." for "transformer.h.").
 
     Raises:
         ValueError: none or several are found.
     """
     indices: dict[str, set[int]] = {}
+    names = list(names)
     for name in names:
         for match in re.finditer(r"(?:^|\.)(\d+)\.", name):
             indices.setdefault(name[: match.start(1)], set()).add(int(match.group(1)))
     # DeepSeek-V3 keeps blocks for multi-token prediction behind its last one, which transformers leaves out.
     found = [prefix for prefix, seen in indices.items() if seen >= set(range(num_blocks))]
     outer = [p for p in found if not any(p != q and p.startswith(q) for q in found)]
-    if len(outer) > 1 and module_prefix:
-        outer = [p for p in outer if module_prefix.endswith(p)]
+    if len(outer) > 1 and anatomy:
+        outer = [p for p in outer if anatomy.prefix.endswith(p)] or [p for p in outer if _leads(p, names, anatomy)]
     if len(outer) != 1:
         raise ValueError(
             f"expected one numbered list of {num_blocks} blocks among the tensor names, found {sorted(outer) or 'none'}"
@@ -218,18 +247,44 @@ def find_blocks(names: Iterable[str], num_blocks: int, module_prefix: str = "") 
     return BlockNames(outer[0], num_blocks)
 
 
+def _leads(prefix: str, names: Sequence[str], anatomy: Anatomy) -> bool:
+    """Whether transformers reads what is stored under this prefix into the model's blocks."""
+    first = next(name for name in names if name.startswith(f"{prefix}0."))
+    return any(target.startswith(f"{anatomy.prefix}0.") for target in anatomy.targets(first))
+
+
 def read_source(directory: Path) -> Source:
     """Look at a saved model without loading its weights.
 
     Raises:
-        ValueError: it is damaged, or of an architecture that transformers cannot build.
+        ValueError: it is damaged, quantised, or of an architecture that transformers cannot build.
     """
     from pipeline.expansion.structure import build
 
     config, tensors = read_config(directory), read_index(directory)
+    _check_says_unquantised(directory, config)
     anatomy = build(config)
-    blocks = find_blocks(tensors, anatomy.num_blocks, anatomy.prefix)
+    _check_unquantised(directory, tensors, anatomy)
+    blocks = find_blocks(tensors, anatomy.num_blocks, anatomy)
     return Source(directory, tensors, config, read_expansion(directory), anatomy, blocks)
+
+
+def _check_says_unquantised(directory: Path, config: Mapping[str, Any]) -> None:
+    sections = {"": config, "text_config.": config.get("text_config") or {}}
+    for where, section in sections.items():
+        if said := section.get("quantization_config"):
+            method = said.get("quant_method") if isinstance(said, Mapping) else said
+            raise ValueError(
+                f"{directory} is quantised: its config.json has {where}quantization_config with quant_method="
+                f"{method!r}. {_DEQUANTISE}"
+            )
+
+
+def _check_unquantised(directory: Path, tensors: Mapping[str, Stored], anatomy: Anatomy) -> None:
+    """Codes are no values: zeros of them are another number, and they neither add up nor train."""
+    for name, stored in tensors.items():
+        if stored.dtype not in _FLOATS and anatomy.parameters_from(name):
+            raise ValueError(f"{directory} is quantised: {name} is stored as {stored.dtype}. {_DEQUANTISE}")
 
 
 def grow_map(

@@ -47,7 +47,8 @@ class BlockExpansion(Layout):
         """
         self.check(source.anatomy.num_blocks)
         stack = self.slots(source.anatomy.num_blocks)
-        return plan_stack(source, stack, self._recipe_of(source, stack), self.init in EXACT, "block", self._settings())
+        recipe_of = _of_parameters(source, self._recipe_of(source, stack))
+        return plan_stack(source, stack, recipe_of, self.init in EXACT, "block", self._settings())
 
     def _settings(self) -> dict[str, Any]:
         return {field.name: getattr(self, field.name) for field in fields(self)}
@@ -80,8 +81,10 @@ def plan_stack(
 ) -> Plan:
     """Plan a new order of blocks: old ones are copied, new ones are made by `recipe_of`.
 
-    Tensors of blocks behind the depth of the config (DeepSeek-V3 keeps its multi-token prediction there), which
-    transformers does not load, are left out: their numbers now belong to other blocks.
+    Only what makes a parameter of the model is recorded as a new parameter.
+
+    Blocks behind the depth of the config (multi-token prediction, which transformers does not load, and other engines
+    look for from `num_hidden_layers` on) are copied to behind the new depth.
 
     Raises:
         ValueError: the config cannot follow; see `grow_config` and `check_grown`.
@@ -93,17 +96,25 @@ def plan_stack(
     by_block, blocks = source.by_block(), source.blocks
     # What stands outside the blocks goes first: shards of a base and of its expansion then begin alike.
     recipes = {name: Recipe("copy", name) for name in source.tensors if not name.startswith(blocks.prefix)}
+    buffers = [name for name in recipes if not source.anatomy.parameters_from(name)]
     new_parameters: list[str] = []
     module_parameters: dict[str, None] = {}
     for position, slot in enumerate(stack):
         for rest in by_block[slot.source]:
             target = blocks.join(position, rest)
             recipes[target] = recipe_of(slot, position, rest) if slot.new else copied_of(source, slot, rest)
-            if slot.new:
+            parameters = source.parameters_made(slot.source, rest)
+            if not parameters:
+                buffers.append(target)
+            elif slot.new:
                 new_parameters.append(target)
                 own = f"{source.anatomy.prefix}{slot.source}."
-                for made in source.anatomy.targets(blocks.join(slot.source, rest)):
+                for made in parameters:
                     module_parameters[f"{source.anatomy.prefix}{position}.{made.removeprefix(own)}"] = None
+    for name in source.tensors:
+        if behind := blocks.behind(name):
+            recipes[blocks.join(len(stack) + behind[0], behind[1])] = Recipe("copy", name)
+            buffers.append(blocks.join(len(stack) + behind[0], behind[1]))
     expansion_map, rounds = grow_map(stack, source.expansion, blocks, lr_scales)
     return Plan(
         recipes=recipes,
@@ -116,12 +127,20 @@ def plan_stack(
         stack=tuple(stack),
         rounds=rounds,
         module_parameters=tuple(module_parameters),
+        buffers=tuple(buffers),
     )
 
 
 def copied_of(source: Source, slot: Slot, rest: str) -> Recipe:
     """The bytes of the tensor that the slot's source has."""
     return Recipe("copy", source.blocks.join(slot.source, rest))
+
+
+def _of_parameters(source: Source, recipe_of: RecipeOf) -> RecipeOf:
+    """A mask or a table that is stored with the weights has nothing to draw or average: it is copied."""
+    return lambda slot, position, rest: (
+        recipe_of(slot, position, rest) if source.parameters_made(slot.source, rest) else copied_of(source, slot, rest)
+    )
 
 
 def zeroed_writers(source: Source) -> RecipeOf:

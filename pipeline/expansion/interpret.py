@@ -90,9 +90,13 @@ _ZERO_AT_ZERO = frozenset(
 )
 _PRODUCTS = frozenset({"mm", "bmm", "matmul", "mul", "dot", "mv", "convolution", "_grouped_mm", "einsum", "linear"})
 _ADDS = frozenset({"add", "sub"})
-_JOINS = frozenset(
-    {"cat", "stack", "where", "index_add", "scatter_add", "index_put", "scatter", "copy", "masked_scatter"}
-)
+# Where the values that a result is made of stand among the arguments; others (masks, indices) choose among them.
+_JOINS = {
+    "cat": (0,), "stack": (0,), "copy": (1,), "where": (1, 2), "masked_fill": (0, 2), "masked_scatter": (0, 2),
+    "index_fill": (0, 3), "index_put": (0, 2), "index_add": (0, 3), "scatter_add": (0, 3), "scatter": (0, 3),
+}  # fmt: skip
+_FILLS = {"full": 1, "full_like": 1, "new_full": 2, "fill": 1, "scalar_tensor": 0}
+_BIASES = {"convolution": 2, "linear": 2, "_grouped_mm": 3}
 _ZEROS = frozenset({"zeros", "zeros_like", "new_zeros", "zero"})
 _NORMS = frozenset({"native_layer_norm", "_fused_rms_norm", "rms_norm", "native_group_norm"})
 _ATTENTIONS = frozenset(
@@ -146,6 +150,8 @@ class Interpreter(TorchDispatchMode):
         result = func(*args, **kwargs)
         in_place = name.endswith("_") and not name.startswith("_")
         fact = self._conclude(name.rstrip("_") if in_place else name, args, kwargs)
+        if fact not in (ZERO, UNKNOWN) and not _is_float(result):
+            fact = UNKNOWN  # rounded
         known = {self.fact(leaf) for leaf in tree_leaves((args, kwargs))}
         # What is chosen by a function of the scaled values (a mask, an index) is not proportional to them either.
         if (TANGLED in known and fact in (SCALED, PLUS)) or (fact is UNKNOWN and known & {SCALED, TANGLED}):
@@ -167,12 +173,12 @@ class Interpreter(TorchDispatchMode):
     def _conclude(self, name: str, args: Any, kwargs: Any) -> Fact:
         if name in _ZEROS:
             return ZERO
-        if name in ("full", "full_like", "new_full", "fill", "scalar_tensor"):
-            value = kwargs.get("fill_value", args[0] if name == "scalar_tensor" else args[1])
-            return self.fact(value)
+        if name in _FILLS:
+            at = _FILLS[name]
+            return self.fact(args[at] if len(args) > at else kwargs.get("fill_value", kwargs.get("value")))
         if name in _SAME_ORDER:
             return self.fact(args[0])
-        if name in _MOVES or (name == "constant_pad_nd" and not any(args[2:])):
+        if name in _MOVES or (name == "constant_pad_nd" and not any([*args[2:], kwargs.get("value")])):
             fact = self.fact(args[0])
             return fact if fact in LINEAR else UNKNOWN
         if name in _ZERO_AT_ZERO or (name == "pow" and isinstance(args[1], int | float) and args[1] > 0):
@@ -182,18 +188,21 @@ class Interpreter(TorchDispatchMode):
         if name in ("rsub",):
             return ZERO if self.fact(args[0]) is ZERO and self.fact(args[1]) is ZERO else UNKNOWN
         if name in _PRODUCTS:
-            bias = args[2] if name in ("convolution", "linear") and len(args) > 2 else None
+            at = _BIASES.get(name, len(args))
+            bias = args[at] if len(args) > at else kwargs.get("bias")
             return self._add(self._product(args[0], args[1]), ZERO if bias is None else self.fact(bias))
         if name in ("addmm", "baddbmm"):
+            if kwargs.get("beta", 1) != 1 and self.fact(args[0]) not in LINEAR:
+                return UNKNOWN
             return self._add(self.fact(args[0]), self._product(args[1], args[2]))
         if name == "div":
             fact = self.fact(args[0])
-            return fact if fact in LINEAR and self.fact(args[1]) is UNKNOWN else UNKNOWN
-        if name == "masked_fill":
-            return self._join([args[0], args[2]])
+            kept = (ZERO,) if kwargs.get("rounding_mode") else LINEAR
+            return fact if fact in kept and self.fact(args[1]) is UNKNOWN else UNKNOWN
         if name in _JOINS:
-            values = [leaf for leaf in tree_leaves((args, kwargs)) if _carries_values(leaf)]
-            return self._join(values if name != "copy" else [args[1]])
+            fact = self._join(_values(name, args, kwargs))
+            # Joined by a product: what both are proportional to is squared.
+            return fact if fact is ZERO or "reduce" not in kwargs else UNKNOWN
         if name in _NORMS:
             return self._norm(name, args)
         if name in _ATTENTIONS:
@@ -235,9 +244,10 @@ class Interpreter(TorchDispatchMode):
         return SCALED if facts and facts <= set(LINEAR) else UNKNOWN
 
     def _norm(self, name: str, args: Any) -> Fact:
-        """input, shape, weight[, bias]: zero where the input or the weight is, if the bias adds nothing."""
-        weight = args[2] if len(args) > 2 else None
-        bias = args[3] if name == "native_layer_norm" and len(args) > 3 else None
+        """Zero where the input or the weight is, if the bias adds nothing."""
+        at = 1 if name == "native_group_norm" else 2  # input, [shape,] weight, [bias]
+        weight = args[at] if len(args) > at else None
+        bias = args[at + 1] if name in ("native_layer_norm", "native_group_norm") and len(args) > at + 1 else None
         scale = self.fact(weight) if weight is not None else UNKNOWN
         entering = self.fact(args[0])
         proportional = scale is SCALED and entering not in (SCALED, TANGLED)
@@ -245,10 +255,15 @@ class Interpreter(TorchDispatchMode):
         return self._add(core, ZERO if bias is None else self.fact(bias))
 
 
-def _carries_values(leaf: Any) -> bool:
-    if isinstance(leaf, torch.Tensor):
-        return leaf.dtype.is_floating_point
-    return False
+def _values(name: str, args: Any, kwargs: Any) -> list[Any]:
+    """What a join puts together: tensors, and Python numbers, which count as values like any other."""
+    found = [args[at] for at in _JOINS[name] if at < len(args)]
+    named = [value for key, value in kwargs.items() if key in ("value", "src", "source", "values", "other")]
+    return tree_leaves([*found, *named]) if len(found) + len(named) >= len(_JOINS[name]) else [None]
+
+
+def _is_float(result: Any) -> bool:
+    return all(leaf.dtype.is_floating_point for leaf in tree_leaves(result) if isinstance(leaf, torch.Tensor))
 
 
 def _pretend(name: str, tensor: torch.Tensor) -> Any:

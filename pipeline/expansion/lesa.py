@@ -121,7 +121,7 @@ def matrix_kinds(source: Source) -> list[str]:
     """
     first: dict[str, tuple[str, tuple[int, ...]]] = {}
     for index, rests in enumerate(source.by_block()):
-        weights = {r: source.tensors[source.blocks.join(index, r)] for r in rests if _is_weight(source, index, r)}
+        weights = {r: source.tensors[source.blocks.join(index, r)] for r in rests if source.parameters_made(index, r)}
         form = {rest: (stored.dtype, stored.shape) for rest, stored in weights.items()}
         first = first or form
         if form != first:
@@ -138,20 +138,13 @@ def matrix_kinds(source: Source) -> list[str]:
     return [rest for rest, (_, shape) in first.items() if len(shape) == 2]
 
 
-def _is_weight(source: Source, block: int, rest: str) -> bool:
-    """Whether a tensor on disk makes a parameter: some checkpoints hold masks and tables beside them."""
-    prefix = f"{source.anatomy.prefix}{block}."
-    makes = source.anatomy.targets(source.blocks.join(block, rest))
-    return any(name.removeprefix(prefix) in source.anatomy.parameters(block) for name in makes)
-
-
 def _recipe_of(source: Source, kinds: Sequence[str], neighbours: Neighbours) -> RecipeOf:
     predicted = set(kinds)
 
     def recipe(slot: Slot, position: int, rest: str) -> Recipe:
         if rest in predicted:
             return Recipe("made", source.blocks.join(slot.source, rest))
-        if not _is_weight(source, slot.source, rest):
+        if not source.parameters_made(slot.source, rest):
             return copied_of(source, slot, rest)
         below, above = (source.blocks.join(block, rest) for block in neighbours[position])
         return Recipe("mean", below, others=(above,))

@@ -8,14 +8,16 @@ apart see, stacked on one base, a stream that the others have changed; that they
 from __future__ import annotations
 
 import json
+import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from pipeline.expansion.base import Plan, Source, find_blocks, read_source
+from pipeline.expansion.pack_config import differing
 from pipeline.expansion.pack_extract import base_tensors, extract
 from pipeline.expansion.pack_format import Pack, fresh_directory, open_pack
-from pipeline.expansion.pack_gain import check_gains
+from pipeline.expansion.pack_gain import gains_of
 from pipeline.expansion.pack_stack import Attached, Base, write_stack
 from pipeline.expansion.structure import build
 from pipeline.models.directory import (
@@ -50,7 +52,8 @@ def attach(
         packs: their directories; at one place of the base the first pack's blocks stand lowest.
         target: does not exist yet, or is empty.
         gains: by pack name, 1 where none is given: each sublayer of the pack's blocks adds so much of what it would
-            add; see `pack_gain`. 0 gives the base's logits bit for bit.
+            add; see `pack_gain`. 0 gives the base's logits bit for bit. "law.1" is the gain of block 1 of the pack law
+            alone, counted from 0 at the bottom within the pack, as `inspect` lists them.
         save: "reference" keeps the blocks alone and refers to the base's files, "whole" copies them.
         shard_bytes: the largest shard, bytes.
 
@@ -59,17 +62,16 @@ def attach(
     """
     if not packs:
         raise ValueError("no pack is given to attach")
-    gains = dict(gains or {})
     opened = [open_pack(path) for path in packs]
     names = [pack.name for pack in opened]
     if twice := sorted({name for name in names if names.count(name) > 1}):
         raise ValueError(f"two packs are called {', '.join(twice)}; extract one of them under another name")
-    check_gains(gains, names)
+    by_pack = gains_of(gains or {}, {pack.name: len(pack.blocks) for pack in opened})
     source = read_source(base)
     content_hash = tensors_hash(base_tensors(source))
     for pack, path in zip(opened, packs, strict=True):
         _check_base(pack, path, source, content_hash)
-    parts = [Attached(pack, float(gains.get(pack.name, 1))) for pack in opened]
+    parts = [Attached(pack, *by_pack[pack.name]) for pack in opened]
     with fresh_directory(target) as partial:
         return write_stack(source, parts, Base.of(base, content_hash), partial, save, shard_bytes)
 
@@ -99,7 +101,7 @@ def detach(
     if unknown := sorted(set(names or ()) - set(present)):
         raise ValueError(f"{directory} has no pack {', '.join(unknown)}; it has {', '.join(present)}")
     left = [part for part in parts if names is not None and part.pack.name not in names]
-    if (found := tensors_hash(source.tensors)) != base.content_hash:
+    if (found := tensors_hash(base_tensors(source))) != base.content_hash:
         raise ValueError(
             f"{directory} does not hold its base any more: the old blocks' content hash is {found[:12]}..., it was "
             f"{base.content_hash[:12]}... when the packs were attached (trained since, by full SFT?); the base is not "
@@ -138,6 +140,7 @@ def attached_packs(directory: Path) -> list[dict[str, Any]]:
 
 def _check_base(pack: Pack, path: Path, source: Source, content_hash: str) -> None:
     if pack.base_hash == content_hash and pack.base_blocks == source.anatomy.num_blocks:
+        _check_config(pack, path, source)
         return
     on_top = ", ".join(entry["name"] for entry in source.expansion.get("packs", []))
     hint = (
@@ -149,6 +152,22 @@ def _check_base(pack: Pack, path: Path, source: Source, content_hash: str) -> No
         f"{source.config.get('model_type')} of {source.anatomy.num_blocks} with {content_hash[:12]}...; give the model "
         f"that was expanded, before training, or expand and train this one anew{hint}"
     )
+
+
+def _check_config(pack: Pack, path: Path, source: Source) -> None:
+    if pack.base_config is None:
+        warnings.warn(
+            f"pack {pack.name} ({path}) is of before packs kept their base's config: that {source.directory} computes "
+            "as the base did (rope_theta, hidden_act, ...) is not checked; extract it anew to have it checked",
+            stacklevel=4,
+        )
+        return
+    if found := differing(pack.base_config, source.config, pack.base_blocks):
+        listed = "; ".join(f"{name} was {was!r} and is {now!r} here" for name, (was, now) in found.items())
+        raise ValueError(
+            f"pack {pack.name} ({path}) belongs to a base that computes otherwise than {source.directory}, though "
+            f"their weights are the same: {listed}. Give the base with its own config.json"
+        )
 
 
 def _read_attached(directory: Path) -> tuple[Base, Source, list[Attached]]:
@@ -165,7 +184,7 @@ def _read_attached(directory: Path) -> tuple[Base, Source, list[Attached]]:
     anatomy = build(config)
     places = {p: (i, j) for i, entry in enumerate(record["packs"]) for j, p in enumerate(entry["positions"])}
     depth = anatomy.num_blocks + len(places)
-    names = find_blocks(stored, depth, anatomy.prefix)
+    names = find_blocks(stored, depth, anatomy)
     old = {position: index for index, position in enumerate(p for p in range(depth) if p not in places)}
     packs: list[list[dict[str, Stored]]] = [[{} for _ in entry["positions"]] for entry in record["packs"]]
     tensors: dict[str, Stored] = {}
@@ -174,15 +193,19 @@ def _read_attached(directory: Path) -> tuple[Base, Source, list[Attached]]:
         if position in places:
             part, block = places[position]
             packs[part][block][rest] = tensor
+        elif behind := names.behind(name):
+            tensors[names.join(anatomy.num_blocks + behind[0], behind[1])] = tensor
         else:
             tensors[name if position is None else names.join(old[position], rest)] = tensor
     earlier = json.loads(base.expansion) if base.expansion else {"new_parameters": [], "blocks": []}
-    blocks = find_blocks(tensors, anatomy.num_blocks, anatomy.prefix)
+    blocks = find_blocks(tensors, anatomy.num_blocks, anatomy)
     source = Source(directory, tensors, config, earlier, anatomy, blocks)
     parts = [_part(entry, packs[i], directory) for i, entry in enumerate(record["packs"])]
     return base, source, parts
 
 
 def _part(entry: Mapping[str, Any], tensors: Sequence[dict[str, Stored]], directory: Path) -> Attached:
-    facts = {key: value for key, value in entry.items() if key not in ("gain", "positions")}
-    return Attached(Pack.of(facts, tuple(tensors), directory / EXPANSION_FILE), float(entry["gain"]), done=True)
+    facts = {key: value for key, value in entry.items() if key not in ("gain", "block_gains", "positions")}
+    of_blocks = {int(index): float(gain) for index, gain in entry.get("block_gains", {}).items()}
+    pack = Pack.of(facts, tuple(tensors), directory / EXPANSION_FILE)
+    return Attached(pack, float(entry["gain"]), of_blocks, done=True)

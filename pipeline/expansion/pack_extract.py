@@ -12,6 +12,7 @@ from typing import Any
 
 from pipeline.expansion.base import BlockNames, Source, find_blocks, read_source
 from pipeline.expansion.layout import Slot
+from pipeline.expansion.pack_config import pinned_config
 from pipeline.expansion.pack_format import (
     FACTS,
     WEIGHTS,
@@ -99,6 +100,7 @@ def extract(trained: Path, base: Path, target: Path, name: str, round: int | Non
             provenance=_provenance(grown, {block.round for block in blocks}),
             weights=weights,
             tensors=(),
+            base_config=pinned_config(source.config),
         )
         write_text(unfinished / FACTS, canonical(pack.record()) + "\n")
     return open_pack(target)
@@ -107,7 +109,7 @@ def extract(trained: Path, base: Path, target: Path, name: str, round: int | Non
 def base_tensors(source: Source) -> dict[str, Stored]:
     """The tensors that pin a base: all, but those of numbered blocks behind its depth.
 
-    These (DeepSeek-V3's multi-token prediction) transformers does not load, and an expansion leaves them out.
+    These (DeepSeek-V3's multi-token prediction) transformers does not load: what a pack adds does not depend on them.
     """
     prefix = source.blocks.prefix
     return {n: t for n, t in source.tensors.items() if not n.startswith(prefix) or source.blocks.split(n)}
@@ -125,7 +127,7 @@ def read_grown(trained: Path, source: Source) -> Grown:
     if not entries:
         raise ValueError(f"{trained} records no new blocks that {source.directory} lacks; give an expanded model")
     depth = source.anatomy.num_blocks + len(entries)
-    names = find_blocks(tensors, depth, source.anatomy.prefix)
+    names = find_blocks(tensors, depth, source.anatomy)
     if names.prefix != source.blocks.prefix or max(entries) >= depth:
         raise ValueError(
             f"{trained} names its blocks {names.prefix}0 to {names.prefix}{depth - 1} and new ones up to "
@@ -164,6 +166,11 @@ def _check_old(source: Source, grown: Grown) -> None:
     for name, stored in base_tensors(source).items():
         parts = source.blocks.split(name)
         expected[name if parts is None else grown.names.join(grown.old[parts[0]], parts[1])] = (name, stored)
+    for name, stored in source.tensors.items():
+        if behind := source.blocks.behind(name):
+            target = grown.names.join(grown.names.num_blocks + behind[0], behind[1])
+            if target in grown.tensors:  # expansions of before these were carried along left them out
+                expected[target] = (name, stored)
     for target, (name, stored) in expected.items():
         if target not in grown.tensors:
             raise ValueError(f"{grown.directory} has no {target}, which {source.directory} has as {name}")

@@ -73,6 +73,7 @@ class Pack:
         model_type: of the base's config.
         base_hash: `tensors_hash` of the base's tensors.
         base_blocks: the base's depth.
+        base_config: see `pack_config.pinned_config`; None in packs of before it was kept.
         blocks: from below.
         provenance: what made the blocks, and when.
         weights: `{"sha256", "num_bytes"}` of the weights file.
@@ -87,14 +88,18 @@ class Pack:
     provenance: dict[str, Any]
     weights: dict[str, Any]
     tensors: tuple[dict[str, Stored], ...]
+    base_config: dict[str, Any] | None = None
 
     def record(self) -> dict[str, Any]:
         """The plain form in pack.json, with `id`: the sha256 of all the rest of it as canonical JSON."""
+        base: dict[str, Any] = {"content_hash": self.base_hash, "num_blocks": self.base_blocks}
+        if self.base_config is not None:
+            base["config"] = self.base_config
         facts = {
             "format": FORMAT,
             "name": self.name,
             "model_type": self.model_type,
-            "base": {"content_hash": self.base_hash, "num_blocks": self.base_blocks},
+            "base": base,
             "blocks": [{**asdict(b), "writers": list(b.writers), "scales": list(b.scales)} for b in self.blocks],
             "provenance": self.provenance,
             "weights": self.weights,
@@ -123,6 +128,7 @@ class Pack:
                 provenance=dict(facts["provenance"]),
                 weights=dict(facts["weights"]),
                 tensors=tensors,
+                base_config=None if facts["base"].get("config") is None else dict(facts["base"]["config"]),
             )
         except (KeyError, TypeError) as error:
             raise ValueError(f"{where} is damaged: {error!r}; extract the pack anew") from error

@@ -9,7 +9,7 @@ and 1 the pack.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 
 from pipeline.expansion.base import Source
 from pipeline.expansion.interpret import order_of_use
@@ -55,15 +55,29 @@ def _last_norms(anatomy: Anatomy, block: int) -> tuple[str, ...]:
     return tuple(kept)
 
 
-def check_gains(gains: Mapping[str, float], names: Sequence[str]) -> None:
-    """Raise ValueError for a gain of a pack that is not among `names`, or that is no finite number."""
-    for name, gain in gains.items():
-        if name not in names:
-            raise ValueError(f"gain {name}={gain} names no pack here; the packs are {', '.join(names)}")
+def gains_of(gains: Mapping[str, float], sizes: Mapping[str, int]) -> dict[str, tuple[float, dict[int, float]]]:
+    """Per pack its gain, 1 where none is given, and those of single blocks of it.
+
+    Args:
+        gains: by NAME of a pack, or by NAME.BLOCK, the index of a block within it.
+        sizes: how many blocks each pack has, by name.
+
+    Raises:
+        ValueError: a gain is of no such pack or block, or no finite number.
+    """
+    found: dict[str, tuple[float, dict[int, float]]] = {name: (float(gains.get(name, 1)), {}) for name in sizes}
+    for key, gain in gains.items():
         if isinstance(gain, bool) or not isinstance(gain, int | float) or not math.isfinite(gain):
-            raise ValueError(
-                f"gain {name}={gain!r} is not a finite number; 0 is the base, 1 the pack as it was trained"
-            )
+            raise ValueError(f"gain {key}={gain!r} is not a finite number; 0 is the base, 1 the pack as it was trained")
+        if key in sizes:  # a pack may itself be called law.1
+            continue
+        name, _, index = key.rpartition(".")
+        if name not in sizes or not index.isdecimal():
+            raise ValueError(f"gain {key}={gain} names no pack here; the packs are {', '.join(sizes)}")
+        if int(index) >= sizes[name]:
+            raise ValueError(f"gain {key}={gain}: pack {name} has the blocks 0 to {sizes[name] - 1}")
+        found[name][1][int(index)] = float(gain)
+    return found
 
 
 def scaled_tensors(source: Source, block: int, name: str, gain: float) -> tuple[str, ...]:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import shutil
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -23,11 +23,22 @@ from pipeline.models.safetensors_io import Planned, Stored, write_file
 
 @dataclass(frozen=True)
 class Attached:
-    """A pack on a base: with which gain, and whether its tensors are multiplied by it already."""
+    """A pack on a base: its gain, those of single blocks, and whether its tensors are multiplied by them already."""
 
     pack: Pack
     gain: float = 1.0
+    of_blocks: Mapping[int, float] = field(default_factory=dict)
     done: bool = False
+
+    @property
+    def gains(self) -> list[float]:
+        """One a block."""
+        return [self.of_blocks.get(index, self.gain) for index in range(len(self.pack.blocks))]
+
+    def named(self) -> dict[str, float]:
+        """As they are asked for: the pack's by its name, and those of single blocks."""
+        own = {f"{self.pack.name}.{index}": gain for index, gain in sorted(self.of_blocks.items())}
+        return {self.pack.name: self.gain, **own}
 
 
 @dataclass(frozen=True)
@@ -96,10 +107,12 @@ class Stack:
         Raises:
             ValueError: a gain is not possible.
         """
-        gains = [1.0 if part.done else part.gain for part in self.parts]
         return [
-            [scaled_tensors(self.source, block.origin, part.pack.name, gain) for block in part.pack.blocks]
-            for part, gain in zip(self.parts, gains, strict=True)
+            [
+                scaled_tensors(self.source, block.origin, part.pack.name, 1.0 if part.done else gain)
+                for block, gain in zip(part.pack.blocks, part.gains, strict=True)
+            ]
+            for part in self.parts
         ]
 
     def slots(self) -> list[Slot]:
@@ -136,8 +149,8 @@ class Stack:
             return Recipe("zeros" if self._is_zeroed(self.places[position], rest) else "made", donor)
 
         # With every gain 0 it computes what the base does; otherwise nothing is claimed.
-        exact = all(part.gain == 0 for part in self.parts)
-        settings = {"gains": {part.pack.name: part.gain for part in self.parts}}
+        exact = all(gain == 0 for part in self.parts for gain in part.gains)
+        settings = {"gains": {name: gain for part in self.parts for name, gain in part.named().items()}}
         plan = plan_stack(self.source, self.slots(), recipe, exact, "packs", settings)
         self._check_config(plan)
         lr_scales = {p: at.block.lr_scale for p, at in enumerate(self.places) if isinstance(at, Place)}
@@ -156,14 +169,14 @@ class Stack:
             for rest, stored in part.pack.tensors[place.index].items():
                 if not self._is_zeroed(place, rest):
                     multiply = rest in self.scales[place.part][place.index]
-                    content = scaled(stored, part.gain) if multiply else _as_it_is(stored)
+                    content = scaled(stored, part.gains[place.index]) if multiply else _as_it_is(stored)
                     tensors[self.source.blocks.join(position, rest)] = content
         return tensors
 
     def _is_zeroed(self, place: int | Place, rest: str) -> bool:
         if isinstance(place, int):
             return False
-        return self.parts[place.part].gain == 0 and rest in self.scales[place.part][place.index]
+        return self.parts[place.part].gains[place.index] == 0 and rest in self.scales[place.part][place.index]
 
     def _check_config(self, plan: Plan) -> None:
         """The config says of each block of a pack what it said where that was trained.
@@ -189,7 +202,12 @@ class Stack:
             if isinstance(place, Place):
                 positions[place.part][place.index] = position
         return [
-            {**part.pack.record(), "gain": part.gain, "positions": [where[i] for i in sorted(where)]}
+            {
+                **part.pack.record(),
+                "gain": part.gain,
+                **({"block_gains": {str(i): gain for i, gain in part.of_blocks.items()}} if part.of_blocks else {}),
+                "positions": [where[i] for i in sorted(where)],
+            }
             for part, where in zip(self.parts, positions, strict=True)
         ]
 

@@ -91,6 +91,14 @@ class Anatomy:
     def _state(self) -> dict[str, Any]:
         return self.model.state_dict()
 
+    def parameters_from(self, stored: str) -> tuple[str, ...]:
+        """Of `targets`, the parameters proper: none for a buffer, or for what transformers does not load."""
+        return tuple(name for name in self.targets(stored) if name in self._parameter_names)
+
+    @cached_property
+    def _parameter_names(self) -> frozenset[str]:
+        return frozenset(name for name, _ in self.model.named_parameters(remove_duplicate=False))
+
     @property
     def num_blocks(self) -> int:
         """The depth."""

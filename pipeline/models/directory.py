@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 from typing import Literal
 
-from pipeline.models.durable import partial_of, sync, write_text
+from pipeline.models.durable import commit, partial_of, sync, write_text
 from pipeline.models.reference import OWN_FILE, REFERENCE_FILE, write_reference
 from pipeline.models.safetensors_io import INDEX_FILE, Planned, Stored, has_only_pickles, read_index, write_shards
 
@@ -73,7 +72,7 @@ def copy_side_files(source: Path, target: Path, leave_out: Collection[str] = ())
         ours = is_weight or file.name.startswith(".") or file.name in (REFERENCE_FILE, *leave_out)
         if file.is_file() and not ours:
             shutil.copyfile(file, partial_of(target / file.name))
-            os.replace(partial_of(target / file.name), target / file.name)
+            commit(target / file.name)
 
 
 def read_expansion(directory: Path) -> dict:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -41,11 +42,25 @@ def load(
     with _quiet_loading():
         load_form = _load_referred if is_reference(Path(path)) else _load_whole
         model, report = load_form(Path(path), trust_remote_code, options)
+    report["unexpected_keys"] = {
+        name for name in report["unexpected_keys"] if not _predicts_further(name, model.config)
+    }
     problems = {k: sorted(map(str, v)) for k, v in report.items() if v and k != "conversion_errors"}
     if problems:
         found = "; ".join(f"{kind}: {', '.join(names[:4])} ({len(names)})" for kind, names in problems.items())
         raise ValueError(f"the weights in {path} do not match their config.json: {found}")
     return model.eval()
+
+
+def _predicts_further(name: str, config: Any) -> bool:
+    """Whether a tensor is of the blocks for multi-token prediction that the config announces.
+
+    transformers leaves them out, but knows them by the depth of the models that it was written for alone.
+    """
+    text = config.get_text_config()
+    depth, count = getattr(text, "num_hidden_layers", 0), getattr(text, "num_nextn_predict_layers", None) or 0
+    found = re.search(r"(?:^|\.)layers\.(\d+)\.", name)
+    return found is not None and depth <= int(found.group(1)) < depth + count
 
 
 def _load_whole(path: Path, trust_remote_code: bool, options: dict[str, Any]) -> tuple[Any, dict[str, Any]]:

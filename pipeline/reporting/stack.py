@@ -115,6 +115,8 @@ def build_stack(record: Mapping[str, Any], tensors: Mapping[str, Stored]) -> Sta
     new = set(record["new_parameters"])
     if lost := sorted(new - set(tensors)):
         raise ValueError(f"the weights lack {len(lost)} recorded new parameters, such as {lost[0]}; expand again")
+    buffers = set(record.get("buffers", ()))
+    tensors = {name: stored for name, stored in tensors.items() if name not in buffers}
     by_block = _by_block(tensors, _blocks_prefix(new))
     entries = {entry["position"]: entry for entry in record.get("blocks", [])}
     if beyond := sorted(set(entries) - set(range(len(by_block)))):

@@ -7,13 +7,13 @@ import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 
 from pipeline.models import load
 from pipeline.models.blocks import decoder_blocks
-from pipeline.models.directory import read_config, read_expansion
+from pipeline.models.directory import Form, read_config, read_expansion
 from pipeline.models.save import as_stored, save_trained, tensor_hashes
 from pipeline.training.attention import choose_attention
 from pipeline.training.blocks import choose_compile, prepare_blocks
@@ -220,7 +220,8 @@ def _save(
             expansion = read_expansion(source)
             loaded, model = _whole_again(load(source, dtype=_dtype(settings)), strategy, expansion, trained)
     if accelerator.is_main_process:
-        save_trained(source, target, as_stored(loaded, strategy.trained(model)))
+        form = cast(Form, settings.save)
+        save_trained(source, target, as_stored(loaded, strategy.trained(model)), save=form)
 
 
 def _whole_again(

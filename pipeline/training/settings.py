@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any
 
+from pipeline.models.directory import FORMS
 from pipeline.typed import check_fields
 
 FROZEN_BYTES = {"bf16": 2.0, "int8": 1 + 4 / 256, "nf4": 1 / 2 + 4 / 64}
@@ -20,7 +21,8 @@ class Settings:
 
     Exactly one of `num_steps`, `num_tokens` and `num_epochs` sets the length. `batch_size` counts rows of `seq_len`
     tokens over all processes and micro batches of one optimizer step. `frozen_dtype` holds what does not train in fewer
-    bits: see `pipeline.training.quantised`.
+    bits: see `pipeline.training.quantised`. `save` is the form of the result: "whole", or "reference" to write what
+    trained alone and refer to the source's files for the rest.
     """
 
     seq_len: int
@@ -40,6 +42,7 @@ class Settings:
     max_skipped_steps: int
     precision: str
     frozen_dtype: str | None
+    save: str
     seed: int
     validate_every: int
     validation_tokens: int
@@ -62,6 +65,8 @@ class Settings:
                 raise ValueError(f"{key}={value} must be more than 0")
         if self.precision not in ("fp32", "bf16"):
             raise ValueError(f"precision={self.precision!r} is not known; use fp32 or bf16")
+        if self.save not in FORMS:
+            raise ValueError(f"save={self.save!r} is not known; use one of {', '.join(FORMS)}")
         check_frozen_dtype(self.frozen_dtype)
         if self.frozen_dtype == self.precision:
             raise ValueError("precision=bf16 holds what does not train in bf16 already; set frozen_dtype to null")

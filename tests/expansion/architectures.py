@@ -48,6 +48,16 @@ EXACT = {
     "Gemma": _like_llama("gemma", head_dim=8),
     "Gemma 2": _like_llama("gemma2", **_WINDOW),
     "Gemma 3": _like_llama("gemma3_text", sliding_window_pattern=3, **_WINDOW),
+    "Gemma 3, with vision": {
+        "model_type": "gemma3",
+        "text_config": _like_llama("gemma3_text", sliding_window_pattern=3, **_WINDOW),
+        # As many blocks as the text has: the list to grow is not told by its length.
+        "vision_config": {
+            "hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 4, "num_attention_heads": 2,
+            "image_size": 8, "patch_size": 4,
+        },
+        "mm_tokens_per_image": 4, "image_token_index": 60, "boi_token_index": 61, "eoi_token_index": 62,
+    },
     "Phi": _like_llama("phi", partial_rotary_factor=0.5),
     "Phi-3": _like_llama("phi3"),
     "Phi-3.5-MoE": _like_llama("phimoe", num_local_experts=4, num_experts_per_tok=2),

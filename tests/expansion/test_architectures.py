@@ -9,6 +9,7 @@ import transformers
 from pipeline.expansion.base import read_source
 from pipeline.expansion.block import BlockExpansion
 from pipeline.expansion.structure import build
+from pipeline.expansion.verify import verify_identity
 from pipeline.expansion.writer import write_expansion
 from tests.expansion.architectures import EXACT, REFUSED
 
@@ -68,6 +69,9 @@ def test_expanded_exactly(name, ways, tmp_path):
         assert len(plan.blocks) > 0
         assert torch.equal(before[0], after[0]), (layout, per_group, (before[0] - after[0]).abs().max())
         assert torch.equal(before[1], after[1]), (layout, per_group)
+        if (layout, per_group) == QUICK[0]:
+            proof = verify_identity(source.directory, target, num_tokens=12)
+            assert proof.exact and proof.cached_logits_equal, proof
 
 
 @pytest.mark.parametrize("name", REFUSED)

@@ -6,7 +6,7 @@ import shutil
 import pytest
 import torch
 import transformers
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from pipeline.expansion.base import find_blocks, read_source
 from pipeline.expansion.block import BlockExpansion
@@ -14,6 +14,8 @@ from pipeline.expansion.verify import verify_identity
 from pipeline.expansion.writer import write_expansion
 from pipeline.models import load
 from pipeline.models.directory import read_expansion
+from pipeline.models.safetensors_io import read_index
+from pipeline.reporting.stack import read_stack
 from pipeline.training.strategy import NewBlocks
 
 
@@ -46,8 +48,6 @@ def test_identity_of_the_llama_family(make_model, tmp_path, config):
     if config.get("mlp_bias"):  # a fresh model's biases are zero and would prove nothing
         source = shutil.copytree(source, tmp_path / "source")
         tensors = load_file(source / "model.safetensors")
-        from safetensors.torch import save_file
-
         save_file(
             {n: torch.randn_like(t) if n.endswith("bias") else t for n, t in tensors.items()},
             source / "model.safetensors",
@@ -127,11 +127,18 @@ def test_verification_fails_closed_when_a_block_is_not_an_identity(make_model, t
     expand(source, tmp_path)
     tensors = load_file(tmp_path / "model.safetensors")
     tensors["model.layers.2.mlp.down_proj.weight"][0, 0] = 1e-3
-    from safetensors.torch import save_file
-
     save_file(tensors, tmp_path / "model.safetensors", {"format": "pt"})
     proof = verify_identity(source, tmp_path, num_tokens=24)
     assert not proof.exact and proof.max_abs_difference > 0
+
+
+def test_without_a_known_cache_it_is_verified_without_and_says_so(make_model, tmp_path, monkeypatch):
+    source = make_model()
+    expand(source, tmp_path)
+    monkeypatch.setattr("pipeline.expansion.verify._CACHES", ("another",))
+    with pytest.warns(UserWarning, match="gives no cache that is known here; compared without one"):
+        proof = verify_identity(source, tmp_path, num_tokens=16)
+    assert proof.exact and proof.cached_logits_equal is None and proof.record()["cached_logits_equal"] is None
 
 
 def test_only_the_writers_get_a_gradient_at_step_zero(make_model, tmp_path):
@@ -186,6 +193,46 @@ def round_up(num_blocks, num_groups, groups):
     """How many old blocks the first groups hold, the longer groups first."""
     size, longer = divmod(num_blocks, num_groups)
     return groups * size + min(groups, longer)
+
+
+BESIDE_WEIGHTS = {
+    "llama": ({}, {"model.layers.{}.self_attn.rotary_emb.inv_freq": torch.rand(4)}),
+    "gpt2": (
+        {"model_type": "gpt2", "n_embd": 32, "n_layer": 4, "n_head": 4, "n_inner": 64, "n_positions": 256},
+        {"transformer.h.{}.attn.bias": torch.ones(1, 1, 256, 256).tril()},
+    ),
+    "gpt_neox": (
+        {"model_type": "gpt_neox"},
+        {
+            "gpt_neox.layers.{}.attention.bias": torch.ones(1, 1, 256, 256, dtype=torch.bool).tril(),
+            "gpt_neox.layers.{}.attention.masked_bias": torch.tensor(-1e4),
+        },
+    ),
+}
+
+
+@pytest.mark.parametrize("init", ["zero_writers", "random", "average"])
+@pytest.mark.parametrize("family", BESIDE_WEIGHTS)
+def test_what_older_checkpoints_store_beside_the_weights_is_copied_and_no_parameter(make_model, tmp_path, family, init):
+    config, beside = BESIDE_WEIGHTS[family]
+    plain = make_model(**config)
+    source = shutil.copytree(plain, tmp_path / "old")
+    tensors = load_file(source / "model.safetensors")
+    stored = {name.format(i): tensor.clone() for i in range(4) for name, tensor in beside.items()}
+    save_file(tensors | stored, source / "model.safetensors", {"format": "pt"})
+    without, plan = expand(plain, tmp_path / "without", init=init), expand(source, tmp_path / "new", init=init)
+    assert plan.new_parameters == without.new_parameters and plan.module_parameters == without.module_parameters
+    written = load_file(tmp_path / "new" / "model.safetensors")
+    for name, tensor in beside.items():
+        assert all(torch.equal(written[name.format(i)], tensor) for i in range(6))
+    model = NewBlocks().apply(load(tmp_path / "new"), read_expansion(tmp_path / "new")["module_parameters"])
+    assert sum(p.requires_grad for p in model.parameters()) == len(plan.module_parameters)
+    stacks = [read_stack(tmp_path / name) for name in ("without", "new")]
+    assert stacks[0].num_parameters == stacks[1].num_parameters == model.num_parameters()
+    assert stacks[0].num_new == stacks[1].num_new
+    assert len(plan.buffers) == 6 * len(beside) and not without.buffers
+    if init == "zero_writers":
+        assert verify_identity(source, tmp_path / "new", num_tokens=16).exact
 
 
 def logits(directory):
@@ -255,3 +302,31 @@ def test_expansion_file_is_plain_json(make_model, tmp_path):
     record = json.loads((tmp_path / "expansion.json").read_text())
     assert record["exact"] is True and record["method"] == "block"
     assert record["settings"]["num_groups"] == 2 and record["settings"]["init"] == "zero_writers"
+
+
+@pytest.mark.parametrize("dtype", ["float8_e4m3fn", "float8_e5m2", "int8", "uint8"])
+def test_weights_in_a_quantised_type_are_refused(make_model, tmp_path, dtype):
+    source = shutil.copytree(make_model(), tmp_path / "source")
+    tensors = load_file(source / "model.safetensors")
+    name = "model.layers.3.mlp.down_proj.weight"
+    tensors[name] = tensors[name].to(getattr(torch, dtype))
+    save_file(tensors, source / "model.safetensors", {"format": "pt"})
+    stored = read_index(source)[name].dtype
+    with pytest.raises(
+        ValueError, match=rf"is quantised: {name} is stored as {stored}\. .* dequantise the model first"
+    ):
+        expand(source, tmp_path / "new")
+    assert not (tmp_path / "new").exists()
+
+
+@pytest.mark.parametrize("section", [None, "text_config"])
+def test_a_config_that_says_quantised_is_refused(make_model, tmp_path, section):
+    source = shutil.copytree(make_model(), tmp_path / "source")
+    config = json.loads((source / "config.json").read_text())
+    said = {"quantization_config": {"quant_method": "gptq", "bits": 4}}
+    config |= {section: said} if section else said
+    (source / "config.json").write_text(json.dumps(config))
+    with pytest.raises(
+        ValueError, match=r"quantization_config with quant_method='gptq'\. .* dequantise the model first"
+    ):
+        read_source(source)

@@ -136,6 +136,61 @@ def test_an_operation_without_a_rule_proves_nothing():
     assert interpret(lambda x: x + torch.erfc(F.linear(x, W)), meta(1, 6, D), [(W, ZERO)]) is UNKNOWN
 
 
+INDEX, MASK = (
+    torch.zeros(1, 6, D, dtype=torch.int64, device="meta"),
+    torch.ones(1, 6, D, dtype=torch.bool, device="meta"),
+)
+ROW = torch.zeros(1, dtype=torch.int64, device="meta")
+NOTHING = {
+    "scatter a number": lambda x, v: torch.zeros_like(x).scatter_(1, INDEX, v),
+    "scatter a number, anew": lambda x, v: torch.scatter(torch.zeros_like(x), 1, INDEX, v),
+    "scatter by a keyword": lambda x, v: torch.zeros_like(x).scatter(1, INDEX, value=v),
+    "scatter and add": lambda x, v: torch.zeros_like(x).scatter_(1, INDEX, v, reduce="add"),
+    "masked_fill": lambda x, v: torch.zeros_like(x).masked_fill(MASK, v),
+    "index_fill": lambda x, v: torch.zeros_like(x).index_fill(1, ROW, v),
+    "fill": lambda x, v: torch.zeros_like(x).fill_(v),
+    "full": lambda x, v: torch.full((1, 6, D), v, device="meta") * 1,
+    "full_like": lambda x, v: torch.full_like(x, v),
+    "new_full": lambda x, v: x.new_full((1, 6, D), v),
+    "where, above": lambda x, v: torch.where(MASK, v, torch.zeros_like(x)),
+    "where, below": lambda x, v: torch.where(MASK, torch.zeros_like(x), v),
+    "where, of whole numbers": lambda x, v: torch.where(MASK, torch.full_like(INDEX, int(v)), torch.zeros_like(x)),
+    "cat": lambda x, v: torch.cat([torch.zeros_like(x), torch.full_like(x, v)]),
+    "add": lambda x, v: torch.zeros_like(x) + v,
+    "subtract": lambda x, v: v - torch.zeros_like(x),
+    "pad": lambda x, v: F.pad(torch.zeros_like(x), (0, 1), value=v),
+    "index_put": lambda x, v: torch.zeros_like(x).index_put((ROW,), torch.full((1, 6, D), v, device="meta")),
+}
+
+
+@pytest.mark.parametrize("way", NOTHING)
+def test_a_number_put_among_zeros_is_no_zero(way):
+    assert interpret(lambda x: NOTHING[way](x, 1.0), meta(1, 6, D), []) is UNKNOWN
+    assert interpret(lambda x: NOTHING[way](x, 0.0), meta(1, 6, D), []) in (ZERO, UNKNOWN)
+    if way not in ("subtract", "scatter and add"):
+        assert interpret(lambda x: NOTHING[way](x, 0.0), meta(1, 6, D), []) is ZERO
+
+
+def test_a_bound_above_zero_is_no_zero():
+    assert interpret(lambda x: torch.zeros_like(x).clamp(min=0.5), meta(1, 6, D), []) is UNKNOWN
+    assert interpret(lambda x: torch.zeros_like(x).clamp_min(0.5), meta(1, 6, D), []) is UNKNOWN
+
+
+@pytest.mark.parametrize(
+    "block",
+    [
+        lambda x: x.long().float(),
+        lambda x: x + F.linear(x, W).long(),
+        lambda x: x + F.linear(x, W).div(3, rounding_mode="floor"),
+        lambda x: torch.addmm(x[0], F.linear(x, W)[0], V, beta=2)[None],
+        lambda x: F.group_norm(x.transpose(1, 2), 2, NORM, torch.zeros_like(NORM)),
+    ],
+    ids=["rounded stream", "rounded branch", "floor", "beta", "group norm"],
+)
+def test_what_is_no_longer_what_it_was(block):
+    assert interpret(block, meta(1, 6, D), [(W, SCALED)]) in (UNKNOWN, TANGLED)
+
+
 def test_order_of_use():
     names = {"late": W, "early": V, "never": BIAS}
     assert order_of_use(sublayer, meta(1, 6, D), names) == ["early", "late"]

@@ -12,6 +12,7 @@ from safetensors.torch import load_file, save_file
 from pipeline.expansion.base import read_source
 from pipeline.expansion.block import BlockExpansion
 from pipeline.expansion.pack import attach, attached_packs, detach, extract, inspect
+from pipeline.expansion.pack_format import canonical, identify
 from pipeline.expansion.verify import verify_identity
 from pipeline.expansion.writer import write_expansion
 from pipeline.models import load
@@ -167,6 +168,35 @@ def test_half_a_gain_halves_exactly_the_writers(trained_on, tmp_path, family, dt
         assert torch.equal(after[name], tensor * 0.5 if name in halved else tensor), name
 
 
+def test_a_gain_of_one_block_is_of_that_block_alone(trained_on, tmp_path):
+    base, trained, pack = trained_on("llama")
+    attach(base, [pack], tmp_path / "mixed", {"law": 0.5, "law.0": 0, "law.1": 0.25}, "whole")
+    attach(base, [pack], tmp_path / "one", {"law.1": 0.25})
+    before = load_file(trained / "model.safetensors")
+    for name, factors in (("mixed", (0, 0.25)), ("one", (1, 0.25))):
+        scales = {f"model.layers.{p}.{r}": f for p, f in zip((2, 5), factors, strict=True) for r in SCALED["llama"]}
+        after = dict(load(tmp_path / name).named_parameters())
+        for parameter, tensor in before.items():
+            if parameter in after:
+                assert torch.equal(after[parameter], tensor * scales.get(parameter, 1)), parameter
+    (entry,) = attached_packs(tmp_path / "one")
+    assert entry["gain"] == 1 and entry["block_gains"] == {"1": 0.25}
+    extract(trained_on("llama", 2)[1], base, tmp_path / "code.pack", "code")
+    attach(base, [pack, tmp_path / "code.pack"], tmp_path / "both", {"law.1": 0.25})
+    detach(tmp_path / "both", ["code"], tmp_path / "left")
+    assert content(tmp_path / "left") == content(tmp_path / "one")
+    assert read_expansion(tmp_path / "left") == read_expansion(tmp_path / "one")
+    attach(base, [pack], tmp_path / "silent", {"law.0": 0, "law.1": 0})
+    assert read_expansion(tmp_path / "silent")["exact"] and verify_identity(base, tmp_path / "silent", 12).exact
+
+
+def test_a_pack_whose_name_looks_like_a_block_has_its_own_gain(trained_on, tmp_path):
+    base, trained, law = trained_on("llama")
+    extract(trained, base, tmp_path / "other", "law.1")
+    plan = attach(base, [law, tmp_path / "other"], tmp_path / "both", {"law.1": 0.5})
+    assert plan.settings == {"gains": {"law": 1.0, "law.1": 0.5}}
+
+
 def test_gain_one_changes_nothing(trained_on, tmp_path):
     base, trained, pack = trained_on("llama")
     attach(base, [pack], tmp_path / "one", {"law": 1.0}, "whole")
@@ -183,7 +213,14 @@ def test_a_gain_that_is_not_shown_to_scale_is_refused(trained_on, tmp_path):
 
 def test_gains_are_checked(trained_on, tmp_path):
     base, _, pack = trained_on("llama")
-    for gains, found in (({"lwa": 0.5}, "names no pack here"), ({"law": float("nan")}, "not a finite number")):
+    for gains, found in (
+        ({"lwa": 0.5}, "names no pack here"),
+        ({"law": float("nan")}, "not a finite number"),
+        ({"law.0": float("inf")}, "not a finite number"),
+        ({"law.2": 0.5}, r"gain law.2=0.5: pack law has the blocks 0 to 1"),
+        ({"law.x": 0.5}, "names no pack here"),
+        ({"law.-1": 0.5}, "names no pack here"),
+    ):
         with pytest.raises(ValueError, match=found):
             attach(base, [pack], tmp_path / "attached", gains)
 
@@ -211,6 +248,49 @@ def test_a_base_whose_config_says_another_thing_of_a_block_is_refused(trained_on
     (tmp_path / "edited/config.json").write_text(json.dumps(config))
     with pytest.raises(ValueError, match=r"trained with layer_types='full_attention', the config.json of .* makes it"):
         attach(tmp_path / "edited", [pack], tmp_path / "attached")
+
+
+def edited(base: Path, target: Path, **settings) -> Path:
+    shutil.copytree(base, target)
+    config = json.loads((base / "config.json").read_text())
+    (target / "config.json").write_text(json.dumps({**config, **settings}))
+    return target
+
+
+@pytest.mark.parametrize(
+    ("key", "setting"),
+    [
+        ("rope_parameters.rope_theta", {"rope_parameters": {"rope_type": "default", "rope_theta": 5e5}}),
+        ("rope_parameters.factor", {"rope_parameters": {"rope_type": "linear", "rope_theta": 1e4, "factor": 2.0}}),
+        ("rms_norm_eps", {"rms_norm_eps": 1e-3}),
+        ("hidden_act", {"hidden_act": "gelu"}),
+    ],
+)
+def test_a_base_of_the_same_weights_that_computes_otherwise_is_refused(trained_on, tmp_path, key, setting):
+    base, _, pack = trained_on("llama")
+    with pytest.raises(ValueError, match=rf"a base that computes otherwise .*{key} was .* and is .* here"):
+        attach(edited(base, tmp_path / "edited", **setting), [pack], tmp_path / "attached")
+    assert not (tmp_path / "attached").exists()
+
+
+def test_a_base_whose_config_is_written_otherwise_is_the_same(trained_on, tmp_path):
+    base, _, pack = trained_on("llama")
+    said = {"transformers_version": "4.0.0", "use_cache": False, "dtype": "bfloat16", "eos_token_id": [1, 2]}
+    other = edited(base, tmp_path / "other", _name_or_path="x", hidden_act="silu", **said)
+    attach(other, [pack], tmp_path / "attached")
+
+
+def test_a_pack_of_before_its_config_was_kept_is_attached_with_a_warning(trained_on, tmp_path):
+    base, trained, pack = trained_on("llama")
+    shutil.copytree(pack, tmp_path / "old.pack")
+    facts = json.loads((pack / "pack.json").read_text())
+    del facts["base"]["config"], facts["id"]
+    (tmp_path / "old.pack/pack.json").write_text(canonical({**facts, "id": identify(facts)}))
+    with pytest.warns(UserWarning, match="pack law .* is of before packs kept their base's config"):
+        attach(base, [tmp_path / "old.pack"], tmp_path / "attached")
+    assert content(tmp_path / "attached") == content(trained)
+    detach(tmp_path / "attached", None, tmp_path / "again")
+    assert content(tmp_path / "again") == content(base)
 
 
 def test_two_packs_of_one_name_are_refused(trained_on, tmp_path):
@@ -296,17 +376,45 @@ def test_rounds_are_taken_together_or_apart(trained_on, tmp_path):
         extract(second, base, tmp_path / "three", "three", round=3)
 
 
-def test_tensors_behind_the_depth_belong_to_no_base(trained_on, tmp_path):
-    """DeepSeek-V3 keeps blocks for multi-token prediction there, which an expansion leaves out."""
-    base = copy_with(
-        trained_on("llama")[0], tmp_path / "base", lambda t: t.update({"model.layers.4.eh": torch.ones(3)})
-    )
+@pytest.mark.parametrize("save", ["reference", "whole"])
+def test_blocks_for_multi_token_prediction_go_along_and_come_back(trained_on, tmp_path, save):
+    """DeepSeek-V3 and GLM-4.5 keep them behind the depth, from layers.{num_hidden_layers} on."""
+    ahead = {"model.layers.4.eh_proj.weight": torch.rand(3), "model.layers.5.enorm.weight": torch.rand(2)}
+    base = copy_with(trained_on("llama")[0], tmp_path / "base", lambda t: t.update(ahead))
+    config = json.loads((base / "config.json").read_text())
+    (base / "config.json").write_text(json.dumps(config | {"num_nextn_predict_layers": 2}))
     trained = train(base, tmp_path, 1)
+    carried = {n: t[2] for n, t in content(trained).items() if n.startswith(("model.layers.6.", "model.layers.7."))}
+    named = {n.replace(".4.", ".6.").replace(".5.", ".7."): content(base)[n][2] for n in ahead}
+    assert carried == named and read_config(trained)["num_nextn_predict_layers"] == 2
+    assert verify_identity(base, tmp_path / "grown", num_tokens=12).exact
+    assert read_expansion(trained)["buffers"] == list(named)
     extract(trained, base, tmp_path / "pack", "law")
-    attach(base, [tmp_path / "pack"], tmp_path / "attached")
+    attach(base, [tmp_path / "pack"], tmp_path / "attached", save=save)
     assert content(tmp_path / "attached") == content(trained)
+    assert verify_identity(trained, tmp_path / "attached", num_tokens=12).exact
     detach(tmp_path / "attached", None, tmp_path / "again")
-    assert content(tmp_path / "again") == {n: t for n, t in content(base).items() if n != "model.layers.4.eh"}
+    assert content(tmp_path / "again") == content(base)
+
+
+def test_a_model_grown_before_these_blocks_went_along_still_gives_a_pack(trained_on, tmp_path):
+    base, trained, _ = trained_on("llama")
+    ahead = copy_with(base, tmp_path / "base", lambda t: t.update({"model.layers.4.eh_proj.weight": torch.rand(3)}))
+    extract(trained, ahead, tmp_path / "pack", "law")
+    attach(ahead, [tmp_path / "pack"], tmp_path / "attached")
+    assert "model.layers.6.eh_proj.weight" in content(tmp_path / "attached")
+
+    def other(tensors):
+        tensors["model.layers.6.eh_proj.weight"] = torch.zeros(3)
+
+    with pytest.raises(ValueError, match=r"model.layers.6.eh_proj.weight of .* differs from model.layers.4.eh_proj"):
+        extract(copy_with(trained, tmp_path / "other", other), ahead, tmp_path / "none", "law")
+
+
+def test_unannounced_blocks_behind_the_depth_do_not_load(trained_on, tmp_path):
+    odd = copy_with(trained_on("llama")[0], tmp_path / "odd", lambda t: t.update({"model.layers.4.eh": torch.ones(3)}))
+    with pytest.raises(ValueError, match=r"unexpected_keys: model.layers.4.eh"):
+        load(odd)
 
 
 def test_a_pack_can_be_taken_out_of_an_attached_model(trained_on, tmp_path):

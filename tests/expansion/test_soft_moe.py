@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import struct
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -23,6 +25,7 @@ from pipeline.models.safetensors_io import content_hash, read_bytes, read_header
 from pipeline.models.save import save_trained
 from pipeline.training.strategy import Full, NewBlocks
 
+ROOT = Path(__file__).parents[2]
 ADDED = [f"model.layers.{i}.mlp.{rest}" for i in range(4) for rest in ("second_down_proj.weight", "mixing")]
 FAMILIES = {
     "llama": {},
@@ -198,3 +201,23 @@ def test_by_reference_it_is_the_same_model(make_model, tmp_path):
     mine, theirs = dict(whole.named_parameters()), dict(referred.named_parameters())
     assert mine.keys() == theirs.keys() and {mine[name].dtype for name in ADDED} == {torch.bfloat16, torch.float32}
     assert all(mine[name].dtype == theirs[name].dtype and torch.equal(mine[name], theirs[name]) for name in mine)
+
+
+def test_what_is_written_loads_in_a_new_process_after_the_import_alone(make_model, tmp_path):
+    """By stock transformers' Auto classes; without the import the model type is not known to them."""
+    source = read_source(make_model())
+    write_expansion(plan_of(source, tmp_path / "scratch", "exact"), source, tmp_path / "wide")
+    code = (
+        "import sys, torch, transformers\n"
+        "if sys.argv[2] == 'import': import pipeline.models.soft_moe\n"
+        "model, report = transformers.AutoModelForCausalLM.from_pretrained(sys.argv[1], output_loading_info=True)\n"
+        "assert not any(report[key] for key in ('missing_keys', 'unexpected_keys', 'mismatched_keys')), report\n"
+        "torch.save(model.eval()(input_ids=torch.arange(3, 19)[None]).logits.detach(), sys.argv[3])\n"
+    )
+    arguments = [sys.executable, "-c", code, str(tmp_path / "wide")]
+    out = tmp_path / "logits.pt"
+    subprocess.run([*arguments, "import", str(out)], check=True, cwd=ROOT)
+    with torch.no_grad():
+        assert torch.equal(torch.load(out, weights_only=True), load(source.directory)(torch.arange(3, 19)[None]).logits)
+    without = subprocess.run([*arguments, "nothing", str(out)], cwd=ROOT, capture_output=True, text=True)
+    assert without.returncode != 0 and "soft_moe" in without.stderr

@@ -3,7 +3,6 @@
 import dataclasses
 import errno
 import json
-import multiprocessing
 import os
 import random
 import shutil
@@ -24,6 +23,7 @@ from pipeline.expansion.writer import write_expansion
 from pipeline.models import durable, load
 from pipeline.models.directory import check_directory, materialise
 from pipeline.models.safetensors_io import read_header, read_index, tensors_hash, weight_files
+from tests.expansion.kills import in_process, killed_at_call
 
 UP = "model.layers.2.mlp.up_proj.weight"
 UP_BELOW, UP_ABOVE = "model.layers.1.mlp.up_proj.weight", "model.layers.2.mlp.up_proj.weight"
@@ -271,30 +271,6 @@ def complete(target, expected):
         assert tensors_hash(read_index(target)) == expected
         assert len(json.loads((target / "expansion.json").read_text())["blocks"]) == 2
     return by_us
-
-
-def killed_at_call(number, write):
-    """Kill itself before its n-th change of the file system."""
-    left = [number]
-
-    def wrap(function):
-        def call(*args, **kwargs):
-            left[0] -= 1
-            if left[0] < 0:
-                os.kill(os.getpid(), signal.SIGKILL)
-            return function(*args, **kwargs)
-
-        return call
-
-    for name in ("copy_file_range", "pwrite", "ftruncate", "fsync", "replace"):
-        setattr(os, name, wrap(getattr(os, name)))
-    write()
-
-
-def in_process(function, *args):
-    process = multiprocessing.get_context("fork").Process(target=function, args=args)
-    process.start()
-    return process
 
 
 @pytest.mark.parametrize("save", ["whole", "reference"])

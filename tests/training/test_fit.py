@@ -12,6 +12,7 @@ from pipeline.data.tokens import TokenStore
 from pipeline.expansion.base import read_source
 from pipeline.expansion.block import BlockExpansion
 from pipeline.expansion.writer import write_expansion
+from pipeline.models import load
 from pipeline.models.directory import read_expansion
 from pipeline.training.device import launch_options
 from pipeline.training.fit import audit_frozen, fit
@@ -81,6 +82,16 @@ def test_frozen_tensors_stay_and_new_ones_move(expanded, store, tmp_path, precis
     assert metrics["val_loss"] < metrics["val_loss_before"]
     assert metrics["num_trainable"] == sum(before[n].numel() for n in new)
     assert read_expansion(tmp_path / "model") == read_expansion(expanded)
+
+
+def test_saved_by_reference_it_holds_what_trained_alone(expanded, store, tmp_path):
+    """And the same model comes out of it."""
+    train(expanded, tmp_path / "whole", store)
+    train(expanded, tmp_path / "thin", store, save="reference")
+    assert set(load_file(tmp_path / "thin/model/blocks.safetensors")) == set(read_expansion(expanded)["new_parameters"])
+    assert not (tmp_path / "thin/model/model.safetensors").exists()
+    thin, whole = (dict(load(tmp_path / run / "model").named_parameters()) for run in ("thin", "whole"))
+    assert same(thin, whole) and losses(tmp_path / "thin") == losses(tmp_path / "whole")
 
 
 @pytest.mark.parametrize("form", ["int8", "nf4"])
@@ -252,6 +263,7 @@ def test_the_audit_names_a_frozen_tensor_that_moved():
         ({"num_tokens": 5}, "exactly one of"),
         ({"seq_len": 0}, "seq_len=0 must be more than 0"),
         ({"precision": "fp8"}, "use fp32 or bf16"),
+        ({"save": "half"}, "save='half' is not known; use one of whole, reference"),
         ({"frozen_dtype": "int3"}, "use null, bf16, int8 or nf4"),
         ({"lr": 0}, "lr=0 must be more than 0"),
         ({"warmup_ratio": 1.0}, "warmup_ratio"),

@@ -1,0 +1,126 @@
+"""The stage that grows the model: every method goes through it, and what is not what it claims is not committed."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from types import SimpleNamespace
+
+import pytest
+import torch
+import yaml
+from safetensors.torch import load_file, save_file
+
+from pipeline.engine import artifact, worker
+from pipeline.engine.graph import identify
+from pipeline.expansion import writer
+from pipeline.models import load
+from pipeline.models.directory import read_expansion
+from stages import expand
+
+METHODS = {
+    "block": {"_target_": "pipeline.expansion.block.BlockExpansion", "num_groups": 2},
+    "copy": {"_target_": "pipeline.expansion.block.BlockExpansion", "num_groups": 2, "init": "copy"},
+    "random": {"_target_": "pipeline.expansion.block.BlockExpansion", "num_groups": 2, "init": "random"},
+    "adept": {
+        "_target_": "pipeline.expansion.adept.Adept", "num_new_blocks": 2, "window": 16, "max_tokens": 32,
+        "general": {
+            "_target_": "pipeline.data.documents.Text", "weight": 1.0, "text_field": "text",
+            "boundary": None, "max_symbol_fraction": None,
+            "origin": {"_target_": "pipeline.data.documents.LocalFiles", "source": {"kind": "local", "content": "x"}},
+        },
+    },
+    "lesa": {
+        "_target_": "pipeline.expansion.lesa.Lesa", "num_groups": 2, "hidden": 8, "num_epochs": 1, "batch_size": 64,
+        "lr": 1e-3, "norm_weight": 5e-5, "seed": 0,
+    },
+    "soft_moe": {"_target_": "pipeline.expansion.soft_moe.SoftMoe", "mode": "exact"},
+    "soft_moe, faithful": {"_target_": "pipeline.expansion.soft_moe.SoftMoe", "mode": "faithful"},
+}  # fmt: skip
+INEXACT = ("copy", "random", "lesa", "soft_moe, faithful")
+
+
+@pytest.fixture
+def source(make_model, tmp_path):
+    """A base artifact whose blocks do enough that a copy of one is seen in the logits."""
+    base = tmp_path / "base"
+    shutil.copytree(make_model(), base / "model")
+    tensors = load_file(base / "model/model.safetensors")
+    grown = {name: t * 20 if name.endswith(("o_proj.weight", "down_proj.weight")) else t for name, t in tensors.items()}
+    save_file(grown, base / "model/model.safetensors", {"format": "pt"})
+    (base / artifact.MANIFEST).write_text("{}")
+    return base
+
+
+def context(source, tmp_path, method, save="whole"):
+    texts, out = tmp_path / "texts", tmp_path / "out"
+    for folder in (texts, out):
+        folder.mkdir(exist_ok=True)
+    (texts / "a.txt").write_text("The river rises in the hills and falls to the sea. " * 4)
+    recorded = {}
+    return SimpleNamespace(
+        directory=out,
+        inputs={"model": source},
+        params={"method": METHODS[method], "save": save},
+        recorded=recorded,
+        record=lambda **fields: recorded.update(fields),
+        progress=lambda **fields: None,
+        locate=lambda source: texts,
+        listing=lambda source: ["a.txt"],
+    )
+
+
+@pytest.mark.parametrize("save", expand.FORMS)
+@pytest.mark.parametrize("method", METHODS)
+def test_each_method_goes_through_the_stage(source, tmp_path, method, save):
+    asked = context(source, tmp_path, method, save)
+    expand.check(asked.params, {"num_blocks": 4})
+    metrics = expand.run(asked)
+    json.dumps([metrics, asked.recorded])  # what a manifest cannot hold fails
+    assert metrics["exact"] is (method not in INEXACT)
+    assert (metrics["max_abs_difference"] > 0) is (method in INEXACT)
+    assert asked.recorded["proof"]["logits_equal"] is metrics["exact"]
+    assert metrics["num_new_blocks"] == (0 if "soft_moe" in method else 2)
+    model = dict(load(tmp_path / "out/model").named_parameters())
+    assert metrics["num_parameters"] == sum(p.numel() for p in model.values())
+    record = read_expansion(tmp_path / "out/model")
+    assert asked.recorded["new_parameters"] == record["new_parameters"] and record["exact"] is metrics["exact"]
+    assert metrics["num_new_parameters"] == sum(model[name].numel() for name in record["module_parameters"])
+    assert not (tmp_path / "out/scratch").exists()
+
+
+def sabotaged(plan, source, target, **settings):
+    """The writer, and a bit of noise in a residual writer that should be zero."""
+    written = writer_of_old(plan, source, target, **settings)
+    tensors = load_file(target / "model.safetensors")
+    name = next(name for name in plan.new_parameters if name.endswith("down_proj.weight"))
+    tensors[name] = torch.full_like(tensors[name], 1e-2)
+    save_file(tensors, target / "model.safetensors", {"format": "pt"})
+    return written
+
+
+writer_of_old = writer.write_expansion
+
+
+def test_what_claims_to_be_exact_and_is_not_fails_and_is_not_committed(source, tmp_path, monkeypatch):
+    """Through the worker, which commits what a stage returns from."""
+    monkeypatch.setattr(writer, "write_expansion", sabotaged)
+    params = {"method": METHODS["block"], "save": "whole"}
+    config = {
+        "stage": "expand", "label": "", "version": expand.VERSION, "params": params, "launch": {}, "argv": ["test"],
+        "inputs": {"model": {"fingerprint": "0" * 64, "directory": str(source)}},
+    }  # fmt: skip
+    config["fingerprint"] = identify("expand", expand.VERSION, params, {"model": "0" * 64})
+    partial = tmp_path / "expand-x.partial"
+    partial.mkdir()
+    (partial / artifact.CONFIG).write_text(yaml.safe_dump(config))
+    with (
+        worker.stoppable() as stop,
+        pytest.raises(ValueError, match=r"is not identical to its source: .*'logits_equal': False"),
+    ):
+        worker._one(expand.run, partial, lambda event: None, stop, is_main=True)
+    assert not artifact.is_committed(tmp_path / "expand-x") and not (partial / artifact.MANIFEST).exists()
+    monkeypatch.setattr(writer, "write_expansion", writer_of_old)
+    with worker.stoppable() as stop:  # the same attempt again, with nothing in its way
+        worker._one(expand.run, partial, lambda event: None, stop, is_main=True)
+    assert artifact.is_committed(tmp_path / "expand-x")
