@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hydra.errors import HydraException
-from hydra.utils import instantiate
+from hydra.utils import get_class, instantiate
 
 from pipeline.engine import worker
 from pipeline.typed import checked
@@ -44,6 +44,16 @@ def check(params: dict[str, Any], facts: dict[str, Any]) -> None:
         raise ValueError(NO_CHAT_TEMPLATE)
     if endpoint := facts.get("launch", {}).get("endpoint"):
         _check_endpoint(endpoint)
+
+
+def backend_for(settings: Mapping[str, Any], asked: str) -> str:
+    """The backend that runs a benchmark where `asked` is wanted: `local` for one that no other can."""
+    from pipeline.evaluation import backends
+
+    try:
+        return backends.nearest(get_class(settings["_target_"]), asked)
+    except (ImportError, ValueError, KeyError):
+        return asked  # `check` says what is wrong with it
 
 
 def run(context: worker.Context) -> dict[str, Any]:
@@ -112,8 +122,8 @@ def _outcome_of_server(benchmark: Any, directory: Path, context: worker.Context,
     context.progress(note="reaching the server")
     backend, name, log = context.params["backend"], context.params.get("served_model"), context.directory / "server.log"
     tokenizer = load_tokenizer(str(directory))
-    with backends.remote(backend, name, context.launch["server"], directory, tokenizer, log) as lm:
-        return benchmark.score(lm(context.progress), inputs)
+    with backends.remote(backend, name, context.launch["server"], directory, tokenizer, log) as served:
+        return served.outcome(benchmark, inputs)
 
 
 def _benchmark(settings: Mapping[str, Any]) -> Benchmark:

@@ -19,7 +19,7 @@ from pipeline.evaluation.endpoint import ChatModel, Endpoint, UnreachableError
 from pipeline.evaluation.judging import PROMPTS, Asked, JudgePrompt, judge_prompts, judgements
 from pipeline.evaluation.kept import Kept
 from pipeline.evaluation.questions import Question, read_questions, read_references
-from pipeline.evaluation.replies import ChatReplies, require_template
+from pipeline.evaluation.replies import ChatReplies, Speaker, require_template
 
 METRIC = "rating"
 ANSWERS, JUDGEMENTS, PARTIAL = "answers.jsonl", "judgements.jsonl", "partial.json"
@@ -87,10 +87,16 @@ class MTBench:
             ValueError: there is no chat template, a file is not what it should be, or the judge refuses the request.
             IncompleteError: the judge cannot be reached, or rates too little.
         """
+        from pipeline.evaluation.generation import LocalGenerator
+
+        return self.measure(LocalGenerator(model, tokenizer), inputs)
+
+    def measure(self, speaker: Speaker, inputs: Inputs) -> Outcome:
+        """As `run`, with replies from anything that speaks. Raises what `run` raises."""
         if inputs.directory is None:
             raise ValueError("MT-Bench needs a directory to keep answers and judgements in")
         questions, prompts = self._read(inputs)
-        answers = self._answer(ChatReplies(model, tokenizer, self.template), questions, inputs)
+        answers = self._answer(ChatReplies(speaker, self.template), questions, inputs)
         judged = self._judge(questions, prompts, answers, inputs)
         return self._outcome(questions, prompts, answers, judged)
 

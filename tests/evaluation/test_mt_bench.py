@@ -10,6 +10,7 @@ import pytest
 
 from pipeline.evaluation.base import Inputs, score
 from pipeline.evaluation.mt_bench import IncompleteError, MTBench
+from pipeline.evaluation.replies import ChatReplies
 from tests.evaluation.judge_server import serving, settings
 from tests.evaluation.test_endpoint import ROWS
 
@@ -107,7 +108,7 @@ def test_a_judge_that_goes_down_leaves_a_partial_result_that_resumes(make, at, l
     assert (partial["complete"], partial["num_rated"], partial["num_turns"]) == (False, 3, 6)
     assert partial["mean"] == pytest.approx(sum(r["rating"] for r in lines(inputs, "judgements.jsonl")) / 3)
     answers = (inputs.directory / "answers.jsonl").read_text()
-    monkeypatch.setattr(llama, "generate", None)  # no answer is made twice
+    monkeypatch.setattr(ChatReplies, "replies", None)  # no answer is made twice
     with serving(by_turn) as (judge, endpoint):
         outcome = make().run(llama, tokenizer, replace(inputs, endpoint=endpoint))
     assert len(judge.requests) == 3 and len(outcome.items) == 3
@@ -161,7 +162,7 @@ def test_a_model_without_a_chat_template_is_refused_before_it_is_loaded(make, in
     shutil.copytree(make_model(), directory)
     (directory / "chat_template.jinja").unlink()
     reachable = replace(inputs, endpoint=settings("http://localhost:1/v1"))
-    with pytest.raises(ValueError, match=r"plain has no chat template.*`template`.*`rows`.*\[tuned\]"):
+    with pytest.raises(ValueError, match=r"plain has no chat template.*`template`.*`models`.*\[tuned\]"):
         make().prepare(directory, reachable)
     make(template="{{ messages }}").prepare(directory, reachable)
     make().prepare(Path(make_model()), reachable)
