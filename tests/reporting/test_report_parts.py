@@ -108,7 +108,10 @@ def test_a_good_run_is_called_good(artifacts):
     answers = findings(
         compared(artifacts, [trained(artifacts, {"domain_text": 0.05, "general_text": 0.004, "sciq": 0.0})])
     )
-    assert [answer for answer, _ in answers] == ["absent", "yes", "yes"]
+    assert [answer for answer, _ in answers] == ["absent", "yes", "no_loss"]
+    assert "still allow a loss of up to 1.8 points (SciQ)" in answers[2][1]  # none of 200 answers changed
+    unmoved = trained(artifacts, {"domain_text": 0.05, "general_text": 0.004, "chat": 0.0}, "unmoved")
+    assert [answer for answer, _ in findings(compared(artifacts, [unmoved]))] == ["absent", "yes", "yes"]
     assert "beyond the general shift that is +0.0" in answers[1][1]
     assert "None of 2 measures is worse outside its interval." in answers[2][1]
 
