@@ -162,3 +162,16 @@ def test_a_score_is_broken_into_categories_and_parts():
         "writing": {"score": 6.0, "turn 1": 6.0},
     }
     assert found["all"]["score"].stderr > 0 and math.isnan(found["math"]["score"].stderr)
+
+
+def test_a_further_number_has_an_error_where_it_can_and_takes_none_away():
+    """pass@10 is a ratio over the items, told twice; macro-F1 is none, and its error is told beside it."""
+    items = make_items([1.0, 0.0, 1.0])
+    object.__setattr__(items, "parts", {"pass@10": (np.array([1.0, 0.5, 1.0]), np.ones(3))})
+    also = {"pass@10": 2.5 / 3, "macro_f1": 0.4, "macro_f1_stderr": 0.03, "commonest_label_share": 0.9}
+    object.__setattr__(items, "also", also)
+    found = breakdown(items)["all"]
+    assert list(found) == ["score", "pass@10", "macro_f1", "commonest_label_share"]
+    assert found["pass@10"].value == pytest.approx(2.5 / 3) and found["pass@10"].stderr == pytest.approx(1 / 6)
+    assert (found["macro_f1"].stderr, found["macro_f1"].n) == (0.03, 3)
+    assert math.isnan(found["commonest_label_share"].stderr)

@@ -14,7 +14,7 @@ from pipeline.reporting.statistics import Score
 from pipeline.reporting.table import differences_table, facts_table, gains_table, markdown, split, values_table
 from pipeline.reporting.verdict import verdicts
 from pipeline.reporting.wording import count, duration, number, score_text
-from tests.reporting.synthetic import BENCHMARKS, Artifacts, none, one_cell, sweep
+from tests.reporting.synthetic import BENCHMARKS, Artifacts, choice_items, none, one_cell, sweep, write_items
 
 
 @pytest.fixture
@@ -95,6 +95,22 @@ def test_a_measure_that_one_cell_lacks_is_shown_as_missing(artifacts):
     assert [entries[sciq].text for _, entries in values_table(comparison).rows][-2:] == ["–", "–"]
     assert differences_table(comparison).rows[-1][1][sciq] == differences_table(comparison).rows[-2][1][sciq]
     assert comparison.lines[-1].gains.num_retention == 2
+
+
+def test_a_weighted_accuracy_is_in_percent_and_counts_in_the_mean_of_what_was_kept(artifacts):
+    """MMLU by subjects: items of a small subject weigh more, and it stands beside the other accuracies."""
+    cell = trained(artifacts, {"arc_easy": -0.1, "sciq": -0.2})
+    weights = [0.5] * 100 + [1.5] * 100
+    for row, gain in zip(cell["rows"], (0.0, -0.2), strict=True):
+        content = choice_items("sciq", gain, 200, 1 if gain else 0)
+        for item, weight in zip(content["items"], weights, strict=True):
+            item["numerator"], item["denominator"] = item["numerator"] * weight, weight
+        write_items(artifacts.inputs[row["evaluations"]["sciq"]], content)
+    comparison = compared(artifacts, [cell])
+    assert comparison.units["sciq"] == comparison.units["arc_easy"] and comparison.units["sciq"].name == "%"
+    gains, differences = comparison.lines[1].gains, comparison.lines[1].differences
+    assert gains.num_retention == 2 and gains.retention_unit == "percentage points"
+    assert gains.retention.value == pytest.approx(50 * sum(one.value for one in differences.values()))
 
 
 def test_models_evaluated_on_different_items_are_refused(artifacts):
