@@ -12,6 +12,7 @@ from hydra.errors import HydraException
 from hydra.utils import get_class, instantiate
 
 from pipeline.engine import worker
+from pipeline.engine.sources import sources
 from pipeline.typed import checked
 
 if TYPE_CHECKING:
@@ -44,6 +45,24 @@ def check(params: dict[str, Any], facts: dict[str, Any]) -> None:
         raise ValueError(NO_CHAT_TEMPLATE)
     if endpoint := facts.get("launch", {}).get("endpoint"):
         _check_endpoint(endpoint)
+
+
+def reach(params: dict[str, Any]) -> None:
+    """Raise ValueError for rows of the hub that this machine cannot have; it says what to download."""
+    from pipeline.evaluation.rows import reach as reach_rows
+
+    reach_rows((source["repo"], source["revision"]) for _, source in sources(params, "hub"))
+
+
+def mirror_advice(settings: Mapping[str, Any]) -> str:
+    """What to download where a benchmark's mirror is not there; empty where none is missing."""
+    from pipeline.evaluation.rows import mirror
+
+    found = settings.get("splits")
+    splits = found.values() if isinstance(found, Mapping) else ()
+    paths = {one["source"]["path"] for one in splits if str(one.get("_target_")).endswith(".Mirror")}
+    missing = [Path(path).expanduser().absolute() for path in sorted(paths) if not Path(path).expanduser().exists()]
+    return "".join(f"; to put it there: {mirror(path)}" for path in missing)
 
 
 def backend_for(settings: Mapping[str, Any], asked: str) -> str:

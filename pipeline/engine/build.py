@@ -151,7 +151,11 @@ class _Builder:
             server = dict(self.config["evaluate"]["server"])
             served = (server.pop("models") or {}).get(row)
             params |= {"backend": backend, **({"served_model": served} if backend == "endpoint" else {})}
-        node = self._node("evaluate", f"evaluate/{row}/{name}", params, inputs)
+        try:
+            node = self._node("evaluate", f"evaluate/{row}/{name}", params, inputs)
+        except ConfigError as error:
+            advice = importlib.import_module("stages.evaluate").mirror_advice(benchmark)
+            raise ConfigError(f"benchmark.{name}: {error}{advice}") from error
         # How a server or a judge is reached is no part of what it says.
         reached = {"server": server or None, "endpoint": endpoint}
         node.settings["launch"] |= {key: value for key, value in reached.items() if value is not None}

@@ -1,4 +1,5 @@
 import json
+import os
 import subprocess
 import sys
 from types import SimpleNamespace
@@ -185,6 +186,39 @@ def test_a_backend_that_cannot_score_a_benchmark_is_refused():
         evaluate.check({"benchmark": piqa("rows"), "backend": "endpoint", "served_model": None}, {})
     with pytest.raises(ValueError, match="near it are piqa/piqa"):
         evaluate.check({"benchmark": {**piqa("rows"), "task": "piqa/pika"}}, {})
+
+
+def hub_rows(repo):
+    source = {"kind": "hub", "repo": repo, "revision": "0" * 40}
+    row_source = {"_target_": "pipeline.data.documents.HubDataset", "source": source}
+    return {"benchmark": {"splits": {"train": row_source, "test": row_source}}}
+
+
+def test_rows_that_cannot_be_had_are_named_before_anything_is_built(tmp_path):
+    """By the driver, without torch and once for a data set; also that `items=mirror` would do."""
+    code = (
+        "import sys; from stages import evaluate\n"
+        "try:\n"
+        f"    evaluate.reach({hub_rows('some/set')!r})\n"
+        "except ValueError as error:\n"
+        "    print(error)\n"
+        "assert not {'torch', 'transformers', 'datasets'} & set(sys.modules), 'heavy import'"
+    )
+    environment = {**os.environ, "HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path)}
+    done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True, env=environment)
+    assert "dataset some/set at revision 000" in done.stdout and "OfflineModeIsEnabled" in done.stdout
+    assert "hf download some/set --repo-type dataset" in done.stdout and "items=mirror items.path=DIR" in done.stdout
+
+
+def test_a_mirror_that_is_not_there_comes_with_its_command(tmp_path):
+    def mirror(folder):
+        return {"_target_": "pipeline.evaluation.rows.Mirror", "source": {"kind": "local", "path": str(folder)}}
+
+    missing = tmp_path / "openai" / "gsm8k"
+    told = evaluate.mirror_advice({"splits": {"train": mirror(missing), "test": mirror(missing)}})
+    assert told == f"; to put it there: hf download openai/gsm8k --repo-type dataset --local-dir {missing}"
+    missing.mkdir(parents=True)
+    assert evaluate.mirror_advice({"splits": {"test": mirror(missing)}}) == ""
 
 
 @pytest.fixture
