@@ -29,6 +29,12 @@ def check(params: dict[str, Any], facts: dict[str, Any]) -> None:
             )
 
 
+def reach(params: dict[str, Any]) -> None:
+    """Raise ValueError for a dataset of the hub that this machine cannot have; it says what to download."""
+    for source in _hub_sources(params):
+        Repository(source["repo"], source["revision"]).reach()
+
+
 def run(context: worker.Context) -> dict[str, Any]:
     """Write the data artifact (see `pipeline.data.corpus`) and return documents, tokens and bytes by source."""
     from pipeline.data.corpus import Place

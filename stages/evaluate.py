@@ -9,9 +9,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hydra.errors import HydraException
-from hydra.utils import instantiate
+from hydra.utils import get_class, instantiate
 
 from pipeline.engine import worker
+from pipeline.engine.sources import sources
 from pipeline.typed import checked
 
 if TYPE_CHECKING:
@@ -44,6 +45,34 @@ def check(params: dict[str, Any], facts: dict[str, Any]) -> None:
         raise ValueError(NO_CHAT_TEMPLATE)
     if endpoint := facts.get("launch", {}).get("endpoint"):
         _check_endpoint(endpoint)
+
+
+def reach(params: dict[str, Any]) -> None:
+    """Raise ValueError for rows of the hub that this machine cannot have; it says what to download."""
+    from pipeline.evaluation.rows import reach as reach_rows
+
+    reach_rows((source["repo"], source["revision"]) for _, source in sources(params, "hub"))
+
+
+def mirror_advice(settings: Mapping[str, Any]) -> str:
+    """What to download where a benchmark's mirror is not there; empty where none is missing."""
+    from pipeline.evaluation.rows import mirror
+
+    found = settings.get("splits")
+    splits = found.values() if isinstance(found, Mapping) else ()
+    paths = {one["source"]["path"] for one in splits if str(one.get("_target_")).endswith(".Mirror")}
+    missing = [Path(path).expanduser().absolute() for path in sorted(paths) if not Path(path).expanduser().exists()]
+    return "".join(f"; to put it there: {mirror(path)}" for path in missing)
+
+
+def backend_for(settings: Mapping[str, Any], asked: str) -> str:
+    """The backend that runs a benchmark where `asked` is wanted: `local` for one that no other can."""
+    from pipeline.evaluation import backends
+
+    try:
+        return backends.nearest(get_class(settings["_target_"]), asked)
+    except (ImportError, ValueError, KeyError):
+        return asked  # `check` says what is wrong with it
 
 
 def run(context: worker.Context) -> dict[str, Any]:
@@ -112,8 +141,8 @@ def _outcome_of_server(benchmark: Any, directory: Path, context: worker.Context,
     context.progress(note="reaching the server")
     backend, name, log = context.params["backend"], context.params.get("served_model"), context.directory / "server.log"
     tokenizer = load_tokenizer(str(directory))
-    with backends.remote(backend, name, context.launch["server"], directory, tokenizer, log) as lm:
-        return benchmark.score(lm(context.progress), inputs)
+    with backends.remote(backend, name, context.launch["server"], directory, tokenizer, log) as served:
+        return served.outcome(benchmark, inputs)
 
 
 def _benchmark(settings: Mapping[str, Any]) -> Benchmark:

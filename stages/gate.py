@@ -4,7 +4,8 @@ params:
     row: the judged model; titles: {benchmark: title}
     budgets: {benchmark: largest drop as a fraction of the base's score, or null}; overall: of their mean, or null
     fail_if, confidence, num_bootstrap, seed: see pipeline.reporting.gate
-inputs: `base-<benchmark>` and `model-<benchmark>` for every benchmark in budgets.
+inputs: `base-<benchmark>` and `model-<benchmark>` for every benchmark in budgets; `expansion`, if the judged model is
+    the expanded one: whether it equals the base was shown when it was written.
 
 An exceeded budget is a result, not a failure of the stage: the verdict is committed, and the driver fails the run.
 """
@@ -51,11 +52,18 @@ def run(context: worker.Context) -> dict[str, Any]:
         {name: read_items(context.inputs[f"{side}-{name}"])[0] for name in params["budgets"]}
         for side in ("base", "model")
     )
-    judgements = gate.judge(base, model, params["titles"])
+    judgements = gate.judge(base, model, params["titles"], _is_exact(context))
     text, num_violated = message(judgements, gate, params["row"]), sum(j.is_violated for j in judgements)
     content = {"row": params["row"], "passed": not num_violated, "message": text, "judgements": record(judgements)}
     (context.directory / "gate.json").write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n")
     return {"passed": not num_violated, "num_violated": num_violated, "message": text}
+
+
+def _is_exact(context: worker.Context) -> bool:
+    from pipeline.engine.artifact import load_manifest
+
+    expansion = context.inputs.get("expansion")
+    return expansion is not None and load_manifest(expansion)["metrics"].get("max_abs_difference") == 0
 
 
 def _is_number(value: Any) -> bool:

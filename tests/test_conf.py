@@ -248,6 +248,22 @@ def test_where_a_task_is_scored_is_identity_and_how_the_server_is_reached_is_not
     assert "backend" not in local.evaluations["tuned"]["piqa"].params
 
 
+def test_programs_follow_the_backend_and_what_cannot_is_told(tmp_path):
+    asked = ["benchmark=[humaneval,piqa,wikitext,shift]", "evaluate.backend=vllm"]
+    with pytest.warns(
+        UserWarning, match=r"evaluate\.backend=vllm cannot run wikitext, shift: evaluated with the model in"
+    ):
+        cell, _ = plan(*asked, tmp_path=tmp_path)
+    found = {name: node.params.get("backend") for name, node in cell.evaluations["tuned"].items()}
+    assert found == {"humaneval": "vllm", "piqa": "vllm", "wikitext": None, "shift": None}
+    with pytest.warns(UserWarning, match="cannot run humaneval, wikitext, shift"):
+        other, _ = plan(asked[0], "evaluate.backend=hf", tmp_path=tmp_path)
+    local, _ = plan(asked[0], tmp_path=tmp_path)
+    assert other.evaluations["tuned"]["humaneval"] == local.evaluations["tuned"]["humaneval"]
+    alone, _ = plan("benchmark=[humaneval]", asked[1], "benchmark.humaneval.backend=local", tmp_path=tmp_path)
+    assert alone.evaluations["tuned"]["humaneval"] == local.evaluations["tuned"]["humaneval"]
+
+
 MT_BENCH = ["benchmark=[domain,mt_bench]"]
 
 

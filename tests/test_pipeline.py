@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -337,3 +338,20 @@ def test_a_judge_that_goes_down_is_named_and_the_same_command_goes_on(arguments,
     assert (metrics["value"], metrics["n"], metrics["metric"]) == (6.0, 2, "rating")
     assert {"answers.jsonl", "judgements.jsonl", "items.parquet"} <= set(manifest(found)["files"])
     assert not (found / "partial.json").exists()
+
+
+def test_rows_that_no_machine_without_a_network_has_are_refused_before_any_work(arguments, tmp_path):
+    """The benchmark comes last, but its absence is known first; a plan is made all the same."""
+    offline = {**os.environ, "HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path / "home")}
+    asked = [sys.executable, "-m", "pipeline", *arguments, "benchmark=[gsm8k]"]
+    for more, status in ((["items=hub"], 1), (["items=hub", "dry_run=true"], 0)):
+        done = subprocess.run([*asked, *more], cwd=ROOT, capture_output=True, text=True, env=offline, timeout=120)
+        assert done.returncode == status, done.stdout + done.stderr
+        if status:
+            assert re.search(r"evaluate/base/gsm8k: dataset openai/gsm8k .* cannot be had from the hub", done.stderr)
+            assert "items=mirror items.path=DIR" in done.stderr
+    assert not list((tmp_path / "outputs").glob("artifacts/*/*"))
+    lacking = [*asked, "items=mirror", f"items.path={tmp_path}"]
+    done = subprocess.run(lacking, cwd=ROOT, capture_output=True, text=True, env=offline, timeout=120)
+    command = f"hf download openai/gsm8k --repo-type dataset --local-dir {tmp_path}/openai/gsm8k"
+    assert done.returncode == 1 and "does not exist" in done.stderr and command in done.stderr

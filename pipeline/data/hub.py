@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -14,6 +15,7 @@ from pipeline.data.formats import Rejected, Row, rows_of_file
 _FORMATS = (".parquet", ".arrow", ".json", ".txt", ".md")
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 _BUFFER_BYTES = 8 << 20
+_PATIENCE_S = 15.0  # for one question to the hub
 
 
 class HubError(ValueError):
@@ -91,6 +93,34 @@ class Repository:
         except Exception as error:
             raise self._error(error, None) from error
 
+    def reach(self) -> None:
+        """Look whether the dataset can be had here, without fetching it: in a cache of this machine, or from the hub.
+
+        Of a cache it is not known whether all of it is there. Raises HubError if neither has it.
+        """
+        if Path(self.repo).is_dir() or self._is_cached():
+            return
+        from huggingface_hub import HfApi
+
+        try:
+            HfApi().dataset_info(self.repo, revision=self.revision, timeout=_PATIENCE_S)
+        except Exception as error:
+            raise self._error(error, None) from error
+
+    def _is_cached(self) -> bool:
+        """Whether the hub's cache has files of the revision, or `datasets` has made something of the dataset."""
+        from huggingface_hub import constants
+
+        folder = Path(constants.HF_HUB_CACHE) / f"datasets--{self.repo.replace('/', '--')}"
+        reference = folder / "refs" / self.revision
+        commit = reference.read_text().strip() if reference.is_file() else self.revision
+        snapshot = folder / "snapshots" / commit
+        if snapshot.is_dir() and any(snapshot.iterdir()):
+            return True
+        made = Path(os.environ.get("HF_DATASETS_CACHE") or Path(constants.HF_HOME) / "datasets")
+        # `datasets` writes owner___name, the name in snake case
+        return made.is_dir() and any(_letters(one.name) == _letters(self.repo) for one in made.iterdir())
+
     def _error(self, error: BaseException, files: str | None) -> HubError:
         include = f" --include {files!r}" if files else ""
         message = (
@@ -144,6 +174,10 @@ class Repository:
                 return
             yield Row(f"{self.repo}#{number}", fields)
             number += 1
+
+
+def _letters(name: str) -> str:
+    return re.sub(r"[\W_]", "", name).lower()
 
 
 def _local_rows(folder: Path, files: str, repo: str) -> Iterator[Row | Rejected]:

@@ -77,6 +77,7 @@ def build(config: Mapping[str, Any], cell: str, cache: Path) -> tuple[Cell, dict
 class _Builder:
     def __init__(self, config: Mapping[str, Any], cell: str, cache: Path) -> None:
         self.config, self.cache, self.cell = config, cache, Cell(cell)
+        self.here: dict[str, str] = {}  # benchmark that only runs in this process -> the backend it was asked for
 
     def build(self) -> tuple[Cell, dict[str, Any]]:
         config, cell = self.config, self.cell
@@ -103,6 +104,7 @@ class _Builder:
             cell.evaluations[row] = {}
             for name, benchmark in (config.get("benchmark") or {}).items():
                 self._evaluation(row, node, name, dict(benchmark))
+        self._tell_local()
         if asked := gate.request(config["evaluate"]["gate"], cell):
             cell.gate = self._node("gate", "gate", *asked)
         return cell, facts
@@ -143,18 +145,39 @@ class _Builder:
                 return
             inputs["data"] = self._data(name, data, self.cell.models[ROWS["base"]])
         self.cell.benchmarks[name] = description
-        backend, server = benchmark.pop("backend", "local"), {}
+        backend, server = self._backend(name, benchmark), {}
         endpoint = benchmark.pop("endpoint", None)
         params: dict[str, Any] = {"benchmark": benchmark}
         if backend != "local":  # another precision or another program gives other numbers
             server = dict(self.config["evaluate"]["server"])
             served = (server.pop("models") or {}).get(row)
             params |= {"backend": backend, **({"served_model": served} if backend == "endpoint" else {})}
-        node = self._node("evaluate", f"evaluate/{row}/{name}", params, inputs)
+        try:
+            node = self._node("evaluate", f"evaluate/{row}/{name}", params, inputs)
+        except ConfigError as error:
+            advice = importlib.import_module("stages.evaluate").mirror_advice(benchmark)
+            raise ConfigError(f"benchmark.{name}: {error}{advice}") from error
         # How a server or a judge is reached is no part of what it says.
         reached = {"server": server or None, "endpoint": endpoint}
         node.settings["launch"] |= {key: value for key, value in reached.items() if value is not None}
         self.cell.evaluations[row][name] = node
+
+    def _backend(self, name: str, benchmark: dict[str, Any]) -> str:
+        """Where a benchmark's model runs; those that only run in this process are noted, to be told together."""
+        asked = benchmark.pop("backend", self.config["evaluate"]["backend"])
+        found = str(importlib.import_module("stages.evaluate").backend_for(benchmark, asked))
+        if found != asked:
+            self.here[name] = asked
+        return found
+
+    def _tell_local(self) -> None:
+        if self.here:
+            asked = " and ".join(dict.fromkeys(self.here.values()))
+            warnings.warn(
+                f"evaluate.backend={asked} cannot run {', '.join(self.here)}: evaluated with the model in this "
+                "project's own process, as with evaluate.backend=local",
+                stacklevel=2,
+            )
 
     def _check_report(self) -> None:
         """What would be wrong with the report is said before the days of work that it is about."""

@@ -13,6 +13,8 @@ if TYPE_CHECKING:
 
 KEPT_GROUPS = ("general", "retention")
 """Of benchmarks: what the base could do already."""
+EXPANDED = "expanded"
+"""The row of the model that may equal its base by construction."""
 
 
 def request(settings: Mapping[str, Any], cell: Cell) -> tuple[dict[str, Any], dict[str, Node]] | None:
@@ -38,6 +40,8 @@ def request(settings: Mapping[str, Any], cell: Cell) -> tuple[dict[str, Any], di
     rest = {key: value for key, value in settings.items() if key not in ("max_drop", "benchmarks")}
     inputs = {f"base-{name}": reference[name] for name in budgets}
     inputs |= {f"model-{name}": judged[name] for name in budgets}
+    if row == EXPANDED:
+        inputs["expansion"] = cell.models[row]
     return {**rest, "budgets": budgets, "row": row, "titles": titles}, inputs
 
 

@@ -4,6 +4,7 @@ A stage module has `VERSION`, `check(params, facts)` and `run(context)`, and may
     RESUMABLE = True: what an interrupted run left in its directory is kept for the next one;
     SHARED_ROLE = "model": nodes with the same input in this role run in one worker, one after another;
     SINGLE_PROCESS = True: it is launched with one process, whatever `launch.num_processes` says;
+    reach(params): raise ValueError for what a node's worker will fetch and this machine cannot have;
     outlook(ahead): what a node will cost, told before it runs, see `pipeline.engine.outlook`.
 """
 
@@ -45,7 +46,8 @@ def run(
     """Have the artifact of every target, building what is not committed and what that needs.
 
     Before anything is launched: every node's stage checks its params, reused artifacts are looked at, the outputs
-    folder is tried, packages are fetched, and artifacts that will be read are verified by their hashes.
+    folder is tried, stages look whether what their workers fetch can be had, packages are fetched, and artifacts that
+    will be read are verified by their hashes.
 
     Args:
         targets: nodes whose artifacts are wanted; give all nodes of a graph to have all of them.
@@ -131,6 +133,7 @@ class _Run:
             for note in filter(None, (planning.note(node.label, notes.get(node, ())) for node in missed)):
                 self.display.message(note)
             ground.probe(self.outputs)
+            self._reach(missed)
             packages = package.fetch_all([node.params for node in missed], self.cache, self.display.message)
             self._verify_inputs(missed, done)
             self._build_all(missed, done, packages)
@@ -154,6 +157,14 @@ class _Run:
             self._module(node.stage).check(node.params, {**self.facts, "launch": node.launch})
         except (ValueError, ConfigError) as error:
             raise ConfigError(f"{node.label}: {error}") from error
+
+    def _reach(self, missed: Sequence[Node]) -> None:
+        for node in missed:
+            if reach := getattr(self._module(node.stage), "reach", None):
+                try:
+                    reach(node.params)
+                except ValueError as error:
+                    raise ConfigError(f"{node.label}: {error}") from error
 
     def _verify_inputs(self, missed: Sequence[Node], done: Mapping[str, Path]) -> None:
         hashes = HashCache(self.cache)

@@ -8,11 +8,18 @@ against; `vllm` starts a server over the model; `endpoint` asks one that serves 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+from pipeline.evaluation.base import Inputs, Outcome
+
+if TYPE_CHECKING:  # a request is checked without lm-evaluation-harness
+    from pipeline.evaluation.completions import CompletionModel
 
 BACKENDS = ("local", "hf", "vllm", "endpoint")
+SERVERS = ("vllm", "endpoint")
 SERVED_AS = "model"  # the name that our own server gives its only model
 ENDPOINT_KEYS = ("url", "key_variable", "timeout_s", "num_attempts", "wait_s", "max_wait_s", "num_parallel")
 
@@ -21,7 +28,7 @@ def check(backend: str, benchmark: Any, model: str | None) -> None:
     """Raise ValueError if a benchmark cannot be scored by a backend. `model`: the name at an endpoint."""
     if backend not in BACKENDS:
         raise ValueError(f"evaluate.backend={backend!r} is not known; use one of {', '.join(BACKENDS)}")
-    if backend != "local" and not hasattr(benchmark, "score"):
+    if nearest(type(benchmark), backend) != backend:
         raise ValueError(f"{type(benchmark).__name__} needs the model in this process; set its backend to local")
     if backend == "endpoint" and not model:
         raise ValueError(
@@ -30,11 +37,38 @@ def check(backend: str, benchmark: Any, model: str | None) -> None:
         )
 
 
+def nearest(kind: type, asked: str) -> str:
+    """The backend that a kind of benchmark runs with where `asked` is wanted: that one, or `local` if it cannot.
+
+    lm-evaluation-harness' tasks (`score`) run with any. What only writes texts (`measure`) can be asked of a server.
+    The rest needs the logits or the weights of the model in this process.
+    """
+    can = hasattr(kind, "score") or (asked in SERVERS and hasattr(kind, "measure"))
+    return asked if can or asked not in BACKENDS else "local"
+
+
+@dataclass(frozen=True)
+class Remote:
+    """A model behind a server that is up, as a benchmark may ask it."""
+
+    model: CompletionModel
+    tokenizer: Any
+    window: int
+
+    def outcome(self, benchmark: Any, inputs: Inputs) -> Outcome:
+        """The benchmark's outcome, through lm-evaluation-harness' model interface or as texts."""
+        from pipeline.evaluation.completions import RemoteGenerator, RemoteLM
+
+        if hasattr(benchmark, "score"):
+            return benchmark.score(RemoteLM(self.model, self.tokenizer, self.window, inputs.progress), inputs)
+        return benchmark.measure(RemoteGenerator(self.model, self.tokenizer, self.window, inputs.progress), inputs)
+
+
 @contextlib.contextmanager
 def remote(
     backend: str, name: str | None, server: Mapping[str, Any], directory: Path, tokenizer: Any, log: Path
-) -> Iterator[Callable[[Callable[..., None]], Any]]:
-    """A function from `progress` to lm-evaluation-harness' model interface over a server, up while the block runs.
+) -> Iterator[Remote]:
+    """The model at a server, which is up while the block runs.
 
     Args:
         backend: "vllm" or "endpoint".
@@ -43,7 +77,7 @@ def remote(
         directory: of the model, for a server of our own and for the length of its window.
         log: receives what a server of our own prints.
     """
-    from pipeline.evaluation.completions import CompletionModel, RemoteLM
+    from pipeline.evaluation.completions import CompletionModel
     from pipeline.evaluation.endpoint import Endpoint
     from pipeline.evaluation.serving import served
 
@@ -53,8 +87,7 @@ def remote(
             command, patience = server["command"], server["startup_s"]
             settings |= {"url": stack.enter_context(served(command, directory, log, patience)), "key_variable": None}
         model = CompletionModel(name or SERVED_AS, Endpoint.of(settings))
-        window = _window(directory)
-        yield lambda progress: RemoteLM(model, tokenizer, window, progress)
+        yield Remote(model, tokenizer, _window(directory))
 
 
 def reference(model: Any, tokenizer: Any) -> Any:

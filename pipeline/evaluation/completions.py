@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
+from collections.abc import Set as AbstractSet
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, TypeVar
@@ -17,6 +18,7 @@ from lm_eval.api.model import TemplateLM
 
 from pipeline.evaluation.endpoint import SHOWN, Endpoint, UnusableError, ask
 from pipeline.evaluation.generation import check, cut, occurrences, row_seed
+from pipeline.evaluation.replies import Reply
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -67,12 +69,12 @@ def _choices(response: requests.Response) -> list[dict[str, Any]]:
 
 
 class RemoteGenerator:
-    """Generation by a server: see `pipeline.evaluation.generation.Generator`."""
+    """Texts by a server: see `pipeline.evaluation.generation.Generator` and `pipeline.evaluation.replies.Speaker`."""
 
     def __init__(
         self, model: CompletionModel, tokenizer: Any, window: int, progress: Callable[..., None] = lambda **_: None
     ) -> None:
-        self._model, self._tokenizer, self._window, self._progress = model, tokenizer, window, progress
+        self._model, self.tokenizer, self.window, self._progress = model, tokenizer, window, progress
 
     def generate(
         self,
@@ -86,8 +88,10 @@ class RemoteGenerator:
     ) -> list[list[str]]:
         """See `Generator`. Raises what `CompletionModel.ask` raises, too."""
         check(max_new_tokens, temperature, top_p, num_samples)
+        if max_new_tokens >= self.window:
+            raise ValueError(f"max_new_tokens={max_new_tokens} leaves no room in the model's {self.window} positions")
         count = num_samples if temperature else 1
-        encoded = [self._tokenizer(prompt)["input_ids"][-(self._window - max_new_tokens) :] for prompt in prompts]
+        encoded = [self.tokenizer(prompt)["input_ids"][-(self.window - max_new_tokens) :] for prompt in prompts]
         seeds = [row_seed(seed, p, o, 0) % _SEEDS for p, o in zip(prompts, occurrences(prompts), strict=True)]
 
         def texts_of(job: tuple[list[int], int]) -> list[str]:
@@ -97,6 +101,34 @@ class RemoteGenerator:
 
         texts = self._model.each(texts_of, list(zip(encoded, seeds, strict=True)), self._progress, "answers written")
         return [row * (num_samples // count) for row in texts]
+
+    def turns(
+        self,
+        prompts: Sequence[Sequence[int]],
+        lengths: Sequence[int],
+        ends: AbstractSet[int],
+        stop: Sequence[str],
+        temperature: float,
+        seeds: Sequence[int],
+    ) -> list[Reply]:
+        """See `pipeline.evaluation.replies.Speaker`. Raises what `CompletionModel.ask` raises, too.
+
+        A server knows the end-of-text token; one that ends a turn is told to it as a text and, in vLLM's own field, as
+        a token, for servers leave special tokens out of what they search for texts.
+        """
+        others = sorted(ends - {self.tokenizer.eos_token_id})
+        marks = [self.tokenizer.decode([token]) for token in others]
+        asked = {"stop": [*stop, *marks]} if stop or marks else {}
+        tokens = {"stop_token_ids": others} if others else {}
+        jobs = list(zip(prompts, lengths, seeds, strict=True))
+
+        def turn(job: tuple[Sequence[int], int, int]) -> Reply:
+            prompt, length, seed = job
+            settings = {"temperature": temperature, "top_p": 1.0, "seed": seed % _SEEDS, **asked, **tokens}
+            reply = self._model.ask(_only, prompt=list(prompt), max_tokens=length, **settings)
+            return _closed(reply, stop, marks)
+
+        return self._model.each(turn, jobs, lambda **_: None, "turns")
 
     def complete(self, tokens: list[int], stop: Sequence[str], length: int, count: int, **settings: Any) -> list[str]:
         """`count` texts after a prompt of tokens, each cut before the first of `stop`."""
@@ -109,6 +141,24 @@ class RemoteGenerator:
 
         stops = {"stop": list(stop)} if stop else {}
         return self._model.ask(accept, prompt=tokens, max_tokens=length, **stops, **settings)
+
+
+def _only(choices: list[dict[str, Any]]) -> dict[str, Any]:
+    if len(choices) != 1 or not isinstance(choices[0].get("text"), str):
+        raise UnusableError(f"the reply has {len(choices)} texts, 1 was asked for")
+    return choices[0]
+
+
+def _closed(choice: dict[str, Any], stop: Sequence[str], marks: Sequence[str]) -> Reply:
+    """The reply with the text of `stop` that ended it, which most servers leave out and vLLM names in `stop_reason`."""
+    text = cut(choice["text"], marks)
+    found = [text.find(one) + len(one) for one in stop if one in text]
+    if found:
+        return Reply(text[: min(found)], False)
+    reason = choice.get("stop_reason")
+    if isinstance(reason, str) and reason in stop:
+        return Reply(text + reason, False)
+    return Reply(text, choice.get("finish_reason") == "length")
 
 
 class RemoteLM(TemplateLM):

@@ -31,10 +31,12 @@ class Request:
     Attributes:
         prompt: its tokens, at least one.
         draws: uniform numbers in [0, 1), one for each token that may be written; None decodes greedily.
+        limit: tokens of its own that may be written at most, where it has less room than the others.
     """
 
     prompt: tuple[int, ...]
     draws: torch.Tensor | None = None
+    limit: int | None = None
 
 
 @dataclass(frozen=True)
@@ -201,7 +203,8 @@ class _Rows:
     ) -> None:
         self.requests = requests
         self.written: list[list[int]] = [[] for _ in requests]
-        self._limit, self._stops, self._ends, self._sampling = limit, stops, ends, sampling
+        self._limits = [limit if request.limit is None else min(limit, request.limit) for request in requests]
+        self._stops, self._ends, self._sampling = stops, ends, sampling
         self._live = list(range(len(requests)))
         self.kept: list[int] = []
         self.dropped = False
@@ -225,7 +228,7 @@ class _Rows:
         if token in self._stops:
             return False
         self.written[row].append(token)
-        return len(self.written[row]) < self._limit and not self._ends(self.written[row])
+        return len(self.written[row]) < self._limits[row] and not self._ends(self.written[row])
 
 
 def _slides(model: Any) -> bool:

@@ -19,6 +19,8 @@ SHOWN = 300
 """Characters of a server's words that an error message repeats."""
 PASSING = {408, 409, 425, 429}
 """Client errors that another attempt may not meet; others are the request's own fault."""
+FOR_ALL = {401, 402, 403, 404, 405, 407}
+"""Client errors that every question would meet."""
 
 
 class UnreachableError(RuntimeError):
@@ -26,7 +28,15 @@ class UnreachableError(RuntimeError):
 
 
 class RefusedError(ValueError):
-    """The service understood and refused (a wrong key, an unknown model): asking again changes nothing."""
+    """The service understood and refused: asking the same again changes nothing.
+
+    `is_for_all`: so would every other question be refused (a wrong key, an unknown model, another address), while a
+    text that is too long or that a filter holds back says nothing of the next.
+    """
+
+    def __init__(self, message: str, status: int) -> None:
+        super().__init__(message)
+        self.is_for_all = status < 400 or status in FOR_ALL
 
 
 class UnusableError(ValueError):
@@ -163,7 +173,8 @@ def _reply(endpoint: Endpoint, path: str, body: Mapping[str, Any]) -> requests.R
     if response.status_code >= 500 or response.status_code in PASSING:
         raise _PassingError(response)
     if response.status_code != 200:
-        raise RefusedError(f"{endpoint.url} refused with {_safe(endpoint, _PassingError(response))}")
+        message = f"{endpoint.url} refused with {_safe(endpoint, _PassingError(response))}"
+        raise RefusedError(message, response.status_code)
     return response
 
 

@@ -5,11 +5,13 @@ from __future__ import annotations
 import hashlib
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Set as AbstractSet
 from typing import Any, Protocol
 
 import torch
 
 from pipeline.evaluation.decoding import Decoder, Request, Sampling
+from pipeline.evaluation.replies import Reply
 from pipeline.evaluation.scoring import TokenScorer
 
 _SLACK = 4  # tokens more than a stop has bytes: some tokenizers spell a blank or a byte of its own before it
@@ -49,10 +51,10 @@ class LocalGenerator:
         self, model: Any, tokenizer: Any, progress: Callable[..., None] = lambda **_: None, scorer: Any = None
     ) -> None:
         scorer = scorer or TokenScorer(model)
-        self._tokenizer, self._progress = tokenizer, progress
+        self.tokenizer, self._progress = tokenizer, progress
         self.decoder = Decoder(scorer)
         self._stops = stop_tokens(model, tokenizer)
-        self._window = getattr(model.config.get_text_config(), "max_position_embeddings", None) or 1 << 30
+        self.window = getattr(model.config.get_text_config(), "max_position_embeddings", None) or 1 << 30
 
     def generate(
         self,
@@ -66,9 +68,9 @@ class LocalGenerator:
     ) -> list[list[str]]:
         """See `Generator`. A prompt that does not fit is cut on the left, to the window less `max_new_tokens`."""
         check(max_new_tokens, temperature, top_p, num_samples)
-        if max_new_tokens >= self._window:
-            raise ValueError(f"max_new_tokens={max_new_tokens} leaves no room in the model's {self._window} positions")
-        encoded = [self._encode(prompt, self._window - max_new_tokens) for prompt in prompts]
+        if max_new_tokens >= self.window:
+            raise ValueError(f"max_new_tokens={max_new_tokens} leaves no room in the model's {self.window} positions")
+        encoded = [self._encode(prompt, self.window - max_new_tokens) for prompt in prompts]
         if not temperature:
             texts = self.continuations(encoded, stop, max_new_tokens)
             return [[text] * num_samples for text in texts]
@@ -103,8 +105,31 @@ class LocalGenerator:
         )
         return [self._text(tokens, stop) for tokens in written]
 
+    def turns(
+        self,
+        prompts: Sequence[Sequence[int]],
+        lengths: Sequence[int],
+        ends: AbstractSet[int],
+        stop: Sequence[str],
+        temperature: float,
+        seeds: Sequence[int],
+    ) -> list[Reply]:
+        """See `pipeline.evaluation.replies.Speaker`."""
+        rows = [
+            Request(tuple(tokens), _draws(seed, length) if temperature else None, length)
+            for tokens, length, seed in zip(prompts, lengths, seeds, strict=True)
+        ]
+        sampling = Sampling(temperature, 1.0) if temperature else None
+        most = max(lengths, default=0)
+        written = self.decoder.decode(rows, most, frozenset(ends), self._ends(stop), sampling)
+        texts = [self.tokenizer.decode(tokens, skip_special_tokens=True) for tokens in written]
+        return [
+            Reply(text, len(tokens) == length and not any(one in text for one in stop))
+            for text, tokens, length in zip(texts, written, lengths, strict=True)
+        ]
+
     def _encode(self, prompt: str, room: int) -> list[int]:
-        tokens = self._tokenizer(prompt, verbose=False)["input_ids"]
+        tokens = self.tokenizer(prompt, verbose=False)["input_ids"]
         if not tokens:
             raise ValueError("a prompt without a token cannot be continued; it needs at least one character")
         return tokens[-room:]
@@ -117,16 +142,16 @@ class LocalGenerator:
             if not texts:
                 return False
             # Every token is looked at when it is written, so a stop ends within the last few.
-            near = self._tokenizer.decode(tokens[-tail:], skip_special_tokens=False)
+            near = self.tokenizer.decode(tokens[-tail:], skip_special_tokens=False)
             if not any(text in near for text in texts):
                 return False
-            whole = self._tokenizer.decode(tokens, skip_special_tokens=False)
+            whole = self.tokenizer.decode(tokens, skip_special_tokens=False)
             return any(text in whole for text in texts)
 
         return ends
 
     def _text(self, tokens: Sequence[int], stop: Sequence[str]) -> str:
-        return cut(self._tokenizer.decode(tokens, skip_special_tokens=True), stop)
+        return cut(self.tokenizer.decode(tokens, skip_special_tokens=True), stop)
 
 
 def cut(text: str, stop: Iterable[str]) -> str:
@@ -163,7 +188,11 @@ def row_seed(seed: int, prompt: str, occurrence: int, sample: int) -> int:
 
 def uniforms(seed: int, prompt: str, occurrence: int, sample: int, count: int) -> torch.Tensor:
     """[count] float64 draws in [0, 1) of one sample of one prompt, the same on every device."""
-    source = torch.Generator().manual_seed(row_seed(seed, prompt, occurrence, sample))
+    return _draws(row_seed(seed, prompt, occurrence, sample), count)
+
+
+def _draws(seed: int, count: int) -> torch.Tensor:
+    source = torch.Generator().manual_seed(seed)
     return torch.rand(count, generator=source, dtype=torch.float64)
 
 

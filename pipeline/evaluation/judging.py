@@ -13,7 +13,7 @@ from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
 from typing import Any
 
-from pipeline.evaluation.endpoint import ChatModel, UnreachableError, UnusableError
+from pipeline.evaluation.endpoint import ChatModel, RefusedError, UnreachableError, UnusableError
 
 PROMPTS = {
     (1, False): "single-v1",
@@ -97,26 +97,29 @@ class Asked:
 def judgements(judge: ChatModel, asked: Sequence[Asked]) -> Iterator[dict[str, Any]]:
     """A record per turn in the order in which they come: id, turn, prompt, rating, and judgement or error.
 
-    A turn that the judge gave no rating has the rating None. Several are under way at once.
+    A turn that the judge gave no rating, or refused to look at, has the rating None. Several are under way at once.
 
     Raises:
-        UnreachableError: the judge cannot be reached; what was under way is still given before.
-        RefusedError: the judge refuses the request.
+        UnreachableError, RefusedError: the judge cannot be reached, or refuses whatever it is asked; what was under
+            way is still given before.
     """
-    failure: UnreachableError | None = None
+    failure: UnreachableError | RefusedError | None = None
     is_over = threading.Event()  # what has not begun by then is not asked any more
 
     def one(turn: Asked) -> dict[str, Any] | None:
-        return None if is_over.is_set() else _judgement(judge, turn)
+        try:
+            return None if is_over.is_set() else _judgement(judge, turn)
+        except (UnreachableError, RefusedError):
+            is_over.set()  # before this thread takes the next turn
+            raise
 
     with ThreadPoolExecutor(judge.endpoint.num_parallel) as executor:
         try:
             for future in as_completed([executor.submit(one, turn) for turn in asked]):
                 try:
                     record = future.result()
-                except UnreachableError as error:
+                except (UnreachableError, RefusedError) as error:
                     failure = error
-                    is_over.set()
                     continue
                 if record is not None:
                     yield record
@@ -130,7 +133,9 @@ def _judgement(judge: ChatModel, asked: Asked) -> dict[str, Any]:
     record: dict[str, Any] = {"id": asked.id, "turn": asked.turn, "prompt": asked.prompt, "rating": None}
     try:
         text = judge.ask(asked.messages, _rated)
-    except UnusableError as error:
+    except (UnusableError, RefusedError) as error:
+        if isinstance(error, RefusedError) and error.is_for_all:
+            raise
         return {**record, "error": str(error)}
     return {**record, "rating": rating(text), "judgement": text}
 

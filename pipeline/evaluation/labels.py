@@ -17,6 +17,7 @@ from pipeline.evaluation.harness import smallest_hashes
 from pipeline.evaluation.rows import Absent, Rows, read_rows
 
 METRIC = "multi_label_acc"
+NUM_BOOTSTRAP = 1000
 _COLUMNS: dict[str, type | tuple[type, ...]] = {"input": str, "options": list, "gold_index": (list, int)}
 
 
@@ -60,9 +61,13 @@ class LabelledOptions:
         share, common = commonest(golds, num_labels)
         name = next(row["options"][common] for row in rows if len(row["options"]) > common)
         also = {"macro_f1": macro_f1(picks, golds, num_labels), "commonest_label_share": share}
+        error = ""
+        if len(items) > 1:
+            also["macro_f1_stderr"] = macro_f1_stderr(picks, golds, num_labels)
+            error = f" ± {also['macro_f1_stderr']:.4f} (standard error, bootstrap over items)"
         note = (
-            f"Macro-F1 over {num_labels} labels is {also['macro_f1']:.4f}. Always answering {name!r} would score "
-            f"{share:.4f}."
+            f"Macro-F1 over {num_labels} labels is {also['macro_f1']:.4f}{error}. "
+            f"Always answering {name!r} would score {share:.4f}."
         )
         return Outcome(METRIC, True, tuple(items), (note,), also)
 
@@ -124,6 +129,22 @@ def macro_f1(picks: Sequence[int], golds: Sequence[frozenset[int]], num_labels: 
         both = sum(pick == label for pick in picks) + sum(label in gold for gold in golds)
         scores.append(2 * hits / both if both else 0.0)
     return math.fsum(scores) / num_labels
+
+
+def macro_f1_stderr(picks: Sequence[int], golds: Sequence[frozenset[int]], num_labels: int) -> float:
+    """The standard deviation of macro-F1 over bootstrap draws of the items, always the same draws for so many items.
+
+    Two models on the same items are drawn alike, so that their errors can be told from the difference between them.
+    """
+    import numpy as np
+
+    chosen = np.array([[pick == label for label in range(num_labels)] for pick in picks], dtype=float)
+    right = np.array([[label in gold for label in range(num_labels)] for gold in golds], dtype=float)
+    size = len(picks)
+    times = np.random.default_rng(0).multinomial(size, np.full(size, 1 / size), size=NUM_BOOTSTRAP).astype(float)
+    hits, both = times @ (chosen * right), times @ (chosen + right)  # (draws, labels)
+    scores = np.divide(2 * hits, both, out=np.zeros_like(hits), where=both > 0)
+    return float(scores.mean(axis=1).std(ddof=1))
 
 
 def commonest(golds: Iterable[frozenset[int]], num_labels: int) -> tuple[float, int]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Generator, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
@@ -18,7 +19,7 @@ from pipeline.data.formats import Row
 from pipeline.evaluation.base import Inputs, Item, Outcome, RunProgram, content_hash
 from pipeline.evaluation.grading import GRADES
 from pipeline.evaluation.kept import Kept
-from pipeline.evaluation.replies import ChatReplies, require_template
+from pipeline.evaluation.replies import ChatReplies, Speaker, require_template
 from pipeline.evaluation.sandbox import Limits, Sandbox, check_isolation
 from pipeline.evaluation.session import Session
 
@@ -121,7 +122,13 @@ class Mint:
 
     def run(self, model: Any, tokenizer: Any, inputs: Inputs) -> Outcome:
         """One item per problem: numerator 1 if it is solved within the largest limit, denominator 1."""
-        run, replies = Sandbox(self.limits, inputs.isolation, 1).run, ChatReplies(model, tokenizer, self.template)
+        from pipeline.evaluation.generation import LocalGenerator
+
+        return self.measure(LocalGenerator(model, tokenizer), inputs)
+
+    def measure(self, speaker: Speaker, inputs: Inputs) -> Outcome:
+        """As `run`, with turns from anything that speaks. Raises SandboxError if the sandbox fails."""
+        sandbox, replies = Sandbox(self.limits, inputs.isolation, inputs.workers), ChatReplies(speaker, self.template)
         if inputs.directory is None:
             raise ValueError("MINT needs a directory to keep its episodes in")
         problems, prelude = self._problems(inputs), self._prelude(inputs)
@@ -132,12 +139,13 @@ class Mint:
         for start in range(0, len(left), TOGETHER):
             chunk = left[start : start + TOGETHER]
             inputs.progress(step=len(played), total=total, note="episodes")
-            episodes = [self.episode(problem, limit, Session(run, prelude)) for problem, limit in chunk]
-            for number, (messages, success) in self._play(episodes, replies):
+            episodes = [self.episode(problem, limit, Session(sandbox.run, prelude)) for problem, limit in chunk]
+            for number, (messages, success) in self._play(episodes, replies, sandbox.workers):
                 problem, limit = chunk[number]
                 record = {"id": problem.id, "limit": limit, "success": success, "messages": messages}
                 played[problem.id, limit] = record
                 kept.add(record)
+        sandbox.close()
         return Outcome(METRIC, True, tuple(self._item(problem, played) for problem in problems))
 
     def episode(self, problem: Problem, limit: int, session: Session) -> Episode:
@@ -162,8 +170,11 @@ class Mint:
             messages.append({"role": "user", "content": f"{_observation(action, content, session)}\n{left}"})
         return messages, False
 
-    def _play(self, episodes: Sequence[Episode], replies: ChatReplies) -> Iterator[tuple[int, Result]]:
-        """Episodes side by side, turn by turn; the number and the result of each as it ends."""
+    def _play(self, episodes: Sequence[Episode], replies: ChatReplies, workers: int) -> Iterator[tuple[int, Result]]:
+        """Episodes side by side, turn by turn; the number and the result of each as it ends.
+
+        What a turn runs, it runs in the sandbox, `workers` episodes at once.
+        """
         waiting = {number: next(episode) for number, episode in enumerate(episodes)}
         while waiting:
             said = replies.replies(
@@ -173,12 +184,15 @@ class Mint:
                 seeds=[0] * len(waiting),
                 stop=_STOPS,
             )
-            for number, reply in zip(list(waiting), said, strict=True):
-                try:
-                    waiting[number] = episodes[number].send(reply.text)
-                except StopIteration as end:
+            numbers = list(waiting)
+            with ThreadPoolExecutor(workers) as pool:
+                steps = list(pool.map(_step, (episodes[number] for number in numbers), (one.text for one in said)))
+            for number, step in zip(numbers, steps, strict=True):
+                if isinstance(step, list):
+                    waiting[number] = step
+                else:
                     del waiting[number]
-                    yield number, end.value
+                    yield number, step
 
     def _opening(self, problem: Problem, limit: int, solutions: int, tools: str) -> str:
         fields = {
@@ -227,6 +241,14 @@ def parse(reply: str) -> tuple[str, str]:
     """(`execute` or `solution`, what stands in the first block); ("", "") if there is none."""
     match = _TAG.search(reply)
     return (match[1], _FENCE.sub("", match[2]).strip()) if match else ("", "")
+
+
+def _step(episode: Episode, text: str) -> Messages | Result:
+    """The conversation at the model's next turn, or the result."""
+    try:
+        return episode.send(text)
+    except StopIteration as end:
+        return end.value
 
 
 def _observation(action: str, content: str, session: Session) -> str:

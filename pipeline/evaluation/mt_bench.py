@@ -15,11 +15,11 @@ from typing import Any, ClassVar
 from pipeline.data.documents import RowSource
 from pipeline.data.formats import Row
 from pipeline.evaluation.base import Inputs, Item, Outcome, content_hash
-from pipeline.evaluation.endpoint import ChatModel, Endpoint, UnreachableError
+from pipeline.evaluation.endpoint import ChatModel, Endpoint, RefusedError, UnreachableError
 from pipeline.evaluation.judging import PROMPTS, Asked, JudgePrompt, judge_prompts, judgements
 from pipeline.evaluation.kept import Kept
 from pipeline.evaluation.questions import Question, read_questions, read_references
-from pipeline.evaluation.replies import ChatReplies, require_template
+from pipeline.evaluation.replies import ChatReplies, Speaker, require_template
 
 METRIC = "rating"
 ANSWERS, JUDGEMENTS, PARTIAL = "answers.jsonl", "judgements.jsonl", "partial.json"
@@ -84,13 +84,19 @@ class MTBench:
         """One item per question: numerator the sum of its turns' ratings, denominator their number.
 
         Raises:
-            ValueError: there is no chat template, a file is not what it should be, or the judge refuses the request.
-            IncompleteError: the judge cannot be reached, or rates too little.
+            ValueError: there is no chat template, or a file is not what it should be.
+            IncompleteError: the judge cannot be reached, refuses whatever it is asked, or rates too little.
         """
+        from pipeline.evaluation.generation import LocalGenerator
+
+        return self.measure(LocalGenerator(model, tokenizer), inputs)
+
+    def measure(self, speaker: Speaker, inputs: Inputs) -> Outcome:
+        """As `run`, with replies from anything that speaks. Raises what `run` raises."""
         if inputs.directory is None:
             raise ValueError("MT-Bench needs a directory to keep answers and judgements in")
         questions, prompts = self._read(inputs)
-        answers = self._answer(ChatReplies(model, tokenizer, self.template), questions, inputs)
+        answers = self._answer(ChatReplies(speaker, self.template), questions, inputs)
         judged = self._judge(questions, prompts, answers, inputs)
         return self._outcome(questions, prompts, answers, judged)
 
@@ -164,7 +170,7 @@ class MTBench:
                 found[record["id"], record["turn"]] = record
                 kept.add(record)
                 inputs.progress(step=len(turns) + len(found), total=2 * len(turns), note="judgements")
-        except UnreachableError as error:
+        except (UnreachableError, RefusedError) as error:
             failure = str(error)
         unrated = [(q, t) for q, t in turns if found.get((q.id, t), {}).get("rating") is None]
         if failure or len(unrated) > self.max_unrated * len(turns):

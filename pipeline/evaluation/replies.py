@@ -1,14 +1,15 @@
-"""A chat model's replies: its template around a conversation, greedy or sampled decoding with a key-value cache.
+"""A chat model's replies: its template around a conversation, greedy or sampled decoding, many conversations at once.
 
 A reply depends on nothing but the conversation and its seed: not on what else is asked in the same run, nor on what an
-interrupted run asked before. Here conversations are decoded one by one.
+interrupted run asked before, as far as the order of float sums allows (see `pipeline.evaluation.decoding`).
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 _MARK = "MARK"
 
@@ -21,17 +22,48 @@ class Reply:
     is_cut: bool
 
 
+class Speaker(Protocol):
+    """What continues conversations that are tokens already: a model in this process, or one behind a server.
+
+    `window` is how many tokens a conversation and its reply may have together.
+    """
+
+    @property
+    def tokenizer(self) -> Any: ...
+    @property
+    def window(self) -> int: ...
+
+    def turns(
+        self,
+        prompts: Sequence[Sequence[int]],
+        lengths: Sequence[int],
+        ends: AbstractSet[int],
+        stop: Sequence[str],
+        temperature: float,
+        seeds: Sequence[int],
+    ) -> list[Reply]:
+        """What follows each prompt, in their order.
+
+        Args:
+            lengths: of each reply in tokens, at most.
+            ends: tokens that end a reply and are no part of it.
+            stop: texts that end a reply and are part of it.
+            temperature: 0 decodes greedily.
+            seeds: of each reply's draws.
+        """
+        ...
+
+
 class ChatReplies:
     """Replies of a causal language model through a chat template: `template`, or the tokenizer's own if that is None.
 
     Raises ValueError if there is none.
     """
 
-    def __init__(self, model: Any, tokenizer: Any, template: str | None) -> None:
-        self._model, self._tokenizer = model, tokenizer
-        self._template = require_template(tokenizer, template)
+    def __init__(self, speaker: Speaker, template: str | None) -> None:
+        self._speaker, self._tokenizer = speaker, speaker.tokenizer
+        self._template = require_template(self._tokenizer, template)
         self._ends = self._end_tokens()
-        self._longest = getattr(model.config.get_text_config(), "max_position_embeddings", None)
 
     def replies(
         self,
@@ -42,47 +74,23 @@ class ChatReplies:
         seeds: Sequence[int],
         stop: Sequence[str] = (),
     ) -> list[Reply]:
-        """The assistant's next turn in each of several conversations, in their order."""
-        return [
-            self.reply(messages, max_new_tokens=max_new_tokens, temperature=temperature, seed=seed, stop=stop)
-            for messages, seed in zip(conversations, seeds, strict=True)
-        ]
+        """The assistant's next turn in each of several conversations, in their order; temperature 0 is greedy.
 
-    def reply(
-        self,
-        messages: Sequence[Mapping[str, str]],
-        *,
-        max_new_tokens: int,
-        temperature: float,
-        seed: int,
-        stop: Sequence[str] = (),
-    ) -> Reply:
-        """The assistant's next turn; temperature 0 is greedy. A conversation that fills the model's window gets none.
-
-        Args:
-            stop: the reply ends with the first of these texts.
+        A conversation that fills the model's window gets none. A reply ends with the first text of `stop`.
         """
-        import torch
-
-        ids = self._prompt(messages)
-        room = max_new_tokens if self._longest is None else min(max_new_tokens, self._longest - len(ids))
-        if room < 1:
-            return Reply("", True)
-        device = self._model.get_input_embeddings().weight.device
-        ids_BT = torch.tensor([ids], device=device)
-        with torch.inference_mode(), torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-            torch.manual_seed(seed)
-            made = self._model.generate(
-                ids_BT,
-                attention_mask=torch.ones_like(ids_BT),
-                generation_config=self._settings(room, temperature),
-                **({"stop_strings": list(stop), "tokenizer": self._tokenizer} if stop else {}),
-            )[0, len(ids) :].tolist()
-        is_ended = len(made) < room or made[-1] in self._ends
-        while made and made[-1] in self._ends:
-            made.pop()
-        text = self._tokenizer.decode(made, skip_special_tokens=True)
-        return Reply(text, not is_ended and not any(one in text for one in stop))
+        prompts = [self._prompt(messages) for messages in conversations]
+        lengths = [min(max_new_tokens, self._speaker.window - len(prompt)) for prompt in prompts]
+        asked = [i for i, length in enumerate(lengths) if length > 0]
+        said = self._speaker.turns(
+            [prompts[i] for i in asked],
+            [lengths[i] for i in asked],
+            self._ends,
+            stop,
+            temperature,
+            [seeds[i] for i in asked],
+        )
+        found = dict(zip(asked, said, strict=True))
+        return [found.get(i, Reply("", True)) for i in range(len(prompts))]
 
     def _prompt(self, messages: Sequence[Mapping[str, str]]) -> list[int]:
         encoded = self._tokenizer.apply_chat_template(
@@ -93,22 +101,6 @@ class ChatReplies:
             return_dict=True,
         )
         return list(encoded["input_ids"])
-
-    def _settings(self, max_new_tokens: int, temperature: float) -> Any:
-        """Nothing of what the model's own generation_config.json prefers: a benchmark says how it samples."""
-        from transformers import GenerationConfig
-
-        sampling = {"temperature": temperature, "top_k": 0, "top_p": 1.0} if temperature > 0 else {}
-        return GenerationConfig(
-            max_new_tokens=max_new_tokens,
-            do_sample=temperature > 0,
-            num_beams=1,
-            repetition_penalty=1.0,
-            eos_token_id=sorted(self._ends) or None,
-            pad_token_id=min(self._ends, default=0),
-            use_cache=True,
-            **sampling,
-        )
 
     def _end_tokens(self) -> set[int]:
         """The end-of-text token, and the first special token that the template puts after an assistant's turn."""
@@ -130,6 +122,6 @@ def require_template(tokenizer: Any, template: str | None) -> str:
         name = getattr(tokenizer, "name_or_path", "") or "the model"
         raise ValueError(
             f"{name} has no chat template, which a conversation needs; set the benchmark's `template` to one, or its "
-            "`rows` to the models that were instruction-tuned, such as [tuned]"
+            "`models` to those that were instruction-tuned, such as [tuned]"
         )
     return chosen

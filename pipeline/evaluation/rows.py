@@ -8,13 +8,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
 from typing import Any
 
 from pipeline.data.conversations import Chat, checked
 from pipeline.data.documents import RowSource
 from pipeline.data.files import Listing, Locate
 from pipeline.data.formats import Rejected, Row
-from pipeline.data.hub import HubError
+from pipeline.data.hub import HubError, Repository
 from pipeline.evaluation.base import Inputs
 
 Rows = list[dict[str, Any]]
@@ -110,7 +112,7 @@ class Mirror:
         except (ValueError, FileNotFoundError, datasets.exceptions.DatasetNotFoundError) as error:
             raise ValueError(
                 f"{root} gives no split {self.split!r} of {self.name!r}: {error}. It must hold the hub repository as "
-                f"it is, README.md too: hf download {'/'.join(root.parts[-2:])} --repo-type dataset --local-dir {root}"
+                f"it is, README.md too: {mirror(root)}"
             ) from error
         for number, fields in enumerate(rows):
             yield Row(f"{self.split}#{number}", fields)
@@ -133,6 +135,28 @@ class Absent:
     def advice(self) -> str:
         """What to download, and how to use it."""
         return f"no package holds it. With a network: items=hub. Without: {download(self.repo, self.revision)}"
+
+
+def mirror(folder: Path) -> str:
+    """The command that lays a hub repository into a folder of a mirror, which is named after it."""
+    return f"hf download {'/'.join(folder.parts[-2:])} --repo-type dataset --local-dir {folder}"
+
+
+def reach(datasets: Iterable[tuple[str, str]]) -> None:
+    """Look whether hub data sets, (repo, revision) each, can be had here; each is asked for once.
+
+    Raises ValueError if one cannot; the message says what to download.
+    """
+    for repo, revision in datasets:
+        try:
+            _reach(repo, revision)
+        except HubError as error:
+            raise ValueError(f"{error}\nOr {download(repo, revision)}") from error
+
+
+@lru_cache(maxsize=256)
+def _reach(repo: str, revision: str) -> None:
+    Repository(repo, revision).reach()
 
 
 def download(repo: str, revision: str) -> str:

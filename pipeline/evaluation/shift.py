@@ -9,7 +9,7 @@ Shapes: T tokens of an answer, V vocabulary.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -79,9 +79,16 @@ class TokenShift:
             )
         base = _load_base(inputs.reference, model, tokenizer)
         prompts, items = list(self._encoded(tokenizer, inputs)), []
-        for number, (text, ids) in enumerate(prompts):
-            inputs.progress(step=number, total=len(prompts), note="answers compared")
-            answer = _greedy(model, tokenizer, ids, self.max_new_tokens)
+        total = len(prompts)
+        answers = _greedy(
+            model,
+            tokenizer,
+            [ids for _, ids in prompts],
+            self.max_new_tokens,
+            lambda done: inputs.progress(step=done, total=2 * total, note="answers written"),
+        )
+        for number, ((text, ids), answer) in enumerate(zip(prompts, answers, strict=True)):
+            inputs.progress(step=total + number, total=2 * total, note="answers compared")
             items.append(self._item(text, answer, compare(model, base, ids, answer), tokenizer))
         return Outcome(METRIC, True, tuple(items))
 
@@ -177,25 +184,18 @@ def range_name(first: int, edges: Sequence[int]) -> str:
     return f"{first}+" if last is None else f"{first}–{last}"
 
 
-def _greedy(model: Any, tokenizer: Any, ids: Sequence[int], max_new_tokens: int) -> list[int]:
-    """The model's greedy answer; the token that ends it is part of it, as ending is a choice too."""
-    import torch
-    from transformers import GenerationConfig
+def _greedy(
+    model: Any, tokenizer: Any, prompts: Sequence[Sequence[int]], max_new_tokens: int, done: Callable[[int], None]
+) -> list[list[int]]:
+    """The model's greedy answers; the token that ends one is part of it, as ending is a choice too."""
+    from pipeline.evaluation.decoding import Decoder, Request
+    from pipeline.evaluation.generation import stop_tokens
+    from pipeline.evaluation.scoring import TokenScorer
 
-    ids_BT = torch.tensor([list(ids)], device=model.get_input_embeddings().weight.device)
-    own = model.generation_config.eos_token_id
-    ends = {tokenizer.eos_token_id, *(own if isinstance(own, list) else [own])} - {None}
-    settings = GenerationConfig(
-        max_new_tokens=max_new_tokens,
-        do_sample=False,
-        num_beams=1,
-        repetition_penalty=1.0,
-        eos_token_id=sorted(ends) or None,
-        pad_token_id=min(ends, default=0),
-    )
-    with torch.inference_mode():
-        made = model.generate(ids_BT, attention_mask=torch.ones_like(ids_BT), generation_config=settings)
-    return made[0, len(ids) :].tolist()
+    last = stop_tokens(model, tokenizer)
+    requests = [Request(tuple(ids)) for ids in prompts]
+    decoder = Decoder(TokenScorer(model))
+    return decoder.decode(requests, max_new_tokens, frozenset(), lambda tokens: tokens[-1] in last, None, done)
 
 
 def _load_base(directory: Path, model: Any, tokenizer: Any) -> Any:

@@ -60,16 +60,22 @@ class Gate:
     seed: int
 
     def judge(
-        self, base: Mapping[str, Items], model: Mapping[str, Items], titles: Mapping[str, str]
+        self,
+        base: Mapping[str, Items],
+        model: Mapping[str, Items],
+        titles: Mapping[str, str],
+        same_model: bool = False,
     ) -> tuple[Judgement, ...]:
         """Every budget against the two models' items; the mean comes last.
+
+        `same_model`: the two are known to compute the same; else equal answers do not prove that nothing was lost.
 
         Raises:
             ValueError: naming the benchmark, if the two answered different items.
         """
         judgements, terms = [], []
         for name, max_drop in self.budgets.items():
-            difference = self._difference(name, model[name], base[name])
+            difference = self._difference(name, model[name], base[name], same_model)
             scores = score(base[name]).value, score(model[name]).value
             terms.append((1 / abs(scores[0]) if scores[0] else 0.0, difference))
             if max_drop is not None:
@@ -81,10 +87,10 @@ class Gate:
             judgements.append(self._judgement((OVERALL, "Mean over all"), unknown, change, self.overall, mean.n))
         return tuple(judgements)
 
-    def _difference(self, name: str, model: Items, base: Items) -> Difference:
+    def _difference(self, name: str, model: Items, base: Items, same_model: bool) -> Difference:
         differ = partial(paired_difference, confidence=self.confidence, num_bootstrap=self.num_bootstrap)
         try:
-            return differ(model, base, seed=self.seed, stream=name)
+            return differ(model, base, seed=self.seed, stream=name, same_model=same_model)
         except ValueError as error:
             raise ValueError(f"the gate on {name}: {error}") from error
 

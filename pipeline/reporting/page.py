@@ -201,7 +201,9 @@ def method(comparison: Comparison) -> list[str]:
         "a ratio estimator over items.",
         f"Differences are paired over identical items (ids and content hashes agree). Intervals are {confidence} "
         f"percentile intervals from {comparison.num_bootstrap:,} bootstrap draws of items. Better and worse mean that "
-        "the interval excludes zero; identical means that every item has exactly the same value.",
+        "the interval excludes zero; identical means that every item has exactly the same value, and that the models "
+        "are the same by construction or the values too fine to agree by chance. Where every answer is right or wrong "
+        "and all agree, the interval is the exact one (Clopper-Pearson) of the share of items that may still differ.",
         "Beyond the general shift: domain gain minus the gain on general text, both in bits per byte against the base, "
         "with independent draws of the two sets.",
         "What the base could do already is read off the general and the retention measures. Their mean change is over "

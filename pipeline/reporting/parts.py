@@ -18,6 +18,8 @@ from pipeline.reporting.wording import score_text
 
 ALL, WHOLE = "all", "score"
 MAX_PARTS = 12
+STDERR = "_stderr"
+"""Ends the name of a further number that is the standard error of another."""
 
 Breakdown = dict[str, dict[str, Score]]
 """category (the whole first, under `all`) -> part (the score itself first) -> its value."""
@@ -41,7 +43,8 @@ def part_sections(comparison: Comparison) -> list[Section]:
 def breakdown(items: Items) -> Breakdown:
     """Every category and part as a ratio over its items, those that no item adds to left out.
 
-    Numbers that are no ratios stand with the whole, without a standard error.
+    Numbers that are no ratios stand with the whole; their standard error is the number of that name and `_stderr`, if
+    there is one. A part of the same name, which is a ratio over the items, has its own.
     """
     found: Breakdown = {}
     for category, mask in _masks(items):
@@ -52,7 +55,9 @@ def breakdown(items: Items) -> Breakdown:
         }
         if scores:
             found[category] = scores
-    found[ALL] |= {name: Score(value, math.nan, len(items.ids)) for name, value in items.also.items()}
+    for name, value in items.also.items():
+        if name not in found[ALL] and name.removesuffix(STDERR) not in items.also.keys() - {name}:
+            found[ALL][name] = Score(value, items.also.get(f"{name}{STDERR}", math.nan), len(items.ids))
     return found
 
 

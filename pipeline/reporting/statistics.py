@@ -5,6 +5,10 @@ has bits over bytes. Two models answer the same items, so their difference is ta
 draws items with replacement and recomputes both ratios on every draw (Efron and Tibshirani 1993, "An Introduction to
 the Bootstrap", chapter 13; for paired test sets Koehn 2004, ACL Anthology W04-3250). Intervals are percentile
 intervals. They cover the choice of items only: not the training seed, and not the number of comparisons in a table.
+
+Answers that are right or wrong and agree on every item are no proof that two models are the same: the share of items
+on which they differ may be as large as makes none in n just not surprising. That bound is the exact one of a binomial
+share (Clopper and Pearson 1934, Biometrika 26; for 95 % about 3.7 / n).
 """
 
 from __future__ import annotations
@@ -13,6 +17,7 @@ import math
 import zlib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from statistics import NormalDist
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,6 +26,8 @@ Floats = NDArray[np.float64]
 
 MAX_CATEGORIES = 256  # so many distinct items or fewer are drawn as category counts, which is far cheaper
 CHUNK = 2_000_000  # drawn indices held in memory at once
+ACCURACIES = ("acc", "acc_norm", "exact_match")
+"""Metrics that are shares whatever their items weigh: of a mean over subjects an item weighs less in a large one."""
 
 
 @dataclass(frozen=True)
@@ -64,8 +71,14 @@ class Items:
     @property
     def is_share(self) -> bool:
         """Whether the score is a mean of values in [0, 1], such as an accuracy: shown in percent."""
-        unit = (self.denominators == 1).all() and (self.numerators >= 0).all() and (self.numerators <= 1).all()
-        return self.higher_is_better and bool(unit)
+        alike = self.metric in ACCURACIES or bool((self.denominators == 1).all())
+        within = (self.numerators >= 0).all() and (self.numerators <= self.denominators).all()
+        return self.higher_is_better and alike and bool(within)
+
+    @property
+    def is_hit_or_miss(self) -> bool:
+        """Whether the score is a share of items that are each wholly right or wholly wrong."""
+        return self.is_share and bool(((self.numerators == 0) | (self.numerators == self.denominators)).all())
 
 
 @dataclass(frozen=True)
@@ -86,7 +99,11 @@ class Difference:
         stderr: NaN when n is 1.
         low, high: the interval; infinite on both sides when n is 1, where nothing is known.
         n: items compared.
-        identical: every compared item is exactly equal; then value, stderr, low and high are exactly 0.
+        identical: every compared item is exactly equal, and that is all there is to know: the models are the same by
+            construction, or the values are graded so finely that chance does not repeat them. Then value, stderr, low
+            and high are exactly 0.
+        unchanged: every item of a right-or-wrong measure is equal, which does not prove as much: value is 0, low and
+            high are the exact bounds, and stderr is that of a normal with such an interval.
         higher_is_better: the direction in which `value` is an improvement.
         draws: (B,) bootstrap values, kept so that differences can be combined.
     """
@@ -100,6 +117,12 @@ class Difference:
     higher_is_better: bool
     confidence: float
     draws: Floats = field(repr=False, compare=False)
+    unchanged: bool = False
+
+    @property
+    def is_equal(self) -> bool:
+        """Whether every compared item has the same value, whatever that proves."""
+        return self.identical or self.unchanged
 
     @property
     def mark(self) -> str:
@@ -141,8 +164,11 @@ def paired_difference(
     num_bootstrap: int,
     seed: int,
     stream: str = "",
+    same_model: bool = False,
 ) -> Difference:
     """score(model) - score(reference) with a paired bootstrap interval.
+
+    `same_model`: the two are known to compute the same, so that equal items are no matter of chance.
 
     Items are matched by id, in any order. `stream` names the random stream: the same seed and stream draw the same
     items, so give each benchmark its own name where independent draws matter (see `combine`).
@@ -153,12 +179,14 @@ def paired_difference(
     columns = paired_columns(model, reference)
     num_m, den_m, num_r, den_r = columns
     n = num_m.size
+    rng = np.random.default_rng([seed, zlib.crc32(stream.encode())])
     if np.array_equal(num_m, num_r) and np.array_equal(den_m, den_r):
+        if model.is_hit_or_miss and not same_model:
+            return _unchanged(den_m, confidence, rng.random((2, num_bootstrap)))
         zeros = np.zeros(num_bootstrap)
         return Difference(0.0, 0.0, 0.0, 0.0, n, True, model.higher_is_better, confidence, zeros)
     ratio_m, ratio_r = num_m.sum() / den_m.sum(), num_r.sum() / den_r.sum()
     residuals = (num_m - ratio_m * den_m) / den_m.sum() - (num_r - ratio_r * den_r) / den_r.sum()
-    rng = np.random.default_rng([seed, zlib.crc32(stream.encode())])
     sums = _resampled_sums(np.stack(columns, axis=1), num_bootstrap, rng)  # (B, 4)
     draws = sums[:, 0] / sums[:, 1] - sums[:, 2] / sums[:, 3]
     low, high = _percentiles(draws, confidence) if n > 1 else (-math.inf, math.inf)
@@ -240,6 +268,26 @@ def paired_columns(model: Items, reference: Items) -> tuple[Floats, Floats, Floa
             f"{changed[0]!r}; evaluate both models on the same version of the benchmark"
         )
     return model.numerators, model.denominators, reference.numerators[order], reference.denominators[order]
+
+
+def unseen_share(n: int, tail: float) -> float:
+    """The largest share of which none in n would still be seen with probability `tail`."""
+    return 1 - tail ** (1 / n)
+
+
+def _unchanged(weights: Floats, confidence: float, uniforms: Floats) -> Difference:
+    """No item of n differs: losses may be as large a share as `unseen_share` has it, and so may wins.
+
+    Items may weigh differently, and what was not seen may be the heaviest. The draws are of a distribution that has
+    the bounds as its percentiles, so that they can be combined with others.
+    """
+    n, heaviest = weights.size, float(weights.max() / weights.mean())
+    bound = min(1.0, heaviest * unseen_share(n, (1 - confidence) / 2))
+    sizes = np.minimum(1.0, heaviest * (1 - (uniforms[0] / 2) ** (1 / n)))
+    draws = np.where(uniforms[1] < 0.5, -sizes, sizes)
+    stderr = bound / NormalDist().inv_cdf((1 + confidence) / 2) if n > 1 else math.nan
+    low, high = (-bound, bound) if n > 1 else (-math.inf, math.inf)
+    return Difference(0.0, stderr, low, high, n, False, True, confidence, draws, unchanged=True)
 
 
 def _resampled_sums(columns: Floats, num_bootstrap: int, rng: np.random.Generator) -> Floats:

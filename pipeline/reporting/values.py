@@ -48,7 +48,7 @@ def headline(comparison: Comparison) -> dict[str, Any]:
         prefix = f"{comparison.labels[cell.name]}/" if len(comparison.collection.cells) > 1 else ""
         expanded = comparison.line(cell.name, "expanded")
         if expanded is not None and expanded.differences:
-            metrics[f"{prefix}expanded_equals_base"] = all(d.identical for d in expanded.differences.values())
+            metrics[f"{prefix}expanded_equals_base"] = all(d.is_equal for d in expanded.differences.values())
         line = comparison.last_line(cell)
         if line is None or line.gains is None:
             continue

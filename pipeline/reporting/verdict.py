@@ -64,9 +64,7 @@ def _exactness(comparison: Comparison, cell: Cell) -> Finding:
     if not line.differences:
         answer = "unknown" if logits is None else "no" if logits else "yes"
         return Finding(question, answer, f"The expanded model and the base share no evaluated measure.{proof}")
-    changed = [
-        b for b in comparison.benchmarks if b.name in line.differences and not line.differences[b.name].identical
-    ]
+    changed = [b for b in comparison.benchmarks if b.name in line.differences and not line.differences[b.name].is_equal]
     n = sum(difference.n for difference in line.differences.values())
     if not changed:
         measures = _measures(len(line.differences))

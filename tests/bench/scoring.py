@@ -39,6 +39,7 @@ def main() -> None:
     parser.add_argument("--items", type=int, default=12)
     parser.add_argument("--batch-sizes", default="1,4,16")
     parser.add_argument("--cache", type=Path, default=Path(os.environ.get("LLAMA_PRO_CACHE", "outputs/cache")))
+    parser.add_argument("--at-least", type=float, default=2.0, help="exit with 1 below so many times their speed")
     parser.add_argument("--json", type=Path)
     asked = parser.parse_args()
     requests = built_requests(asked)
@@ -65,6 +66,8 @@ def main() -> None:
         asked.json.write_text(json.dumps(record, indent=1, default=str) + "\n")
     if not same:
         sys.exit("choices differ")
+    if theirs / ours < asked.at_least:
+        sys.exit(f"{theirs / ours:.2f} times as fast, at least {asked.at_least:g} times is promised")
 
 
 def ways_of(asked: argparse.Namespace) -> list[tuple[str, Callable[[Sequence[Any]], list[tuple[float, bool]]]]]:

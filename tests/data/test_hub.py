@@ -7,7 +7,7 @@ import json
 import pytest
 
 from pipeline.data.formats import Rejected
-from pipeline.data.hub import Repository, is_commit
+from pipeline.data.hub import HubError, Repository, is_commit
 
 COMMIT = "0123456789abcdef" * 2 + "01234567"
 
@@ -65,3 +65,51 @@ def test_what_datasets_cannot_read_is_counted(tmp_path, monkeypatch):
     rows = list(Repository(str(tmp_path / "repo"), "main").load(None, "train", True))
     assert [row.fields["text"] for row in rows[:3]] == ["t0", "t1", "t2"]
     assert all(not isinstance(row, Rejected) or "not readable by datasets" in row.reason for row in rows)
+
+
+@pytest.fixture
+def caches(tmp_path, monkeypatch):
+    """Empty caches of the hub and of `datasets`, and no network."""
+    from huggingface_hub import constants
+
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+    monkeypatch.setattr(constants, "HF_HOME", str(tmp_path))
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    monkeypatch.delenv("HF_DATASETS_CACHE", raising=False)
+    return tmp_path
+
+
+def test_what_cannot_be_had_is_known_without_fetching_it(caches):
+    with pytest.raises(HubError, match=rf"hf download some/Set_x --repo-type dataset --revision {COMMIT}"):
+        Repository("some/Set_x", COMMIT).reach()
+    snapshot = caches / "hub" / "datasets--some--Set_x" / "snapshots" / COMMIT
+    snapshot.mkdir(parents=True)
+    with pytest.raises(HubError):
+        Repository("some/Set_x", COMMIT).reach()  # an interrupted download
+    (snapshot / "a.parquet").touch()
+    Repository("some/Set_x", COMMIT).reach()
+    with pytest.raises(HubError):
+        Repository("some/Set_x", "main").reach()
+    (snapshot.parents[1] / "refs").mkdir()
+    (snapshot.parents[1] / "refs" / "main").write_text(COMMIT)
+    Repository("some/Set_x", "main").reach()
+    (caches / "datasets" / "other___set_y").mkdir(parents=True)
+    Repository("other/SetY", COMMIT).reach()
+    Repository(str(caches), "main").reach()  # a folder
+
+
+def test_the_hub_is_asked_where_no_cache_has_it(caches, monkeypatch):
+    from huggingface_hub import HfApi
+
+    asked = []
+
+    def info(self, repo, *, revision, timeout):
+        asked.append((repo, revision, timeout))
+        if repo != "some/set":
+            raise ConnectionError("no route")
+
+    monkeypatch.setattr(HfApi, "dataset_info", info)
+    Repository("some/set", COMMIT).reach()
+    with pytest.raises(HubError, match="ConnectionError: no route"):
+        Repository("other/set", COMMIT).reach()
+    assert [one[:2] for one in asked] == [("some/set", COMMIT), ("other/set", COMMIT)]

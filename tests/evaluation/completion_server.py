@@ -38,7 +38,11 @@ class Served:
         tokens = list(body["prompt"])
         written = self.written(tokens, body, index)
         text = self.tokenizer.decode(written, skip_special_tokens=True)
-        choice = {"index": index, "text": text, "logprobs": None}
+        reason = "length" if len(written) == body["max_tokens"] else "stop"
+        choice = {"index": index, "text": text, "logprobs": None, "finish_reason": reason}
+        if found := [stop for stop in body.get("stop", []) if stop in text]:  # left out and named, as vLLM does
+            stop = min(found, key=text.index)
+            choice |= {"text": text[: text.index(stop)], "finish_reason": "stop", "stop_reason": stop}
         if body.get("echo"):
             choice["logprobs"] = self.logprobs(tokens + written)
         return choice
@@ -52,7 +56,7 @@ class Served:
                 token = int(torch.multinomial((logits / body["temperature"]).softmax(-1), 1))
             else:
                 token = int(logits.argmax())
-            if token == self.tokenizer.eos_token_id:
+            if token == self.tokenizer.eos_token_id or token in body.get("stop_token_ids", []):
                 break
             written.append(token)
             text = self.tokenizer.decode(written, skip_special_tokens=False)

@@ -126,8 +126,8 @@ def test_a_server_of_our_own_is_up_for_the_block_and_gone_after_it(make_model, t
     settings = {"url": "", "key_variable": None, "timeout_s": 20, "num_attempts": 2, "wait_s": 0, "max_wait_s": 0}
     command = [sys.executable, str(_FILE), "{model}", "{port}"]
     settings |= {"num_parallel": 2, "command": command, "startup_s": 60}
-    with backends.remote("vllm", None, settings, directory, tokenizer, tmp_path / "log") as make:
-        lm = make(lambda **_: None)
+    with backends.remote("vllm", None, settings, directory, tokenizer, tmp_path / "log") as served:
+        lm = RemoteLM(served.model, tokenizer, served.window, lambda **_: None)
         found = lm.loglikelihood(options(), disable_tqdm=True)
         url = lm._model.endpoint.url
         assert lm._model.model == backends.SERVED_AS

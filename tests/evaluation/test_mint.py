@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import socket
 import subprocess
 import sys
 from dataclasses import replace
@@ -11,23 +12,14 @@ from types import SimpleNamespace
 
 import pytest
 
+from pipeline.data.documents import LocalFiles
 from pipeline.evaluation import mint
 from pipeline.evaluation.base import score
 from pipeline.evaluation.grading import GRADES
 from pipeline.evaluation.mint import Mint, MintTask, Problem, parse
-from pipeline.evaluation.replies import ChatReplies, Reply
-from pipeline.evaluation.sandbox import Limits, Sandbox
+from pipeline.evaluation.replies import Reply
+from pipeline.evaluation.sandbox import Limits, Sandbox, SandboxError
 from pipeline.evaluation.session import MAX_OUTPUT, Session
-
-
-def run(code: str) -> SimpleNamespace:
-    done = subprocess.run([sys.executable, "-I", "-c", code], capture_output=True, text=True, timeout=20)
-    return SimpleNamespace(ok=done.returncode == 0, stdout=done.stdout, stderr=done.stderr)
-
-
-def untouched(code: str) -> SimpleNamespace:
-    raise AssertionError("nothing should be run")
-
 
 SETTINGS = {
     "instructions": "Turns: {num_turns}, solutions: {num_solutions}. {tools} Task: {task}",
@@ -39,6 +31,24 @@ SETTINGS = {
     "max_items": None,
     "limits": Limits(10, 30, 1024, 16, 16, 64, []),
 }
+
+
+def isolates(level: str) -> bool:
+    """Whether this machine can shut a program in as far as that."""
+    try:
+        Sandbox(SETTINGS["limits"], level, 1).close()
+    except SandboxError:
+        return False
+    return True
+
+
+def run(code: str) -> SimpleNamespace:
+    done = subprocess.run([sys.executable, "-I", "-c", code], capture_output=True, text=True, timeout=20)
+    return SimpleNamespace(ok=done.returncode == 0, stdout=done.stdout, stderr=done.stderr)
+
+
+def untouched(code: str) -> SimpleNamespace:
+    raise AssertionError("nothing should be run")
 
 
 @pytest.fixture
@@ -192,25 +202,90 @@ def kept(inputs, tmp_path):
     return replace(inputs, directory=tmp_path / "kept", isolation="limits")
 
 
+def scripted(monkeypatch, reply):
+    """Replace the model: `reply` is given a conversation and returns what is said next."""
+
+    class Scripted:
+        def __init__(self, speaker, template):
+            assert speaker is None
+
+        def replies(self, conversations, **_):
+            return [Reply(reply(messages), False) for messages in conversations]
+
+    monkeypatch.setattr(mint, "ChatReplies", Scripted)
+
+
+TOOLS = "def wikipedia_search(query):\n    return f'nothing on {query}'\n"
+PLAYED = {
+    "1": ["<execute>a = 20\nwikipedia_search('tea')</execute>", "<execute>print(a + 1)</execute>", "<solution>1"],
+    "2": [
+        "<execute>import socket\nsocket.create_connection(('127.0.0.1', PORT), 2)</execute>",
+        "<execute>print(open('/etc/passwd').read())</execute>",
+        "<solution>9</solution>",
+    ],
+    "3": [
+        "<execute>import os\nopen('kept.txt', 'w').write('x')\nprint(os.listdir('HOME'))</execute>",
+        "<execute>while True: pass</execute>",
+        "<solution>3</solution>",
+    ],
+}
+
+
+@pytest.mark.skipif(not isolates("full"), reason="this machine gives programs no namespaces of their own")
+def test_what_a_model_runs_is_shut_in(make, kept, local, monkeypatch, tmp_path):
+    """The whole path but for the model: episodes side by side, sessions, tools, several workers, the real sandbox."""
+    home = tmp_path / "home"
+    home.mkdir()
+    (home / "secret.txt").write_text("secret")
+    tools = tmp_path / "tools.py"
+    tools.write_text(TOOLS)
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        texts = {"PORT": str(listener.getsockname()[1]), "HOME": str(home)}
+
+        def reply(messages):
+            number = messages[0]["content"].partition("Task: ")[2][0]
+            text = PLAYED[number][len(messages) // 2]
+            for name, value in texts.items():
+                text = text.replace(name, value)
+            return text
+
+        scripted(monkeypatch, reply)
+        source = {"kind": "local", "path": str(tools)}
+        played = make(
+            ROWS, turn_limits=[3], limits=Limits(1, 15, 512, 16, 16, 64, []), tools=LocalFiles(source)
+        ).measure(None, replace(kept, isolation="full", workers=3))
+        listener.setblocking(False)
+        with pytest.raises(BlockingIOError):
+            listener.accept()  # nobody came
+    assert [item.numerator for item in played.items] == [1.0, 0.0, 1.0]
+    lines = [json.loads(line) for line in (kept.directory / mint.EPISODES).read_text().splitlines()]
+    said = {line["id"][-1]: [m["content"] for m in line["messages"][2::2]] for line in lines}
+    assert said["1"][0].startswith("Output:\n'nothing on tea'") and said["1"][1].startswith("Output:\n21\n")
+    assert "Error" in said["2"][0] and "socket" in said["2"][0]
+    assert "/etc/passwd" in said["2"][1] and "FileNotFoundError" in said["2"][1] and "root:" not in said["2"][1]
+    assert "FileNotFoundError" in said["3"][0] and "secret" not in said["3"][0]
+    assert "Output:" in said["3"][1] and "printed" not in said["3"][1]  # it was stopped, and that is said
+    assert not (Path.cwd() / "kept.txt").exists() and (home / "secret.txt").read_text() == "secret"
+
+
 def test_success_is_counted_at_every_limit_and_episodes_are_kept(make, kept, monkeypatch):
     """Problem 1 is solved at once, 2 in the second turn, 3 never; a run that stops goes on where it stopped."""
     says = {"1": ["<solution>1</solution>"], "2": ["hm", "<solution>2</solution>"], "3": ["hm", "hm"]}
     asked = []
 
-    def reply(self, messages, **_):
+    def reply(messages):
         number = messages[0]["content"].partition("Task: ")[2][0]
         asked.append(number)
         if len(asked) == 5:
             raise KeyboardInterrupt
-        return Reply(says[number][len(messages) // 2], False)
+        return says[number][len(messages) // 2]
 
     monkeypatch.setattr(mint, "TOGETHER", 2)
-    monkeypatch.setattr(ChatReplies, "__init__", lambda self, *_: None)
-    monkeypatch.setattr(ChatReplies, "reply", reply)
+    scripted(monkeypatch, reply)
     with pytest.raises(KeyboardInterrupt):
-        make(ROWS).run(None, None, kept)
+        make(ROWS).measure(None, kept)
     done = (kept.directory / mint.EPISODES).read_text().splitlines()
-    outcome = make(ROWS).run(None, None, kept)
+    outcome = make(ROWS).measure(None, kept)
     lines = [json.loads(line) for line in (kept.directory / mint.EPISODES).read_text().splitlines()]
     assert len(done) == 3 and len(lines) == 6 and [json.dumps(line) for line in lines[:3]] == done
     assert score(outcome.items).value == pytest.approx(2 / 3)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import threading
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,6 +12,7 @@ import pytest
 
 from pipeline.evaluation.base import Inputs, score
 from pipeline.evaluation.mt_bench import IncompleteError, MTBench
+from pipeline.evaluation.replies import ChatReplies
 from tests.evaluation.judge_server import serving, settings
 from tests.evaluation.test_endpoint import ROWS
 
@@ -107,7 +110,7 @@ def test_a_judge_that_goes_down_leaves_a_partial_result_that_resumes(make, at, l
     assert (partial["complete"], partial["num_rated"], partial["num_turns"]) == (False, 3, 6)
     assert partial["mean"] == pytest.approx(sum(r["rating"] for r in lines(inputs, "judgements.jsonl")) / 3)
     answers = (inputs.directory / "answers.jsonl").read_text()
-    monkeypatch.setattr(llama, "generate", None)  # no answer is made twice
+    monkeypatch.setattr(ChatReplies, "replies", None)  # no answer is made twice
     with serving(by_turn) as (judge, endpoint):
         outcome = make().run(llama, tokenizer, replace(inputs, endpoint=endpoint))
     assert len(judge.requests) == 3 and len(outcome.items) == 3
@@ -129,6 +132,50 @@ def test_garbage_is_left_out_and_said_or_refused(make, at, llama, tokenizer):
     item = next(item for item in outcome.items if item.id == "81")
     assert (item.numerator, item.denominator) == (7.0, 1.0) and "[judge: no rating]" in item.answer
     assert outcome.notes == ("1 of 6 turns have no rating, because the judge gave none; they are left out.",)
+
+
+def test_a_refused_turn_is_left_out_like_one_without_a_rating(make, at, llama, tokenizer):
+    """A content filter, a text that is too long: the same turn is refused for ever, the others are not."""
+
+    def filtered(body, number):
+        if "Shorter." in body["messages"][1]["content"]:
+            return (400, {}, "the content filter was triggered")
+        return by_turn(body, number)
+
+    with serving(filtered) as (judge, endpoint):
+        inputs = at(endpoint)
+        with pytest.raises(IncompleteError, match=r"5 of 6 turns are rated.*HTTP 400.*content filter was triggered"):
+            make().run(llama, tokenizer, inputs)
+        partial = json.loads((inputs.directory / "partial.json").read_text())
+        assert partial["num_rated"] == 5 and "content filter" in partial["reason"]
+        assert len(lines(inputs, "judgements.jsonl")) == len(judge.requests) == 6  # and none was asked for twice
+        outcome = make(max_unrated=0.2).run(llama, tokenizer, inputs)
+    item = next(item for item in outcome.items if item.id == "81")
+    assert item.denominator == 1.0 and "[judge: no rating]" in item.answer and "HTTP 400" in item.answer
+    assert outcome.notes[0].startswith("1 of 6 turns have no rating")
+
+
+@pytest.mark.parametrize("status", [401, 403, 404])
+def test_a_judge_that_refuses_everything_is_asked_no_further(make, at, llama, tokenizer, status):
+    """What was under way is kept, and the partial result says why."""
+    waiting = threading.Barrier(2)
+
+    def refusing(body, number):
+        if number in (1, 2):  # one is refused while the other is still thinking
+            waiting.wait(10)
+        if number == 2:
+            time.sleep(0.3)
+        return (status, {}, "no such key") if number == 1 else by_turn(body, number)
+
+    with serving(refusing) as (judge, endpoint):
+        inputs = at({**endpoint, "num_parallel": 2})
+        with pytest.raises(IncompleteError, match=rf"2 of 6 turns are rated.*HTTP {status}.*no such key.*same command"):
+            make().run(llama, tokenizer, inputs)
+    assert len(judge.requests) == 3 and len(lines(inputs, "judgements.jsonl")) == 2
+    assert json.loads((inputs.directory / "partial.json").read_text())["num_rated"] == 2
+    with serving(by_turn) as (judge, endpoint):
+        assert len(make().run(llama, tokenizer, replace(inputs, endpoint=endpoint)).items) == 3
+    assert len(judge.requests) == 4
 
 
 def test_a_torn_record_is_made_again_and_a_damaged_one_is_named(make, at, llama, tokenizer):
@@ -161,7 +208,7 @@ def test_a_model_without_a_chat_template_is_refused_before_it_is_loaded(make, in
     shutil.copytree(make_model(), directory)
     (directory / "chat_template.jinja").unlink()
     reachable = replace(inputs, endpoint=settings("http://localhost:1/v1"))
-    with pytest.raises(ValueError, match=r"plain has no chat template.*`template`.*`rows`.*\[tuned\]"):
+    with pytest.raises(ValueError, match=r"plain has no chat template.*`template`.*`models`.*\[tuned\]"):
         make().prepare(directory, reachable)
     make(template="{{ messages }}").prepare(directory, reachable)
     make().prepare(Path(make_model()), reachable)

@@ -1,14 +1,18 @@
 """The paper's suite: few-shot prompts, subtasks, generated answers and labels, each equal to lm-evaluation-harness."""
 
+import re
+
 import datasets
+import numpy as np
 import pytest
+import torch
 from lm_eval.evaluator import evaluate
 from lm_eval.models.huggingface import HFLM
 
 from pipeline.data.documents import HubDataset
 from pipeline.evaluation.base import score
 from pipeline.evaluation.harness import HarnessTask
-from pipeline.evaluation.labels import LabelledOptions, macro_f1
+from pipeline.evaluation.labels import LabelledOptions, macro_f1, macro_f1_stderr
 from pipeline.evaluation.rows import Mirror, read_rows
 
 NOUNS = ["river", "stone", "Anna", "Bob", "the old tree", "seven", "a kite", "green", "würfel"]
@@ -105,6 +109,24 @@ def test_the_score_is_lm_evaluation_harness_own(name, suite, llama, tokenizer, i
     else:
         assert score(outcome.items).value == value
     assert all(item.prompt and item.gold for item in outcome.items)
+
+
+def test_numbers_that_are_right_are_counted_as_lm_evaluation_harness_does(suite, local, tiny, tokenizer, inputs):
+    """A random model is never right by itself: half of the questions get what it writes for an answer."""
+    model = tiny()
+    with torch.no_grad():
+        model.lm_head.weight[tokenizer("0123456789")["input_ids"]] *= 2
+    said = [item.answer for item in suite("gsm8k").run(model, tokenizer, inputs).items]
+    rows = list(gsm8k_rows(50, 6))
+    numbers = [re.findall(r"-?[0-9]+", text)[-1] for text in said]
+    for row, number in list(zip(rows, numbers, strict=True))[::2]:
+        row["answer"] = f"so it is\n#### {number}"
+    splits = {"test": local("right", rows), "train": local("gsm8k-shots", gsm8k_rows(0, 20))}
+    asked = suite("gsm8k", splits=splits)
+    outcome = asked.run(model, tokenizer, inputs)
+    (own,) = harness_own(asked, inputs, HFLM(pretrained=model, tokenizer=tokenizer, batch_size=1)).values()
+    assert score(outcome.items).value == own["exact_match,flexible-extract"] == 0.5
+    assert [item.numerator for item in outcome.items] == [1.0, 0.0] * 3
 
 
 def test_subtasks_are_scored_apart_and_averaged_as_asked(suite, llama, tokenizer, inputs, hflm):
@@ -209,6 +231,21 @@ def test_labels_are_picked_by_their_mean_token_probability(local, llama, tokeniz
         assert item.numerator == (item.answer in item.gold.split(", "))
     assert outcome.also["commonest_label_share"] == pytest.approx(7 / 9)
     assert "Always answering 'None' would score 0.7778" in outcome.notes[0]
+
+
+def test_the_error_of_macro_f1_is_that_of_repeated_sampling():
+    rng = np.random.default_rng(0)
+
+    def sample():
+        golds = rng.choice(3, size=200, p=[0.7, 0.2, 0.1])
+        picks = np.where(rng.random(200) < 0.6, golds, rng.integers(0, 3, 200))
+        return picks.tolist(), [frozenset([int(gold)]) for gold in golds]
+
+    values = [macro_f1(*sample(), 3) for _ in range(400)]
+    errors = [macro_f1_stderr(*sample(), 3) for _ in range(40)]
+    assert np.mean(errors) == pytest.approx(np.std(values, ddof=1), rel=0.12)
+    picks, golds = sample()
+    assert macro_f1_stderr(picks, golds, 3) == macro_f1_stderr(picks, golds, 3) > 0
 
 
 def test_macro_f1_is_scikit_learns():

@@ -39,7 +39,18 @@ def test_the_rules_differ_in_what_chance_may_excuse():
     }  # fmt: skip
     kept = {rule: judge(replace(GATE, fail_if=rule), 4000, 0.01)[0] for rule in ("shown", "possible")}
     assert not kept["shown"].is_violated and not kept["possible"].is_violated
-    assert judge(replace(GATE, fail_if="possible"), 20, 0.0)[0].is_violated is False  # identical: nothing is possible
+
+
+def test_equal_answers_prove_as_much_as_there_are_of_them():
+    """None of 20 lost may hide one of six; none of 4000 less than the budget, and a model that is the same nothing."""
+    gate = replace(GATE, fail_if="possible")
+    few, many = judge(gate, 20, 0.0)[0], judge(gate, 4000, 0.0)[0]
+    assert few.is_violated and (few.change, few.low) == (0.0, pytest.approx(-(1 - 0.025 ** (1 / 20)) / 0.6))
+    assert not many.is_violated and many.low < 0
+    assert not judge(GATE, 20, 0.0)[0].is_violated  # not shown to be lost either
+    base, model = shares(20, 0.6, 0.0)
+    (same,) = gate.judge(base, model, {"acc": "Accuracy"}, same_model=True)
+    assert not same.is_violated and same.low == 0
 
 
 def test_a_change_is_relative_and_negative_is_a_loss_in_either_direction():
@@ -55,7 +66,7 @@ def test_a_change_is_relative_and_negative_is_a_loss_in_either_direction():
 
 def test_the_mean_counts_every_measure_the_same():
     base, model = shares(2000, 0.5, 0.05)
-    same = {"other": make_items(np.arange(100) % 2)}
+    same = {"other": make_items(np.arange(20_000) % 2)}
     gate = replace(GATE, budgets={"acc": None, "other": None}, overall=0.02)
     (mean,) = gate.judge({**base, **same}, {**model, **same}, {"acc": "A", "other": "B"})
     assert mean.change == pytest.approx(-0.05) and mean.is_violated and math.isnan(mean.base)

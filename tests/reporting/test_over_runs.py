@@ -54,9 +54,25 @@ def test_the_detectable_difference_is_detected_as_often_as_promised():
 
 
 def test_what_is_identical_or_single_has_no_detectable_difference():
-    same = paired_difference(make_items([1.0, 0.0]), make_items([1.0, 0.0]), **SETTINGS)
+    same = paired_difference(make_items([1.0, 0.0]), make_items([1.0, 0.0]), **SETTINGS, same_model=True)
     single = paired_difference(make_items([1.0]), make_items([0.0]), **SETTINGS)
     assert math.isnan(detectable(same, 0.8)) and math.isnan(detectable(single, 0.8))
+
+
+def test_what_no_item_showed_has_the_detectable_difference_of_its_size():
+    """Pairs of n items of which none differs: a loss of the detectable share shows in about 80 % of such benchmarks."""
+    rng = np.random.default_rng(5)
+    for n in (12, 100, 400):
+        base = np.arange(n) < 0.7 * n
+        equal = paired_difference(make_items(base), make_items(base), **SETTINGS)
+        share, shown = detectable(equal, 0.8), []
+        for seed in range(200):
+            lost = rng.random(n) < share
+            changed = make_items(np.where(lost, 0.0, 1.0))
+            found = paired_difference(changed, make_items(np.ones(n)), **{**SETTINGS, "seed": seed})
+            shown.append(found.mark == "worse")
+        assert np.mean(shown) == pytest.approx(0.8, abs=0.09), n
+    assert math.isnan(detectable(paired_difference(make_items([1.0]), make_items([1.0]), **SETTINGS), 0.8))
 
 
 def test_only_comparisons_without_an_answer_are_called_too_small(artifacts):
@@ -146,3 +162,16 @@ def test_a_score_is_broken_into_categories_and_parts():
         "writing": {"score": 6.0, "turn 1": 6.0},
     }
     assert found["all"]["score"].stderr > 0 and math.isnan(found["math"]["score"].stderr)
+
+
+def test_a_further_number_has_an_error_where_it_can_and_takes_none_away():
+    """pass@10 is a ratio over the items, told twice; macro-F1 is none, and its error is told beside it."""
+    items = make_items([1.0, 0.0, 1.0])
+    object.__setattr__(items, "parts", {"pass@10": (np.array([1.0, 0.5, 1.0]), np.ones(3))})
+    also = {"pass@10": 2.5 / 3, "macro_f1": 0.4, "macro_f1_stderr": 0.03, "commonest_label_share": 0.9}
+    object.__setattr__(items, "also", also)
+    found = breakdown(items)["all"]
+    assert list(found) == ["score", "pass@10", "macro_f1", "commonest_label_share"]
+    assert found["pass@10"].value == pytest.approx(2.5 / 3) and found["pass@10"].stderr == pytest.approx(1 / 6)
+    assert (found["macro_f1"].stderr, found["macro_f1"].n) == (0.03, 3)
+    assert math.isnan(found["commonest_label_share"].stderr)

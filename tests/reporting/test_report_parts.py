@@ -14,7 +14,7 @@ from pipeline.reporting.statistics import Score
 from pipeline.reporting.table import differences_table, facts_table, gains_table, markdown, split, values_table
 from pipeline.reporting.verdict import verdicts
 from pipeline.reporting.wording import count, duration, number, score_text
-from tests.reporting.synthetic import BENCHMARKS, Artifacts, none, one_cell, sweep
+from tests.reporting.synthetic import BENCHMARKS, Artifacts, choice_items, none, one_cell, sweep, write_items
 
 
 @pytest.fixture
@@ -97,6 +97,22 @@ def test_a_measure_that_one_cell_lacks_is_shown_as_missing(artifacts):
     assert comparison.lines[-1].gains.num_retention == 2
 
 
+def test_a_weighted_accuracy_is_in_percent_and_counts_in_the_mean_of_what_was_kept(artifacts):
+    """MMLU by subjects: items of a small subject weigh more, and it stands beside the other accuracies."""
+    cell = trained(artifacts, {"arc_easy": -0.1, "sciq": -0.2})
+    weights = [0.5] * 100 + [1.5] * 100
+    for row, gain in zip(cell["rows"], (0.0, -0.2), strict=True):
+        content = choice_items("sciq", gain, 200, 1 if gain else 0)
+        for item, weight in zip(content["items"], weights, strict=True):
+            item["numerator"], item["denominator"] = item["numerator"] * weight, weight
+        write_items(artifacts.inputs[row["evaluations"]["sciq"]], content)
+    comparison = compared(artifacts, [cell])
+    assert comparison.units["sciq"] == comparison.units["arc_easy"] and comparison.units["sciq"].name == "%"
+    gains, differences = comparison.lines[1].gains, comparison.lines[1].differences
+    assert gains.num_retention == 2 and gains.retention_unit == "percentage points"
+    assert gains.retention.value == pytest.approx(50 * sum(one.value for one in differences.values()))
+
+
 def test_models_evaluated_on_different_items_are_refused(artifacts):
     cell = one_cell(artifacts)
     cell["rows"][2]["evaluations"]["sciq"] = artifacts.evaluation("other", "sciq", n=150)
@@ -108,7 +124,10 @@ def test_a_good_run_is_called_good(artifacts):
     answers = findings(
         compared(artifacts, [trained(artifacts, {"domain_text": 0.05, "general_text": 0.004, "sciq": 0.0})])
     )
-    assert [answer for answer, _ in answers] == ["absent", "yes", "yes"]
+    assert [answer for answer, _ in answers] == ["absent", "yes", "no_loss"]
+    assert "still allow a loss of up to 1.8 points (SciQ)" in answers[2][1]  # none of 200 answers changed
+    unmoved = trained(artifacts, {"domain_text": 0.05, "general_text": 0.004, "chat": 0.0}, "unmoved")
+    assert [answer for answer, _ in findings(compared(artifacts, [unmoved]))] == ["absent", "yes", "yes"]
     assert "beyond the general shift that is +0.0" in answers[1][1]
     assert "None of 2 measures is worse outside its interval." in answers[2][1]
 

@@ -63,6 +63,38 @@ def test_identical_items_differ_by_exactly_zero():
     assert mean_gain([difference], confidence=0.95).mark == "identical"
 
 
+@pytest.mark.parametrize(("n", "bound"), [(1, math.inf), (2, 0.8419), (12, 0.2646), (300, 0.0122), (14042, 0.000263)])
+def test_answers_that_all_agree_bound_the_share_that_may_differ(n, bound):
+    """Clopper and Pearson's bounds for none of n; a model that is the same by construction differs by exactly zero."""
+    items = make_items(np.arange(n) % 3 > 0)
+    found = paired_difference(items, items, **SETTINGS)
+    assert (found.value, found.mark, found.identical, found.is_equal) == (0.0, "within", False, True)
+    assert (-found.low, found.high) == (pytest.approx(bound, rel=2e-3), pytest.approx(bound, rel=2e-3))
+    if n > 1:
+        assert (1 - found.high) ** n == pytest.approx(0.025)  # such a share would go unseen as rarely as that
+    assert paired_difference(items, items, **SETTINGS, same_model=True).mark == "identical"
+    mean = mean_gain([found], confidence=0.95)
+    assert mean.mark == "within" and mean.low == pytest.approx(found.low, rel=0.25)
+
+
+def test_graded_values_that_all_agree_are_identical_and_heavy_items_widen_the_bound():
+    graded = make_items([0.31, 0.72, 0.05], metric="mc2")
+    assert paired_difference(graded, graded, **SETTINGS).mark == "identical"
+    weights = np.array([2.0] * 30 + [0.5] * 60)
+    light, heavy = make_items(np.ones(90)), make_items(weights, weights)
+    assert heavy.is_share and heavy.is_hit_or_miss
+    bounds = [paired_difference(items, items, **SETTINGS).high for items in (light, heavy)]
+    assert bounds[1] == pytest.approx(2 * bounds[0])
+
+
+def test_an_accuracy_is_a_share_whatever_its_items_weigh():
+    weights = [0.5, 0.5, 2.0]
+    assert make_items([0.5, 0.0, 2.0], weights).is_share
+    assert not make_items([0.5, 0.0, 2.5], weights).is_share
+    assert not make_items([3.0, 7.0], [3.0, 9.0], metric="unshifted").is_share  # tokens, with parts in other units
+    assert not make_items([8.0, 14.0], [2.0, 2.0], metric="rating").is_share
+
+
 def test_equal_scores_of_different_answers_are_not_identical():
     difference = paired_difference(make_items([1, 0, 1, 0]), make_items([0, 1, 0, 1]), **SETTINGS)
     assert difference.value == 0.0 and not difference.identical and difference.mark == "within"

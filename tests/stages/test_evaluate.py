@@ -1,4 +1,5 @@
 import json
+import os
 import subprocess
 import sys
 from types import SimpleNamespace
@@ -185,6 +186,88 @@ def test_a_backend_that_cannot_score_a_benchmark_is_refused():
         evaluate.check({"benchmark": piqa("rows"), "backend": "endpoint", "served_model": None}, {})
     with pytest.raises(ValueError, match="near it are piqa/piqa"):
         evaluate.check({"benchmark": {**piqa("rows"), "task": "piqa/pika"}}, {})
+
+
+def hub_rows(repo):
+    source = {"kind": "hub", "repo": repo, "revision": "0" * 40}
+    row_source = {"_target_": "pipeline.data.documents.HubDataset", "source": source}
+    return {"benchmark": {"splits": {"train": row_source, "test": row_source}}}
+
+
+def test_rows_that_cannot_be_had_are_named_before_anything_is_built(tmp_path):
+    """By the driver, without torch and once for a data set; also that `items=mirror` would do."""
+    code = (
+        "import sys; from stages import evaluate\n"
+        "try:\n"
+        f"    evaluate.reach({hub_rows('some/set')!r})\n"
+        "except ValueError as error:\n"
+        "    print(error)\n"
+        "assert not {'torch', 'transformers', 'datasets'} & set(sys.modules), 'heavy import'"
+    )
+    environment = {**os.environ, "HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path)}
+    done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True, env=environment)
+    assert "dataset some/set at revision 000" in done.stdout and "OfflineModeIsEnabled" in done.stdout
+    assert "hf download some/set --repo-type dataset" in done.stdout and "items=mirror items.path=DIR" in done.stdout
+
+
+def test_a_mirror_that_is_not_there_comes_with_its_command(tmp_path):
+    def mirror(folder):
+        return {"_target_": "pipeline.evaluation.rows.Mirror", "source": {"kind": "local", "path": str(folder)}}
+
+    missing = tmp_path / "openai" / "gsm8k"
+    told = evaluate.mirror_advice({"splits": {"train": mirror(missing), "test": mirror(missing)}})
+    assert told == f"; to put it there: hf download openai/gsm8k --repo-type dataset --local-dir {missing}"
+    missing.mkdir(parents=True)
+    assert evaluate.mirror_advice({"splits": {"test": mirror(missing)}}) == ""
+
+
+@pytest.fixture
+def human_eval(context):
+    """Writes one problem; the params of a benchmark over it and a context that reads it."""
+    rows = context.make("rows").directory / "rows.jsonl"
+    problem = {"task_id": 0, "prompt": "p", "canonical_solution": "s", "test": "t", "entry_point": "e"}
+    rows.write_text(json.dumps(problem))
+    settings = {**CODE, "rows": {**CODE["rows"], "source": {"kind": "local", "path": str(rows)}}}
+
+    def make(name, **params):
+        one = context.make(name)
+        one.params, one.launch = {"benchmark": settings, **params}, {"isolation": "limits", "judges": 1}
+        one.locate, one.listing = (lambda source: rows), (lambda source: [rows.name])
+        return one
+
+    return make
+
+
+def test_programs_are_written_by_the_server_that_was_asked_for(human_eval, monkeypatch):
+    from pipeline.models import load, load_tokenizer
+    from tests.evaluation.judge_server import settings
+    from tests.evaluation.test_completions import server
+
+    local = human_eval("local")
+    expected = evaluate.run(local)
+    directory = local.inputs["model"] / "model"
+    served = server.Served(load(directory), load_tokenizer(directory))
+    monkeypatch.setattr(evaluate, "_model", lambda directory: pytest.fail("the model was loaded"))
+    asked = human_eval("served", backend="endpoint", served_model="tiny")
+    evaluate.check(asked.params, {})
+    with server.serving(served) as url:
+        asked.launch["server"] = settings(url)
+        assert evaluate.run(asked) == expected
+    assert [body["model"] for body in served.asked] == ["tiny"]
+    assert read_items(asked.directory).items == read_items(local.directory).items
+
+
+def test_what_a_backend_cannot_run_stays_in_this_process():
+    def found(target, asked):
+        return evaluate.backend_for({"_target_": f"pipeline.evaluation.{target}"}, asked)
+
+    for target in ("code.CodeBenchmark", "mt_bench.MTBench", "mint.Mint"):
+        assert [found(target, asked) for asked in ("vllm", "endpoint", "hf")] == ["vllm", "endpoint", "local"]
+    for target in ("shift.TokenShift", "positions.PositionLoss", "perplexity.HeldOutText", "chat.HeldOutChat"):
+        assert {found(target, asked) for asked in ("vllm", "endpoint", "hf", "local")} == {"local"}
+    for asked in ("vllm", "hf", "tgi"):
+        assert found("harness.HarnessTask", asked) == found("labels.LabelledOptions", asked) == asked
+        assert found("no.Such", asked) == asked
 
 
 def test_programs_are_refused_where_no_model_was_loaded_yet(context, monkeypatch):

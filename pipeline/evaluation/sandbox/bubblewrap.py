@@ -1,6 +1,8 @@
 """The same room by bubblewrap, for machines that let it make namespaces and nobody else.
 
-Such are those whose AppArmor profile or set-uid bit is bubblewrap's alone. Its own first process stands for init.
+Such are those whose AppArmor profile or set-uid bit is bubblewrap's alone. Its own first process stands for init. Its
+scratch has no limit on the number of files, which `--tmpfs` does not take: an empty file costs the kernel some memory
+that only the program's time bounds here, where `room` has `nr_inodes`.
 """
 
 from __future__ import annotations
