@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import os
+import signal
 from pathlib import Path
 
 import pytest
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:  # a shell's background job ignores it, and so would every child
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 TINY_LLAMA = {
     "model_type": "llama",

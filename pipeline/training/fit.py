@@ -20,7 +20,8 @@ from pipeline.training.blocks import choose_compile, prepare_blocks
 from pipeline.training.count import count_cost
 from pipeline.training.device import Device
 from pipeline.training.distributed import distribute, handlers, is_sharded, own_part, whole
-from pipeline.training.flops import Cost
+from pipeline.training.flops import Cost, cost_of
+from pipeline.training.forecast import known_shape
 from pipeline.training.head import head_of
 from pipeline.training.isolation import mixes_documents
 from pipeline.training.loop import train
@@ -132,7 +133,8 @@ def _prepare(
     for parameter in model.parameters():
         if parameter.requires_grad:
             parameter.data = parameter.data.float()
-    counts, cost = _counts(model), count_cost(loaded)
+    counts, known = _counts(model), known_shape(source, strategy)
+    cost = cost_of(*known) if known else count_cost(loaded)  # the formula gives what counting does, at once
     if settings.frozen_dtype:
         _check_unsharded(settings.frozen_dtype, device.layout.sharding)
         hold_frozen(model, settings.frozen_dtype)

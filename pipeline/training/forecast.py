@@ -5,9 +5,10 @@ from __future__ import annotations
 import socket
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
-from pipeline.models.shape import Shape
+from pipeline.models.shape import Shape, read_shape
 from pipeline.training.flops import Cost, Trains, cost_of
 from pipeline.training.memory import Knobs, Memory, memory_of
 from pipeline.training.settings import Settings
@@ -79,6 +80,12 @@ def forecast(
         num_steps=steps,
         num_processes=launch["num_processes"],
     )
+
+
+def known_shape(source: Path, strategy: Any) -> tuple[Shape, Trains] | None:
+    """The shape of the model saved in `source` and what a strategy trains in it, where both can be told."""
+    shape, trains = read_shape(source), Trains.of({"_target_": type(strategy).__name__, **vars(strategy)})
+    return None if shape is None or trains is None or not trains.fits(shape) else (shape, trains)
 
 
 def tell(

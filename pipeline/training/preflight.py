@@ -13,10 +13,8 @@ from typing import Any
 import psutil
 import torch
 
-from pipeline.models.shape import read_shape
 from pipeline.training.distributed import is_sharded, own_part, unsynchronized
-from pipeline.training.flops import Trains
-from pipeline.training.forecast import size
+from pipeline.training.forecast import known_shape, size
 from pipeline.training.loss import IGNORED
 from pipeline.training.memory import ADAM_MOMENTS, FP32, Knobs, Memory, memory_of
 from pipeline.training.quantised import held_tensors
@@ -71,10 +69,8 @@ def check_labels(stream: Any, batch_size: int) -> None:
 
 def expected_memory(source: Path, strategy: Any, settings: Settings, knobs: Knobs) -> Memory | None:
     """The estimate for training the model saved in `source`; None for a model or a strategy that has none."""
-    shape, trains = read_shape(source), Trains.of({"_target_": type(strategy).__name__, **vars(strategy)})
-    if shape is None or trains is None or not trains.fits(shape):
-        return None
-    return memory_of(shape, trains, settings.seq_len, settings.precision, knobs, settings.frozen_dtype)
+    known = known_shape(source, strategy)
+    return known and memory_of(*known, settings.seq_len, settings.precision, knobs, settings.frozen_dtype)
 
 
 def expect(accelerator: Any, source: Path, strategy: Any, settings: Settings, knobs: Knobs) -> Memory | None:
