@@ -125,6 +125,7 @@ def test_a_sweep_shares_what_it_can_and_ends_in_one_report(arguments, tmp_path):
     assert json.dumps(data).count("expand.num_groups=") >= 2
 
 
+@pytest.mark.slow
 def test_a_damaged_artifact_is_noticed_before_it_is_used(arguments, tmp_path):
     arguments = [*arguments, "launch=inprocess", "launch.cpu=true"]
     run([*arguments, "stage=base"])
@@ -145,6 +146,7 @@ def local(arguments: list[str], directory: Path) -> list[str]:
     return [a for a in arguments if a != "model=tiny"] + ["model=local", f"model.source.path={directory}"]
 
 
+@pytest.mark.slow
 def test_a_local_model_is_used_where_it_lies(arguments, make_model, tmp_path):
     run([*local(arguments, make_model()), "stage=expand", "launch=inprocess"])
     outputs = tmp_path / "outputs"

@@ -179,7 +179,7 @@ AS_CHATS = {
 """What becomes of the same damages in conversations that say every text back, where it is not what documents become."""
 
 
-@pytest.mark.parametrize("case", BAD)
+@pytest.mark.parametrize("case", [pytest.param(c, marks=pytest.mark.slow) if c == "one-word" else c for c in BAD])
 def test_the_same_damages_in_conversations(chatted, case):
     files, *expected = BAD[case]
     reasons, num_good = AS_CHATS.get(case, expected)

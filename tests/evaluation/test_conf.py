@@ -1,6 +1,7 @@
 """Every file of conf/benchmark, as the driver composes it."""
 
 import dataclasses
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -43,6 +44,7 @@ DESCRIPTION = {"title", "group", "note"}
 FOR_THE_GRAPH = {"data", "backend", "models", "reference", "endpoint", "folder"}
 
 
+@cache
 def composed(name, *overrides):
     folder = [f"benchmark.{name}.folder=/mirror"] if name in CHATS else []
     with initialize_config_dir(str(CONF), version_base="1.3"):

@@ -97,7 +97,7 @@ def harness_own(asked, inputs, lm):
     return evaluate(lm=lm, task_dict={"tasks": tasks}, bootstrap_iters=0)["results"]
 
 
-@pytest.mark.parametrize("name", ["arc", "gsm8k", "truthfulqa"])
+@pytest.mark.parametrize("name", ["arc", "gsm8k", pytest.param("truthfulqa", marks=pytest.mark.slow)])
 def test_the_score_is_lm_evaluation_harness_own(name, suite, llama, tokenizer, inputs, hflm):
     asked = suite(name)
     outcome = asked.run(llama, tokenizer, inputs)
@@ -111,6 +111,7 @@ def test_the_score_is_lm_evaluation_harness_own(name, suite, llama, tokenizer, i
     assert all(item.prompt and item.gold for item in outcome.items)
 
 
+@pytest.mark.slow
 def test_numbers_that_are_right_are_counted_as_lm_evaluation_harness_does(suite, local, tiny, tokenizer, inputs):
     """A random model is never right by itself: half of the questions get what it writes for an answer."""
     model = tiny()

@@ -203,6 +203,7 @@ def test_by_reference_it_is_the_same_model(make_model, tmp_path):
     assert all(mine[name].dtype == theirs[name].dtype and torch.equal(mine[name], theirs[name]) for name in mine)
 
 
+@pytest.mark.slow
 def test_what_is_written_loads_in_a_new_process_after_the_import_alone(make_model, tmp_path):
     """By stock transformers' Auto classes; without the import the model type is not known to them."""
     source = read_source(make_model())

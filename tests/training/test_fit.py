@@ -104,7 +104,11 @@ def test_a_base_in_fewer_bits_is_saved_as_it_was(expanded, store, tmp_path, form
     assert metrics["val_loss"] < metrics["val_loss_before"]
 
 
-@pytest.mark.parametrize("launch", [{}, {"checkpointing": "full"}, {"compile": True}], ids=lambda x: str(*x))
+@pytest.mark.parametrize(
+    "launch",
+    [{}, {"checkpointing": "full"}, pytest.param({"compile": True}, marks=pytest.mark.slow)],
+    ids=lambda x: str(*x),
+)
 def test_a_base_held_in_bf16_gives_the_bits_of_fp32(expanded, store, tmp_path, launch):
     """The base is stored in bf16, so nothing is rounded."""
     train(expanded, tmp_path / "plain", store, launch=launch)
