@@ -184,6 +184,8 @@ def _nearest(path: str) -> str:
     for parent in parents:
         node = node.get(parent) if isinstance(node, DictConfig) else None
     keys = [str(key) for key in node] if isinstance(node, DictConfig) else []
+    if leaf in keys:
+        return " with the groups that were chosen; it is one of the default's"
     close = difflib.get_close_matches(leaf, keys, n=1)
     where = ".".join(parents) or "config"
     guess = f"; did you mean {'.'.join([*parents, close[0]])}?" if close else ""

@@ -154,6 +154,14 @@ def test_the_papers_run(tmp_path):
     assert weights == {1.0, 1.5}
 
 
+@pytest.mark.parametrize(
+    "shares", ["{stdlib: 0.7, sympi: 0.3}", "{stdlib: 0.7}", "[[0,{stdlib: 1, sympy: 1}],[1,{stdlib: 1}]]"]
+)
+def test_shares_of_other_sources_are_refused_before_any_work(tmp_path, shares):
+    with pytest.raises(ConfigError, match=r"pretrain\.shares name .*: \['stdlib', 'sympy'\]"):
+        plan(f"pretrain.shares={shares}", tmp_path=tmp_path)
+
+
 def test_a_sweep_shares_base_data_and_base_evaluations(tmp_path):
     one, two = (plan(f"expand.num_groups={n}", tmp_path=tmp_path)[0] for n in (1, 2))
     assert one.models["base"] == two.models["base"] and one.data == two.data

@@ -96,7 +96,9 @@ class _Builder:
             section = dict(config[stage])
             if section.pop("skip", False):
                 continue
-            data = self._data(stage, section.pop("data"), base)
+            sources = section.pop("data")
+            _check_shares(stage, section.get("shares"), sources.get("sources") or {})
+            data = self._data(stage, sources, base)
             self._check_strategy(stage, section["strategy"], facts)
             model = self._node(stage, stage, section, {"model": model, "data": data})
             cell.models[ROWS[stage]] = model
@@ -219,6 +221,17 @@ def depth(config: Mapping[str, Any]) -> int | None:
     """How many blocks a config.json states, under the name that its family has for it."""
     section = config.get("text_config", config)
     return next((section[key] for key in DEPTH_KEYS if key in section), None)
+
+
+def _check_shares(stage: str, shares: Any, sources: Mapping[str, Any]) -> None:
+    """Refuse shares of other sources than the data has; the stage itself would notice only when the data is built."""
+    for point in shares if isinstance(shares, list) else [[0, shares]]:
+        found = point[-1] if isinstance(point, list) and point else None
+        if isinstance(found, Mapping) and set(found) != set(sources):
+            raise ConfigError(
+                f"{stage}.shares name {sorted(found)}; they must name every source of {stage}.data.sources once: "
+                f"{sorted(sources)}"
+            )
 
 
 def longest(config: Mapping[str, Any]) -> int | None:

@@ -67,7 +67,7 @@ def check(asked: Mapping[str, Any]) -> None:
     try:
         import submitit  # noqa: F401
     except ImportError as error:
-        raise ConfigError("launch.slurm needs submitit: pip install 'llama-pro-pipeline[slurm]'") from error
+        raise ConfigError("launch.slurm needs submitit: pip install -e '.[slurm]'") from error
     settings, processes = asked["slurm"], asked.get("num_processes") or 1
     if unknown := sorted(set(settings) - {"cluster", "max_jobs", "parameters"}):
         raise ConfigError(f"launch.slurm has no {', '.join(unknown)}; it has cluster, max_jobs and parameters")
