@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.engine import worker
-from pipeline.engine.build import depth, longest
+from pipeline.engine.model_facts import depth, longest
 from pipeline.engine.outlook import Ahead, Outlook
 
 VERSION = 1

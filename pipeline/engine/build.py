@@ -14,13 +14,11 @@ from pipeline.engine import gate
 from pipeline.engine.errors import ArtifactError, ConfigError
 from pipeline.engine.graph import SHORT, Node, topological
 from pipeline.engine.locations import localize
+from pipeline.engine.model_facts import SHAPE, known_facts
 
 STAGES = ("base", "data", "expand", "pretrain", "sft", "evaluate", "report")
 ROWS = {"base": "base", "expand": "expanded", "pretrain": "post-pretrained", "sft": "tuned"}
 TRAINING = ("pretrain", "sft")
-DEPTH_KEYS = ("num_hidden_layers", "n_layer", "n_layers", "num_layers")  # in the config.json of one family or another
-LENGTH_KEYS = ("max_position_embeddings", "n_positions", "max_seq_len", "max_sequence_length", "seq_length")  # likewise
-SHAPE = "shape"  # of a model that is not fetched yet: for estimates, not for what is built
 DESCRIPTION = ("title", "group", "note")  # of a benchmark: for the report, not for the evaluation
 
 
@@ -82,7 +80,7 @@ class _Builder:
     def build(self) -> tuple[Cell, dict[str, Any]]:
         config, cell = self.config, self.cell
         self._check_report()
-        facts = _facts(config["model"])
+        facts = known_facts(config["model"])
         if not config["sft"].get("skip"):
             facts["chat_template"] = None  # instruction tuning may bring one
         params = {key: value for key, value in config["model"].items() if key != SHAPE}
@@ -217,12 +215,6 @@ def _version(stage: str) -> int:
     return int(importlib.import_module(f"stages.{stage}").VERSION)
 
 
-def depth(config: Mapping[str, Any]) -> int | None:
-    """How many blocks a config.json states, under the name that its family has for it."""
-    section = config.get("text_config", config)
-    return next((section[key] for key in DEPTH_KEYS if key in section), None)
-
-
 def _check_shares(stage: str, shares: Any, sources: Mapping[str, Any]) -> None:
     """Refuse shares of other sources than the data has; the stage itself would notice only when the data is built."""
     for point in shares if isinstance(shares, list) else [[0, shares]]:
@@ -232,45 +224,6 @@ def _check_shares(stage: str, shares: Any, sources: Mapping[str, Any]) -> None:
                 f"{stage}.shares name {sorted(found)}; they must name every source of {stage}.data.sources once: "
                 f"{sorted(sources)}"
             )
-
-
-def longest(config: Mapping[str, Any]) -> int | None:
-    """How many positions a config.json states, under the name that its family has for it."""
-    section = config.get("text_config", config)
-    return next((section[key] for key in LENGTH_KEYS if key in section), None)
-
-
-def _facts(model: Mapping[str, Any]) -> dict[str, Any]:
-    """What is known of the base model before anything is fetched; read from its files where it is local."""
-    facts = {key: model.get(key) for key in ("num_blocks", "max_position_embeddings", SHAPE)} | {"expanded": False}
-    facts["chat_template"] = None  # not known
-    source = model["source"]
-    if source.get("kind") == "local":
-        directory = Path(source["path"]).expanduser()
-        file = directory / "config.json"
-        if not file.is_file():
-            found = "no such directory" if not directory.is_dir() else "no config.json in it"
-            raise ConfigError(f"model.source.path={directory}: {found}; give a directory that save_pretrained wrote")
-        try:
-            config = json.loads(file.read_text())
-        except ValueError as error:
-            raise ConfigError(f"model.source.path: {file} is damaged: {error}") from error
-        facts["num_blocks"] = facts["num_blocks"] or depth(config)
-        facts["max_position_embeddings"] = facts["max_position_embeddings"] or longest(config)
-        facts["expanded"] = (directory / "expansion.json").is_file()
-        facts["local_model"] = str(directory)
-        facts["chat_template"] = _has_chat_template(directory)
-    return facts
-
-
-def _has_chat_template(directory: Path) -> bool:
-    """Whether a tokenizer brings a chat template: in a file of its own, or in its config."""
-    if (directory / "chat_template.jinja").is_file() or (directory / "chat_template.json").is_file():
-        return True
-    try:
-        return bool(json.loads((directory / "tokenizer_config.json").read_text()).get("chat_template"))
-    except (OSError, ValueError, AttributeError):
-        return False
 
 
 def report_node(settings: Mapping[str, Any], name: str, cells: list[Cell], launch: Mapping[str, Any]) -> Node:
