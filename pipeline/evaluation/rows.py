@@ -7,6 +7,7 @@ document occurs once per option, and a second time under an id from 1,000,000 on
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -148,10 +149,16 @@ def reach(datasets: Iterable[tuple[str, str]]) -> None:
     Raises ValueError if one cannot; the message says what to download.
     """
     for repo, revision in datasets:
-        try:
+        with _advised():
             _reach(repo, revision)
-        except HubError as error:
-            raise ValueError(f"{error}\nOr {download(repo, revision)}") from error
+
+
+@contextmanager
+def _advised() -> Iterator[None]:
+    try:
+        yield
+    except HubError as error:
+        raise ValueError(f"{error}\nOr {download(error.repo, error.revision)}") from error
 
 
 @lru_cache(maxsize=256)
@@ -173,10 +180,8 @@ def read_rows(origin: RowSource, inputs: Inputs) -> Rows:
     Raises:
         ValueError: a row cannot be read, or the hub cannot; the message then says what to download.
     """
-    try:
+    with _advised():
         rows = list(origin.rows(inputs.locate, inputs.listing))
-    except HubError as error:
-        raise ValueError(f"{error}\nOr {download(error.repo, error.revision)}") from error
     return [dict(row.fields) for row in _readable(rows)]
 
 

@@ -139,7 +139,8 @@ def _prepare(
         _check_unsharded(settings.frozen_dtype, device.layout.sharding)
         hold_frozen(model, settings.frozen_dtype)
         for parameter in model.parameters():
-            parameter.data = parameter.data.to(torch.float32 if parameter.requires_grad else _dtype(settings))
+            if not parameter.requires_grad:
+                parameter.data = parameter.data.to(_dtype(settings))
     model.train()
     # A product and a sum for each weight and token, forwards and backwards.
     num_flops = 4.0 * counts["num_parameters"] * num_steps * settings.batch_size * settings.seq_len

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -212,9 +212,7 @@ def remedy(knobs: Knobs, seq_len: int | None, state_alone: bool = False, forms: 
 
 def _smaller_forms(settings: Settings) -> list[str]:
     """Values of frozen_dtype that hold what does not train in fewer bits than the run does."""
-    held = (
-        FROZEN_BYTES[settings.frozen_dtype or "bf16"] if settings.frozen_dtype or settings.precision == "bf16" else FP32
-    )
+    held = FROZEN_BYTES.get(settings.frozen_dtype or settings.precision, FP32)
     return [form for form, num_bytes in FROZEN_BYTES.items() if num_bytes < held]
 
 
@@ -227,41 +225,30 @@ def _fewer_activations(knobs: Knobs) -> Iterator[str]:
         yield f"launch.loss_chunk={SMALLEST_CHUNK} (now {knobs.loss_chunk})"
 
 
-@contextmanager
-def shortage_explained(seq_len: int, knobs: Knobs) -> Iterator[None]:
+def shortage_explained(seq_len: int, knobs: Knobs) -> AbstractContextManager[None]:
     """Let running out of memory in here say which knob to change.
 
     Raises:
         ValueError: in place of the allocator's own error, which is its cause.
     """
+    return _explained(f"with launch.micro_batch={knobs.micro_batch} and seq_len={seq_len}", remedy(knobs, seq_len))
+
+
+def loading_explained(settings: Settings, knobs: Knobs) -> AbstractContextManager[None]:
+    """As `shortage_explained`, where a model is loaded and put on its device: no step's knob helps there."""
+    return _explained("while the model was loaded", remedy(knobs, None, True, _smaller_forms(settings)))
+
+
+@contextmanager
+def _explained(when: str, advice: str) -> Iterator[None]:
     try:
         yield
     except (RuntimeError, MemoryError) as error:  # torch.OutOfMemoryError is a RuntimeError
         if not is_shortage(error):
             raise
-        raise ValueError(
-            f"out of memory with launch.micro_batch={knobs.micro_batch} and seq_len={seq_len}{_asked(error)}; "
-            f"{remedy(knobs, seq_len)}"
-        ) from error
-
-
-@contextmanager
-def loading_explained(settings: Settings, knobs: Knobs) -> Iterator[None]:
-    """As `shortage_explained`, where a model is loaded and put on its device: no step's knob helps there."""
-    try:
-        yield
-    except (RuntimeError, MemoryError) as error:
-        if not is_shortage(error):
-            raise
-        raise ValueError(
-            f"out of memory while the model was loaded{_asked(error)}; "
-            f"{remedy(knobs, None, True, _smaller_forms(settings))}"
-        ) from error
-
-
-def _asked(error: BaseException) -> str:
-    text = str(error).strip().splitlines()
-    return f" ({text[0]})" if text else ""
+        text = str(error).strip().splitlines()
+        asked = f" ({text[0]})" if text else ""
+        raise ValueError(f"out of memory {when}{asked}; {advice}") from error
 
 
 def is_shortage(error: BaseException) -> bool:

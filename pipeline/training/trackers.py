@@ -7,7 +7,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from pipeline.models.durable import sync
+from pipeline.models.durable import write_text
 
 
 class Trackers:
@@ -33,7 +33,4 @@ class Trackers:
                 self._accelerator.log(record, step=record.pop("step"))
                 number += 1
         self._sent.parent.mkdir(parents=True, exist_ok=True)
-        partial = self._sent.with_suffix(".partial")
-        partial.write_text(json.dumps(number))
-        sync(partial)
-        partial.rename(self._sent)
+        write_text(self._sent, json.dumps(number))
