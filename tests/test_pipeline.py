@@ -303,8 +303,8 @@ def test_a_gate_fails_a_run_and_says_why(arguments, tmp_path):
     before = {p: p.stat().st_mtime_ns for p in outputs.rglob("manifest.json")}
     run(arguments, expect=1)  # nothing is built again, and the answer is the same
     assert {p: p.stat().st_mtime_ns for p in outputs.rglob("manifest.json")} == before
-    loose = run([*arguments[:-2], "+evaluate.gate.benchmarks.domain=99.0", gate[1]])
-    assert "gate: the post-pretrained model keeps what the gate asks for" in loose
+    sound = run([*arguments, "pretrain.lr=0.1"])
+    assert "gate: the post-pretrained model keeps what the gate asks for" in sound
 
 
 @pytest.mark.slow
