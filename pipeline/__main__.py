@@ -6,6 +6,7 @@ import os
 import re
 import sys
 import sysconfig
+import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -84,6 +85,8 @@ def run_cell(config: dict[str, Any], name: str, overrides: list[str]) -> str | N
     cell, facts = build.build(config, name, cache)
     targets = cell.targets(config["stage"])
     if config["dry_run"]:
+        if HydraConfig.get().mode == RunMode.MULTIRUN:
+            print(f"\n== {name}")
         report = [] if config["stage"] != "report" else [_report_of(config, {cell.name: cell})]
         print(runner.plan([*targets, *report], outputs, cache, facts=facts))
         return None
@@ -165,6 +168,8 @@ def show(error: Exception) -> None:
     text = str(error).strip()
     if match := re.search(r"Could not override '([\w.]+)'", text):
         text = f"{match[1]} is not a key of the config{_nearest(match[1])}; `python -m pipeline --cfg job` prints all"
+    elif match := re.search(r"Could not (?:find|load) '([\w/]+)/(\w[\w.-]*)'", text):
+        text = f"{match[1]}={match[2]} is not known{_nearest_option(*match.groups())}"
     elif "Missing mandatory value" in text:
         key = getattr(error, "full_key", None) or text.rpartition(" ")[2]
         text = f"{key} must be given: {key}=VALUE"
@@ -192,18 +197,27 @@ def _nearest(path: str) -> str:
     return f"{guess} ({where} has: {', '.join(keys)})" if keys else guess
 
 
-def _groups() -> str:
+def _nearest_option(group: str, option: str) -> str:
+    import difflib
+
+    options = _groups().get(group, [])
+    close = difflib.get_close_matches(option, options, n=1)
+    guess = f"; did you mean {group}={close[0]}?" if close else ""
+    return f"{guess} ({group} has: {', '.join(options) or 'no files'})"
+
+
+def _groups() -> dict[str, list[str]]:
     """What can be chosen. Hydra's own listing composes every file first, which takes seconds."""
     groups: dict[str, list[str]] = {}
     for file in sorted(CONF.glob("*/**/*.yaml")):
         groups.setdefault(file.parent.relative_to(CONF).as_posix(), []).append(file.stem)
-    return "\n".join(f"  {group}: {', '.join(options)}" for group, options in groups.items())
+    return groups
 
 
 def run() -> int:
     """The command line; returns the exit status."""
     if {"--help", "-h"} & set(sys.argv[1:]):
-        print(HELP.format(groups=_groups()))
+        print(HELP.format(groups="\n".join(f"  {group}: {', '.join(known)}" for group, known in _groups().items())))
         return 0
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # errors reach us whole, and are shown below without a traceback
     swept.clear()
@@ -222,4 +236,7 @@ def run() -> int:
 
 
 if __name__ == "__main__":
+    warnings.showwarning = lambda message, *_: print(
+        f"warning: {message}", file=sys.stderr
+    )  # where in our code is noise
     sys.exit(run())

@@ -25,12 +25,6 @@ MIN_BOOTSTRAP = 100
 
 def check(params: dict[str, Any], facts: dict[str, Any]) -> None:
     """Refuse a gate that could not be judged. Raises ValueError."""
-    for name, budget in {**params["budgets"], "overall": params["overall"]}.items():
-        if budget is not None and not (_is_number(budget) and 0 <= budget < 1):
-            raise ValueError(
-                f"evaluate.gate: the budget of {name} is {budget!r}; give a fraction of the base's score from 0 to 1, "
-                "0.02 for a drop of at most 2 %"
-            )
     if params["fail_if"] not in RULES:
         raise ValueError(f"evaluate.gate.fail_if={params['fail_if']!r} is not known; use one of {', '.join(RULES)}")
     if not (_is_number(params["confidence"]) and 0 < params["confidence"] < 1):

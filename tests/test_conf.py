@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import importlib
+import re
 from pathlib import Path
 
 import pytest
@@ -219,7 +220,7 @@ def test_a_cell_survives_its_file(tmp_path):
         (["pretrain.num_steps=5"], "exactly one of num_steps, num_tokens and num_epochs"),
         (
             ["data@pretrain.data=local_text", "pretrain.data.sources.local.origin.source.path=/does/not/exist"],
-            "does not exist",
+            r"pretrain.data.sources.local.origin.source.path: /does/not/exist does not exist",
         ),
     ],
     ids=lambda value: value[-1] if isinstance(value, list) else "",
@@ -234,6 +235,25 @@ def test_a_misspelt_key_is_answered_with_the_right_one(monkeypatch, capsys):
     assert driver.run() == 1
     message = capsys.readouterr().err
     assert "expand.per_gruop is not a key" in message and "did you mean expand.per_group?" in message
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("benchmark=[domian]", r"benchmark=domian is not known; did you mean benchmark=domain\? \(benchmark has: "),
+        ("expand=blok", r"expand=blok is not known; did you mean expand=block\? \(expand has: adept, block, "),
+        ("model=gpt5", r"model=gpt5 is not known \(model has: .*llama2_7b"),
+    ],
+)
+def test_a_misspelt_choice_is_answered_with_the_choices(monkeypatch, capsys, override, message):
+    monkeypatch.setattr("sys.argv", ["pipeline", override])
+    assert driver.run() == 1
+    assert re.search(message, capsys.readouterr().err)
+
+
+def test_tokens_may_be_written_as_people_write_them(tmp_path):
+    short, long = (plan(f"pretrain.num_tokens={one}", tmp_path=tmp_path)[0].models for one in ("2e6", "2000000"))
+    assert short == long and type(short["post-pretrained"].params["num_tokens"]) is int
 
 
 def test_a_missing_value_is_named(monkeypatch, capsys):
@@ -322,7 +342,7 @@ def test_a_gate_judges_the_last_model_against_the_base(tmp_path):
     assert cell.gate.inputs["model-lambada"] == cell.evaluations["tuned"]["lambada"]
     assert cell.gate not in cell.targets("sft")
     for overrides, message in [
-        (["evaluate.gate.max_drop=2"], "the budget of .* is 2"),
+        (["evaluate.gate.max_drop=2"], r"evaluate.gate.max_drop=2 must be a fraction"),
         (["+evaluate.gate.benchmarks.mmlu=0.1"], "mmlu is not evaluated on both"),
     ]:
         with pytest.raises((ValueError, ConfigError), match=message):

@@ -95,8 +95,10 @@ class _Builder:
             if section.pop("skip", False):
                 continue
             sources = section.pop("data")
+            if isinstance(length := section.get("num_tokens"), float) and length.is_integer():
+                section["num_tokens"] = int(length)  # 1e9 is how people write it; the same run as 1000000000
             _check_shares(stage, section.get("shares"), sources.get("sources") or {})
-            data = self._data(stage, sources, base)
+            data = self._data(stage, sources, base, stage)
             self._check_strategy(stage, section["strategy"], facts)
             model = self._node(stage, stage, section, {"model": model, "data": data})
             cell.models[ROWS[stage]] = model
@@ -109,14 +111,15 @@ class _Builder:
             cell.gate = self._node("gate", "gate", *asked)
         return cell, facts
 
-    def _node(self, stage: str, label: str, params: dict[str, Any], inputs: dict[str, Node]) -> Node:
-        params, locations = localize(params, self.cache)
+    def _node(self, stage: str, label: str, params: dict[str, Any], inputs: dict[str, Node], key: str = "") -> Node:
+        """A node of these params, which stand below `key` in the config."""
+        params, locations = localize(params, self.cache, key)
         settings = {"launch": dict(self.config["launch"]), "locations": locations}
         return Node(stage, label, _version(stage), params, inputs, settings)
 
-    def _data(self, name: str, data: dict[str, Any], base: Node) -> Node:
+    def _data(self, name: str, data: dict[str, Any], base: Node, key: str) -> Node:
         """One node for the same data under whatever name it is used."""
-        node = self._node("data", f"data/{name}", {"data": data}, {"base": base})
+        node = self._node("data", f"data/{name}", {"data": data}, {"base": base}, key)
         for known in self.cell.data.values():
             if known == node:
                 return known
@@ -143,7 +146,7 @@ class _Builder:
                         stacklevel=2,
                     )
                 return
-            inputs["data"] = self._data(name, data, self.cell.models[ROWS["base"]])
+            inputs["data"] = self._data(name, data, self.cell.models[ROWS["base"]], f"benchmark.{name}")
         self.cell.benchmarks[name] = description
         backend, server = self._backend(name, benchmark), {}
         endpoint = benchmark.pop("endpoint", None)

@@ -13,6 +13,8 @@ if TYPE_CHECKING:
 
 KEPT_GROUPS = ("general", "retention")
 """Of benchmarks: what the base could do already."""
+TOTALS = ("max_drop", "overall")
+"""The budgets that are not one benchmark's."""
 EXPANDED = "expanded"
 """The row of the model that may equal its base by construction."""
 
@@ -24,6 +26,7 @@ def request(settings: Mapping[str, Any], cell: Cell) -> tuple[dict[str, Any], di
         ConfigError: there is nothing to judge, or a budget names a benchmark that the two models do not share.
     """
     own = dict(settings["benchmarks"])
+    _check_budgets({**{f"benchmarks.{name}": one for name, one in own.items()}, **{k: settings[k] for k in TOTALS}})
     if all(one is None for one in (settings["max_drop"], settings["overall"], *own.values())):
         return None
     (base, reference), (row, judged) = (list(cell.evaluations.items())[i] for i in (0, -1))
@@ -43,6 +46,16 @@ def request(settings: Mapping[str, Any], cell: Cell) -> tuple[dict[str, Any], di
     if row == EXPANDED:
         inputs["expansion"] = cell.models[row]
     return {**rest, "budgets": budgets, "row": row, "titles": titles}, inputs
+
+
+def _check_budgets(budgets: Mapping[str, Any]) -> None:
+    for key, budget in budgets.items():
+        is_number = isinstance(budget, int | float) and not isinstance(budget, bool)
+        if budget is not None and not (is_number and 0 <= budget < 1):
+            raise ConfigError(
+                f"evaluate.gate.{key}={budget!r} must be a fraction of the base's score from 0 to 1, or null; "
+                "0.02 allows a drop of 2 %"
+            )
 
 
 def _budgets(settings: Mapping[str, Any], groups: Mapping[str, Any]) -> dict[str, float | None]:

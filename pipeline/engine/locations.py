@@ -18,11 +18,11 @@ _TOKENS = re.compile(r"(?P<tree>\*\*/)|(?P<rest>\*\*)|(?P<star>\*)|(?P<one>\?)|(
 _AS_REGEX = {"tree": "(?:[^/]+/)*", "rest": ".*", "star": "[^/]*", "one": "[^/]"}
 
 
-def localize(params: Any, cache: Path) -> tuple[Any, dict[str, dict[str, Any]]]:
+def localize(params: Any, cache: Path, where: str = "") -> tuple[Any, dict[str, dict[str, Any]]]:
     """Replace `{kind: local, path, include?, exclude?}` by `{kind: local, content}` everywhere in `params`.
 
     `content` is the sha256 over the sorted relative names and file hashes of what is meant; other keys of the mapping
-    stay. File hashes are remembered in `<cache>/hashes.json`.
+    stay. File hashes are remembered in `<cache>/hashes.json`. Errors name a source by its key below `where`.
 
     Returns:
         The new params, and content -> {"path": absolute, "include": [...] | None, "exclude": [...]}.
@@ -45,7 +45,7 @@ def localize(params: Any, cache: Path) -> tuple[Any, dict[str, dict[str, Any]]]:
         return {**rest, "content": content}
 
     try:
-        return replaced(params, by_content, "local"), locations
+        return replaced(params, by_content, "local", where), locations
     finally:
         hashes.save()
 

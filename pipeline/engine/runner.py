@@ -45,9 +45,9 @@ def run(
 ) -> dict[str, Path]:
     """Have the artifact of every target, building what is not committed and what that needs.
 
-    Before anything is launched: every node's stage checks its params, reused artifacts are looked at, the outputs
-    folder is tried, stages look whether what their workers fetch can be had, packages are fetched, and artifacts that
-    will be read are verified by their hashes.
+    Before anything is launched: the stages of all nodes that will be built check their params, reused artifacts are
+    looked at, the outputs folder is tried, stages look whether what their workers fetch can be had, packages are
+    fetched, and artifacts that will be read are verified by their hashes.
 
     Args:
         targets: nodes whose artifacts are wanted; give all nodes of a graph to have all of them.
@@ -110,12 +110,14 @@ class _Run:
     def plan(self, targets: Sequence[Node], explained: bool = False) -> list[planning.Step]:
         steps = planning.plan(targets, self.outputs, explained)
         for step in steps:
-            self._check(step.node)
+            if step.state == "miss":  # what is there was asked for in its time, maybe of an older form of its stage
+                self._check(step.node)
         return steps
 
     def notes(self, steps: Sequence[planning.Step]) -> dict[Node, Sequence[str]]:
         """What the stages of missing nodes say of their cost."""
-        nodes = [(step.node, step.directory if step.state == "hit" else None) for step in steps]
+        known = [step for step in steps if step.state != "unneeded"]
+        nodes = [(step.node, step.directory if step.state == "hit" else None) for step in known]
         measured = {step.node.stage: None for step in steps if hasattr(self._module(step.node.stage), "outlook")}
         try:
             found = outlooks(nodes, self._module, self.facts, lambda: planning.manifests(self.outputs, measured))

@@ -99,6 +99,7 @@ _FILLS = {"full": 1, "full_like": 1, "new_full": 2, "fill": 1, "scalar_tensor": 
 _BIASES = {"convolution": 2, "linear": 2, "_grouped_mm": 3}
 _ZEROS = frozenset({"zeros", "zeros_like", "new_zeros", "zero"})
 _NORMS = frozenset({"native_layer_norm", "_fused_rms_norm", "rms_norm", "native_group_norm"})
+_ASK_FOR_VALUES = frozenset({"nonzero", "_local_scalar_dense"})
 _ATTENTIONS = frozenset(
     {
         "_scaled_dot_product_flash_attention_for_cpu",
@@ -145,7 +146,7 @@ class Interpreter(TorchDispatchMode):
         for leaf in tree_leaves((args, kwargs)):
             if id(leaf) in self._watched:
                 self.order.setdefault(id(leaf), len(self.order))
-        if name in ("nonzero", "_local_scalar_dense"):
+        if name in _ASK_FOR_VALUES:
             return _pretend(name, args[0])
         result = func(*args, **kwargs)
         in_place = name.endswith("_") and not name.startswith("_")
@@ -271,6 +272,14 @@ def _pretend(name: str, tensor: torch.Tensor) -> Any:
     if name == "nonzero":
         return torch.empty((max(1, math.prod(tensor.shape[:1])), tensor.dim()), dtype=torch.int64, device="meta")
     return 0.0 if tensor.dtype.is_floating_point else False if tensor.dtype is torch.bool else 0
+
+
+class Valueless(TorchDispatchMode):
+    """Lets a model run on meta tensors past the places where it asks for a value; see `_pretend`."""
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        name = func.overloadpacket.__name__
+        return _pretend(name, args[0]) if name in _ASK_FOR_VALUES else func(*args, **(kwargs or {}))
 
 
 def interpret(

@@ -10,6 +10,8 @@ import copy
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from pipeline.models.own import register_own
+
 _WITHOUT_MEANING = {
     "transformers_version", "dtype", "torch_dtype", "architectures", "use_cache", "auto_map", "id2label", "label2id",
     "problem_type", "output_attentions", "output_hidden_states", "return_dict", "chunk_size_feed_forward",
@@ -43,10 +45,10 @@ def differing(pinned: Mapping[str, Any], config: Mapping[str, Any], num_blocks: 
 def _read(config: Mapping[str, Any]) -> dict[str, Any]:
     import transformers
 
-    import pipeline.models.soft_moe  # noqa: F401  makes its architectures known
-
     settings = copy.deepcopy(dict(config))
-    return transformers.AutoConfig.for_model(settings.pop("model_type"), **settings).to_dict()
+    model_type = settings.pop("model_type")
+    register_own(model_type)
+    return transformers.AutoConfig.for_model(model_type, **settings).to_dict()
 
 
 def _flat(config: Mapping[str, Any], where: str = "") -> Iterator[tuple[str, Any]]:

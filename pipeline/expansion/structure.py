@@ -12,7 +12,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from pipeline.expansion.interpret import PLUS, SCALED, STREAM, ZERO, Fact, interpret, order_of_use
+from pipeline.expansion.interpret import PLUS, SCALED, STREAM, ZERO, Fact, Valueless, interpret, order_of_use
+from pipeline.models.own import register_own
 
 _OWN_INDEX = re.compile(r"^(layer|block|decoder|attn|attention|self_attn)?_?(idx|id|index|number)$")
 _TOKENS = 6  # enough to be told apart from any other dimension of a tiny model, few enough to be fast
@@ -231,10 +232,9 @@ def build(config: Mapping[str, Any]) -> Anatomy:
 def _build(text: str) -> Anatomy:
     import transformers
 
-    import pipeline.models.soft_moe  # noqa: F401  makes its architectures known
-
     settings = json.loads(text)
     model_type = settings.pop("model_type", None)
+    register_own(model_type)
     try:
         loaded = transformers.AutoConfig.for_model(model_type, **settings)
         loaded._attn_implementation = "eager"
@@ -283,13 +283,9 @@ def _watch(model: nn.Module, lists: list[tuple[str, nn.ModuleList]]) -> dict[str
         for index, block in enumerate(blocks):
             handles.append(block.register_forward_pre_hook(partial(note, (name, index)), with_kwargs=True))
     ids = torch.zeros((1, _TOKENS), dtype=torch.int64, device="meta")
-
-    def run(_: torch.Tensor) -> Any:
-        model(input_ids=ids, use_cache=False)
-        return ids
-
     try:
-        interpret(run, ids, ())
+        with torch.no_grad(), Valueless():
+            model(input_ids=ids, use_cache=False)
     except (RuntimeError, NotImplementedError, TypeError, ValueError, AttributeError) as error:
         raise ValueError(f"{type(model).__name__} does not run without weights: {error}") from error
     finally:

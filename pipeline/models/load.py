@@ -7,7 +7,8 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pipeline.models.directory import has_tokenizer
+from pipeline.models.directory import has_tokenizer, read_config
+from pipeline.models.own import register_own
 from pipeline.models.reference import is_reference, read_reference
 
 if TYPE_CHECKING:
@@ -39,6 +40,7 @@ def load(
     options: dict[str, Any] = {"dtype": dtype, "use_safetensors": True, "output_loading_info": True}
     if ATTENTION[attention]:
         options["attn_implementation"] = ATTENTION[attention]
+    register_own(read_config(Path(path)).get("model_type"))
     with _quiet_loading():
         load_form = _load_referred if is_reference(Path(path)) else _load_whole
         model, report = load_form(Path(path), trust_remote_code, options)
@@ -66,7 +68,6 @@ def _predicts_further(name: str, config: Any) -> bool:
 def _load_whole(path: Path, trust_remote_code: bool, options: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
     import transformers
 
-    _register_own()
     return transformers.AutoModelForCausalLM.from_pretrained(
         str(path), local_files_only=True, trust_remote_code=trust_remote_code, **options
     )
@@ -81,7 +82,6 @@ def _load_referred(path: Path, trust_remote_code: bool, options: dict[str, Any])
 
     from pipeline.models.save import DTYPES
 
-    _register_own()
     stored = read_reference(path)
     config = transformers.AutoConfig.from_pretrained(
         str(path), local_files_only=True, trust_remote_code=trust_remote_code
@@ -112,11 +112,6 @@ def _part(model: Any) -> None:
         if parameter.data_ptr() in seen:
             parameter.data = parameter.data.clone()
         seen.add(parameter.data_ptr())
-
-
-def _register_own() -> None:
-    """Make the architectures that transformers lacks known to its Auto classes."""
-    import pipeline.models.soft_moe  # noqa: F401
 
 
 def load_tokenizer(path: str | Path, trust_remote_code: bool = False) -> PreTrainedTokenizerBase:

@@ -76,6 +76,15 @@ def test_deleted_inputs_of_what_is_there_are_not_rebuilt(build, number, add, tmp
     assert steps == {"number/first": "unneeded", "number/second": "hit", "add/middle": "hit", "add/top": "hit"}
 
 
+def test_what_is_there_is_reused_even_if_its_stage_would_refuse_it_today(build, number, add, tmp_path):
+    """A report takes in cells of earlier versions, whose params lack what a stage asks for by now."""
+    old, top = number(1, "number/old"), add(1, "add/top", a=number(1, "number/old"))
+    build(old, top)
+    strict = {"facts": {"least": 2}}
+    assert labels(build(old, top, add(5, "add/new", a=old), **strict)[1]) == ["add/new"]
+    assert "2 to reuse" in runner.plan([old, top], tmp_path, tmp_path / "cache", stages="fake_stages", **strict)
+
+
 def test_every_check_comes_before_any_work(build, number, add, tmp_path):
     bad = number(-1, "number/bad")
     with pytest.raises(ConfigError, match=r"^number/bad: value=-1 is too small; use at least 0$"):

@@ -39,9 +39,6 @@ def test_a_verdict_is_a_result(tmp_path, gain, passed):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"budgets": {"sciq": 2}}, "the budget of sciq is 2; give a fraction"),
-        ({"budgets": {"sciq": True}}, "is True"),
-        ({"overall": -0.1}, "the budget of overall is -0.1"),
         ({"fail_if": "maybe"}, "use one of shown, estimated, possible"),
         ({"confidence": 95}, "not between 0 and 1"),
         ({"num_bootstrap": 10}, "at least 100"),
@@ -65,6 +62,21 @@ def cell(**rows):
 
 
 EVERY = ["domain", "wikitext", "lambada"]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"benchmarks": {"lambada": 2}}, r"evaluate.gate.benchmarks.lambada=2 must be a fraction"),
+        ({"max_drop": "2%"}, r"evaluate.gate.max_drop='2%' must be a fraction"),
+        ({"max_drop": True}, "max_drop=True"),
+        ({"overall": -0.1}, "evaluate.gate.overall=-0.1"),
+    ],
+    ids=str,
+)
+def test_a_budget_that_is_no_fraction_is_refused(change, message):
+    with pytest.raises(ConfigError, match=message):
+        request.request({**SETTINGS, **change}, cell(base=EVERY, tuned=EVERY))
 
 
 def test_a_budget_holds_for_what_the_base_could_do():
