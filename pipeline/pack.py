@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -168,11 +169,17 @@ def _model(path: Path) -> Path:
     return artifact.model_dir(path)
 
 
+def _memory() -> Path | None:
+    """Where answers about architectures are kept, if a place for such things is named."""
+    cache = os.environ.get("LLAMA_PRO_CACHE")
+    return Path(cache) / "architectures" if cache else None
+
+
 def _extract(options: argparse.Namespace) -> None:
     from pipeline.expansion.pack import extract
 
     name = options.name or options.pack.resolve().name.split(".")[0]
-    pack = extract(_model(options.model), _model(options.base), options.pack, name, options.round)
+    pack = extract(_model(options.model), _model(options.base), options.pack, name, options.round, _memory())
     size = _size(pack.weights["num_bytes"])
     print(f"{options.pack}: pack {pack.name}, {len(pack.blocks)} blocks, {size}, for the base {pack.base_hash[:12]}...")
 
@@ -183,7 +190,8 @@ def _attach(options: argparse.Namespace) -> None:
     gains = dict(options.gain)
     if len(gains) < len(options.gain):
         raise ConfigError("a pack or a block has two gains; give one for each")
-    plan = attach(_model(options.base), options.packs, options.to, gains, "whole" if options.whole else "reference")
+    save: Any = "whole" if options.whole else "reference"
+    plan = attach(_model(options.base), options.packs, options.to, gains, save, memory=_memory())
     num_new = sum(slot.new for slot in plan.stack)
     print(f"{options.to}: {len(plan.stack)} blocks, {len(plan.stack) - num_new} of the base and {num_new} of packs")
     for entry in plan.notes["packs"]:
@@ -193,7 +201,7 @@ def _attach(options: argparse.Namespace) -> None:
 def _detach(options: argparse.Namespace) -> None:
     from pipeline.expansion.pack import detach
 
-    record = detach(_model(options.model), options.names or None, options.to)
+    record = detach(_model(options.model), options.names or None, options.to, memory=_memory())
     left = [f"{entry['name']}: {_attached(entry)}" for entry in record.get("packs", [])]
     print("\n  ".join([f"{options.to}: {'with' if left else 'the base'}", *left]))
 

@@ -8,13 +8,13 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
+from pipeline.expansion.anatomy import Anatomy
 from pipeline.expansion.layout import Slot
 from pipeline.models.directory import read_config, read_expansion
 from pipeline.models.safetensors_io import Stored, read_index
 
-if TYPE_CHECKING:  # these bring torch, which the check of a request does without
+if TYPE_CHECKING:
     from pipeline.data.corpus import Place
-    from pipeline.expansion.structure import Anatomy
 
 
 _FLOATS = ("F64", "F32", "F16", "BF16")
@@ -253,17 +253,19 @@ def _leads(prefix: str, names: Sequence[str], anatomy: Anatomy) -> bool:
     return any(target.startswith(f"{anatomy.prefix}0.") for target in anatomy.targets(first))
 
 
-def read_source(directory: Path) -> Source:
+def read_source(directory: Path, memory: Path | None = None) -> Source:
     """Look at a saved model without loading its weights.
+
+    Args:
+        directory: a `save_pretrained` directory.
+        memory: where answers about architectures are kept; see `Anatomy`.
 
     Raises:
         ValueError: it is damaged, quantised, or of an architecture that transformers cannot build.
     """
-    from pipeline.expansion.structure import build
-
     config, tensors = read_config(directory), read_index(directory)
     _check_says_unquantised(directory, config)
-    anatomy = build(config)
+    anatomy = Anatomy(config, memory)
     _check_unquantised(directory, tensors, anatomy)
     blocks = find_blocks(tensors, anatomy.num_blocks, anatomy)
     return Source(directory, tensors, config, read_expansion(directory), anatomy, blocks)

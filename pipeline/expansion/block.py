@@ -61,7 +61,8 @@ class BlockExpansion(Layout):
         if self.init == "zero_norms":
             return _zeroed_norms(source)
         if self.init == "random":
-            deviation = float(getattr(source.anatomy.config.get_text_config(), "initializer_range", None) or 0.02)
+            named = source.anatomy.named("initializer_range")
+            deviation = float(source.anatomy.text_config.get(named) or 0.02)
             return lambda slot, position, rest: _random(source, slot, rest, deviation, self.seed)
         return _average(source, stack)
 
@@ -87,12 +88,12 @@ def plan_stack(
     look for from `num_hidden_layers` on) are copied to behind the new depth.
 
     Raises:
-        ValueError: the config cannot follow; see `grow_config` and `check_grown`.
+        ValueError: the config cannot follow; see `grow_config` and `Anatomy.check_grown`.
     """
-    from pipeline.expansion.surgery import check_grown, grow_config
+    from pipeline.expansion.surgery import grow_config
 
     config = grow_config(source.config, stack, source.anatomy)
-    check_grown(config, stack, source.anatomy)
+    source.anatomy.check_grown(config, stack)
     by_block, blocks = source.by_block(), source.blocks
     # What stands outside the blocks goes first: shards of a base and of its expansion then begin alike.
     recipes = {name: Recipe("copy", name) for name in source.tensors if not name.startswith(blocks.prefix)}
@@ -115,6 +116,7 @@ def plan_stack(
         if behind := blocks.behind(name):
             recipes[blocks.join(len(stack) + behind[0], behind[1])] = Recipe("copy", name)
             buffers.append(blocks.join(len(stack) + behind[0], behind[1]))
+    source.anatomy.save()
     expansion_map, rounds = grow_map(stack, source.expansion, blocks, lr_scales)
     return Plan(
         recipes=recipes,

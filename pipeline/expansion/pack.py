@@ -13,13 +13,13 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from pipeline.expansion.anatomy import Anatomy
 from pipeline.expansion.base import Plan, Source, find_blocks, read_source
 from pipeline.expansion.pack_config import differing
 from pipeline.expansion.pack_extract import base_tensors, extract
 from pipeline.expansion.pack_format import Pack, fresh_directory, open_pack
 from pipeline.expansion.pack_gain import gains_of
 from pipeline.expansion.pack_stack import Attached, Base, write_stack
-from pipeline.expansion.structure import build
 from pipeline.models.directory import (
     EXPANSION_FILE,
     Form,
@@ -44,6 +44,7 @@ def attach(
     gains: Mapping[str, float] | None = None,
     save: Form = "reference",
     shard_bytes: int = SHARD_BYTES,
+    memory: Path | None = None,
 ) -> Plan:
     """Write the model that `base` is with these packs.
 
@@ -56,6 +57,7 @@ def attach(
             alone, counted from 0 at the bottom within the pack, as `inspect` lists them.
         save: "reference" keeps the blocks alone and refers to the base's files, "whole" copies them.
         shard_bytes: the largest shard, bytes.
+        memory: where answers about architectures are kept; see `Anatomy`.
 
     Raises:
         ValueError: a pack is of another base or damaged, two have one name, or a gain is not possible.
@@ -67,7 +69,7 @@ def attach(
     if twice := sorted({name for name in names if names.count(name) > 1}):
         raise ValueError(f"two packs are called {', '.join(twice)}; extract one of them under another name")
     by_pack = gains_of(gains or {}, {pack.name: len(pack.blocks) for pack in opened})
-    source = read_source(base)
+    source = read_source(base, memory)
     content_hash = tensors_hash(base_tensors(source))
     for pack, path in zip(opened, packs, strict=True):
         _check_base(pack, path, source, content_hash)
@@ -77,7 +79,11 @@ def attach(
 
 
 def detach(
-    directory: Path, names: Sequence[str] | None, target: Path, shard_bytes: int = SHARD_BYTES
+    directory: Path,
+    names: Sequence[str] | None,
+    target: Path,
+    shard_bytes: int = SHARD_BYTES,
+    memory: Path | None = None,
 ) -> dict[str, Any]:
     """Write the model of `directory` without these packs.
 
@@ -89,6 +95,7 @@ def detach(
         names: of packs; all without it.
         target: does not exist yet, or is empty.
         shard_bytes: the largest shard, bytes.
+        memory: where answers about architectures are kept; see `Anatomy`.
 
     Returns:
         The new model's expansion record.
@@ -96,7 +103,7 @@ def detach(
     Raises:
         ValueError: there is no such pack, or the base's tensors have changed since.
     """
-    base, source, parts = _read_attached(directory)
+    base, source, parts = _read_attached(directory, memory)
     present = [part.pack.name for part in parts]
     if unknown := sorted(set(names or ()) - set(present)):
         raise ValueError(f"{directory} has no pack {', '.join(unknown)}; it has {', '.join(present)}")
@@ -170,7 +177,7 @@ def _check_config(pack: Pack, path: Path, source: Source) -> None:
         )
 
 
-def _read_attached(directory: Path) -> tuple[Base, Source, list[Attached]]:
+def _read_attached(directory: Path, memory: Path | None) -> tuple[Base, Source, list[Attached]]:
     """The base and the packs that an attached model is made of, as views of its tensors.
 
     Raises:
@@ -181,7 +188,7 @@ def _read_attached(directory: Path) -> tuple[Base, Source, list[Attached]]:
         raise ValueError(f"{directory} records no attached packs; `attach` makes such models, `extract` makes packs")
     base = Base(**record["base"])
     config = json.loads(base.config)
-    anatomy = build(config)
+    anatomy = Anatomy(config, memory)
     places = {p: (i, j) for i, entry in enumerate(record["packs"]) for j, p in enumerate(entry["positions"])}
     depth = anatomy.num_blocks + len(places)
     names = find_blocks(stored, depth, anatomy)

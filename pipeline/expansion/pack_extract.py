@@ -25,7 +25,6 @@ from pipeline.expansion.pack_format import (
     open_pack,
 )
 from pipeline.expansion.pack_gain import proportional, writers_of
-from pipeline.expansion.surgery import check_grown
 from pipeline.models.directory import read_config, read_expansion
 from pipeline.models.durable import write_text
 from pipeline.models.safetensors_io import Planned, Stored, read_index, read_pieces, tensors_hash, write_file
@@ -59,7 +58,9 @@ class Grown:
         return [position for position, slot in enumerate(self.stack) if not slot.new]
 
 
-def extract(trained: Path, base: Path, target: Path, name: str, round: int | None = None) -> Pack:
+def extract(
+    trained: Path, base: Path, target: Path, name: str, round: int | None = None, memory: Path | None = None
+) -> Pack:
     """Write the blocks that `trained` has and `base` has not to the pack directory `target`.
 
     Args:
@@ -68,6 +69,7 @@ def extract(trained: Path, base: Path, target: Path, name: str, round: int | Non
         target: does not exist yet, or is empty.
         name: of the pack.
         round: take the blocks of this round of expansion alone; without it, of every round that the base lacks.
+        memory: where answers about architectures are kept; see `Anatomy`.
 
     Returns:
         The pack, opened.
@@ -77,12 +79,13 @@ def extract(trained: Path, base: Path, target: Path, name: str, round: int | Non
             should be.
     """
     check_name(name)
-    source = read_source(base)
+    source = read_source(base, memory)
     grown = read_grown(trained, source)
     chosen = _chosen(grown, round)
-    check_grown(grown.config, grown.stack, source.anatomy)
+    source.anatomy.check_grown(grown.config, grown.stack)
     _check_old(source, grown)
     blocks = _blocks(source, grown, chosen)
+    source.anatomy.save()
     tensors = {}
     for index, position in enumerate(chosen):
         for rest, stored in sorted(_block_tensors(source, grown, position).items()):
@@ -250,7 +253,7 @@ def _blocks(source: Source, grown: Grown, chosen: Sequence[int]) -> tuple[PackBl
 def said_of(config: Mapping[str, Any], source: Source, position: int) -> dict[str, Any]:
     """What an expanded model's config says of one block, by name: its entries in the lists that grew with the depth."""
     section = config["text_config"] if "num_hidden_layers" in config.get("text_config", {}) else config
-    read = source.anatomy.config.get_text_config().to_dict()
+    read = source.anatomy.text_config
     depth = source.anatomy.num_blocks
     lists = [n for n, v in section.items() if isinstance(v, list) and len(v) > max(depth, position)]
     return {n: section[n][position] for n in sorted(lists) if isinstance(read.get(n), list) and len(read[n]) == depth}

@@ -10,11 +10,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING
 
 from pipeline.expansion.base import Source
-from pipeline.expansion.interpret import order_of_use
-from pipeline.expansion.structure import Anatomy
 from pipeline.models.safetensors_io import Planned, Stored, read_pieces
+
+if TYPE_CHECKING:
+    from pipeline.expansion.structure import Structure
 
 _DTYPES = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}
 
@@ -34,23 +36,29 @@ def proportional(source: Source, block: int) -> tuple[str, ...]:
     The residual writers, or, where norms stand behind those, the scales of these norms (OLMo 2, GLM-4). A norm that
     multiplies by 1 + weight (Gemma) is proportional to nothing that is stored.
     """
-    anatomy = source.anatomy
-    for find in (anatomy.writers, lambda block: _last_norms(anatomy, block)):
+    names = source.anatomy.remembered(f"proportional {block}", lambda: _proportional(source.anatomy.structure, block))
+    return source.stored_for(block, names) if names else ()
+
+
+def _proportional(structure: Structure, block: int) -> list[str]:
+    for find in (structure.writers, lambda block: _last_norms(structure, block)):
         names = find(block)
-        if names and anatomy.scales(block, names):
-            return source.stored_for(block, names)
-    return ()
+        if names and structure.scales(block, names):
+            return list(names)
+    return []
 
 
-def _last_norms(anatomy: Anatomy, block: int) -> tuple[str, ...]:
+def _last_norms(structure: Structure, block: int) -> tuple[str, ...]:
     """The smallest set of vectors, as late in the block as can be, with which at zero it is the identity; or none."""
-    vectors = {name: value for name, value in anatomy.parameters(block).items() if value.dim() == 1}
-    kept = order_of_use(anatomy.calls[block], anatomy.streams[block], vectors)
-    if not anatomy.is_identity(block, kept):
+    from pipeline.expansion.interpret import order_of_use
+
+    vectors = {name: value for name, value in structure.parameters(block).items() if value.dim() == 1}
+    kept = order_of_use(structure.calls[block], structure.streams[block], vectors)
+    if not structure.is_identity(block, kept):
         return ()
     for name in tuple(kept):
         others = [other for other in kept if other != name]
-        if anatomy.is_identity(block, others):
+        if structure.is_identity(block, others):
             kept = others
     return tuple(kept)
 
@@ -92,7 +100,7 @@ def scaled_tensors(source: Source, block: int, name: str, gain: float) -> tuple[
         return writers_of(source, block)
     if found := proportional(source, block):
         return found
-    kind = type(source.anatomy.blocks[block]).__name__
+    kind = source.anatomy.kind(block)
     raise ValueError(
         f"gain {name}={gain} is refused: what a {kind} like the base's block {block} adds to the stream is not "
         f"shown to be proportional to its residual writers ({', '.join(writers_of(source, block))}) or to norms behind "

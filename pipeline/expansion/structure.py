@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property, lru_cache, partial
 from typing import Any
@@ -47,7 +47,7 @@ class Portrait:
 
 
 @dataclass
-class Anatomy:
+class Structure:
     """A causal language model built on the meta device.
 
     Attributes:
@@ -216,8 +216,30 @@ class Anatomy:
             return self.is_identity(block, names)
         return self.is_identity(block, offsets, minus_one=weights)
 
+    def check_grown(self, config: Mapping[str, Any], origins: Sequence[int]) -> None:
+        """Build an expanded model without weights and compare each of its blocks with the one it stands for.
 
-def build(config: Mapping[str, Any]) -> Anatomy:
+        Args:
+            config: of the expanded model.
+            origins: this model's block for each block of that one.
+
+        Raises:
+            ValueError: a block is built differently from its origin, and in what.
+        """
+        grown = build(config)
+        if grown.num_blocks != len(origins):
+            raise ValueError(f"the expanded config makes {grown.num_blocks} blocks, the plan has {len(origins)}")
+        for position, origin in enumerate(origins):
+            if difference := self.portraits[origin].difference(grown.portraits[position]):
+                raise ValueError(
+                    f"block {position} of the expanded {type(grown.model).__name__} would not be built like block "
+                    f"{origin}, which it stands for: {difference}. Its config says this by a rule over block indices "
+                    "that has no list to write instead; choose other blocks to copy (expand.origin=last) or places "
+                    "that keep the rule (expand.position=explicit)"
+                )
+
+
+def build(config: Mapping[str, Any]) -> Structure:
     """Build the model of a config.json on the meta device and run it once to see how its blocks are called.
 
     The last few are kept: a plan, its check and a pack ask for the same ones.
@@ -229,7 +251,7 @@ def build(config: Mapping[str, Any]) -> Anatomy:
 
 
 @lru_cache(maxsize=8)
-def _build(text: str) -> Anatomy:
+def _build(text: str) -> Structure:
     import transformers
 
     settings = json.loads(text)
@@ -261,7 +283,7 @@ def _build(text: str) -> Anatomy:
         )
     name, calls = next(iter(seen.items()))
     blocks = list(dict(lists)[name])
-    return Anatomy(
+    return Structure(
         prefix=f"{name}.",
         model=model,
         config=loaded,

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pipeline.expansion.layout import Slot
-from pipeline.expansion.structure import Anatomy, build
+
+if TYPE_CHECKING:
+    from pipeline.expansion.anatomy import Anatomy
 
 # Lists of block indices, and counts of blocks from the bottom, have no form that tells them from other numbers; these
 # are transformers' names for them.
@@ -33,11 +35,8 @@ def grow_config(config: Mapping[str, Any], stack: Sequence[Slot], anatomy: Anato
     """
     grown = copy.deepcopy(dict(config))
     section = grown["text_config"] if "num_hidden_layers" in grown.get("text_config", {}) else grown
-    read = anatomy.config.get_text_config()
-    depth = anatomy.num_blocks
-    attributes = type(read).attribute_map
-    key = attributes.get("num_hidden_layers", "num_hidden_layers")
-    written = {**read.to_dict(), **section}
+    depth, key = anatomy.num_blocks, anatomy.named("num_hidden_layers")
+    written = {**anatomy.text_config, **section}
     for name, value in written.items():
         if name in _NOT_PER_BLOCK or value is None:
             continue
@@ -55,26 +54,6 @@ def grow_config(config: Mapping[str, Any], stack: Sequence[Slot], anatomy: Anato
     for name in {"num_hidden_layers", key} & set(section) or {key}:
         section[name] = len(stack)
     return grown
-
-
-def check_grown(config: Mapping[str, Any], stack: Sequence[Slot], source: Anatomy) -> None:
-    """Build the expanded model without weights and compare each of its blocks with the one it stands for.
-
-    Raises:
-        ValueError: a block is built differently from its origin, and in what.
-    """
-    grown = build(config)
-    if grown.num_blocks != len(stack):
-        raise ValueError(f"the expanded config makes {grown.num_blocks} blocks, the plan has {len(stack)}")
-    for position, slot in enumerate(stack):
-        difference = source.portraits[slot.source].difference(grown.portraits[position])
-        if difference:
-            raise ValueError(
-                f"block {position} of the expanded {type(grown.model).__name__} would not be built like block "
-                f"{slot.source}, which it stands for: {difference}. Its config says this by a rule over block indices "
-                "that has no list to write instead; choose other blocks to copy (expand.origin=last) or places that "
-                "keep the rule (expand.position=explicit)"
-            )
 
 
 def _threshold(value: int, stack: Sequence[Slot], depth: int) -> int:
