@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
+import functools
 import importlib
 import re
 from pathlib import Path
@@ -22,6 +24,11 @@ CONF = Path(__file__).parent.parent / "conf"
 
 
 def composed(*overrides: str) -> dict:
+    return copy.deepcopy(_composed(*overrides))
+
+
+@functools.cache
+def _composed(*overrides: str) -> dict:
     with initialize_config_dir(str(CONF), version_base="1.3"):
         return OmegaConf.to_container(compose("config", list(overrides)), resolve=True, throw_on_missing=True)
 
@@ -124,7 +131,8 @@ def test_hub_models_carry_a_commit():
 
 def plan(*overrides: str, tmp_path: Path) -> tuple[build.Cell, dict]:
     config = composed(*overrides)
-    cell, facts = build.build(config, "default", tmp_path)
+    hashes = tmp_path.parent / "hashes"  # of the files that the configs name, read by one test for all
+    cell, facts = build.build(config, "default", hashes)
     for node in {n for stage in ("data", "report") for n in cell.targets(stage)}:
         importlib.import_module(f"stages.{node.stage}").check(node.params, facts)
     return cell, facts

@@ -73,6 +73,21 @@ def run(arguments: list[str], expect: int = 0, timeout: float = 300) -> str:
     return done.stdout + done.stderr
 
 
+@pytest.fixture
+def run_here(monkeypatch, capfd):
+    """As `run`, in this process, where everything is imported already."""
+    import pipeline.__main__ as driver
+
+    def run(arguments: list[str], expect: int = 0) -> str:
+        monkeypatch.setattr("sys.argv", ["pipeline", "launch=inprocess", "launch.cpu=true", *arguments])
+        status = driver.run()
+        shown = "".join(capfd.readouterr())
+        assert status == expect, shown
+        return shown
+
+    return run
+
+
 def artifacts(outputs: Path, stage: str) -> list[Path]:
     folder = outputs / "artifacts" / stage
     return sorted(p for p in folder.iterdir() if not p.name.startswith(".")) if folder.is_dir() else []
@@ -86,10 +101,9 @@ def weights(directory: Path) -> dict[str, torch.Tensor]:
     return load_file(directory / "model" / "model.safetensors")
 
 
-def test_the_whole_run_in_process(arguments, tmp_path):
+def test_the_whole_run_in_process(arguments, run_here, tmp_path):
     """Every stage and the report; a second run does nothing; a changed knob rebuilds its descendants only."""
-    arguments = [*arguments, "launch=inprocess", "launch.cpu=true"]
-    output = run(arguments)
+    output = run_here(arguments)
     outputs = tmp_path / "outputs"
     assert [len(artifacts(outputs, s)) for s in ("base", "data", "expand", "pretrain", "sft")] == [1, 2, 1, 1, 1]
     rows = {manifest(p)["label"].split("/")[1]: manifest(p)["metrics"]["value"] for p in artifacts(outputs, "evaluate")}
@@ -102,22 +116,22 @@ def test_the_whole_run_in_process(arguments, tmp_path):
     assert len(expand["new_parameters"]) == 18 and pretrain["metrics"]["num_frozen_tensors"] == 38
 
     before = {p: p.stat().st_mtime_ns for p in outputs.rglob("manifest.json")}
-    assert "0 to build" in run([*arguments, "dry_run=true"])
-    planned = run([*arguments, "dry_run=true", "report.confidence=0.9"])
+    assert "0 to build" in run_here([*arguments, "dry_run=true"])
+    planned = run_here([*arguments, "dry_run=true", "report.confidence=0.9"])
     assert "1 to build" in planned and "report.confidence" not in planned.partition("report/demo")[0]
-    run(arguments)
+    run_here(arguments)
     assert {p: p.stat().st_mtime_ns for p in outputs.rglob("manifest.json")} == before
 
-    run([*arguments, "sft.lr=1e-3"])
+    run_here([*arguments, "sft.lr=1e-3"])
     assert [len(artifacts(outputs, s)) for s in ("expand", "pretrain", "sft", "evaluate")] == [1, 1, 2, 5]
     assert "sft.lr=1e-3" in (outputs / "reports" / "demo" / "report.md").read_text()
 
 
-def test_a_sweep_shares_what_it_can_and_ends_in_one_report(arguments, tmp_path):
-    arguments = [*arguments, "launch=inprocess", "launch.cpu=true", "sft=none", "expand.num_groups=1,2", "-m"]
+def test_a_sweep_shares_what_it_can_and_ends_in_one_report(arguments, run_here, tmp_path):
+    arguments = [*arguments, "sft=none", "expand.num_groups=1,2", "-m"]
     arguments.remove("expand.num_groups=2")
     arguments = [a for a in arguments if not a.startswith("sft.") and not a.startswith("data@sft")]
-    run(arguments)
+    run_here(arguments)
     outputs = tmp_path / "outputs"
     assert [len(artifacts(outputs, s)) for s in ("base", "data", "expand", "pretrain", "report")] == [1, 1, 2, 2, 1]
     assert len(artifacts(outputs, "evaluate")) == 5  # base once, expanded and post-pretrained twice

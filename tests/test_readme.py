@@ -31,7 +31,8 @@ def test_each_command_can_be_planned(command, make_model, tmp_path, monkeypatch,
         arguments += ["expand.num_groups=2", "pretrain.seq_len=64", "sft.seq_len=64", "benchmark=[domain]"]
     if "--cfg" not in arguments and "--help" not in arguments and "dry_run=true" not in arguments:
         arguments.append("dry_run=true")
-    arguments += [] if "--help" in arguments else [f"paths.outputs={tmp_path / 'outputs'}"]
+    if "--help" not in arguments:
+        arguments += [f"paths.outputs={tmp_path / 'outputs'}", f"paths.cache={tmp_path.parent / 'hashes'}"]
     monkeypatch.setattr("sys.argv", ["pipeline", *arguments])
     assert driver.run() == 0, capsys.readouterr().err
 

@@ -109,9 +109,12 @@ class _Run:
 
     def plan(self, targets: Sequence[Node], explained: bool = False) -> list[planning.Step]:
         steps = planning.plan(targets, self.outputs, explained)
-        for step in steps:
-            if step.state == "miss":  # what is there was asked for in its time, maybe of an older form of its stage
-                self._check(step.node)
+        # What is there was asked for in its time, maybe of an older form of its stage.
+        alike: dict[str, Node] = {}
+        for node in (step.node for step in steps if step.state == "miss"):
+            alike.setdefault(repr((node.stage, node.params, node.launch)), node)  # one per model
+        for node in alike.values():
+            self._check(node)
         return steps
 
     def notes(self, steps: Sequence[planning.Step]) -> dict[Node, Sequence[str]]:

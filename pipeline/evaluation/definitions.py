@@ -5,9 +5,11 @@ A definition is a yaml file below `lm_eval/tasks`, with includes. Its functions 
 
 from __future__ import annotations
 
+import copy
 import importlib.util
 import re
 from collections.abc import Mapping
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -47,6 +49,11 @@ def definition(task: str) -> Path:
 
 def fields(path: Path) -> dict[str, Any]:
     """The fields of a definition with its includes, functions left out."""
+    return copy.deepcopy(_fields(path))
+
+
+@lru_cache(maxsize=256)
+def _fields(path: Path) -> dict[str, Any]:
     import yaml
 
     class Loader(yaml.SafeLoader):
