@@ -11,17 +11,18 @@ demo: $(VENV)/.installed
 
 install: $(VENV)/.installed
 
-$(VENV)/.installed: pyproject.toml constraints.txt
+$(VENV)/bin/python:
 	$(PYTHON) -c 'import sys; sys.exit(None if sys.version_info >= (3, 11) else "Python 3.11 or newer is required, found " + sys.version.split()[0] + "; run make with PYTHON=/path/to/python3.11")'
-	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	@# Python compiles what is imported when it first is; compiling all of it would double the time to install.
-	$(PIP) install -q --no-compile torch -c constraints.txt
+	$(PYTHON) -m venv $(VENV)
+
+# Python compiles what is imported when it first is; compiling all of it would double the time to install.
+$(VENV)/.installed: pyproject.toml constraints.txt | $(VENV)/bin/python
 	$(PIP) install -q --no-compile -e . -c constraints.txt
 	touch $@
 
-$(VENV)/.installed-test: $(VENV)/.installed
+$(VENV)/.installed-test: pyproject.toml constraints.txt | $(VENV)/bin/python
 	$(PIP) install -q --no-compile -e '.[test]' -c constraints.txt
-	touch $@
+	touch $(VENV)/.installed $@
 
 test: $(VENV)/.installed-test lint types
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2

@@ -20,7 +20,7 @@ LAYOUTS = {
     "explicit": {"position": "explicit", "origin": "last"},
 }
 MATRIX = [(layout, per_group) for layout in LAYOUTS for per_group in (1, 2)]
-QUICK = [("interleaved", 1), ("explicit", 2)]
+QUICK = [("explicit", 2)]
 # A count of dense blocks at the bottom cannot say that a copy of the bottom one stands above a block of experts.
 CANNOT = {(name, layout, 2) for name in ("DeepSeek-V2", "DeepSeek-V3") for layout in ("interleaved", "prefix")}
 
