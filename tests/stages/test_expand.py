@@ -62,6 +62,7 @@ def context(source, tmp_path, method, save="whole"):
         directory=out,
         inputs={"model": source},
         params={"method": METHODS[method], "save": save},
+        launch={"architecture_cache": str(out.parent / "architectures")},
         recorded=recorded,
         record=lambda **fields: recorded.update(fields),
         progress=lambda **fields: None,
