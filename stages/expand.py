@@ -59,7 +59,7 @@ def run(context: worker.Context) -> dict[str, Any]:
     target, scratch = context.directory / "model", context.directory / "scratch"
     scratch.mkdir(exist_ok=True)
     expansion = instantiate(context.params["method"], _convert_="all")
-    memory = context.launch["architecture_cache"]
+    memory = context.launch.get("architecture_cache")
     source = read_source(model_dir(context.inputs["model"]), Path(memory).absolute() if memory else None)
     context.progress(note="planning")
     plan = expansion.plan(source, Place(context.locate, context.listing, scratch, context.progress))
