@@ -4,6 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 
+.NOTPARALLEL:
 .PHONY: demo install test test-slow test-network lint format types clean
 
 demo: $(VENV)/.installed

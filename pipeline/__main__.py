@@ -7,6 +7,7 @@ import re
 import sys
 import sysconfig
 import warnings
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -55,6 +56,7 @@ Groups, chosen by group=option (files in conf/):
 CONF = Path(__file__).parent.parent / "conf"
 swept: list[dict[str, Any]] = []
 failed: list[Exception] = []
+formatted = warnings.formatwarning
 
 
 @hydra.main(config_path=str(CONF), config_name="config", version_base="1.3")
@@ -168,8 +170,8 @@ def show(error: Exception) -> None:
     text = str(error).strip()
     if match := re.search(r"Could not override '([\w.]+)'", text):
         text = f"{match[1]} is not a key of the config{_nearest(match[1])}; `python -m pipeline --cfg job` prints all"
-    elif match := re.search(r"Could not (?:find|load) '([\w/]+)/(\w[\w.-]*)'", text):
-        text = f"{match[1]}={match[2]} is not known{_nearest_option(*match.groups())}"
+    elif match := re.match(r"(?:In '([^']+)': )?Could not (?:find|load) '([\w/]+)/(\w[\w.-]*)'", text):
+        text = _nearest_option(text, getattr(error, "options", None), *match.groups())
     elif "Missing mandatory value" in text:
         key = getattr(error, "full_key", None) or text.rpartition(" ")[2]
         text = f"{key} must be given: {key}=VALUE"
@@ -197,13 +199,17 @@ def _nearest(path: str) -> str:
     return f"{guess} ({where} has: {', '.join(keys)})" if keys else guess
 
 
-def _nearest_option(group: str, option: str) -> str:
+def _nearest_option(text: str, options: Sequence[str] | None, file: str | None, group: str, option: str) -> str:
+    """Hydra's words for a choice that is not there, without its search path and with what is near."""
     import difflib
 
-    options = _groups().get(group, [])
+    options = options or _groups().get(group)
+    if not options:
+        return text.partition("Config search path")[0].strip()
     close = difflib.get_close_matches(option, options, n=1)
-    guess = f"; did you mean {group}={close[0]}?" if close else ""
-    return f"{guess} ({group} has: {', '.join(options) or 'no files'})"
+    where = "" if file in (None, "config") else f"{file}: "
+    guess = f"; did you mean {close[0]}?" if close else ""
+    return f"{where}{group} has no {option!r}{guess} (it has: {', '.join(options)})"
 
 
 def _groups() -> dict[str, list[str]]:
@@ -212,6 +218,12 @@ def _groups() -> dict[str, list[str]]:
     for file in sorted(CONF.glob("*/**/*.yaml")):
         groups.setdefault(file.parent.relative_to(CONF).as_posix(), []).append(file.stem)
     return groups
+
+
+def _plainly(message: Any, category: type[Warning], filename: str, lineno: int, line: str | None = None) -> str:
+    """Our own warnings without their place in our code, which is noise to who asked; a library's with it."""
+    ours = any(Path(filename).is_relative_to(CONF.parent / part) for part in ("pipeline", "stages"))
+    return f"warning: {message}\n" if ours else formatted(message, category, filename, lineno, line)
 
 
 def run() -> int:
@@ -236,7 +248,5 @@ def run() -> int:
 
 
 if __name__ == "__main__":
-    warnings.showwarning = lambda message, *_: print(
-        f"warning: {message}", file=sys.stderr
-    )  # where in our code is noise
+    warnings.formatwarning = _plainly
     sys.exit(run())

@@ -64,6 +64,7 @@ def run(context: worker.Context) -> dict[str, Any]:
     context.progress(note="planning")
     plan = expansion.plan(source, Place(context.locate, context.listing, scratch, context.progress))
     context.progress(note="writing")
+    source.anatomy.save()
     plan = write_expansion(plan, source, target, save=context.params["save"])
     shutil.rmtree(scratch)
     context.progress(note="verifying: logits with and without cache, generation")

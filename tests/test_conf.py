@@ -248,9 +248,11 @@ def test_a_misspelt_key_is_answered_with_the_right_one(monkeypatch, capsys):
 @pytest.mark.parametrize(
     ("override", "message"),
     [
-        ("benchmark=[domian]", r"benchmark=domian is not known; did you mean benchmark=domain\? \(benchmark has: "),
-        ("expand=blok", r"expand=blok is not known; did you mean expand=block\? \(expand has: adept, block, "),
-        ("model=gpt5", r"model=gpt5 is not known \(model has: .*llama2_7b"),
+        ("benchmark=[domian]", r"benchmark has no 'domian'; did you mean domain\? \(it has: "),
+        ("expand=blok", r"expand has no 'blok'; did you mean block\? \(it has: adept, block, "),
+        ("model=gpt5", r"model has no 'gpt5' \(it has: .*llama2_7b"),
+        ("data@pretrain.data=local_txt", r"data has no 'local_txt'; did you mean local_text\?"),
+        ("model=llama/7b", r"model/llama has no '7b' \(it has: llama2_7b"),
     ],
 )
 def test_a_misspelt_choice_is_answered_with_the_choices(monkeypatch, capsys, override, message):

@@ -84,19 +84,21 @@ class _Builder:
         if not config["sft"].get("skip"):
             facts["chat_template"] = None  # instruction tuning may bring one
         params = {key: value for key, value in config["model"].items() if key != SHAPE}
-        base = model = self._node("base", "base", params, {})
+        base = model = self._node("base", "base", params, {}, source="model.source")
         cell.models[ROWS["base"]] = base
         if not config["expand"].get("skip"):
             method = {k: v for k, v in config["expand"].items() if k not in ("skip", "save")}
             params = {"method": method, "save": config["expand"]["save"]}
-            model = cell.models[ROWS["expand"]] = self._node("expand", "expand", params, {"model": base})
+            model = self._node("expand", "expand", params, {"model": base}, method="expand")
+            cell.models[ROWS["expand"]] = model
         for stage in TRAINING:
             section = dict(config[stage])
             if section.pop("skip", False):
                 continue
             sources = section.pop("data")
-            if isinstance(length := section.get("num_tokens"), float) and length.is_integer():
-                section["num_tokens"] = int(length)  # 1e9 is how people write it; the same run as 1000000000
+            for key in ("num_tokens", "num_steps"):
+                if isinstance(length := section.get(key), float) and length.is_integer():
+                    section[key] = int(length)  # 1e9 is how people write it; the same run as 1000000000
             _check_shares(stage, section.get("shares"), sources.get("sources") or {})
             data = self._data(stage, sources, base, stage)
             self._check_strategy(stage, section["strategy"], facts)
@@ -111,15 +113,15 @@ class _Builder:
             cell.gate = self._node("gate", "gate", *asked)
         return cell, facts
 
-    def _node(self, stage: str, label: str, params: dict[str, Any], inputs: dict[str, Node], key: str = "") -> Node:
-        """A node of these params, which stand below `key` in the config."""
-        params, locations = localize(params, self.cache, key)
+    def _node(self, stage: str, label: str, params: dict[str, Any], inputs: dict[str, Node], **keys: str) -> Node:
+        """A node of these params; `keys` are what their names are in the config, where these differ."""
+        params, locations = localize(params, self.cache, keys)
         settings = {"launch": dict(self.config["launch"]), "locations": locations}
         return Node(stage, label, _version(stage), params, inputs, settings)
 
     def _data(self, name: str, data: dict[str, Any], base: Node, key: str) -> Node:
         """One node for the same data under whatever name it is used."""
-        node = self._node("data", f"data/{name}", {"data": data}, {"base": base}, key)
+        node = self._node("data", f"data/{name}", {"data": data}, {"base": base}, data=f"{key}.data")
         for known in self.cell.data.values():
             if known == node:
                 return known
@@ -156,10 +158,10 @@ class _Builder:
             served = (server.pop("models") or {}).get(row)
             params |= {"backend": backend, **({"served_model": served} if backend == "endpoint" else {})}
         try:
-            node = self._node("evaluate", f"evaluate/{row}/{name}", params, inputs)
+            node = self._node("evaluate", f"evaluate/{row}/{name}", params, inputs, benchmark=f"benchmark.{name}")
         except ConfigError as error:
             advice = importlib.import_module("stages.evaluate").mirror_advice(benchmark)
-            raise ConfigError(f"benchmark.{name}: {error}{advice}") from error
+            raise ConfigError(f"{error}{advice}") from error
         # How a server or a judge is reached is no part of what it says.
         reached = {"server": server or None, "endpoint": endpoint}
         node.settings["launch"] |= {key: value for key, value in reached.items() if value is not None}

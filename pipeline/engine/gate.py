@@ -23,7 +23,8 @@ def request(settings: Mapping[str, Any], cell: Cell) -> tuple[dict[str, Any], di
     """Params and inputs of the judge of the last model against the first, or None if no budget is given.
 
     Raises:
-        ConfigError: there is nothing to judge, or a budget names a benchmark that the two models do not share.
+        ConfigError: there is nothing to judge, a budget is no fraction, or one names a benchmark that the two models do
+            not share.
     """
     own = dict(settings["benchmarks"])
     _check_budgets({**{f"benchmarks.{name}": one for name, one in own.items()}, **{k: settings[k] for k in TOTALS}})
@@ -53,8 +54,8 @@ def _check_budgets(budgets: Mapping[str, Any]) -> None:
         is_number = isinstance(budget, int | float) and not isinstance(budget, bool)
         if budget is not None and not (is_number and 0 <= budget < 1):
             raise ConfigError(
-                f"evaluate.gate.{key}={budget!r} must be a fraction of the base's score from 0 to 1, or null; "
-                "0.02 allows a drop of 2 %"
+                f"evaluate.gate.{key}={budget!r} must be a fraction of the base's score, at least 0 and less than 1, "
+                "or null; 0.02 allows a drop of 2 %"
             )
 
 

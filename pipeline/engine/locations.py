@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -18,11 +18,12 @@ _TOKENS = re.compile(r"(?P<tree>\*\*/)|(?P<rest>\*\*)|(?P<star>\*)|(?P<one>\?)|(
 _AS_REGEX = {"tree": "(?:[^/]+/)*", "rest": ".*", "star": "[^/]*", "one": "[^/]"}
 
 
-def localize(params: Any, cache: Path, where: str = "") -> tuple[Any, dict[str, dict[str, Any]]]:
+def localize(params: Any, cache: Path, keys: Mapping[str, str] | None = None) -> tuple[Any, dict[str, dict[str, Any]]]:
     """Replace `{kind: local, path, include?, exclude?}` by `{kind: local, content}` everywhere in `params`.
 
     `content` is the sha256 over the sorted relative names and file hashes of what is meant; other keys of the mapping
-    stay. File hashes are remembered in `<cache>/hashes.json`. Errors name a source by its key below `where`.
+    stay. File hashes are remembered in `<cache>/hashes.json`. Errors name a source by its key in `params`,
+    of which the first part is what `keys` calls it.
 
     Returns:
         The new params, and content -> {"path": absolute, "include": [...] | None, "exclude": [...]}.
@@ -33,7 +34,8 @@ def localize(params: Any, cache: Path, where: str = "") -> tuple[Any, dict[str, 
     hashes, locations = HashCache(cache), {}
 
     def by_content(source: dict[str, Any], where: str) -> dict[str, Any]:
-        where = where or "source"
+        first, dot, below = (where or "source").partition(".")
+        where = f"{(keys or {}).get(first, first)}{dot}{below}"
         if "path" not in source:
             if "content" in source:
                 return source
@@ -45,7 +47,7 @@ def localize(params: Any, cache: Path, where: str = "") -> tuple[Any, dict[str, 
         return {**rest, "content": content}
 
     try:
-        return replaced(params, by_content, "local", where), locations
+        return replaced(params, by_content, "local"), locations
     finally:
         hashes.save()
 

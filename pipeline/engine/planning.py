@@ -123,8 +123,8 @@ class _Siblings:
 
 def _reason(node: Node, missing: Sequence[str], siblings: _Siblings) -> str:
     rebuilt = [f"input {role} is rebuilt" for role in missing]
-    if len(rebuilt) > SHOWN:  # a report has dozens, named by hashes
-        rebuilt = [f"{len(rebuilt)} inputs are rebuilt"]
+    if len(rebuilt) > SHOWN:  # a report has dozens
+        rebuilt = [*rebuilt[:2], f"and {len(rebuilt) - 2} more inputs are"]
     mine = _identity(node.version, node.params, {r: n.fingerprint for r, n in node.inputs.items() if r not in missing})
     nearest: list[tuple[str, Any, Any]] | None = None
     for manifest in siblings(node.stage):

@@ -112,7 +112,7 @@ class _Run:
         # What is there was asked for in its time, maybe of an older form of its stage.
         alike: dict[str, Node] = {}
         for node in (step.node for step in steps if step.state == "miss"):
-            alike.setdefault(repr((node.stage, node.params, node.launch)), node)  # one per model
+            alike.setdefault(repr((node.stage, node.params, node.launch)), node)  # the same for each model
         for node in alike.values():
             self._check(node)
         return steps

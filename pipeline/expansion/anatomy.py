@@ -1,4 +1,4 @@
-"""What is asked of an architecture, and remembered: planning an expansion of a known one needs no torch."""
+"""What is asked of an architecture, and remembered: what was planned once is planned again without torch."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
 from functools import cache, cached_property
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from pipeline.expansion.structure import Structure
 
 _PACKAGES = ("torch", "transformers")
-_SOURCES = ("anatomy.py", "structure.py", "interpret.py", "surgery.py", "../models/soft_moe.py")
+_SOURCES = ("anatomy.py", "structure.py", "interpret.py", "pack_gain.py", "../models/soft_moe.py")
 
 
 class Anatomy:
@@ -37,7 +37,8 @@ class Anatomy:
             memory: a directory for answers, made if it is not there; None: nothing is remembered.
         """
         self._config = config
-        self._file = memory / f"{_key(config)}.json" if memory else None
+        key = _key(config) if memory else None
+        self._file = memory / f"{key}.json" if memory and key else None
         self._answers = self._read()
         self._is_new = False
 
@@ -60,7 +61,7 @@ class Anatomy:
         return self._answers[question]
 
     def save(self) -> None:
-        """Keep what was learnt since. A memory that cannot be written is no error, and one in disarray is left."""
+        """Keep what was learnt since. A memory that cannot be written is no error: it only costs time."""
         if self._file and self._is_new:
             with contextlib.suppress(OSError, TypeError, ValueError):
                 text = json.dumps({**self._read(), **self._answers}, separators=(",", ":"))
@@ -122,21 +123,27 @@ class Anatomy:
         return self.remembered(f"zero_centred {block} {norm}", lambda: self.structure.zero_centred(block, norm))
 
     def check_grown(self, config: Mapping[str, Any], stack: Sequence[Slot]) -> None:
-        """Build the model of an expanded config too and compare each of its blocks with the one it stands for.
+        """Have the model of an expanded config built like this one, each block like the one that it stands for.
 
         Raises:
             ValueError: a block is built differently from its origin, and in what.
         """
+        origins = [slot.source for slot in stack]
 
         def find() -> bool:
-            self.structure.check_grown(config, [slot.source for slot in stack])
+            self.structure.check_grown(config, origins)
             return True
 
-        self.remembered(f"grown {_digest([config, [slot.source for slot in stack]])}", find)
+        self.remembered(f"grown {_digest([config, origins])}", find)
 
 
-def _key(config: Mapping[str, Any]) -> str:
-    return _digest([config, {name: version(name) for name in _PACKAGES}, _own_code()])
+def _key(config: Mapping[str, Any]) -> str | None:
+    """What an answer depends on; None where a version does not tell which code is installed."""
+    try:
+        versions = [version(name) for name in _PACKAGES]
+    except PackageNotFoundError:
+        return None
+    return None if any(".dev" in one for one in versions) else _digest([config, versions, _own_code()])
 
 
 @cache

@@ -116,7 +116,6 @@ def plan_stack(
         if behind := blocks.behind(name):
             recipes[blocks.join(len(stack) + behind[0], behind[1])] = Recipe("copy", name)
             buffers.append(blocks.join(len(stack) + behind[0], behind[1]))
-    source.anatomy.save()
     expansion_map, rounds = grow_map(stack, source.expansion, blocks, lr_scales)
     return Plan(
         recipes=recipes,

@@ -118,6 +118,7 @@ def detach(
         if left:
             form: Form = "reference" if is_reference(directory) else "whole"
             return write_stack(source, left, base, partial, form, shard_bytes).record()
+        source.anatomy.save()
         begin_model(directory, partial, {tensor.file for tensor in source.tensors.values()})
         write_weights(partial, as_copies(source.tensors), shard_bytes)
         commit_model(partial, base.config, base.expansion)

@@ -225,6 +225,7 @@ def write_stack(
     plan = stack.plan(base, scratch / "blocks.safetensors")
     scratch.mkdir()
     write_file(scratch / "blocks.safetensors", stack.made())
+    source.anatomy.save()
     plan = write_expansion(plan, source, target, shard_bytes, save)
     shutil.rmtree(scratch)
     return dataclasses.replace(plan, made=None)

@@ -24,15 +24,17 @@ def convert_gguf(gguf: Path, target: Path, dtype: torch.dtype, chat_template: st
 
 @contextmanager
 def _read_once() -> Iterator[None]:
-    """transformers parses the file for the config, for the weights and for the tokenizer: seconds each time."""
+    """transformers parses the file for the config, for the weights and for the tokenizer, and makes the table of all
+    names that tensors have once for each module: seconds each time."""
     import gguf
 
-    reader = gguf.GGUFReader
-    vars(gguf)["GGUFReader"] = cache(reader)
+    names = ("GGUFReader", "get_tensor_name_map")
+    found = {name: vars(gguf)[name] for name in names}
+    vars(gguf).update({name: cache(one) for name, one in found.items()})
     try:
         yield
     finally:
-        vars(gguf)["GGUFReader"] = reader
+        vars(gguf).update(found)
 
 
 def _convert(gguf: Path, target: Path, dtype: torch.dtype, chat_template: str | None) -> None:

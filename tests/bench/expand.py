@@ -10,9 +10,10 @@ our whole export, and as cold (a copy of a file written just before is faster wh
 run in turn for several rounds, because a disk is not equally fast at all times; the table shows medians, the JSON all.
 
 Ours plans, then writes, and the writing is shown apart as well. The first plan for a config.json imports torch and
-transformers and builds the architecture without weights; what it learns is kept (`architecture_cache`), and the next
-expansion of a model of that config needs neither. Here the first is one by reference, in a row of its own. "export of
-it" writes the model by reference whole in a process of its own.
+transformers and builds the architecture without weights, as it is and as it will be; what it learns is kept
+(`architecture_cache`), and the same expansion of a model of that config needs neither. Here the first is one by
+reference, in a row of its own. "export of it" writes the model by reference whole in a process of its own.
+
 Anonymous memory is what a process cannot give back: the peak of its whole life, and of the writing alone the peak above
 the level after planning.
 """
@@ -108,6 +109,7 @@ def run_ours(base: Path, target: Path, shard_bytes: int, save: str) -> None:
 
     source = read_source(base, base.parent / "memory")
     plan = BlockExpansion(num_groups=NUM_GROUPS).plan(source)
+    source.anatomy.save()
     planned, begun = _status(os.getpid())["RssAnon"], time.monotonic()
     write_expansion(plan, source, target, shard_bytes, save)
     print(json.dumps({"writing_seconds": time.monotonic() - begun, "anonymous_after_planning": planned}))

@@ -28,7 +28,9 @@ print(json.dumps({"plan": repr(plan), "heavy": sorted({"torch", "transformers", 
 
 def planned(model, memory, init="zero_writers"):
     source = read_source(model, memory)
-    return repr(BlockExpansion(num_groups=2, init=init).plan(source))
+    plan = BlockExpansion(num_groups=2, init=init).plan(source)
+    source.anatomy.save()
+    return repr(plan)
 
 
 @pytest.mark.parametrize(
@@ -65,6 +67,12 @@ def test_answers_of_other_versions_are_not_taken(make_model, tmp_path, monkeypat
     monkeypatch.setattr(anatomy, what, lambda *_: "another")
     planned(model, memory)
     assert len(list(memory.iterdir())) == 2
+
+
+def test_code_without_a_version_is_not_remembered(make_model, tmp_path, monkeypatch):
+    monkeypatch.setattr(anatomy, "version", lambda name: "5.99.0.dev0")
+    planned(make_model(), tmp_path / "memory")
+    assert not (tmp_path / "memory").exists()
 
 
 @pytest.mark.parametrize("text", ["", "{", "[1]"])
