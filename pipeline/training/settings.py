@@ -70,6 +70,8 @@ class Settings:
         check_frozen_dtype(self.frozen_dtype)
         if self.frozen_dtype == self.precision:
             raise ValueError("precision=bf16 holds what does not train in bf16 already; set frozen_dtype to null")
+        if len(self.betas) != 2 or not all(0 <= beta < 1 for beta in self.betas):
+            raise ValueError(f"betas={list(self.betas)} must be two numbers of at least 0 and less than 1")
         if not 0 <= self.warmup_ratio < 1:
             raise ValueError(f"warmup_ratio={self.warmup_ratio} must be at least 0 and less than 1")
         for key in ("lr", "max_grad_norm", "eps", "spike_window"):

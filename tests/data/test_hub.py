@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 
+import fsspec
 import pytest
 
 from pipeline.data.formats import Rejected
@@ -45,7 +46,6 @@ def test_files_of_a_repository_are_read_in_order_with_their_damage(tmp_path):
 
 def test_files_of_the_hub_are_read_as_they_arrive(monkeypatch):
     """The hub's file system is like any other of fsspec; this one is in memory."""
-    fsspec = pytest.importorskip("fsspec")
     system = fsspec.filesystem("memory")
     root = f"/datasets/a/b@{COMMIT}"
     system.pipe({f"{root}/data/1.jsonl": b'{"n": 1}', f"{root}/data/0.jsonl": b'{"n": 0}\n{', f"{root}/x.md": b"no"})

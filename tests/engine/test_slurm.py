@@ -5,13 +5,13 @@ import sys
 from types import SimpleNamespace
 
 import pytest
+import submitit
 from fake_driver import direct, nodes_of
 
 from pipeline.engine import artifact, runner, slurm
 from pipeline.engine.display import Display
 from pipeline.engine.errors import ConfigError, Interrupted, StageError
 
-submitit = pytest.importorskip("submitit")
 JOB = {"slurm": {"cluster": "local", "max_jobs": 3, "parameters": {"timeout_min": 5, "slurm_partition": None}}}
 
 

@@ -270,6 +270,8 @@ def test_the_audit_names_a_frozen_tensor_that_moved():
         ({"save": "half"}, "save='half' is not known; use one of whole, reference"),
         ({"frozen_dtype": "int3"}, "use null, bf16, int8 or nf4"),
         ({"lr": 0}, "lr=0 must be more than 0"),
+        ({"betas": [0.9]}, r"betas=\[0.9\] must be two numbers"),
+        ({"betas": [0.9, 1.0]}, r"betas=\[0.9, 1.0\] must be two numbers"),
         ({"warmup_ratio": 1.0}, "warmup_ratio"),
     ],
 )
