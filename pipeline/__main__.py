@@ -69,7 +69,10 @@ def main(cfg: DictConfig) -> None:
         if config["verify_resume"] and not config["dry_run"]:
             verify_resume(config)
             return
-        broken = run_cell(config, ",".join(sorted(overrides)) or "default", overrides)
+        name = ",".join(sorted(overrides)) or "default"
+        if sweep and config["dry_run"]:
+            print(f"\n== {name}")
+        broken = run_cell(config, name, overrides)
         if config["stage"] == "report":
             swept.append(config) if sweep else run_report(config)
         if broken:
@@ -87,8 +90,6 @@ def run_cell(config: dict[str, Any], name: str, overrides: list[str]) -> str | N
     cell, facts = build.build(config, name, cache)
     targets = cell.targets(config["stage"])
     if config["dry_run"]:
-        if HydraConfig.get().mode == RunMode.MULTIRUN:
-            print(f"\n== {name}")
         report = [] if config["stage"] != "report" else [_report_of(config, {cell.name: cell})]
         print(runner.plan([*targets, *report], outputs, cache, facts=facts))
         return None

@@ -10,7 +10,7 @@ from typing import Any
 from pipeline.engine.errors import ConfigError
 
 DEPTH_KEYS = ("num_hidden_layers", "n_layer", "n_layers", "num_layers")  # in the config.json of one family or another
-LENGTH_KEYS = ("max_position_embeddings", "n_positions", "max_seq_len")  # likewise
+LENGTH_KEYS = ("max_position_embeddings", "n_positions", "max_seq_len", "max_sequence_length", "seq_length")  # likewise
 SHAPE = "shape"  # of a model that is not fetched yet: for estimates, not for what is built
 
 

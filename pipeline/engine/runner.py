@@ -13,7 +13,7 @@ from __future__ import annotations
 import contextlib
 import importlib
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
@@ -109,12 +109,20 @@ class _Run:
 
     def plan(self, targets: Sequence[Node], explained: bool = False) -> list[planning.Step]:
         steps = planning.plan(targets, self.outputs, explained)
-        # What is there was asked for in its time, maybe of an older form of its stage.
-        alike: dict[str, Node] = {}
-        for node in (step.node for step in steps if step.state == "miss"):
-            alike.setdefault(repr((node.stage, node.params, node.launch)), node)  # the same for each model
-        for node in alike.values():
-            self._check(node)
+        asked: set[str] = set()
+        for step in steps:
+            node = step.node
+            with _named(node):
+                launch.check(node.launch)
+                if node.launch.get("slurm"):
+                    slurm.check(node.launch)
+            key = repr((node.stage, node.params, node.launch))  # a benchmark is the same for each model
+            # What is there was asked for in its time, maybe of an older form of its stage.
+            if step.state == "miss" and key not in asked:
+                asked.add(key)
+                with _named(node):
+                    package.wanted([node.params])
+                    self._module(node.stage).check(node.params, {**self.facts, "launch": node.launch})
         return steps
 
     def notes(self, steps: Sequence[planning.Step]) -> dict[Node, Sequence[str]]:
@@ -153,23 +161,11 @@ class _Run:
                 raise ConfigError(f"there is no stage {stage!r}: {name} cannot be imported") from error
             raise
 
-    def _check(self, node: Node) -> None:
-        try:
-            launch.check(node.launch)
-            if node.launch.get("slurm"):
-                slurm.check(node.launch)
-            package.wanted([node.params])
-            self._module(node.stage).check(node.params, {**self.facts, "launch": node.launch})
-        except (ValueError, ConfigError) as error:
-            raise ConfigError(f"{node.label}: {error}") from error
-
     def _reach(self, missed: Sequence[Node]) -> None:
         for node in missed:
             if reach := getattr(self._module(node.stage), "reach", None):
-                try:
+                with _named(node):
                     reach(node.params)
-                except ValueError as error:
-                    raise ConfigError(f"{node.label}: {error}") from error
 
     def _verify_inputs(self, missed: Sequence[Node], done: Mapping[str, Path]) -> None:
         hashes = HashCache(self.cache)
@@ -263,6 +259,15 @@ class _Run:
                 worker.execute(stage.run, directories, tracker, stop, is_main=True, driven=False)
         except Exception as error:
             raise _failure(stage, settings, directories, Outcome(1, set(), worker.failure(error))) from error
+
+
+@contextlib.contextmanager
+def _named(node: Node) -> Iterator[None]:
+    """Let a wrong request in here say which node it is of."""
+    try:
+        yield
+    except (ValueError, ConfigError) as error:
+        raise ConfigError(f"{node.label}: {error}") from error
 
 
 def _failure(stage: ModuleType, settings: Mapping[str, Any], left: Sequence[Path], outcome: Outcome) -> StageError:

@@ -98,10 +98,6 @@ class Anatomy:
 
         return self.remembered(f"named {attribute}", find)
 
-    def kind(self, block: int) -> str:
-        """The class of a block."""
-        return self.remembered(f"kind {block}", lambda: type(self.structure.blocks[block]).__name__)
-
     def targets(self, stored: str) -> tuple[str, ...]:
         """The parameters of the model that a tensor of this name on disk makes, by transformers' own conversion."""
         return tuple(self.remembered(f"targets {stored}", lambda: list(self.structure.targets(stored))))

@@ -100,7 +100,7 @@ def scaled_tensors(source: Source, block: int, name: str, gain: float) -> tuple[
         return writers_of(source, block)
     if found := proportional(source, block):
         return found
-    kind = source.anatomy.kind(block)
+    kind = type(source.anatomy.structure.blocks[block]).__name__
     raise ValueError(
         f"gain {name}={gain} is refused: what a {kind} like the base's block {block} adds to the stream is not "
         f"shown to be proportional to its residual writers ({', '.join(writers_of(source, block))}) or to norms behind "

@@ -82,6 +82,9 @@ def test_what_is_there_is_reused_even_if_its_stage_would_refuse_it_today(build, 
     build(old, top)
     strict = {"facts": {"least": 2}}
     assert labels(build(old, top, add(5, "add/new", a=old), **strict)[1]) == ["add/new"]
+    wrong = Node("number", "number/old", 1, {"value": 1}, {}, {"launch": {"num_processes": 0}})
+    with pytest.raises(ConfigError, match=r"^number/old: launch.num_processes=0 must be"):
+        build(wrong)  # how it is launched is of this request
     assert "2 to reuse" in runner.plan([old, top], tmp_path, tmp_path / "cache", stages="fake_stages", **strict)
 
 

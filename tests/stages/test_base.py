@@ -17,6 +17,7 @@ REVISION = "0" * 40
     [
         ({"max_position_embeddings": 64}, 64),
         ({"n_positions": 64}, 64),
+        ({"seq_length": 64}, 64),
         ({"text_config": {"max_position_embeddings": 64}, "vision_config": {"max_position_embeddings": 8}}, 64),
         ({"vocab_size": 3}, None),
     ],
