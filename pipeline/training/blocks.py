@@ -107,7 +107,7 @@ def _costly_operators() -> frozenset:
     return frozenset(found)
 
 
-def choose_compile(requested: bool | str, device: torch.device, num_flops: float, precision: str) -> bool:
+def choose_compile(requested: bool | str, device: torch.device, num_flops: float, precision: str, wide: bool) -> bool:
     """Whether to compile the blocks: `auto` does where it pays and a compiler is at hand.
 
     Decided by the size of the run and not by a clock, so that a run that is resumed computes as it did before.
@@ -117,13 +117,14 @@ def choose_compile(requested: bool | str, device: torch.device, num_flops: float
         device: where the run computes.
         num_flops: of the whole run, roughly.
         precision: fp32 or bf16; in fp32 a CPU's matrix products leave nothing to be gained.
+        wide: its bf16 products are made in fp32, which compiled code does not do.
 
     Raises:
         ValueError: another request; or true without a compiler.
     """
     if requested not in (True, False, "auto"):
         raise ValueError(f"compile={requested!r} is not known; use true, false or auto")
-    pays = device.type != "cpu" or (precision == "bf16" and num_flops >= WORTH_COMPILING_FLOPS)
+    pays = device.type != "cpu" or (precision == "bf16" and not wide and num_flops >= WORTH_COMPILING_FLOPS)
     if requested is False or (requested == "auto" and not pays):
         return False
     missing = _missing_compiler(device)

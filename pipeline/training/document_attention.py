@@ -20,6 +20,8 @@ from typing import Any
 import numpy as np
 import torch
 
+from pipeline.training.products import multiplies_bf16
+
 BLOCK = 64  # queries; measured on a CPU at 64 to 1,024 tokens a document: larger blocks multiply more that is invisible
 
 
@@ -48,10 +50,7 @@ def _future(size: int, dtype: torch.dtype, device: torch.device) -> torch.Tensor
 
 def _product_dtype(q: torch.Tensor) -> torch.dtype:
     """fp32 on a CPU that has no bf16 products: what it does instead is several times slower and no more exact."""
-    if q.device.type == "cpu" and q.dtype == torch.bfloat16:
-        able = torch.cpu.get_capabilities()
-        return q.dtype if able.get("amx_bf16") or able.get("avx512_bf16") else torch.float32
-    return q.dtype
+    return torch.float32 if q.dtype == torch.bfloat16 and not multiplies_bf16(q.device) else q.dtype
 
 
 def _probabilities(

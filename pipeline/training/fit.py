@@ -30,6 +30,7 @@ from pipeline.training.memory import Memory
 from pipeline.training.optim import build_adamw
 from pipeline.training.peak import peak
 from pipeline.training.preflight import check_labels, expect, loading_explained, probe, shortage_explained
+from pipeline.training.products import choose_wide, wide_products
 from pipeline.training.quantised import held_tensors, hold_frozen
 from pipeline.training.runtime import Row, RowStream, Runtime
 from pipeline.training.settings import Settings
@@ -80,20 +81,22 @@ def fit(
     with loading_explained(settings, device.knobs):
         ready = _prepare(accelerator, source, strategy, settings, num_steps, device)
     frozen_before = _hashes(ready.frozen)
-    tried = _try_a_step(accelerator, settings, stream, runtime, device, ready, num_steps, expected)
-    compiling = {"validation", *(() if tried else ("step",))} if ready.facts["compiled"] else ()
-    with shortage_explained(settings.seq_len, device.knobs):
-        summary = train(
-            accelerator, ready.loss_model, ready.optimizer, ready.trainable, stream, validation, settings, num_steps,
-            replace(runtime, cost=ready.cost, compiling=frozenset(compiling)),
-        )  # fmt: skip
+    with wide_products(ready.facts["wide_products"]):
+        tried = _try_a_step(accelerator, settings, stream, runtime, device, ready, num_steps, expected)
+        compiling = {"validation", *(() if tried else ("step",))} if ready.facts["compiled"] else ()
+        with shortage_explained(settings.seq_len, device.knobs):
+            summary = train(
+                accelerator, ready.loss_model, ready.optimizer, ready.trainable, stream, validation, settings,
+                num_steps, replace(runtime, cost=ready.cost, compiling=frozenset(compiling)),
+            )  # fmt: skip
+        best = peak(accelerator.device, settings.precision)
     audit_frozen(frozen_before, _hashes(ready.frozen))
     _save(accelerator, source, target, strategy, settings, ready)
     if accelerator.is_main_process:
         shutil.rmtree(runtime.directory / "checkpoints", ignore_errors=True)
     accelerator.wait_for_everyone()
     accelerator.end_training()
-    summary |= {**tried, **utilisation(summary, peak(accelerator.device, settings.precision))}
+    summary |= {**tried, **utilisation(summary, best)}
     summary |= {**ready.facts, "num_processes": accelerator.num_processes}
     return {**summary, "num_frozen_tensors": len(frozen_before), "peak_memory_bytes": peak_memory_bytes()}
 
@@ -144,7 +147,8 @@ def _prepare(
     model.train()
     # A product and a sum for each weight and token, forwards and backwards.
     num_flops = 4.0 * counts["num_parameters"] * num_steps * settings.batch_size * settings.seq_len
-    compiled = choose_compile(device.compile, accelerator.device, num_flops, settings.precision)
+    wide = choose_wide(device.wide_products, accelerator.device, settings.precision, device.compile)
+    compiled = choose_compile(device.compile, accelerator.device, num_flops, settings.precision, wide)
     if apart:
         compiled = _apart(loaded, device)
     prepare_blocks(loaded, device.checkpointing, compiled)
@@ -160,7 +164,7 @@ def _prepare(
     )
     # These very parameters: a sharded model shows others in their place as long as a unit is gathered.
     frozen = {name: p for name, p in model.named_parameters() if not p.requires_grad} | held_tensors(model)
-    facts = {**counts, "attention": attention, "compiled": compiled, "one_document_a_row": apart}
+    facts = {**counts, "attention": attention, "compiled": compiled, "wide_products": wide, "one_document_a_row": apart}
     return _Prepared(loaded, model, loss_model, optimizer, trainable, frozen, cost, facts)
 
 

@@ -48,6 +48,7 @@ TRICKS = {
         "ours, recompute elementwise": {"checkpointing": "selective", "compile": False},
         "ours, recompute all": {"checkpointing": "full", "compile": False},
         "ours, logits at once": {"loss_chunk": 10**9, "compile": False},
+        "ours, torch's bf16 products": {"wide_products": False, "compile": False},
     },
     "cuda": {
         "ours, not compiled": {"compile": False},
@@ -85,16 +86,17 @@ class Measured:
     facts: dict[str, Any]
 
 
-def ways(arguments: argparse.Namespace, cuda: bool) -> list[Way]:
-    """What is compared, ours first."""
+def ways(arguments: argparse.Namespace, cuda: bool, multiplies: bool = True) -> list[Way]:
+    """What is compared, ours first; `multiplies`: the device has products of bf16."""
     if arguments.tricks:
         changed = TRICKS["cuda" if cuda else "cpu"].items()
         return [Way("ours", "ours", keeps_buffers=True)] + [
             Way(name, "ours", launch=json.dumps(launch), keeps_buffers=True) for name, launch in changed
         ]
-    # In bf16 a long run is compiled; `auto` would look at the few steps that are timed here and not compile.
+    # In bf16 a long run is compiled; `auto` would look at the few steps that are timed here and not compile. It is not
+    # where a CPU has no bf16 products: ours then multiplies in fp32.
     ours = [Way("ours", "ours", keeps_buffers=True)]
-    if arguments.precision == "bf16":
+    if arguments.precision == "bf16" and multiplies:
         ours = [
             Way(name, "ours", launch=json.dumps({"compile": on}), keeps_buffers=True)
             for name, on in (("ours", True), ("ours, not compiled", False))
@@ -288,6 +290,8 @@ def main() -> None:
     arguments = parser.parse_args()
     import torch
 
+    from pipeline.training.products import multiplies_bf16
+
     if arguments.cuda and not torch.cuda.is_available():
         sys.exit("--cuda: this machine has no CUDA device; everything else is ready, run the same command where one is")
     arguments.seq_len = arguments.seq_len or ([2048, 4096] if arguments.cuda else [512, 1024])
@@ -305,7 +309,8 @@ def main() -> None:
                 shares = bench.start(Way("ours", "ours", keeps_buffers=True), seq_len, 2, "--profile")
                 print(seq_len, next(line["shares"] for line in shares if "shares" in line))
             return
-        results, absent = bench.rounds(ways(arguments, arguments.cuda), arguments.seq_len)
+        multiplies = multiplies_bf16(torch.device("cuda" if arguments.cuda else "cpu"))
+        results, absent = bench.rounds(ways(arguments, arguments.cuda, multiplies), arguments.seq_len)
     if not arguments.llamafactory and not arguments.tricks:
         absent["LLaMA-Factory"] = "not given; name the python of its environment with --llamafactory"
     print(table(results, floors, absent))

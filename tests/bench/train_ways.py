@@ -240,13 +240,16 @@ def run_rates(arguments: argparse.Namespace) -> None:
     import torch
     import transformers
 
+    from pipeline.training.products import choose_wide, wide_products
+
     config = transformers.AutoConfig.from_pretrained(str(arguments.model))
     device = "cuda" if torch.cuda.is_available() else "cpu"
     dtype = torch.bfloat16 if arguments.precision == "bf16" else torch.float32
     tokens, inner, outer = arguments.micro * arguments.seq_len, config.hidden_size, config.intermediate_size
     x, w, g = (torch.randn(*s, device=device, dtype=dtype) for s in ((tokens, inner), (outer, inner), (tokens, outer)))
     passes = {"forward": lambda: x @ w.T, "by_input": lambda: g @ w, "by_weight": lambda: g.T @ x}
-    rates = {name: 2 * tokens * inner * outer / best_seconds(product) / 1e12 for name, product in passes.items()}
+    with wide_products(choose_wide("auto", torch.device(device), arguments.precision, "auto")):
+        rates = {name: 2 * tokens * inner * outer / best_seconds(product) / 1e12 for name, product in passes.items()}
     report(rates=rates, threads=torch.get_num_threads(), torch=torch.__version__)
 
 

@@ -19,6 +19,11 @@ def test_ours_is_compiled_in_bf16_and_stands_beside_itself_uncompiled(cuda):
     assert {way.name: way.launch for way in ways(arguments(), cuda)}["ours"] == "{}"
 
 
+def test_ours_is_as_it_chooses_itself_where_a_cpu_has_no_bf16_products():
+    found = {way.name: way.launch for way in ways(arguments(precision="bf16"), cuda=False, multiplies=False)}
+    assert found["ours"] == "{}" and "ours, not compiled" not in found
+
+
 def test_the_table_has_the_utilisation_of_the_timed_steps():
     facts = {"flops_per_token": 3e6, "flops_per_token_6nd": 6e6, "peak_flops_per_s": 1e9}
     results = [

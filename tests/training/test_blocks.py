@@ -174,17 +174,17 @@ def test_optimizer_state_is_three_copies_of_what_trains(make_model):
 )
 def test_compiling_by_name_and_by_the_length_of_a_run(compiled, flops, expected, monkeypatch):
     monkeypatch.setattr("shutil.which", lambda name: "/usr/bin/g++")
-    assert choose_compile(compiled, CPU, flops, "bf16") is expected
-    assert choose_compile(compiled, CPU, flops, "fp32") is (compiled is True)
+    assert choose_compile(compiled, CPU, flops, "bf16", False) is expected
+    assert choose_compile(compiled, CPU, flops, "fp32", False) is (compiled is True)
 
 
 def test_compiling_without_a_compiler(monkeypatch):
     monkeypatch.setattr("shutil.which", lambda name: None)
-    assert choose_compile("auto", CPU, 1e20, "bf16") is False
+    assert choose_compile("auto", CPU, 1e20, "bf16", False) is False
     with pytest.raises(ValueError, match=r"compile=true needs a C\+\+ compiler"):
-        choose_compile(True, CPU, 1.0, "fp32")
+        choose_compile(True, CPU, 1.0, "fp32", False)
     with pytest.raises(ValueError, match="use true, false or auto"):
-        choose_compile("yes", CPU, 1.0, "fp32")
+        choose_compile("yes", CPU, 1.0, "fp32", False)
 
 
 def test_an_unknown_policy(make_model):
