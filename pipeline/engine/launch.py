@@ -47,7 +47,7 @@ CHOICES = {
     "checkpointing": ("off", "selective", "full"),
     "compile": ("auto", True, False),
     "wide_products": ("auto", True, False),
-    "sharding": ("none", "fsdp2"),
+    "sharding": ("none", "fsdp2", "zero2", "zero3"),
 }
 AT_LEAST = {"micro_batch": 1, "loss_chunk": 1, "keep_checkpoints": 1, "checkpoint_every_s": 0, "grace_s": 0}
 

@@ -23,6 +23,7 @@ import torch.distributed as dist
 from torch.distributed.checkpoint import HuggingFaceStorageReader, HuggingFaceStorageWriter, load, save
 
 from pipeline.models.durable import sync
+from pipeline.training.zero import ZeroOptimizer
 
 _PREFIX = "step-"
 _STATE = "state.json"
@@ -34,14 +35,15 @@ def save_checkpoint(
     folder: Path,
     step: int,
     trainable: Mapping[str, torch.Tensor],
-    optimizer: torch.optim.Optimizer,
+    optimizer: Any,
     state: Mapping[str, Any],
     keep: int = 2,
 ) -> None:
     """Write `folder/step-<step>` atomically and delete all but the newest `keep`; called by every process.
 
     Args:
-        trainable: parameters by name, as the optimizer holds them, replicated or sharded.
+        trainable: parameters by name, as the optimizer holds them, replicated or sharded; those of a `ZeroOptimizer` are
+            gathered on every process.
         state: plain JSON data; that of the main process is kept.
     """
     final = folder / f"{_PREFIX}{step:08d}"
@@ -50,6 +52,8 @@ def save_checkpoint(
         _clear(folder)
         partial.mkdir(parents=True)
     _wait()
+    if isinstance(optimizer, ZeroOptimizer):
+        trainable, optimizer = optimizer.whole()
     tensors = {**{n: p.detach() for n, p in trainable.items()}, **_moments(trainable, optimizer)}
     writer = HuggingFaceStorageWriter(str(partial), save_distributed=True)
     with _quiet():
@@ -67,7 +71,7 @@ def save_checkpoint(
 
 
 def load_checkpoint(
-    folder: Path, trainable: Mapping[str, torch.nn.Parameter], optimizer: torch.optim.Optimizer
+    folder: Path, trainable: Mapping[str, torch.nn.Parameter], optimizer: Any
 ) -> dict[str, Any] | None:
     """Put the newest checkpoint's tensors into parameters and optimizer, and return its state; None if there is none.
 
@@ -79,9 +83,18 @@ def load_checkpoint(
     steps = _steps(folder)
     if not steps:
         return None
-    reader = HuggingFaceStorageReader(str(steps[-1]))
+    if isinstance(optimizer, ZeroOptimizer):
+        whole, held = optimizer.whole()
+        state = _read(steps[-1], whole, held)
+        optimizer.put(whole, held.state)
+        return state
+    return _read(steps[-1], trainable, optimizer)
+
+
+def _read(checkpoint: Path, trainable: Mapping[str, torch.nn.Parameter], optimizer: Any) -> dict[str, Any]:
+    reader = HuggingFaceStorageReader(str(checkpoint))
     stored = reader.read_metadata().state_dict_metadata
-    _check_names({key for key in stored if _MOMENT not in key}, set(trainable), steps[-1])
+    _check_names({key for key in stored if _MOMENT not in key}, set(trainable), checkpoint)
     tensors: dict[str, Any] = {}
     for key, kept in stored.items():
         name, is_moment, part = key.partition(_MOMENT)
@@ -94,10 +107,10 @@ def load_checkpoint(
         name, is_moment, part = key.partition(_MOMENT)
         if is_moment:
             optimizer.state[trainable[name]][part] = _as_kept(part, tensor, optimizer)
-    return json.loads((steps[-1] / _STATE).read_text())
+    return json.loads((checkpoint / _STATE).read_text())
 
 
-def _moments(trainable: Mapping[str, torch.Tensor], optimizer: torch.optim.Optimizer) -> dict[str, torch.Tensor]:
+def _moments(trainable: Mapping[str, torch.Tensor], optimizer: Any) -> dict[str, torch.Tensor]:
     """Optimizer state by parameter and part."""
     return {
         f"{name}{_MOMENT}{part}": value.detach().reshape(1) if part == _COUNT else value.detach()
@@ -106,7 +119,7 @@ def _moments(trainable: Mapping[str, torch.Tensor], optimizer: torch.optim.Optim
     }
 
 
-def _as_kept(part: str, tensor: torch.Tensor, optimizer: torch.optim.Optimizer) -> torch.Tensor:
+def _as_kept(part: str, tensor: torch.Tensor, optimizer: Any) -> torch.Tensor:
     """The form in which torch's AdamW holds a part: a fused one counts steps where the parameters are."""
     if part != _COUNT:
         return tensor

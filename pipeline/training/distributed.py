@@ -1,4 +1,4 @@
-"""A model over several processes: replicated (DDP) or sharded in units (FSDP2).
+"""A model over several processes: replicated (DDP), sharded in units (FSDP2) or partitioned by DeepSpeed (`zero`).
 
 A unit of FSDP2 is one decoder block; what is in none (embeddings, last norm, head) is the root. A unit is gathered
 whole right before it computes, in the dtypes in which its parameters are held: fp32 masters of what trains, bf16 of
@@ -8,7 +8,7 @@ what is frozen. Gradients exist, and are exchanged, for what trains alone.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,7 +19,9 @@ from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
 
-SHARDING = ("none", "fsdp2")
+from pipeline.training.zero import STAGES, ZeroOptimizer, accumulating, gathered, partition
+
+SHARDING = ("none", "fsdp2", *STAGES)
 Build = Callable[[Mapping[str, nn.Parameter]], torch.optim.Optimizer]
 
 
@@ -28,7 +30,8 @@ class Layout:
     """How parameters lie over the processes: launch knobs.
 
     Attributes:
-        sharding: "none" holds the whole model in every process, "fsdp2" a part of every unit.
+        sharding: "none" holds the whole model in every process, "fsdp2" a part of every unit, "zero2" the whole model and
+            a part of the optimizer's state, "zero3" a part of every parameter.
         reshard: give a unit's gathered parameters back after the forward pass and gather them again for the backward
             pass (less memory, one exchange more). Units that no gradient passes are given back in any case.
     """
@@ -43,32 +46,42 @@ class Layout:
 
 
 def distribute(
-    accelerator: Any, loss_model: nn.Module, blocks: Sequence[nn.Module], layout: Layout, build: Build
-) -> tuple[nn.Module, torch.optim.Optimizer, dict[str, nn.Parameter]]:
+    accelerator: Any,
+    loss_model: nn.Module,
+    blocks: Sequence[nn.Module],
+    layout: Layout,
+    build: Build,
+    precision: str = "fp32",
+) -> tuple[nn.Module, Any, dict[str, nn.Parameter]]:
     """Put a model on its device or devices and build its optimizer.
 
     Args:
         loss_model: what the training loop calls, a module around `model`; `requires_grad` and dtypes are final.
         blocks: the decoder blocks in it, in order.
         build: makes the optimizer of the parameters that train, by name.
+        precision: fp32 or bf16, in which matrices are multiplied.
 
     Returns:
-        The model to call, the optimizer, and what trains, by its name in `loss_model.model`, as the optimizer holds it.
+        The model to call, the optimizer (torch's, or a `ZeroOptimizer`), and what trains, by its name in `loss_model.model`, as the optimizer holds it.
 
     Raises:
-        ValueError: Accelerate was configured for a sharding that is asked for otherwise here.
+        ValueError: Accelerate was configured for a sharding that is asked for otherwise here, or DeepSpeed is missing.
     """
     if accelerator.distributed_type in ("FSDP", "DEEPSPEED"):
         raise ValueError(
             f"Accelerate is configured for {accelerator.distributed_type} (launch.config_file or accelerate_args)"
-            "; leave that out and set launch.sharding=fsdp2: Accelerate starts the processes, torch shards"
+            "; leave that out and set launch.sharding=fsdp2, zero2 or zero3: Accelerate only starts the processes"
         )
-    if layout.sharding == "fsdp2" and accelerator.num_processes > 1:
+    several = accelerator.num_processes > 1
+    if layout.sharding in STAGES and several:
+        trainable, stage = _trainable(loss_model), STAGES[layout.sharding]
+        return *partition(accelerator, loss_model, trainable, build(trainable), stage, precision), trainable
+    if layout.sharding == "fsdp2" and several:
         model = _shard(accelerator, loss_model, blocks, layout.reshard)
     else:
         _exchange_gradients_only(loss_model)
         model = accelerator.prepare_model(loss_model)
-    trainable = {name: p for name, p in loss_model.get_submodule("model").named_parameters() if p.requires_grad}
+    trainable = _trainable(loss_model)
     return model, build(trainable), trainable
 
 
@@ -91,23 +104,51 @@ def unsynchronized(model: nn.Module) -> Iterator[None]:
     elif isinstance(model, DistributedDataParallel):
         with model.no_sync():
             yield
+    elif hasattr(model, "set_gradient_accumulation_boundary"):
+        with accumulating(model):
+            yield
     else:
         yield
 
 
+@contextmanager
+def forgotten(model: nn.Module, optimizer: Any, trainable: Mapping[str, nn.Parameter]) -> Iterator[None]:
+    """Inside, a backward pass is tried: exchanged only where it has to be, and its gradient is dropped in the end."""
+    # In parts over the processes, gradients that are not exchanged would stay out of sight.
+    in_parts = is_sharded(trainable) or isinstance(optimizer, ZeroOptimizer)
+    with nullcontext() if in_parts else unsynchronized(model):
+        yield
+    optimizer.zero_grad(set_to_none=True)
+
+
+def clip(accelerator: Any, optimizer: Any, trainable: Mapping[str, nn.Parameter], max_norm: float) -> torch.Tensor:
+    """Have the gradient clipped to a norm when the optimizer's step uses it; its norm unclipped."""
+    if isinstance(optimizer, ZeroOptimizer):
+        return optimizer.clip(max_norm)
+    return accelerator.clip_grad_norm_(list(trainable.values()), max_norm)
+
+
 def whole(tensor: torch.Tensor) -> torch.Tensor:
-    """A tensor with all its parts; every process must ask for it."""
+    """A parameter or another tensor with all its parts; every process must ask for it."""
+    if hasattr(tensor, "ds_tensor"):
+        return gathered(tensor)
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
 
 def own_part(tensor: torch.Tensor) -> torch.Tensor:
-    """The part of a tensor that this process holds; nothing is exchanged."""
+    """The part of a parameter that this process holds; nothing is exchanged."""
+    if hasattr(tensor, "ds_tensor"):
+        return tensor.ds_tensor
     return tensor.to_local() if isinstance(tensor, DTensor) else tensor
 
 
 def is_sharded(parameters: Mapping[str, torch.Tensor]) -> bool:
     """Whether any of them lies in parts over the processes."""
-    return any(isinstance(parameter, DTensor) for parameter in parameters.values())
+    return any(isinstance(one, DTensor) or hasattr(one, "ds_tensor") for one in parameters.values())
+
+
+def _trainable(loss_model: nn.Module) -> dict[str, nn.Parameter]:
+    return {name: p for name, p in loss_model.get_submodule("model").named_parameters() if p.requires_grad}
 
 
 def _exchange_gradients_only(loss_model: nn.Module) -> None:

@@ -45,7 +45,7 @@ class _Prepared:
     loaded: Any
     model: Any
     loss_model: torch.nn.Module
-    optimizer: torch.optim.Optimizer
+    optimizer: Any
     trainable: Mapping[str, torch.nn.Parameter]
     frozen: Mapping[str, torch.Tensor]
     cost: Cost | None
@@ -161,6 +161,7 @@ def _prepare(
         lambda named: build_adamw(
             named.items(), settings.lr, settings.betas, settings.eps, settings.weight_decay, lr_scales
         ),
+        settings.precision,
     )
     # These very parameters: a sharded model shows others in their place as long as a unit is gathered.
     frozen = {name: p for name, p in model.named_parameters() if not p.requires_grad} | held_tensors(model)
@@ -221,7 +222,7 @@ def _save(
     """Write the trained model; every process takes part, since what is sharded has to be gathered."""
     loaded, model = ready.loaded, ready.model
     if is_sharded(ready.trainable):
-        parts = ((name, whole(p.detach())) for name, p in ready.trainable.items())
+        parts = ((name, whole(p).detach()) for name, p in ready.trainable.items())
         trained = {name: tensor.cpu() for name, tensor in parts if accelerator.is_main_process}
         if accelerator.is_main_process:
             expansion = read_expansion(source)
@@ -261,7 +262,7 @@ def _dtype(settings: Settings) -> torch.dtype:
 
 def _hashes(frozen: Mapping[str, torch.Tensor]) -> dict[str, str]:
     """Of what this process holds of them."""
-    return tensor_hashes({name: own_part(p.detach()) for name, p in frozen.items()})
+    return tensor_hashes({name: own_part(p).detach() for name, p in frozen.items()})
 
 
 def _counts(model: torch.nn.Module) -> dict[str, Any]:

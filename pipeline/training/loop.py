@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from pipeline.training.checkpoint import load_checkpoint, save_checkpoint
-from pipeline.training.distributed import unsynchronized, whole
+from pipeline.training.distributed import clip, unsynchronized, whole
 from pipeline.training.journal import Journal
 from pipeline.training.loss import IGNORED
 from pipeline.training.optim import learning_rate, set_learning_rate
@@ -26,7 +26,7 @@ from pipeline.training.trackers import Trackers
 def train(
     accelerator: Any,
     loss_model: torch.nn.Module,
-    optimizer: torch.optim.Optimizer,
+    optimizer: Any,
     trainable: Mapping[str, torch.nn.Parameter],
     stream: RowStream,
     validation: Mapping[str, Sequence[Row]],
@@ -41,7 +41,7 @@ def train(
     (`SpikeGuard`).
 
     Args:
-        loss_model: a `PackedLoss`, as `distribute` gave it.
+        loss_model, optimizer: a `PackedLoss` and its optimizer, as `distribute` gave them.
         trainable: the parameters in `optimizer`, by the names under which checkpoints keep them.
         validation: rows by source.
 
@@ -170,7 +170,7 @@ class _Run:
                 # The processes' gradients are averaged, the labels are counted over all of them.
                 accelerator.backward(loss * accelerator.num_processes / num_labels)
             loss_sum += loss.detach()
-        norm = accelerator.clip_grad_norm_(list(self.trainable.values()), self.settings.max_grad_norm)
+        norm = clip(accelerator, self.optimizer, self.trainable, self.settings.max_grad_norm)
         # Summed over the processes, so that all of them decide about the step by the same two numbers.
         sums = accelerator.reduce(torch.stack([loss_sum, whole(norm).to(loss_sum)]), "sum").tolist()
         return sums[0] / num_labels, sums[1] / accelerator.num_processes

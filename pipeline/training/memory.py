@@ -51,12 +51,16 @@ class Memory:
 
 @dataclass(frozen=True)
 class Knobs:
-    """What of a launch bears on memory; `shards` is over how many processes weights and their state are split."""
+    """What of a launch bears on memory; `shards` is over how many processes weights and their state are split.
+
+    `zero` is the stage of DeepSpeed: 2 splits no weights, and it holds fp32 masters a second time. 0: no DeepSpeed.
+    """
 
     micro_batch: int
     checkpointing: str
     loss_chunk: int
     shards: int = 1
+    zero: int = 0
 
     @classmethod
     def of(cls, launch: Mapping[str, Any]) -> Knobs:
@@ -67,6 +71,7 @@ class Knobs:
             checkpointing=launch.get("checkpointing", "off"),
             loss_chunk=launch["loss_chunk"],
             shards=launch["num_processes"] if sharded else 1,
+            zero={"zero2": 2, "zero3": 3}.get(launch.get("sharding", "none"), 0),
         )
 
 
@@ -86,10 +91,12 @@ def memory_of(
     # A head that trains has its gradient formed with the loss.
     head = shape.vocab * shape.hidden * FP32 if trains.way == "full" else 0
     shards = knobs.shards
+    weight_shards = 1 if knobs.zero == 2 else shards
+    doubled = trainable * FP32 // shards if knobs.zero and shards > 1 else 0
     held = _frozen_matrices(shape, trains) if frozen_dtype else 0
     return Memory(
-        frozen=int((frozen - held) * item + held * FROZEN_BYTES.get(frozen_dtype or "", 0)) // shards,
-        master=trainable * FP32 // shards,
+        frozen=int((frozen - held) * item + held * FROZEN_BYTES.get(frozen_dtype or "", 0)) // weight_shards,
+        master=trainable * FP32 // weight_shards + doubled,
         gradients=trainable * FP32 // shards,
         optimizer=trainable * FP32 * ADAM_MOMENTS // shards,
         activations=copies + tokens * _saved(shape, trains, item, knobs.checkpointing),

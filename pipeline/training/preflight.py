@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,7 @@ from typing import Any
 import psutil
 import torch
 
-from pipeline.training.distributed import is_sharded, own_part, unsynchronized
+from pipeline.training.distributed import forgotten, own_part
 from pipeline.training.forecast import known_shape, size
 from pipeline.training.loss import IGNORED
 from pipeline.training.memory import ADAM_MOMENTS, FP32, Knobs, Memory, memory_of
@@ -103,12 +103,17 @@ def check_state(trainable: Mapping[str, torch.Tensor], model: torch.nn.Module, l
         limit: bytes; see `limit_bytes`.
     """
     weights = sum(own_part(t).nbytes for t in (*model.parameters(), *held_tensors(model).values()))
-    learned = sum(own_part(p).numel() for p in trainable.values()) * FP32 * (1 + ADAM_MOMENTS)
+    learned = _num_learned(trainable, knobs) * FP32 * (1 + ADAM_MOMENTS)
     if weights + learned > limit:
         raise ValueError(
             f"training holds {size(weights)} of weights and {size(learned)} of gradients and optimizer state, and this "
             f"process may use {size(limit)}; {remedy(knobs, None, state_alone=True)}"
         )
+
+
+def _num_learned(trainable: Mapping[str, torch.Tensor], knobs: Knobs) -> int:
+    """Numbers of which this process holds gradient and moments."""
+    return sum(own_part(p).numel() for p in trainable.values()) // (knobs.shards if knobs.zero == 2 else 1)
 
 
 def check_activations(expected: Memory, limit: int, seq_len: int, knobs: Knobs) -> None:
@@ -146,13 +151,10 @@ def probe(
     if expected is not None and device.type == "cpu":
         check_activations(expected, limit, settings.seq_len, knobs)
     began = time.perf_counter()
-    # In parts over the processes, gradients that are not exchanged would stay out of sight in each unit.
-    apart = nullcontext() if is_sharded(trainable) else unsynchronized(loss_model)
-    with shortage_explained(settings.seq_len, knobs), _generators_kept(device), apart:
+    dropped = forgotten(loss_model, optimizer, trainable)
+    with shortage_explained(settings.seq_len, knobs), _generators_kept(device), dropped:
         peak = _run(accelerator, loss_model, settings, knobs.micro_batch)
-    for parameter in trainable.values():
-        parameter.grad = None
-    missing = 0 if optimizer.state else sum(own_part(p).numel() for p in trainable.values()) * FP32 * ADAM_MOMENTS
+    missing = 0 if optimizer.state else _num_learned(trainable, knobs) * FP32 * ADAM_MOMENTS
     found = Probe(peak, peak + missing, limit, time.perf_counter() - began)
     if found.expected_bytes > limit:
         raise ValueError(

@@ -1,0 +1,45 @@
+"""Really two processes under DeepSpeed: the curve of one, and checkpoints that every layout goes on from."""
+
+import importlib.util
+import json
+
+import pytest
+import torch
+
+from tests.training.processes import curve, run_on_ranks, samples, weights
+from tests.training.test_distributed import check_curve
+
+needs_deepspeed = pytest.mark.skipif(
+    importlib.util.find_spec("deepspeed") is None, reason="needs DeepSpeed: pip install -e '.[deepspeed]'"
+)
+ONE, DDP = {"world": 1}, {"world": 2}
+TWO, THREE = ({"world": 2, "launch": {"sharding": sharding}} for sharding in ("zero2", "zero3"))
+
+
+@pytest.fixture(scope="module")
+def expanded(make_model, grow):
+    return grow(make_model("bfloat16"))
+
+
+@pytest.fixture(scope="module")
+def runs(expanded, tmp_path_factory):
+    """One process, each stage on two, and a relay of all layouts, stopped every other step."""
+    root = tmp_path_factory.mktemp("runs")
+    specs = [{**kind, "directory": name} for name, kind in {"one": ONE, "zero2": TWO, "zero3": THREE}.items()]
+    legs = [{**TWO, "stop_after": 2}, {**THREE, "stop_after": 2}, {**ONE, "stop_after": 2}, TWO]
+    ends = run_on_ranks(root, expanded, [*specs, *({**leg, "directory": "relay"} for leg in legs)])
+    assert ends[3:] == [[3, 3], [3, 3], [3], [0, 0]], "each leg was stopped after two steps but the last"
+    return root
+
+
+@needs_deepspeed
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["zero2", "zero3", "relay"])
+def test_the_curve_and_the_weights_are_those_of_one_process(runs, name):
+    assert json.loads((runs / name / "metrics.json").read_text())["num_processes"] == 2
+    check_curve(curve(runs / "one"), curve(runs / name))
+    assert samples(runs / "one") == samples(runs / name)
+    one, other = weights(runs / "one"), weights(runs / name)
+    assert one.keys() == other.keys()
+    for key in one:
+        assert torch.allclose(one[key].float(), other[key].float(), rtol=2**-7, atol=1e-6), key
