@@ -17,6 +17,7 @@ What `launch` may hold:
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import shlex
 import sys
@@ -42,12 +43,14 @@ MALLOC = {
 a 100 MB tensor here. Older versions of glibc ignore a threshold above 32 MB, which does no harm."""
 
 
+DEEPSPEED = ("zero2", "zero3")
+"""The values of `sharding` that DeepSpeed, an extra, carries out."""
 CHOICES = {
     "attention": ("auto", "documents", "sdpa", "eager", "flex", "flash"),
     "checkpointing": ("off", "selective", "full"),
     "compile": ("auto", True, False),
     "wide_products": ("auto", True, False),
-    "sharding": ("none", "fsdp2", "zero2", "zero3"),
+    "sharding": ("none", "fsdp2", *DEEPSPEED),
 }
 AT_LEAST = {"micro_batch": 1, "loss_chunk": 1, "keep_checkpoints": 1, "checkpoint_every_s": 0, "grace_s": 0}
 
@@ -72,6 +75,8 @@ def check(launch: Mapping[str, Any]) -> None:
     if (limit := launch.get("time_limit_s")) is not None and not (isinstance(limit, int | float) and limit > 0):
         raise ConfigError(f"launch.time_limit_s={limit!r} must be more than 0 seconds, or null")
     _check_values(launch)
+    if launch.get("sharding") in DEEPSPEED and (processes or 1) > 1:
+        _check_deepspeed(launch)
     _check_machines(launch, processes or 1)
 
 
@@ -84,6 +89,23 @@ def _check_values(launch: Mapping[str, Any]) -> None:
         value = launch.get(key, least)
         if isinstance(value, bool) or not isinstance(value, int | float) or value < least:
             raise ConfigError(f"launch.{key}={value!r} must be a number of at least {least}")
+
+
+def _check_deepspeed(launch: Mapping[str, Any]) -> None:
+    sharding = launch["sharding"]
+    if importlib.util.find_spec("deepspeed") is None:
+        raise ConfigError(f"launch.sharding={sharding} needs DeepSpeed: pip install -e '.[deepspeed]'")
+    if sharding == "zero2":
+        return
+    if launch.get("compile", False) is not False:
+        raise ConfigError(
+            f"launch.sharding={sharding} gathers weights in hooks that cannot be compiled; set launch.compile=false"
+        )
+    if launch.get("checkpointing") == "selective":
+        raise ConfigError(
+            f"launch.checkpointing=selective cannot tell the work of launch.sharding={sharding} from a block's own; use "
+            "full or off"
+        )
 
 
 def _check_machines(launch: Mapping[str, Any], processes: int) -> None:
@@ -145,8 +167,14 @@ def environment(launch: Mapping[str, Any]) -> dict[str, str]:
 
 
 def required_environment(launch: Mapping[str, Any]) -> dict[str, str]:
-    """What the command alone does not say: several ranks on a CPU are asked for by a variable, see `_starter`."""
-    return {"ACCELERATE_USE_CPU": "true"} if launch.get("cpu") else {}
+    """What the command alone does not say: several ranks on a CPU are asked for by a variable, see `_starter`.
+
+    DeepSpeed would take a GPU that it sees.
+    """
+    if not launch.get("cpu"):
+        return {}
+    deepspeed = {"DS_ACCELERATOR": "cpu"} if launch.get("sharding") in DEEPSPEED else {}
+    return {"ACCELERATE_USE_CPU": "true", **deepspeed}
 
 
 def rerun(module: str, directories: Sequence[Path], launch: Mapping[str, Any]) -> str:

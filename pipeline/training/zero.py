@@ -8,7 +8,7 @@ any other layout goes on from it, and this one from any other's.
 
 from __future__ import annotations
 
-import os
+import warnings
 from collections import defaultdict
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -170,8 +170,6 @@ def gathered(parameter: torch.Tensor) -> torch.Tensor:
 
 
 def _deepspeed(device: torch.device) -> Any:
-    if device.type == "cpu":
-        os.environ["DS_ACCELERATOR"] = "cpu"  # or it takes a GPU that launch.cpu forbids
     try:
         import deepspeed
     except ImportError as error:
@@ -180,6 +178,8 @@ def _deepspeed(device: torch.device) -> Any:
         # Otherwise it compiles an operator of its own for minutes, and one start that is killed meanwhile leaves a lock
         # behind for which every later one waits for ever. Without it, gloo exchanges what is exchanged.
         deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+    deepspeed.utils.set_log_level_from_string("warning")
+    warnings.filterwarnings("ignore", message="`torch.distributed.*is deprecated", category=FutureWarning)
     return deepspeed
 
 
@@ -193,8 +193,6 @@ def _config(stage: int, precision: str) -> dict[str, Any]:
             "stage": stage,
             "reduce_bucket_size": BUCKET,
             "allgather_bucket_size": BUCKET,
-            # Adds the processes' gradients in the order in which DDP does; gloo scatters no sums.
-            "reduce_scatter": False,
         },
     }
     if precision == "bf16":  # outside its engine autocast is switched off; no module's gradients are exchanged in bf16
