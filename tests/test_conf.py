@@ -122,6 +122,15 @@ def test_the_driver_knows_the_choices_of_the_library():
     assert launch.CHOICES["checkpointing"] == blocks.CHECKPOINTING
 
 
+@pytest.mark.parametrize("stage", [2, 3])
+def test_deepspeed_is_a_way_to_launch(monkeypatch, stage):
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: name)
+    section = composed(f"launch=deepspeed_zero{stage}")["launch"]
+    assert (section["sharding"], section["num_processes"]) == (f"zero{stage}", 2)
+    assert {**section, "sharding": "none", "compile": "auto", "num_processes": 1} == composed("launch=local")["launch"]
+    launch.check(section)
+
+
 def test_hub_models_carry_a_commit():
     for option in options("model"):
         source = yaml.safe_load((CONF / "model" / f"{option}.yaml").read_text())["source"]

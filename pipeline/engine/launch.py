@@ -103,8 +103,8 @@ def _check_deepspeed(launch: Mapping[str, Any]) -> None:
         )
     if launch.get("checkpointing") == "selective":
         raise ConfigError(
-            f"launch.checkpointing=selective cannot tell the work of launch.sharding={sharding} from a block's own; use "
-            "full or off"
+            f"launch.checkpointing=selective cannot tell what launch.sharding={sharding} does from a block's own work; "
+            "use full or off"
         )
 
 

@@ -42,8 +42,8 @@ def save_checkpoint(
     """Write `folder/step-<step>` atomically and delete all but the newest `keep`; called by every process.
 
     Args:
-        trainable: parameters by name, as the optimizer holds them, replicated or sharded; those of a `ZeroOptimizer` are
-            gathered on every process.
+        trainable: parameters by name, as the optimizer holds them, replicated or sharded; those of a `ZeroOptimizer`
+            are gathered on every process.
         state: plain JSON data; that of the main process is kept.
     """
     final = folder / f"{_PREFIX}{step:08d}"
@@ -70,9 +70,7 @@ def save_checkpoint(
     _wait()
 
 
-def load_checkpoint(
-    folder: Path, trainable: Mapping[str, torch.nn.Parameter], optimizer: Any
-) -> dict[str, Any] | None:
+def load_checkpoint(folder: Path, trainable: Mapping[str, torch.nn.Parameter], optimizer: Any) -> dict[str, Any] | None:
     """Put the newest checkpoint's tensors into parameters and optimizer, and return its state; None if there is none.
 
     Called by every process.

@@ -30,8 +30,8 @@ class Layout:
     """How parameters lie over the processes: launch knobs.
 
     Attributes:
-        sharding: "none" holds the whole model in every process, "fsdp2" a part of every unit, "zero2" the whole model and
-            a part of the optimizer's state, "zero3" a part of every parameter.
+        sharding: "none" holds the whole model in every process, "fsdp2" a part of every unit, "zero2" the whole model
+            and a part of the optimizer's state, "zero3" a part of every parameter.
         reshard: give a unit's gathered parameters back after the forward pass and gather them again for the backward
             pass (less memory, one exchange more). Units that no gradient passes are given back in any case.
     """
@@ -62,7 +62,8 @@ def distribute(
         precision: fp32 or bf16, in which matrices are multiplied.
 
     Returns:
-        The model to call, the optimizer (torch's, or a `ZeroOptimizer`), and what trains, by its name in `loss_model.model`, as the optimizer holds it.
+        The model to call, the optimizer (torch's, or a `ZeroOptimizer`), and what trains, by its name in
+        `loss_model.model`, as the optimizer holds it.
 
     Raises:
         ValueError: Accelerate was configured for a sharding that is asked for otherwise here, or DeepSpeed is missing.

@@ -36,6 +36,28 @@ def test_command_of_several_processes():
     assert "--multi_gpu" not in sharded
 
 
+@pytest.mark.parametrize("sharding", launch.DEEPSPEED)
+def test_deepspeed_is_asked_for_before_the_start(monkeypatch, sharding):
+    found = {"sharding": sharding, "num_processes": 2, "compile": False, "cpu": True}
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    launch.check({**found, "num_processes": 1})
+    with pytest.raises(
+        ConfigError, match=rf"launch.sharding={sharding} needs DeepSpeed: pip install -e '.\[deepspeed\]'"
+    ):
+        launch.check(found)
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: name)
+    launch.check(found)
+    assert launch.required_environment(found)["DS_ACCELERATOR"] == "cpu"
+
+
+@pytest.mark.parametrize(("knob", "value"), [("compile", "auto"), ("compile", True), ("checkpointing", "selective")])
+def test_what_hooks_that_gather_weights_cannot_do_is_refused(monkeypatch, knob, value):
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: name)
+    launch.check({"sharding": "zero2", "num_processes": 2, knob: value})
+    with pytest.raises(ConfigError, match=f"launch.{knob}"):
+        launch.check({"sharding": "zero3", "num_processes": 2, knob: value})
+
+
 def test_command_of_several_machines(tmp_path):
     settings = {"num_processes": 16, "num_machines": 2, "main_address": "head:29500", "machine_rank": 1}
     text = " ".join(launch.command("stages.x", [], settings))

@@ -20,7 +20,7 @@ def run_on_ranks(root: Path, source: Path, specs: list[dict], timeout: float = 9
     (root / "runs.json").write_text(json.dumps(runs))
     done = subprocess.run(
         [sys.executable, str(HERE / "ranks.py"), str(root / "runs.json")],
-        env={**os.environ, "PYTHONPATH": str(HERE.parents[1]), "OMP_NUM_THREADS": "1"},
+        env={**os.environ, "PYTHONPATH": str(HERE.parents[1]), "OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu"},
         capture_output=True,
         text=True,
         timeout=timeout,

@@ -92,6 +92,11 @@ def test_knobs_lower_what_they_are_for():
     assert of(checkpointing="full").activations < of(checkpointing="selective").activations < of().activations
     assert of(loss_chunk=128).loss * 2 == of().loss
     assert of(shards=4).state == pytest.approx(of().state / 4, abs=4)
+    masters = of().master
+    assert of(shards=4, zero=3).state == pytest.approx((of().state + masters) / 4, abs=4)
+    whole = of(shards=4, zero=2)
+    assert (whole.frozen, whole.master) == (of().frozen, pytest.approx(masters * 5 / 4, abs=4))
+    assert whole.optimizer == of(shards=4).optimizer
     assert of().total == of().state + of().activations + of().loss
 
 
@@ -99,3 +104,4 @@ def test_knobs_of_a_launch():
     launch = {"micro_batch": 3, "loss_chunk": 64, "num_processes": 4}
     assert Knobs.of(launch) == Knobs(3, "off", 64, 1)
     assert Knobs.of({**launch, "sharding": "fsdp2", "checkpointing": "full"}) == Knobs(3, "full", 64, 4)
+    assert Knobs.of({**launch, "sharding": "zero2"}) == Knobs(3, "off", 64, 4, zero=2)

@@ -43,3 +43,26 @@ def test_the_curve_and_the_weights_are_those_of_one_process(runs, name):
     assert one.keys() == other.keys()
     for key in one:
         assert torch.allclose(one[key].float(), other[key].float(), rtol=2**-7, atol=1e-6), key
+
+
+@needs_deepspeed
+@pytest.mark.slow
+@pytest.mark.parametrize(("strategy", "precision", "tolerance"), [("full", "fp32", 1e-4), ("lora", "bf16", 1e-2)])
+def test_a_gradient_that_no_step_took_is_gone(expanded, tmp_path, strategy, precision, tolerance):
+    """One is tried before the run, others stand out and are skipped; there are several micro batches a step."""
+    guard = {"spike_sigmas": 0.5, "spike_window": 4, "max_skipped_steps": 12}
+    settings = {"batch_size": 7, "num_steps": 9, "precision": precision, "lr": 1e-3, **guard}
+    kinds = {"one": {"world": 1, "launch": {}}, "zero2": TWO, "zero3": THREE}
+    specs = [
+        {"directory": name, "world": kind["world"], "strategy": strategy, "settings": settings,
+         "launch": {**kind["launch"], "preflight": True, "checkpoint_every_s": 999, "checkpointing": "full"}}
+        for name, kind in kinds.items()
+    ]  # fmt: skip
+    run_on_ranks(tmp_path, expanded, specs)
+    one, *others = ([record for record in curve(tmp_path / name) if "loss" in record] for name in kinds)
+    skipped = [record.get("skipped") is not None for record in one]
+    assert any(skipped) and not all(skipped)
+    for other in others:
+        assert [record.get("skipped") is not None for record in other] == skipped
+        for key in ("loss", "grad_norm"):
+            assert [r[key] for r in one] == pytest.approx([r[key] for r in other], rel=tolerance), key
