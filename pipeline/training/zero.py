@@ -1,9 +1,9 @@
 """A model under DeepSpeed's ZeRO: gradients and optimizer state in parts over the processes (2), or weights too (3).
 
 Accelerate starts the processes and DeepSpeed's engine partitions, configured here alone: no DeepSpeed or Accelerate
-file is read. What trains is held in fp32 as everywhere else, so that DeepSpeed scales no loss; its copy of these masters
-is a second one. Its own checkpoints are pickles and are not used: what a checkpoint keeps is gathered by name, so that
-any other layout goes on from it, and this one from any other's.
+file is read. What trains is held in fp32 as everywhere else, so that DeepSpeed scales no loss; its copy of these
+masters is a second one. Its own checkpoints are pickles and are not used: what a checkpoint keeps is gathered by name,
+so that any other layout goes on from it, and this one from any other's.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from torch import nn
 
 STAGES = {"zero2": 2, "zero3": 3}
 BUCKET = 50_000_000
-"""Numbers that are exchanged at once: 200 MB of fp32, allocated whatever the model's size. DeepSpeed's default: 2 GB."""
+"""Numbers that are exchanged at once: 200 MB of fp32, allocated whatever the model's size; DeepSpeed's own is 2 GB."""
 _MOMENTS = ("exp_avg", "exp_avg_sq")
 
 
@@ -116,7 +116,7 @@ class ZeroOptimizer:
             parameter.copy_(value)
 
     def _make_state(self) -> None:
-        """The state of a fused AdamW before its first step: made in it, DeepSpeed 0.19 links the first group's alone."""
+        """What a fused AdamW has before its first step: made in it, DeepSpeed links that of the first group alone."""
         flats = "fp32_partitioned_groups_flat" if self.stage == 3 else "single_partition_of_fp32_groups"
         for flat in getattr(self.zero, flats):
             moments = {key: torch.zeros_like(flat) for key in _MOMENTS}
