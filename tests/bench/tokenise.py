@@ -5,8 +5,9 @@
 Texts are what `pipeline.data` reads: files of text, JSON lines, Parquet, compressed or not; without `--text` the Python
 files of the interpreter's own library. Every way runs in a fresh process, ways in turn for several rounds, because a
 machine is not equally fast at all times; the table shows medians. The time is from texts in memory to ids in files: our
-store (.npy), or the Arrow file that `map` writes. Both end every text with the end-of-text token, and the ids are
-compared. Then the second start: the store opened and its first row read, and the tokens copied from the cache.
+store (.npy), or the Arrow file that `map` writes. Both end every text with the end-of-text token and take text that
+spells a special token as text, and the ids are compared. Then the second start: the store opened and its first row
+read, and the tokens copied from the cache.
 """
 
 from __future__ import annotations
@@ -71,7 +72,8 @@ def mapped(tokenizer: Any, texts: list[str], num_processes: int | None, director
     datasets.disable_progress_bars()
 
     def encode(batch: dict[str, list[str]]) -> dict[str, list[list[int]]]:
-        ids = tokenizer(batch["text"], add_special_tokens=False, return_attention_mask=False)["input_ids"]
+        options = {"add_special_tokens": False, "split_special_tokens": True, "return_attention_mask": False}
+        ids = tokenizer(batch["text"], **options)["input_ids"]
         return {"input_ids": [[*one, tokenizer.eos_token_id] for one in ids]}
 
     if num_processes:  # the processes are the parallelism then; alone, the tokenizer's own threads are faster
