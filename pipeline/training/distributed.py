@@ -19,9 +19,10 @@ from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
 
-from pipeline.training.zero import STAGES, ZeroOptimizer, accumulating, gathered, partition
+from pipeline.training.memory import ZERO_STAGES
+from pipeline.training.zero import ZeroOptimizer, accumulating, gathered, partition
 
-SHARDING = ("none", "fsdp2", *STAGES)
+SHARDING = ("none", "fsdp2", *ZERO_STAGES)
 Build = Callable[[Mapping[str, nn.Parameter]], torch.optim.Optimizer]
 
 
@@ -74,8 +75,8 @@ def distribute(
             "; leave that out and set launch.sharding=fsdp2, zero2 or zero3: Accelerate only starts the processes"
         )
     several = accelerator.num_processes > 1
-    if layout.sharding in STAGES and several:
-        trainable, stage = _trainable(loss_model), STAGES[layout.sharding]
+    if layout.sharding in ZERO_STAGES and several:
+        trainable, stage = _trainable(loss_model), ZERO_STAGES[layout.sharding]
         return *partition(accelerator, loss_model, trainable, build(trainable), stage, precision), trainable
     if layout.sharding == "fsdp2" and several:
         model = _shard(accelerator, loss_model, blocks, layout.reshard)

@@ -17,6 +17,8 @@ from pipeline.training.settings import FROZEN_BYTES
 
 FP32 = 4
 ADAM_MOMENTS = 2
+ZERO_STAGES = {"zero2": 2, "zero3": 3}
+"""DeepSpeed's stage, by the value of launch.sharding that asks for it."""
 
 
 @dataclass(frozen=True)
@@ -71,7 +73,7 @@ class Knobs:
             checkpointing=launch.get("checkpointing", "off"),
             loss_chunk=launch["loss_chunk"],
             shards=launch["num_processes"] if sharded else 1,
-            zero={"zero2": 2, "zero3": 3}.get(launch.get("sharding", "none"), 0),
+            zero=ZERO_STAGES.get(launch.get("sharding", "none"), 0),
         )
 
 

@@ -7,7 +7,7 @@ as it is: what is kept in memory, and where numbers are rounded.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
@@ -72,16 +72,12 @@ class _WideProducts(TorchDispatchMode):
         if not num_rounded or types or not _is_bf16(args[0]):
             return func(*args, **kwargs)
         out = kwargs.pop("out", None)
-        found = _product(func, out)(*map(_widened, args), **kwargs)
         if out is not None:
-            return out.copy_(found)
+            return out.copy_(func.overloadpacket.default(*map(_widened, args), **kwargs))
+        found = func(*map(_widened, args), **kwargs)
         if isinstance(found, torch.Tensor):
             return found.bfloat16()
         return (*(one.bfloat16() for one in found[:num_rounded]), *found[num_rounded:])
-
-
-def _product(func: Any, out: torch.Tensor | None) -> Callable[..., Any]:
-    return func if out is None else func.overloadpacket.default
 
 
 def _is_bf16(one: Any) -> bool:

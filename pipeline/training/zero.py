@@ -19,7 +19,6 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
-STAGES = {"zero2": 2, "zero3": 3}
 BUCKET = 50_000_000
 """Numbers that are exchanged at once: 200 MB of fp32, allocated whatever the model's size; DeepSpeed's own is 2 GB."""
 _MOMENTS = ("exp_avg", "exp_avg_sq")

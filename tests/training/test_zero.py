@@ -7,22 +7,17 @@ import pytest
 import torch
 
 from tests.training.processes import curve, run_on_ranks, samples, weights
-from tests.training.test_distributed import check_curve
+from tests.training.test_distributed import check_curve, expanded  # noqa: F401
 
 needs_deepspeed = pytest.mark.skipif(
     importlib.util.find_spec("deepspeed") is None, reason="needs DeepSpeed: pip install -e '.[deepspeed]'"
 )
-ONE, DDP = {"world": 1}, {"world": 2}
+ONE = {"world": 1}
 TWO, THREE = ({"world": 2, "launch": {"sharding": sharding}} for sharding in ("zero2", "zero3"))
 
 
 @pytest.fixture(scope="module")
-def expanded(make_model, grow):
-    return grow(make_model("bfloat16"))
-
-
-@pytest.fixture(scope="module")
-def runs(expanded, tmp_path_factory):
+def runs(expanded, tmp_path_factory):  # noqa: F811
     """One process, each stage on two, and a relay of all layouts, stopped every other step."""
     root = tmp_path_factory.mktemp("runs")
     specs = [{**kind, "directory": name} for name, kind in {"one": ONE, "zero2": TWO, "zero3": THREE}.items()]
@@ -48,7 +43,7 @@ def test_the_curve_and_the_weights_are_those_of_one_process(runs, name):
 @needs_deepspeed
 @pytest.mark.slow
 @pytest.mark.parametrize(("strategy", "precision", "tolerance"), [("full", "fp32", 1e-4), ("lora", "bf16", 1e-2)])
-def test_a_gradient_that_no_step_took_is_gone(expanded, tmp_path, strategy, precision, tolerance):
+def test_a_gradient_that_no_step_took_is_gone(expanded, tmp_path, strategy, precision, tolerance):  # noqa: F811
     """One is tried before the run, others stand out and are skipped; there are several micro batches a step."""
     guard = {"spike_sigmas": 0.5, "spike_window": 4, "max_skipped_steps": 12}
     settings = {"batch_size": 7, "num_steps": 9, "precision": precision, "lr": 1e-3, **guard}
