@@ -39,20 +39,24 @@ def outlook(ahead: Ahead) -> Outlook:
 
 def run(context: worker.Context) -> dict[str, Any]:
     """Make or find the model, look at it once, and record what it is."""
+    from pipeline.data.vocabulary import check_used
     from pipeline.models import load_tokenizer
     from pipeline.models.directory import read_config
+    from pipeline.models.embedding import embedding_rows
     from pipeline.models.safetensors_io import ITEM_BITS, read_index
 
     directory = _materialise(context)
     config = read_config(directory)
     _compare(context.params, config)
     stored = read_index(directory)
-    tokenizer = load_tokenizer(directory)
+    tokenizer, num_rows = load_tokenizer(directory), embedding_rows(directory)
+    check_used(tokenizer, num_rows)
     return {
         "num_parameters": sum(t.num_bytes * 8 // ITEM_BITS[t.dtype] for t in stored.values()),
         "num_blocks": depth(config),
         "model_type": config.get("model_type"),
-        "vocab_size": len(tokenizer),
+        "vocab_size": num_rows,
+        "num_tokens_of_tokenizer": len(tokenizer),
     }
 
 

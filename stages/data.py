@@ -13,7 +13,7 @@ from pipeline.data.hub import Repository, is_commit
 from pipeline.engine import worker
 from pipeline.typed import checked
 
-VERSION = 1
+VERSION = 2
 SINGLE_PROCESS = True
 
 
@@ -40,13 +40,14 @@ def run(context: worker.Context) -> dict[str, Any]:
     from pipeline.data.corpus import Place
     from pipeline.engine.artifact import model_dir
     from pipeline.models import load_tokenizer
+    from pipeline.models.embedding import embedding_rows
 
     if not context.is_main:
         return {}
-    tokenizer = load_tokenizer(model_dir(context.inputs["base"]))
     params, commits = _pinned(context.params)
-    place = Place(context.locate, context.listing, context.directory, context.progress, _encoding(context.launch))
-    metrics = _build(params).prepare(tokenizer, place)
+    base, encoding = model_dir(context.inputs["base"]), _encoding(context.launch)
+    place = Place(context.locate, context.listing, context.directory, context.progress, encoding, embedding_rows(base))
+    metrics = _build(params).prepare(load_tokenizer(base), place)
     return {**metrics, "commits": commits} if commits else metrics
 
 

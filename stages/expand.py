@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from pipeline.expansion.base import Plan
     from pipeline.expansion.verify import Proof
 
-VERSION = 2
+VERSION = 3
 SINGLE_PROCESS = True
 FORMS = ("whole", "reference")
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import chain, islice
 from typing import Any, Protocol
@@ -30,6 +30,7 @@ from pipeline.data.formats import Rejected
 from pipeline.data.split import HeldOut, Split
 from pipeline.data.spool import Spool
 from pipeline.data.tokens import write_store
+from pipeline.data.vocabulary import NoRowError, check_rows
 
 _BATCH = 200
 _FEW_BATCHES = 20
@@ -80,13 +81,13 @@ class ChatData:
             corpus = Corpus(spool, list(self.sources), self.bad_rows)
             for name, source in self.sources.items():
                 place.progress(note=f"reading and encoding {name}")
-                items = _items(source, encoder, place)
+                items = _with_rows(_items(source, encoder, place), place.rows(tokenizer), tokenizer)
                 corpus.add(name, overlap.filtered(name, items) if overlap else items)
             place.progress(note="looking for near-duplicates")
             split = corpus.split(self.held_out)
-            done = {}
+            done, num_rows = {}, place.rows(tokenizer)
             for index, (name, source) in enumerate(self.sources.items()):
-                done[name] = {"weight": source.weight, **_write(corpus, index, name, split, len(tokenizer), place)}
+                done[name] = {"weight": source.weight, **_write(corpus, index, name, split, num_rows, place)}
             write_rejected(place, corpus)
         extra: dict[str, Any] = {"chat_template": encoder.template}
         if overlap:
@@ -104,6 +105,20 @@ def _items(source: ChatSource, encoder: ChatEncoder, place: Place) -> Iterator[I
     else:
         done = (_encode_batch(encoder, batch) for batch in chain(head, batches))
     return chain.from_iterable(done)
+
+
+def _with_rows(items: Iterable[Item | Rejected], num_rows: int, tokenizer: Any) -> Iterator[Item | Rejected]:
+    """Chats with a token that the model has no row for are rejected."""
+    for item in items:
+        yield item if isinstance(item, Rejected) else _checked(item, num_rows, tokenizer)
+
+
+def _checked(item: Item, num_rows: int, tokenizer: Any) -> Item | Rejected:
+    try:
+        check_rows(np.frombuffer(item[1][2], dtype=np.int64), num_rows, "the conversation", tokenizer)
+    except NoRowError as error:
+        return Rejected(item[0], "a token has no row in the model's embedding", str(error))
+    return item
 
 
 def _start_own(encoder: ChatEncoder) -> None:
@@ -139,9 +154,9 @@ def _encoded(corpus: Corpus, index: int) -> tuple[np.ndarray, np.ndarray]:
     return np.frombuffer(ids, dtype=np.int64), np.frombuffer(targets, dtype=np.uint8)
 
 
-def _write(corpus: Corpus, source: int, name: str, split: Split, vocab_size: int, place: Place) -> dict[str, Any]:
+def _write(corpus: Corpus, source: int, name: str, split: Split, num_rows: int, place: Place) -> dict[str, Any]:
     train, held = corpus.of(source, split, False), corpus.of(source, split, True)
-    documents, tokens = write_store(place.directory, name, (_encoded(corpus, i) for i in train), vocab_size)
+    documents, tokens = write_store(place.directory, name, (_encoded(corpus, i) for i in train), num_rows)
     write_ids(place.directory, name, (corpus.ids[i] for i in train))
     lines = (corpus.spool.part(i, 1).decode() for i in held)
     write_held_out(place.directory / f"{name}.heldout.jsonl", lines)

@@ -18,6 +18,7 @@ from pipeline.data.files import Listing, Locate
 from pipeline.data.formats import Rejected
 from pipeline.data.split import HeldOut, Split, split_documents
 from pipeline.data.spool import Spool
+from pipeline.data.vocabulary import highest_id
 
 MANIFEST = "sources.json"
 REJECTED = "rejected.jsonl"
@@ -32,14 +33,19 @@ Item = tuple[str, tuple[bytes, ...]]
 
 @dataclass(frozen=True)
 class Place:
-    """What preparing needs from outside: where sources lie, where to write, whom to tell (`progress(note=...)`) and
-    how to tokenise."""
+    """What preparing needs from outside: where sources lie, where to write, whom to tell (`progress(note=...)`), how to
+    tokenise, and the rows of the model's embedding; None where no model is known."""
 
     locate: Locate
     listing: Listing
     directory: Path
     progress: Progress
     encoding: Encoding = field(default_factory=Encoding)
+    num_rows: int | None = None
+
+    def rows(self, tokenizer: Any) -> int:
+        """Rows of the embedding: one for every id of the tokenizer where no model is known."""
+        return highest_id(tokenizer) + 1 if self.num_rows is None else self.num_rows
 
 
 def check_sources(sources: Mapping[str, Any], bad_rows: str, *others: Mapping[str, Any]) -> None:
@@ -185,7 +191,7 @@ def finish(
     """Write `sources.json`, which says everything about the artifact, and return the stage's metrics."""
     summary = {
         "kind": kind,
-        "vocab_size": len(tokenizer),
+        "vocab_size": place.rows(tokenizer),
         "eos_token_id": tokenizer.eos_token_id,
         **extra,
         "sources": sources,
@@ -205,5 +211,6 @@ def finish(
 
 
 def read_sources(directory: Path) -> dict[str, Any]:
-    """The `sources.json` of a data artifact: kind, vocab_size, eos_token_id, sources and replay by name, split."""
+    """The `sources.json` of a data artifact: kind, vocab_size (the embedding's rows), eos_token_id, sources and replay
+    by name, split."""
     return json.loads((directory / MANIFEST).read_text(encoding="utf-8"))

@@ -18,13 +18,14 @@ from typing import Any
 
 import numpy as np
 
-from pipeline.data.tokens import backend_of, end_of_text, in_batches, store_paths
+from pipeline.data.special_tokens import SpecialTokens
+from pipeline.data.tokens import backend_of, in_batches, store_paths
 from pipeline.data.words import WordEncoder
 
 _BATCH_CHARS = 1 << 20
 _FEW_BATCHES = 8
 """A source of fewer batches is done before processes have started."""
-_FORMAT = "1"
+_FORMAT = "2"
 _HASHES = "sha256.json"
 _BLOCK_BYTES = 1 << 20
 _own: WordEncoder | None = None
@@ -44,12 +45,12 @@ class Encoding:
 
 
 def encode_all(tokenizer: Any, texts: Iterable[str], encoding: Encoding) -> Iterator[np.ndarray]:
-    """Token ids (uint32) of every text followed by the end-of-text token, in order.
+    """Token ids (uint32) of every text as a document, in order: those of `tokens.encode_documents`.
 
-    The ids are those of `tokens.encode_documents`. Raises ValueError as it does.
+    Raises ValueError as it does.
     """
-    end = np.array([end_of_text(tokenizer)], dtype=np.uint32)
-    stated = backend_of(tokenizer).to_str()
+    stated, special = backend_of(tokenizer).to_str(), SpecialTokens.of(tokenizer)
+    prefix, end = (np.array(ids, dtype=np.uint32) for ids in (special.prefix, special.end))
     done: Iterator[list[np.ndarray]]
     batches = in_batches(texts, _BATCH_CHARS)
     head = list(islice(batches, _FEW_BATCHES))
@@ -60,7 +61,7 @@ def encode_all(tokenizer: Any, texts: Iterable[str], encoding: Encoding) -> Iter
         encoder = WordEncoder(stated, encoding.word_cache)
         done = (encoder.encode(batch) for batch in chain(head, batches))
     for ids in chain.from_iterable(done):
-        yield np.concatenate([ids, end])
+        yield np.concatenate([prefix, ids, end])
 
 
 def in_processes(
@@ -120,9 +121,14 @@ class TokenCache:
     def __init__(self, directory: Path) -> None:
         self._directory = directory
 
-    def key(self, tokenizer: Any, texts: Iterable[bytes]) -> str:
-        """The key of these documents (UTF-8) and this tokenizer with its end-of-text token."""
-        digest = hashlib.sha256(f"{_FORMAT}\n{end_of_text(tokenizer)}\n{backend_of(tokenizer).to_str()}".encode())
+    def key(self, tokenizer: Any, texts: Iterable[bytes], num_rows: int) -> str:
+        """The key of these documents (UTF-8) and this tokenizer with what it puts around them.
+
+        num_rows: of the embedding, which a store's ids were checked against and its type was chosen for.
+        """
+        special = SpecialTokens.of(tokenizer)
+        around = f"{special.prefix} {special.end} {num_rows}"
+        digest = hashlib.sha256(f"{_FORMAT}\n{around}\n{backend_of(tokenizer).to_str()}".encode())
         for text in texts:
             digest.update(len(text).to_bytes(8, "little"))
             digest.update(text)

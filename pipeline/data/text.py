@@ -7,6 +7,8 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+
 from pipeline.data.contamination import Contamination, Decontamination
 from pipeline.data.corpus import (
     Corpus,
@@ -26,6 +28,7 @@ from pipeline.data.formats import Rejected
 from pipeline.data.split import HeldOut, Split
 from pipeline.data.spool import Spool
 from pipeline.data.tokens import open_store, write_store
+from pipeline.data.vocabulary import check_rows
 
 
 @dataclass(frozen=True)
@@ -103,12 +106,19 @@ def _write(corpus: Corpus, source: int, name: str, split: Split, tokenizer: Any,
 def _tokenise(corpus: Corpus, train: list[int], name: str, tokenizer: Any, place: Place) -> tuple[int, int]:
     """Write the tokens of these documents, or copy those that are kept from another time; (documents, tokens)."""
     kept = TokenCache(place.encoding.directory) if place.encoding.directory else None
-    key = kept.key(tokenizer, (corpus.spool.part(i, 0) for i in train)) if kept else ""
+    num_rows = place.rows(tokenizer)
+    key = kept.key(tokenizer, (corpus.spool.part(i, 0) for i in train), num_rows) if kept else ""
     if kept and kept.fetch(key, place.directory, name):
         store = open_store(place.directory, name)
         return len(store.offsets) - 1, len(store.tokens)
-    encoded = ((ids, None) for ids in encode_all(tokenizer, (corpus[i] for i in train), place.encoding))
-    written = write_store(place.directory, name, encoded, len(tokenizer))
+    encoded = zip(train, encode_all(tokenizer, (corpus[i] for i in train), place.encoding), strict=True)
+    checked = ((_checked(ids, corpus.ids[i], name, tokenizer, num_rows), None) for i, ids in encoded)
+    written = write_store(place.directory, name, checked, num_rows)
     if kept:
         kept.keep(key, place.directory, name)
     return written
+
+
+def _checked(ids: np.ndarray, identity: str, name: str, tokenizer: Any, num_rows: int) -> np.ndarray:
+    check_rows(ids, num_rows, f"source {name!r}, document {identity!r},", tokenizer)
+    return ids

@@ -13,6 +13,9 @@ from typing import Any
 
 import numpy as np
 
+from pipeline.data.text_encoder import TextEncoder
+from pipeline.data.vocabulary import check_rows
+
 _HEADER_BYTES = 128
 _BATCH_CHARS = 1 << 22
 
@@ -35,9 +38,9 @@ class TokenStore:
         return np.diff(self.offsets)
 
 
-def token_dtype(vocab_size: int) -> np.dtype:
-    """uint16 where every id fits, else uint32."""
-    return np.dtype(np.uint16 if vocab_size < 65536 else np.uint32)
+def token_dtype(num_rows: int) -> np.dtype:
+    """The type of the ids of an embedding with so many rows: uint16 where every id fits, else uint32."""
+    return np.dtype(np.uint16 if num_rows < 65536 else np.uint32)
 
 
 class ArrayWriter:
@@ -92,19 +95,18 @@ def open_store(directory: Path, name: str) -> TokenStore:
 
 
 def write_store(
-    directory: Path, name: str, documents: Iterable[tuple[np.ndarray, np.ndarray | None]], vocab_size: int
+    directory: Path, name: str, documents: Iterable[tuple[np.ndarray, np.ndarray | None]], num_rows: int
 ) -> tuple[int, int]:
     """Write documents as (token ids, targets or None) and return (documents, tokens).
 
-    Raises ValueError for an id outside the vocabulary.
+    num_rows: of the model's embedding. Raises NoRowError for an id beyond them.
     """
     paths = store_paths(directory, name)
-    dtype = token_dtype(vocab_size)
+    dtype = token_dtype(num_rows)
     offsets = [0]
     with ArrayWriter(paths[0], dtype) as tokens, ArrayWriter(paths[2], np.dtype(np.uint8)) as marks:
         for ids, targets in documents:
-            if len(ids) and not 0 <= int(ids.min()) <= int(ids.max()) < vocab_size:
-                raise ValueError(f"source {name!r}: token id {int(ids.max())} outside the vocabulary of {vocab_size}")
+            check_rows(ids, num_rows, f"source {name!r}")
             tokens.write(ids)
             if targets is not None:
                 marks.write(targets)
@@ -117,28 +119,14 @@ def write_store(
 
 
 def encode_documents(tokenizer: Any, texts: Iterable[str]) -> Iterator[np.ndarray]:
-    """Token ids (int64) of every text followed by the end-of-text token, in order.
+    """Token ids (int64) of every text as a document, in order: see `text_encoder`.
 
-    `tokenizer` is a fast transformers tokenizer. No other special token is added, and text that spells a special token
-    is encoded as ordinary text. Raises ValueError without an end-of-text token or without a fast tokenizer.
+    Raises ValueError without an end-of-text token or without a fast tokenizer.
     """
-    backend, eos = backend_of(tokenizer), end_of_text(tokenizer)
-    before = backend.encode_special_tokens
+    backend_of(tokenizer)
+    encoder = TextEncoder(tokenizer)
     for batch in in_batches(texts, _BATCH_CHARS):
-        backend.encode_special_tokens = True
-        try:
-            encodings = backend.encode_batch_fast(batch, add_special_tokens=False)
-        finally:
-            backend.encode_special_tokens = before
-        for encoding in encodings:
-            yield np.array([*encoding.ids, eos], dtype=np.int64)
-
-
-def end_of_text(tokenizer: Any) -> int:
-    """The id that ends a document. Raises ValueError if the tokenizer has none."""
-    if tokenizer.eos_token_id is None:
-        raise ValueError("the tokenizer has no end-of-text token (eos_token); set one in tokenizer_config.json")
-    return tokenizer.eos_token_id
+        yield from (np.array(ids, dtype=np.int64) for ids in encoder.documents(batch))
 
 
 def backend_of(tokenizer: Any) -> Any:

@@ -154,3 +154,8 @@ def content_hash(*parts: object) -> str:
     """First 16 hex digits of the sha256 of the parts' JSON text: the identity of an item's content."""
     text = json.dumps(parts, ensure_ascii=False, sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:HASH_LENGTH]
+
+
+def num_rows(model: Any) -> int:
+    """Rows of a loaded model's token embedding."""
+    return int(model.get_input_embeddings().weight.shape[0])

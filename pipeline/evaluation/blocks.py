@@ -10,7 +10,6 @@ from statistics import NormalDist
 from typing import Any
 
 from pipeline.evaluation.base import Inputs, Item, Outcome, score
-from pipeline.evaluation.passages import by_hash, within
 from pipeline.evaluation.perplexity import HeldOutText
 from pipeline.models.directory import EXPANSION_FILE, read_expansion
 
@@ -91,8 +90,7 @@ class BlockDiagnostics(HeldOutText):
 
         blocks = decoder_blocks(model)
         new = recorded_blocks(model, len(blocks))
-        candidates = (self._passage(tokenizer, name, text) for name, text in by_hash(self._texts(inputs)))
-        passages = within(candidates, self.max_items, self.max_tokens)
+        passages = self._passages(model, tokenizer, inputs)
         rows = [tokens for p in passages for tokens, _ in windows(p.tokens, p.scored, self.window)]
         inputs.progress(note="sizes of updates")
         updates = measure_updates(model, blocks, rows, TokenScorer(model).batch_tokens)

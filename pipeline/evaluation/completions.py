@@ -1,7 +1,8 @@
 """A model behind an OpenAI-compatible server (`POST <url>/completions`), such as vLLM's: scores and texts.
 
-Prompts are sent as tokens of the model's own tokenizer, so what the server is asked is what the model here would see. A
-server that serves other weights, or in another precision, gives other numbers: that is why a result names its backend.
+Prompts are sent as token ids of the model's own tokenizer, BOS among them, and a server adds none to ids: it is asked
+what the model here would see. A server that serves other weights, or in another precision, gives other numbers: that is
+why a result names its backend.
 """
 
 from __future__ import annotations
@@ -16,8 +17,10 @@ from typing import Any, TypeVar
 import requests
 from lm_eval.api.model import TemplateLM
 
+from pipeline.data.text_encoder import TextEncoder
 from pipeline.evaluation.endpoint import SHOWN, Endpoint, UnusableError, ask
 from pipeline.evaluation.generation import check, cut, occurrences, row_seed
+from pipeline.evaluation.harness_encoding import HarnessEncoding
 from pipeline.evaluation.replies import Reply
 
 T = TypeVar("T")
@@ -75,6 +78,7 @@ class RemoteGenerator:
         self, model: CompletionModel, tokenizer: Any, window: int, progress: Callable[..., None] = lambda **_: None
     ) -> None:
         self._model, self.tokenizer, self.window, self._progress = model, tokenizer, window, progress
+        self._encoder = TextEncoder(tokenizer)
 
     def generate(
         self,
@@ -91,7 +95,7 @@ class RemoteGenerator:
         if max_new_tokens >= self.window:
             raise ValueError(f"max_new_tokens={max_new_tokens} leaves no room in the model's {self.window} positions")
         count = num_samples if temperature else 1
-        encoded = [self.tokenizer(prompt)["input_ids"][-(self.window - max_new_tokens) :] for prompt in prompts]
+        encoded = [self._encoder.prompt(prompt)[-(self.window - max_new_tokens) :] for prompt in prompts]
         seeds = [row_seed(seed, p, o, 0) % _SEEDS for p, o in zip(prompts, occurrences(prompts), strict=True)]
 
         def texts_of(job: tuple[list[int], int]) -> list[str]:
@@ -161,15 +165,16 @@ def _closed(choice: dict[str, Any], stop: Sequence[str], marks: Sequence[str]) -
     return Reply(text, choice.get("finish_reason") == "length")
 
 
-class RemoteLM(TemplateLM):
+class RemoteLM(HarnessEncoding, TemplateLM):
     """lm-evaluation-harness' model interface over a server that echoes a prompt with its log-probabilities.
 
-    Encoding is that of lm-evaluation-harness' Hugging Face model. `loglikelihood_rolling` is not offered.
+    `loglikelihood_rolling` is not offered.
     """
 
     def __init__(self, model: CompletionModel, tokenizer: Any, window: int, progress: Callable[..., None]) -> None:
         super().__init__()
         self.tokenizer, self._model, self._window, self._progress = tokenizer, model, window, progress
+        self.encoder = TextEncoder(tokenizer)
 
     @property
     def eot_token_id(self) -> int:
@@ -178,17 +183,8 @@ class RemoteLM(TemplateLM):
 
     @property
     def prefix_token_id(self) -> int:
-        """What stands before a continuation without a context."""
-        bos = self.tokenizer.bos_token_id
-        return self.eot_token_id if bos is None else bos
-
-    def tok_encode(self, string: str, add_special_tokens: bool | None = None, **_: Any) -> list[int]:
-        """Tokens of a text; BOS as the tokenizer puts it, and never twice."""
-        first = self.tokenizer.decode([self.prefix_token_id])
-        if add_special_tokens is None and string.startswith(first):
-            add_special_tokens = False
-        options = {} if add_special_tokens is None else {"add_special_tokens": add_special_tokens}
-        return self.tokenizer.encode(string, **options)
+        """The last token before a continuation without a context."""
+        return self.encoder.before_text[-1]
 
     def _loglikelihood_tokens(self, requests: Any, disable_tqdm: bool = True, **_: Any) -> list[tuple[float, bool]]:
         jobs = [(context + continuation, len(continuation)) for _, context, continuation in requests]

@@ -10,6 +10,8 @@ from typing import Any, Protocol
 
 import torch
 
+from pipeline.data.text_encoder import TextEncoder
+from pipeline.evaluation.base import num_rows
 from pipeline.evaluation.decoding import Decoder, Request, Sampling
 from pipeline.evaluation.replies import Reply
 from pipeline.evaluation.scoring import TokenScorer
@@ -52,6 +54,7 @@ class LocalGenerator:
     ) -> None:
         scorer = scorer or TokenScorer(model)
         self.tokenizer, self._progress = tokenizer, progress
+        self._encoder = TextEncoder(tokenizer, num_rows(model))
         self.decoder = Decoder(scorer)
         self._stops = stop_tokens(model, tokenizer)
         self.window = getattr(model.config.get_text_config(), "max_position_embeddings", None) or 1 << 30
@@ -114,7 +117,9 @@ class LocalGenerator:
         temperature: float,
         seeds: Sequence[int],
     ) -> list[Reply]:
-        """See `pipeline.evaluation.replies.Speaker`."""
+        """See `pipeline.evaluation.replies.Speaker`. Raises NoRowError for a token that the model has no row for."""
+        for tokens in prompts:
+            self._encoder.check(tokens, "a conversation")
         rows = [
             Request(tuple(tokens), _draws(seed, length) if temperature else None, length)
             for tokens, length, seed in zip(prompts, lengths, seeds, strict=True)
@@ -129,7 +134,7 @@ class LocalGenerator:
         ]
 
     def _encode(self, prompt: str, room: int) -> list[int]:
-        tokens = self.tokenizer(prompt, verbose=False)["input_ids"]
+        tokens = self._encoder.prompt(prompt)
         if not tokens:
             raise ValueError("a prompt without a token cannot be continued; it needs at least one character")
         return tokens[-room:]

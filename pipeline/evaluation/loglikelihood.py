@@ -1,7 +1,8 @@
 """lm-evaluation-harness' Hugging Face model with a faster way to score options and to write answers.
 
-Encoding, truncation and the meaning of a score are inherited from HFLM and unchanged. What differs: tokens that several
-requests begin with are run once (the examples of a prompt that many items share, then the context that the options of
+Truncation and the meaning of a score are inherited from HFLM and unchanged. What differs: text becomes ids as in
+training, which is as HFLM does it but for a few tokenizers (see `harness_encoding`); tokens that several requests begin
+with are run once (the examples of a prompt that many items share, then the context that the options of
 one item share); options of one token are read off one position; only scored positions reach the vocabulary; and answers
 are written in batches whose rows leave as they are done.
 """
@@ -14,8 +15,11 @@ from typing import Any
 import torch
 from lm_eval.models.huggingface import HFLM
 
+from pipeline.data.text_encoder import TextEncoder
+from pipeline.evaluation.base import num_rows
 from pipeline.evaluation.generation import LocalGenerator
 from pipeline.evaluation.grouping import Cluster, Group, Option, batches, clusters, grouped
+from pipeline.evaluation.harness_encoding import HarnessEncoding
 from pipeline.evaluation.scoring import TokenScorer
 
 Found = tuple[int, tuple[float, bool]]
@@ -24,14 +28,15 @@ _PLAIN = {"repetition_penalty": 1.0, "no_repeat_ngram_size": 0, "encoder_repetit
 _EMPTY = ("bad_words_ids", "suppress_tokens", "begin_suppress_tokens", "forced_bos_token_id", "forced_eos_token_id")
 
 
-class SharedPrefixLM(HFLM):
+class SharedPrefixLM(HarnessEncoding, HFLM):
     """HFLM over a model that is already loaded; what requests have in common at their beginning is run once.
 
-    Rolling log-likelihoods and sampled text are HFLM's own.
+    Sampled text is HFLM's own.
     """
 
     def __init__(self, model: Any, tokenizer: Any, progress: Callable[..., None]) -> None:
         super().__init__(pretrained=model, tokenizer=tokenizer, backend="causal", batch_size=1)
+        self.encoder = TextEncoder(tokenizer, num_rows(model))
         self._scorer = TokenScorer(model)
         self._progress = progress
         self._groups_of: list[Any] = []
@@ -45,6 +50,11 @@ class SharedPrefixLM(HFLM):
         """
         self._groups_of = [(request.task_name, request.doc_id) for request in requests]
         return super().loglikelihood(requests, disable_tqdm=disable_tqdm)
+
+    def loglikelihood_rolling(self, requests: list[Any], disable_tqdm: bool = True) -> list[float]:
+        """The summed natural log-probability of each request's text, in windows that do not overlap."""
+        self._groups_of = []
+        return self.rolling(requests, self.max_length)
 
     def generate_until(self, requests: list[Any], disable_tqdm: bool = True) -> list[str]:
         """The text that follows each request's context, up to one of its stops.
@@ -65,7 +75,7 @@ class SharedPrefixLM(HFLM):
             raise ValueError(f"max_gen_toks={max_new_tokens} leaves no room in the model's {self.max_length} positions")
         eos = self.tok_decode([self.eot_token_id], skip_special_tokens=False)
         room = self.max_length - max_new_tokens
-        contexts = [self.tok_batch_encode([request.args[0]])[0][0, -room:].tolist() for request in requests]
+        contexts = [self.tok_encode(request.args[0])[-room:] for request in requests]
         generator = LocalGenerator(self.model, self.tokenizer, self._progress, self._scorer)
         return generator.continuations(contexts, [*until, eos], max_new_tokens)
 

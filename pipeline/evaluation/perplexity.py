@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from pipeline.data.documents import Text
-from pipeline.evaluation.base import Inputs, Outcome, content_hash
+from pipeline.data.text_encoder import TextEncoder
+from pipeline.evaluation.base import Inputs, Outcome, content_hash, num_rows
 from pipeline.evaluation.passages import Passage, by_hash, check_bounds, held_out, within
 
 _MAX_CHARACTERS_PER_TOKEN = 64  # what is encoded of a long document before it is cut to its first tokens
@@ -17,9 +18,11 @@ _MAX_CHARACTERS_PER_TOKEN = 64  # what is encoded of a long document before it i
 class HeldOutText:
     """Bits per byte of documents, out of a data artifact's held-out part or out of a source of their own.
 
-    A document is encoded as the tokenizer does by itself. If that begins with BOS, all its text is scored; otherwise
-    the first token has no context, and neither its bits nor its bytes count. Text that spells a special token is
-    ordinary text, as in training. Windows do not overlap; each is scored from its own tokens and the one before it.
+    A document is encoded as in training (`pipeline.data.text_encoder`), white space at its ends left out. What the
+    tokenizer puts before it, such as BOS, is context and is not scored; without, the first token has no context, and
+    neither its bits nor its bytes count. EOS is not scored, as it is no text. Windows do not overlap; each is scored
+    from its own tokens and the one before it, so only a document's first one begins with BOS: as where training cuts a
+    document.
 
     Attributes:
         documents: a source of documents; null reads the data artifact.
@@ -45,48 +48,39 @@ class HeldOutText:
         """One item per document: numerator its bits, denominator its UTF-8 bytes."""
         from pipeline.evaluation.windows import score_passages
 
-        passages = (self._passage(tokenizer, identity, text) for identity, text in by_hash(self._texts(inputs)))
-        return score_passages(model, within(passages, self.max_items, self.max_tokens), self.window, inputs)
+        return score_passages(model, self._passages(model, tokenizer, inputs), self.window, inputs)
+
+    def _passages(self, model: Any, tokenizer: Any, inputs: Inputs) -> list[Passage]:
+        encoder = TextEncoder(tokenizer, num_rows(model))
+        passages = (self._passage(encoder, identity, text) for identity, text in by_hash(self._texts(inputs)))
+        return within(passages, self.max_items, self.max_tokens)
 
     def _texts(self, inputs: Inputs) -> Iterator[tuple[str, str]]:
         if self.documents is None:
             return held_out(inputs, self.sources, "text")
         return ((document.id, document.text) for document in self.documents.documents(inputs.locate, inputs.listing))
 
-    def _passage(self, tokenizer: Any, identity: str, text: str) -> Passage | None:
-        text = cut(tokenizer, text.strip(), self.max_document_tokens)
-        encoded = _encode(tokenizer, text)
-        tokens, spans = encoded["input_ids"], encoded["offset_mapping"]
-        first = next((i for i in range(1, len(tokens)) if _is_border(spans, i)), len(tokens))
-        num_bytes = len(text[spans[first - 1][1] :].encode()) if tokens else 0
+    def _passage(self, encoder: TextEncoder, identity: str, text: str) -> Passage | None:
+        text = cut(encoder, text.strip(), self.max_document_tokens)
+        prefix, (ids, spans) = encoder.special.prefix, encoder.spans(text)
+        first = 0 if prefix else next((i for i in range(1, len(ids)) if _is_border(spans, i)), len(ids))
+        num_bytes = len(text[spans[first - 1][1] if first else 0 :].encode()) if ids else 0
         if not num_bytes:
             return None
-        return Passage(identity, content_hash(text), tokens, [i >= first for i in range(len(tokens))], num_bytes, text)
+        scored = [False] * (len(prefix) + first) + [True] * (len(ids) - first)
+        return Passage(identity, content_hash(text), [*prefix, *ids], scored, num_bytes, text)
 
 
-def cut(tokenizer: Any, text: str, max_tokens: int | None) -> str:
-    """The text's first `max_tokens` tokens as text, never less than a whole character."""
+def cut(encoder: TextEncoder, text: str, max_tokens: int | None) -> str:
+    """The text's first `max_tokens` tokens as text, BOS counted, never less than a whole character."""
     if max_tokens is None:
         return text
     text = text[: max_tokens * _MAX_CHARACTERS_PER_TOKEN]
-    spans = _encode(tokenizer, text)["offset_mapping"]
-    if len(spans) <= max_tokens:
+    spans, limit = encoder.spans(text)[1], max(max_tokens - len(encoder.special.prefix), 1)
+    if len(spans) <= limit:
         return text
-    border = next((i for i in range(max_tokens, 1, -1) if _is_border(spans, i)), 1)
+    border = next((i for i in range(limit, 1, -1) if _is_border(spans, i)), 1)
     return text[: spans[border - 1][1]]
-
-
-def _encode(tokenizer: Any, text: str) -> dict[str, list[Any]]:
-    """Token ids and character spans, BOS first if the tokenizer puts one, no EOS."""
-    if not tokenizer.is_fast:
-        raise ValueError(f"{type(tokenizer).__name__} gives no offsets; a fast tokenizer is required")
-    encoded = tokenizer(
-        text, return_offsets_mapping=True, return_special_tokens_mask=True, split_special_tokens=True, verbose=False
-    )
-    length = len(encoded["input_ids"])
-    while length and encoded["special_tokens_mask"][length - 1]:
-        length -= 1
-    return {key: encoded[key][:length] for key in ("input_ids", "offset_mapping")}
 
 
 def _is_border(spans: Sequence[tuple[int, int]], i: int) -> bool:

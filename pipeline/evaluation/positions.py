@@ -8,7 +8,6 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from pipeline.evaluation.base import Inputs, Outcome
-from pipeline.evaluation.passages import by_hash, within
 from pipeline.evaluation.perplexity import HeldOutText
 from pipeline.evaluation.shift import check_edges, range_name
 
@@ -36,9 +35,7 @@ class PositionLoss(HeldOutText):
         """One item per document: numerator bits, denominator bytes; a part per range: bits over tokens."""
         from pipeline.evaluation.windows import score_tokens
 
-        candidates = (self._passage(tokenizer, identity, text) for identity, text in by_hash(self._texts(inputs)))
-        passages = within(candidates, self.max_items, self.max_tokens)
-        scored = score_tokens(model, passages, self.window, inputs)
+        scored = score_tokens(model, self._passages(model, tokenizer, inputs), self.window, inputs)
         items = [
             replace(item, parts=self._parts(positions))
             for item, positions in zip(scored.outcome.items, scored.positions, strict=True)

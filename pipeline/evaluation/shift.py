@@ -16,7 +16,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from pipeline.data.documents import RowSource, describe
 from pipeline.data.formats import Row, field_value
-from pipeline.evaluation.base import Inputs, Item, Outcome, content_hash
+from pipeline.data.text_encoder import TextEncoder
+from pipeline.evaluation.base import Inputs, Item, Outcome, content_hash, num_rows
 from pipeline.evaluation.passages import by_hash, check_bounds
 
 if TYPE_CHECKING:
@@ -78,7 +79,7 @@ class TokenShift:
                 "token shift is measured against a second model; name the row in `reference`, such as base"
             )
         base = _load_base(inputs.reference, model, tokenizer)
-        prompts, items = list(self._encoded(tokenizer, inputs)), []
+        prompts, items = list(self._encoded(model, tokenizer, inputs)), []
         total = len(prompts)
         answers = _greedy(
             model,
@@ -92,11 +93,12 @@ class TokenShift:
             items.append(self._item(text, answer, compare(model, base, ids, answer), tokenizer))
         return Outcome(METRIC, True, tuple(items))
 
-    def _encoded(self, tokenizer: Any, inputs: Inputs) -> Iterator[tuple[str, list[int]]]:
+    def _encoded(self, model: Any, tokenizer: Any, inputs: Inputs) -> Iterator[tuple[str, list[int]]]:
         """The chosen prompts, as text and as ids."""
         room, found = self.window - self.max_new_tokens, 0
+        encoder = TextEncoder(tokenizer, num_rows(model))
         for _, text in by_hash(self._texts(inputs)):
-            ids = self._ids(tokenizer, text)
+            ids = self._ids(encoder, tokenizer, text)
             if 0 < len(ids) <= room:
                 found += 1
                 yield text, ids
@@ -114,11 +116,13 @@ class TokenShift:
             texts.setdefault(text, row.id)  # the same prompt twice would be the same item twice
         yield from ((identity, text) for text, identity in texts.items())
 
-    def _ids(self, tokenizer: Any, text: str) -> list[int]:
+    def _ids(self, encoder: TextEncoder, tokenizer: Any, text: str) -> list[int]:
         if not (self.is_chat and tokenizer.chat_template):
-            return list(tokenizer(text, verbose=False)["input_ids"])
+            return encoder.prompt(text)
         turn = [{"role": "user", "content": text}]
-        return list(tokenizer.apply_chat_template(turn, add_generation_prompt=True, return_dict=True)["input_ids"])
+        ids = tokenizer.apply_chat_template(turn, add_generation_prompt=True, return_dict=True)["input_ids"]
+        encoder.check(ids, f"the prompt {text[:40]!r}")
+        return list(ids)
 
     def _item(self, text: str, answer: Sequence[int], moves: Moves, tokenizer: Any) -> Item:
         unshifted, marginal = moves.ranks == 1, (moves.ranks > 1) & (moves.ranks <= MARGINAL)

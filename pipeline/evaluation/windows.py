@@ -7,7 +7,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from pipeline.evaluation.base import Inputs, Item, Outcome
+from pipeline.data.vocabulary import check_rows
+from pipeline.evaluation.base import Inputs, Item, Outcome, num_rows
 from pipeline.evaluation.passages import Passage
 from pipeline.evaluation.scoring import IGNORED, TokenScorer, batches
 
@@ -17,7 +18,8 @@ METRIC = "bits_per_byte"
 def windows(tokens: Sequence[int], scored: Sequence[bool], size: int) -> Iterator[tuple[list[int], list[int]]]:
     """(inputs, targets) of at most `size` tokens each; every scored token is a target exactly once.
 
-    Windows without a scored token are left out, and so is what follows a window's last one.
+    Windows without a scored token are left out, and so is what follows a window's last one. A window after the first
+    begins with the token before it and no BOS: as a row of training that begins inside a document.
     """
     for start in range(0, len(tokens) - 1, size):
         after = range(start + 1, min(start + size, len(tokens) - 1) + 1)
@@ -40,7 +42,9 @@ def score_passages(model: Any, passages: Sequence[Passage], size: int, inputs: I
 
 
 def score_tokens(model: Any, passages: Sequence[Passage], size: int, inputs: Inputs) -> Scored:
-    """As `score_passages`, token by token."""
+    """As `score_passages`, token by token. Raises NoRowError for a token that the model has no row for."""
+    for passage in passages:
+        check_rows(passage.tokens, num_rows(model), f"item {passage.id!r}")
     scorer = TokenScorer(model)
     cuts = [(i, *window) for i, p in enumerate(passages) for window in windows(p.tokens, p.scored, size)]
     nats: list[list[float]] = [[] for _ in passages]

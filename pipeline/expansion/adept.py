@@ -75,10 +75,13 @@ class Adept:
         import torch
         from accelerate import PartialState
 
+        from pipeline.data.text_encoder import TextEncoder
         from pipeline.models import load, load_tokenizer
+        from pipeline.models.embedding import embedding_rows
 
         texts = (document.text for document in self.general.documents(place.locate, place.listing))
-        rows = token_rows(load_tokenizer(source.directory), texts, self.window, self.max_tokens)
+        encoder = TextEncoder(load_tokenizer(source.directory), embedding_rows(source.directory))
+        rows = token_rows(encoder, texts, self.window, self.max_tokens)
         # fp32 whatever the weights are stored in: two blocks may differ by less than bf16 resolves.
         model = load(source.directory, dtype=torch.float32).to(PartialState().device)
         blocks = list(model.get_submodule(source.anatomy.prefix.removesuffix(".")))

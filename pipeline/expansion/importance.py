@@ -8,11 +8,11 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import nn
 
+from pipeline.data.text_encoder import TextEncoder
 from pipeline.models.blocks import bypassed
 
 _IGNORED = -100
@@ -48,22 +48,21 @@ class Importance:
         return [min(1.0, cost / (2 * mean)) if mean else 0.5 for cost in costs]
 
 
-def token_rows(tokenizer: Any, texts: Iterable[str], window: int, max_tokens: int) -> list[list[int]]:
+def token_rows(encoder: TextEncoder, texts: Iterable[str], window: int, max_tokens: int) -> list[list[int]]:
     """The first `window` tokens of each text, taken in the order of the texts' hashes, of `max_tokens` in sum.
 
-    A text is encoded as the tokenizer does by itself, with BOS if it puts one; text that spells a special token is
-    ordinary text. The last row is cut where the sum is reached.
+    A text begins as a document of training does. The last row is cut where the sum is reached.
 
     Raises:
-        ValueError: there is no text of two tokens.
+        ValueError: there is no text of two tokens, or the model has no row for a token.
     """
     rows: list[list[int]] = []
     left = max_tokens
     for text in sorted(texts, key=lambda text: hashlib.sha256(text.encode()).digest()):
         limit = min(window, left)
-        ids = tokenizer(text, truncation=True, max_length=limit, split_special_tokens=True, verbose=False)["input_ids"]
+        ids = encoder.prompt(text)[:limit]
         if len(ids) > 1:
-            rows.append(list(ids))
+            rows.append(ids)
             left -= len(ids)
         if left < 2:
             break

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from transformers import PreTrainedTokenizerFast
 
 from pipeline.data.tokens import ArrayWriter, encode_documents, open_store, store_paths, token_dtype, write_store
 
@@ -68,17 +69,17 @@ def test_files_that_do_not_belong_together_are_refused(tmp_path):
         open_store(tmp_path, "s")
 
 
-def test_ids_outside_the_vocabulary_are_refused(tmp_path):
-    with pytest.raises(ValueError, match="token id 10 outside the vocabulary of 10"):
+def test_ids_without_a_row_are_refused(tmp_path):
+    with pytest.raises(ValueError, match=r"source 's' holds the token id 10, but the model's embedding has 10 rows"):
         write_store(tmp_path, "s", iter([(np.array([1, 10]), None)]), 10)
 
 
-def test_a_tokenizer_must_be_fast_and_know_an_end():
+def test_a_tokenizer_must_be_fast_and_know_an_end(tokenizer):
     class Slow:
         eos_token_id = 1
 
     with pytest.raises(ValueError, match="fast"):
         list(encode_documents(Slow(), ["x"]))
-    Slow.backend_tokenizer, Slow.eos_token_id = object(), None
+    endless = PreTrainedTokenizerFast(tokenizer_object=tokenizer.backend_tokenizer)
     with pytest.raises(ValueError, match="eos_token"):
-        list(encode_documents(Slow(), ["x"]))
+        list(encode_documents(endless, ["x"]))

@@ -147,9 +147,10 @@ def test_added_tokens_and_dropout_are_respected(tokenizers):
 def test_tokens_are_kept_by_content_and_tokenizer(tokenizers, tmp_path):
     cache, tokenizer = TokenCache(tmp_path / "cache"), tokenizers["gpt2"]
     texts = ["one text", "and another"]
-    key = cache.key(tokenizer, (text.encode() for text in texts))
-    assert key != cache.key(tokenizer, [b"one text", b"and anothe", b"r"])
-    assert key != cache.key(tokenizers["llama3"], (text.encode() for text in texts))
+    key = cache.key(tokenizer, (text.encode() for text in texts), 700)
+    assert key != cache.key(tokenizer, [b"one text", b"and anothe", b"r"], 700)
+    assert key != cache.key(tokenizers["llama3"], (text.encode() for text in texts), 700)
+    assert key != cache.key(tokenizer, (text.encode() for text in texts), 701)
     for directory in (tmp_path / "a", tmp_path / "b"):
         directory.mkdir()
     assert not cache.fetch(key, tmp_path / "a", "s")
@@ -170,7 +171,7 @@ def cached(tokenizers, tmp_path):
     cache, tokenizer, texts = TokenCache(tmp_path / "cache"), tokenizers["gpt2"], ["one text", "and another"]
     (tmp_path / "a").mkdir()
     write_store(tmp_path / "a", "s", ((ids, None) for ids in encode_documents(tokenizer, texts)), len(tokenizer))
-    key = cache.key(tokenizer, (text.encode() for text in texts))
+    key = cache.key(tokenizer, (text.encode() for text in texts), 700)
     cache.keep(key, tmp_path / "a", "s")
     return cache, key, tmp_path / "a"
 

@@ -6,6 +6,7 @@ import torch
 from tokenizers.processors import TemplateProcessing
 
 from pipeline.data.documents import Text
+from pipeline.data.text_encoder import TextEncoder
 from pipeline.evaluation.base import Inputs
 from pipeline.evaluation.passages import by_hash, within
 from pipeline.evaluation.perplexity import HeldOutText, cut
@@ -80,8 +81,9 @@ def test_a_first_character_of_several_tokens_is_not_scored_in_part(llama, tokeni
 
 def test_a_document_is_cut_at_whole_characters(llama, tokenizer, held_out):
     text = "ab🙂cd"
-    assert [cut(tokenizer, text, n) for n in range(1, 10)] == ["a", "ab", *["ab"] * 3, "ab🙂", "ab🙂c", text, text]
-    assert cut(tokenizer, text, None) == text
+    encoder = TextEncoder(tokenizer)
+    assert [cut(encoder, text, n) for n in range(1, 10)] == ["a", "ab", *["ab"] * 3, "ab🙂", "ab🙂c", text, text]
+    assert cut(encoder, text, None) == text
     for item in benchmark(max_document_tokens=9).run(llama, tokenizer, held_out).items:
         assert item.denominator <= 8
 

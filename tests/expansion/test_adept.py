@@ -8,6 +8,7 @@ from safetensors.torch import load_file, save_file
 
 from pipeline.data.corpus import Place
 from pipeline.data.documents import LocalFiles, Text
+from pipeline.data.text_encoder import TextEncoder
 from pipeline.expansion.adept import Adept
 from pipeline.expansion.base import read_source
 from pipeline.expansion.importance import Importance, measure, token_rows
@@ -73,7 +74,7 @@ def loss_without(source, block, rows):
 
 def test_the_importance_is_what_deleting_the_block_costs(uneven, place):
     importance = adept(2).plan(read_source(uneven), place).notes["importance"]
-    rows = token_rows(load_tokenizer(uneven), TEXTS, 32, 80)
+    rows = token_rows(TextEncoder(load_tokenizer(uneven)), TEXTS, 32, 80)
     whole = loss_without(uneven, None, rows)
     assert importance["loss"] == pytest.approx(whole, rel=1e-6)
     expected = [loss_without(uneven, block, rows) - whole for block in range(6)]
@@ -138,9 +139,9 @@ def test_of_equally_important_blocks_the_lower_is_copied():
 
 
 def test_no_order_of_files_and_no_padding_decides(uneven):
-    tokenizer = byte_tokenizer()
-    rows = token_rows(tokenizer, TEXTS, 32, 200)
-    assert rows == token_rows(tokenizer, reversed(TEXTS), 32, 200) and {len(row) for row in rows} == {12, 32}
+    encoder = TextEncoder(byte_tokenizer())
+    rows = token_rows(encoder, TEXTS, 32, 200)
+    assert rows == token_rows(encoder, reversed(TEXTS), 32, 200) and {len(row) for row in rows} == {12, 32}
     model = load(uneven)
     together = measure(model, model.model.layers, rows)
     apart = [measure(model, model.model.layers, [row]) for row in rows]
@@ -151,7 +152,7 @@ def test_no_order_of_files_and_no_padding_decides(uneven):
 @pytest.mark.parametrize(("max_tokens", "lengths"), [(2, [2]), (33, [32]), (40, [32, 8]), (1000, [32, 12, 32])])
 def test_the_bound_on_tokens_is_kept(max_tokens, lengths):
     """One token left over makes no row: nothing in it would be predicted."""
-    assert [len(row) for row in token_rows(byte_tokenizer(), TEXTS, 32, max_tokens)] == lengths
+    assert [len(row) for row in token_rows(TextEncoder(byte_tokenizer()), TEXTS, 32, max_tokens)] == lengths
 
 
 def test_bypassing_leaves_no_trace(uneven):
@@ -166,4 +167,4 @@ def test_what_cannot_be_met_is_refused(uneven, place):
     with pytest.raises(ValueError, match="window=1 and max_tokens=80 must be at least 2"):
         adept(1, window=1).check(6)
     with pytest.raises(ValueError, match="no document of two tokens"):
-        token_rows(byte_tokenizer(), ["a"], 32, 80)
+        token_rows(TextEncoder(byte_tokenizer()), ["a"], 32, 80)

@@ -7,8 +7,10 @@ import warnings
 from pathlib import Path
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import yaml
+from safetensors.numpy import save_file
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
@@ -16,6 +18,7 @@ from pipeline.data.corpus import read_sources
 from pipeline.data.tokens import open_store
 from stages import data as stage
 
+ROWS = 202
 CONF = Path(__file__).parents[2] / "conf" / "data"
 
 
@@ -42,6 +45,8 @@ def context(tmp_path):
     for directory in (base / "model", texts, out):
         directory.mkdir(parents=True)
     _save_tokenizer(base / "model")
+    save_file({"model.embed_tokens.weight": np.zeros((ROWS, 2), np.float32)}, base / "model" / "model.safetensors")
+    (base / "model" / "config.json").write_text(json.dumps({"vocab_size": ROWS}))
     (base / "manifest.json").write_text("{}")
     for number in range(60):
         (texts / f"{number}.txt").write_text(" ".join(f"w{(number * 7 + place * number) % 199}" for place in range(40)))
