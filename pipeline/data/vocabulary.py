@@ -31,8 +31,9 @@ def highest_id(tokenizer: Any) -> int:
 
 def check_rows(ids: Sequence[int] | np.ndarray, num_rows: int, what: str, tokenizer: Any = None) -> None:
     """Raise NoRowError if one of the ids, which `what` holds, has no row in an embedding of `num_rows`."""
-    if len(ids) and not 0 <= int(np.min(ids)) <= (highest := int(np.max(ids))) < num_rows:
-        raise NoRowError(f"{what} holds {_named(highest, tokenizer)}, {_remedy(num_rows, tokenizer)}")
+    for token in {int(np.min(ids)), int(np.max(ids))} if len(ids) else ():
+        if not 0 <= token < num_rows:
+            raise NoRowError(f"{what} holds {_named(token, tokenizer)}, {_remedy(num_rows, tokenizer)}")
 
 
 def check_used(tokenizer: Any, num_rows: int) -> None:

@@ -91,10 +91,10 @@ def remote(
 
 
 def reference(model: Any, tokenizer: Any) -> Any:
-    """lm-evaluation-harness' own model interface, as its command line builds it, over a loaded model."""
-    from lm_eval.models.huggingface import HFLM
+    """lm-evaluation-harness' own loop over a loaded model, with text encoded as everywhere here."""
+    from pipeline.evaluation.loglikelihood import EncodedHFLM
 
-    return HFLM(pretrained=model, tokenizer=tokenizer, backend="causal", batch_size=1)
+    return EncodedHFLM(model, tokenizer)
 
 
 def _window(directory: Path) -> int:

@@ -9,8 +9,7 @@ For most tokenizers the ids are those of its Hugging Face model (0.4.13), which 
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -20,10 +19,12 @@ from pipeline.data.text_encoder import TextEncoder
 Encoded = tuple[tuple[str, str] | None, list[int], list[int]]
 
 
-class HarnessEncoding(ABC):
+class HarnessEncoding:
     """Stands before a model class of lm-evaluation-harness, whose ways to encode it replaces."""
 
     encoder: TextEncoder
+    max_length: int
+    _loglikelihood_tokens: Callable[..., list[tuple[float, bool]]]
 
     def tok_encode(
         self, string: str, add_special_tokens: bool | None = None, left_truncate_len: int | None = None, **_: Any
@@ -56,23 +57,20 @@ class HarnessEncoding(ABC):
         encoded: list[Encoded] = [(request.args, *self.encoder.pair(*request.args)) for request in requests]
         return self._loglikelihood_tokens(encoded, disable_tqdm=disable_tqdm)
 
-    @abstractmethod
-    def _loglikelihood_tokens(self, requests: Any, disable_tqdm: bool = True, **_: Any) -> list[tuple[float, bool]]: ...
-
-    def rolling(self, requests: list[Any], max_length: int) -> list[float]:
-        """The summed natural log-probability of each request's whole text, in windows that do not overlap.
+    def loglikelihood_rolling(self, requests: list[Any], disable_tqdm: bool = True) -> list[float]:
+        """The summed natural log-probability of each request's whole text, in lm-evaluation-harness' windows.
 
         The first one follows what the tokenizer puts before a text.
         """
-        windows = [self._windows(request.args[0], max_length) for request in requests]
+        windows = [self._windows(request.args[0]) for request in requests]
         encoded: list[Encoded] = [(None, *window) for own in windows for window in own]
-        scores = iter(self._loglikelihood_tokens(encoded))
+        scores = iter(self._loglikelihood_tokens(encoded, disable_tqdm=disable_tqdm))
         return [sum(next(scores)[0] for _ in own) for own in windows]
 
-    def _windows(self, text: str, max_length: int) -> list[tuple[list[int], list[int]]]:
+    def _windows(self, text: str) -> list[tuple[list[int], list[int]]]:
         from lm_eval import utils
 
         before, ids = self.encoder.before_text, self.encoder.continuation(text)
-        cuts = utils.get_rolling_token_windows(ids, before[-1], max_length, context_len=1)
+        cuts = utils.get_rolling_token_windows(ids, before[-1], self.max_length, context_len=1)
         windows = [utils.make_disjoint_window(cut) for cut in cuts]
         return [(list(before), windows[0][1]), *windows[1:]] if windows else []

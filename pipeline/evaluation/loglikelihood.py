@@ -1,10 +1,10 @@
 """lm-evaluation-harness' Hugging Face model with a faster way to score options and to write answers.
 
-Truncation and the meaning of a score are inherited from HFLM and unchanged. What differs: text becomes ids as in
-training, which is as HFLM does it but for a few tokenizers (see `harness_encoding`); tokens that several requests begin
-with are run once (the examples of a prompt that many items share, then the context that the options of
-one item share); options of one token are read off one position; only scored positions reach the vocabulary; and answers
-are written in batches whose rows leave as they are done.
+Truncation and the meaning of a score are inherited from HFLM and unchanged. Text becomes ids as in training, which is
+as HFLM does it but for a few tokenizers (see `harness_encoding`). What differs beside: tokens that several requests
+begin with are run once (the examples of a prompt that many items share, then the context that the options of one item
+share); options of one token are read off one position; only scored positions reach the vocabulary; and answers are
+written in batches whose rows leave as they are done.
 """
 
 from __future__ import annotations
@@ -28,15 +28,19 @@ _PLAIN = {"repetition_penalty": 1.0, "no_repeat_ngram_size": 0, "encoder_repetit
 _EMPTY = ("bad_words_ids", "suppress_tokens", "begin_suppress_tokens", "forced_bos_token_id", "forced_eos_token_id")
 
 
-class SharedPrefixLM(HarnessEncoding, HFLM):
-    """HFLM over a model that is already loaded; what requests have in common at their beginning is run once.
+class EncodedHFLM(HarnessEncoding, HFLM):
+    """HFLM over a model that is already loaded, as its command line builds it, with text encoded as in training."""
 
-    Sampled text is HFLM's own.
-    """
+    def __init__(self, model: Any, tokenizer: Any) -> None:
+        HFLM.__init__(self, pretrained=model, tokenizer=tokenizer, backend="causal", batch_size=1)
+        self.encoder = TextEncoder(tokenizer, num_rows(model))
+
+
+class SharedPrefixLM(EncodedHFLM):
+    """What requests have in common at their beginning is run once. Sampled text is HFLM's own."""
 
     def __init__(self, model: Any, tokenizer: Any, progress: Callable[..., None]) -> None:
-        super().__init__(pretrained=model, tokenizer=tokenizer, backend="causal", batch_size=1)
-        self.encoder = TextEncoder(tokenizer, num_rows(model))
+        super().__init__(model, tokenizer)
         self._scorer = TokenScorer(model)
         self._progress = progress
         self._groups_of: list[Any] = []
@@ -52,9 +56,9 @@ class SharedPrefixLM(HarnessEncoding, HFLM):
         return super().loglikelihood(requests, disable_tqdm=disable_tqdm)
 
     def loglikelihood_rolling(self, requests: list[Any], disable_tqdm: bool = True) -> list[float]:
-        """The summed natural log-probability of each request's text, in windows that do not overlap."""
+        """See `HarnessEncoding`."""
         self._groups_of = []
-        return self.rolling(requests, self.max_length)
+        return super().loglikelihood_rolling(requests, disable_tqdm)
 
     def generate_until(self, requests: list[Any], disable_tqdm: bool = True) -> list[str]:
         """The text that follows each request's context, up to one of its stops.

@@ -1,0 +1,90 @@
+"""Token ids against the rows of the embedding, whatever the tokenizer's length is."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+from tokenizers import Tokenizer
+from transformers import PreTrainedTokenizerFast
+
+from pipeline.data.text_encoder import TextEncoder
+from pipeline.data.vocabulary import NoRowError, check_rows, check_used, highest_id
+from tests.data.tokenizers_of_kinds import make
+
+CHAT = "{% for m in messages %}{{ m['role'] }}<turn>{{ m['content'] }}{{ eos_token }}{% endfor %}"
+
+
+def behind(tokenizer, *tokens, special=True):
+    """Add tokens behind the vocabulary; the size before."""
+    size = len(tokenizer)
+    tokenizer.add_tokens(list(tokens), special_tokens=special)
+    return size
+
+
+def test_gaps_between_ids_are_no_end():
+    stated = json.loads(make().backend_tokenizer.to_str())
+    stated["model"]["vocab"]["<far>"] = 900
+    stated["added_tokens"].append({**stated["added_tokens"][0], "id": 900, "content": "<far>"})
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=Tokenizer.from_str(json.dumps(stated)), eos_token="<far>")
+    assert tokenizer.eos_token_id == highest_id(tokenizer) == 900 > len(tokenizer)
+    assert TextEncoder(tokenizer, 901).document("")[-1] == 900
+    check_used(tokenizer, 901)
+    with pytest.raises(NoRowError, match=r"'<far>' \(id 900\), its eos_token, .*resize_token_embeddings\(901\)"):
+        check_used(tokenizer, 900)
+
+
+def test_a_padded_embedding_is_fine():
+    check_used(make("both"), 1024)
+
+
+@pytest.mark.parametrize("special", [True, False])
+def test_an_added_token_that_nothing_uses_stops_nothing(special):
+    tokenizer = make("both", chat_template=CHAT)
+    size = behind(tokenizer, "<pad>", special=special)
+    check_used(tokenizer, size)
+    encoder = TextEncoder(tokenizer, size)
+    if special:  # text that spells it is text
+        assert max(encoder.document("a <pad> b")) < size
+    else:
+        found = rf"<pad>' \(id {size}\), but the model's embedding has {size} rows"
+        with pytest.raises(NoRowError, match=found):
+            encoder.document("a <pad> b")
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"eos_token": "<end>"}, r"'<end>' \(id \d+\), its eos_token"),
+        ({"bos_token": "<begin>"}, r"'<begin>' \(id \d+\), its bos_token"),
+        ({"chat_template": CHAT}, r"'<turn>' \(id \d+\), which its chat template gives"),
+    ],
+)
+def test_a_token_that_is_used_needs_a_row(options, message):
+    size = len(make())
+    tokenizer = make(**options)
+    behind(tokenizer, "<turn>")
+    with pytest.raises(NoRowError, match=message) as caught:
+        check_used(tokenizer, size)
+    assert f"resize_token_embeddings({highest_id(tokenizer) + 1})" in str(caught.value)
+    check_used(tokenizer, len(tokenizer))
+
+
+def test_what_text_can_give_needs_a_row():
+    tokenizer = make()
+    with pytest.raises(NoRowError, match=r"which text gives; .*; and \d+ more, but the model's embedding has 100 rows"):
+        check_used(tokenizer, 100)
+
+
+def test_a_template_that_fails_is_not_judged_here():
+    check_used(make(chat_template="{{ raise_exception('no') }}"), 1024)
+    check_used(make(chat_template="{% if %}"), 1024)
+
+
+def test_ids_are_named_where_the_tokenizer_is_known():
+    check_rows([], 0, "nothing")
+    check_rows([0, 3], 4, "all")
+    with pytest.raises(NoRowError, match="x holds the token id 4, but the model's embedding has 4 rows"):
+        check_rows([0, 4], 4, "x")
+    with pytest.raises(NoRowError):
+        check_rows([-1], 4, "x")
