@@ -27,8 +27,9 @@ from pipeline.data.encoding import TokenCache, encode_all
 from pipeline.data.formats import Rejected
 from pipeline.data.split import HeldOut, Split
 from pipeline.data.spool import Spool
+from pipeline.data.text_encoder import TextEncoder
 from pipeline.data.tokens import open_store, write_store
-from pipeline.data.vocabulary import check_rows
+from pipeline.data.vocabulary import check_rows, highest_id
 
 
 @dataclass(frozen=True)
@@ -90,6 +91,7 @@ def _items(source: Text, place: Place) -> Iterator[Item | Rejected]:
 def _write(corpus: Corpus, source: int, name: str, split: Split, tokenizer: Any, place: Place) -> dict[str, Any]:
     train, held = corpus.of(source, split, False), corpus.of(source, split, True)
     documents, tokens = _tokenise(corpus, train, name, tokenizer, place)
+    _check_held_out((corpus[i] for i in held), tokenizer, place.rows(tokenizer))
     write_ids(place.directory, name, (corpus.ids[i] for i in train))
     lines = (json.dumps({"id": corpus.ids[i], "text": corpus[i]}, ensure_ascii=False) for i in held)
     write_held_out(place.directory / f"{name}.heldout.jsonl", lines)
@@ -117,6 +119,14 @@ def _tokenise(corpus: Corpus, train: list[int], name: str, tokenizer: Any, place
     if kept:
         kept.keep(key, place.directory, name)
     return written
+
+
+def _check_held_out(texts: Iterator[str], tokenizer: Any, num_rows: int) -> None:
+    """Validation encodes these in a training stage, where a token without a row would be found too late."""
+    if highest_id(tokenizer) >= num_rows:
+        encoder = TextEncoder(tokenizer, num_rows)
+        for text in texts:
+            encoder.document(text)
 
 
 def _checked(ids: np.ndarray, identity: str, name: str, tokenizer: Any, num_rows: int) -> np.ndarray:

@@ -5,7 +5,7 @@
 Texts are what `pipeline.data` reads: files of text, JSON lines, Parquet, compressed or not; without `--text` the Python
 files of the interpreter's own library. Every way runs in a fresh process, ways in turn for several rounds, because a
 machine is not equally fast at all times; the table shows medians. The time is from texts in memory to ids in files: our
-store (.npy), or the Arrow file that `map` writes. Both end every text with the end-of-text token and take text that
+store (.npy), or the Arrow file that `map` writes. Both put around every text what a document has and take text that
 spells a special token as text, and the ids are compared. Then the second start: the store opened and its first row
 read, and the tokens copied from the cache.
 """
@@ -59,9 +59,10 @@ def ours(tokenizer: Any, texts: list[str], num_processes: int, directory: Path) 
     """Tokenise into a store, and give its ids in order."""
     from pipeline.data.encoding import Encoding, encode_all
     from pipeline.data.tokens import open_store, write_store
+    from pipeline.data.vocabulary import highest_id
 
     encoded = ((ids, None) for ids in encode_all(tokenizer, texts, Encoding(num_processes)))
-    write_store(directory, "bench", encoded, len(tokenizer))
+    write_store(directory, "bench", encoded, highest_id(tokenizer) + 1)
     yield open_store(directory, "bench").tokens
 
 
@@ -69,12 +70,15 @@ def mapped(tokenizer: Any, texts: list[str], num_processes: int | None, director
     """Tokenise as the documentation of `datasets` does, and give the ids in order."""
     import datasets
 
+    from pipeline.data.special_tokens import SpecialTokens
+
+    special = SpecialTokens.of(tokenizer)
     datasets.disable_progress_bars()
 
     def encode(batch: dict[str, list[str]]) -> dict[str, list[list[int]]]:
         options = {"add_special_tokens": False, "split_special_tokens": True, "return_attention_mask": False}
         ids = tokenizer(batch["text"], **options)["input_ids"]
-        return {"input_ids": [[*one, tokenizer.eos_token_id] for one in ids]}
+        return {"input_ids": [[*special.prefix, *one, *special.end] for one in ids]}
 
     if num_processes:  # the processes are the parallelism then; alone, the tokenizer's own threads are faster
         os.environ["TOKENIZERS_PARALLELISM"] = "false"
@@ -91,6 +95,7 @@ def run_way(way: str, model: Path, paths: list[Path]) -> dict[str, Any]:
     from transformers import AutoTokenizer
 
     from pipeline.data.tokens import token_dtype
+    from pipeline.data.vocabulary import highest_id
 
     tokenizer, texts = AutoTokenizer.from_pretrained(model), read_texts(paths)
     kind, num_processes = WAYS[way]
@@ -99,9 +104,9 @@ def run_way(way: str, model: Path, paths: list[Path]) -> dict[str, Any]:
         arrays = {"ours": ours, "map": mapped}[kind](tokenizer, texts, num_processes, Path(folder))
         first = next(arrays)
         seconds, cpu = time.perf_counter() - started, _cpu_seconds() - spent
-        digest, tokens = hashlib.sha256(), 0
+        digest, tokens, dtype = hashlib.sha256(), 0, token_dtype(highest_id(tokenizer) + 1)
         for ids in (first, *arrays):
-            digest.update(np.ascontiguousarray(ids, dtype=token_dtype(len(tokenizer))).tobytes())
+            digest.update(np.ascontiguousarray(ids, dtype=dtype).tobytes())
             tokens += len(ids)
     size = sum(len(text.encode("utf-8", "surrogatepass")) for text in texts)
     took = {"way": way, "seconds": seconds, "cpu_seconds": cpu}
@@ -121,21 +126,23 @@ def second_start(model: Path, paths: list[Path]) -> dict[str, float]:
     from pipeline.data.encoding import Encoding, TokenCache, encode_all
     from pipeline.data.prepared import open_stream
     from pipeline.data.tokens import write_store
+    from pipeline.data.vocabulary import highest_id
 
     tokenizer, texts = AutoTokenizer.from_pretrained(model), read_texts(paths)
+    num_rows = highest_id(tokenizer) + 1
     with tempfile.TemporaryDirectory() as folder:
         directory, other, cache = Path(folder, "a"), Path(folder, "b"), TokenCache(Path(folder, "cache"))
         directory.mkdir()
         other.mkdir()
         encoded = ((ids, None) for ids in encode_all(tokenizer, texts, Encoding(CORES)))
-        write_store(directory, "bench", encoded, len(tokenizer))
+        write_store(directory, "bench", encoded, num_rows)
         (directory / "sources.json").write_text(json.dumps({"kind": "text", "sources": {"bench": {"weight": 1.0}}}))
         started = time.perf_counter()
         next(open_stream(directory, 4096, seed=0))
         opened = time.perf_counter()
-        cache.keep(cache.key(tokenizer, (text.encode() for text in texts)), directory, "bench")
+        cache.keep(cache.key(tokenizer, (text.encode() for text in texts), num_rows), directory, "bench")
         again = time.perf_counter()
-        assert cache.fetch(cache.key(tokenizer, (text.encode() for text in texts)), other, "bench")
+        assert cache.fetch(cache.key(tokenizer, (text.encode() for text in texts), num_rows), other, "bench")
         return {"open_and_first_row_s": opened - started, "from_cache_s": time.perf_counter() - again}
 
 

@@ -8,6 +8,12 @@ import pytest
 from tokenizers import Tokenizer
 from transformers import PreTrainedTokenizerFast
 
+from pipeline.data.chats import ChatData
+from pipeline.data.conversations import Chat
+from pipeline.data.corpus import Place
+from pipeline.data.documents import LocalFiles, Text
+from pipeline.data.split import HeldOut
+from pipeline.data.text import TextData
 from pipeline.data.text_encoder import TextEncoder
 from pipeline.data.vocabulary import NoRowError, check_rows, check_used, highest_id
 from tests.data.tokenizers_of_kinds import make
@@ -88,3 +94,46 @@ def test_ids_are_named_where_the_tokenizer_is_known():
         check_rows([0, 4], 4, "x")
     with pytest.raises(NoRowError):
         check_rows([-1], 4, "x")
+
+
+LINES = LocalFiles({"kind": "local", "path": "in.jsonl"})
+
+
+def prepared(data, tokenizer, tmp_path):
+    """Prepare data for an embedding that has no row for the tokenizer's last token."""
+    out = tmp_path / "out"
+    out.mkdir(exist_ok=True)
+    place = Place(
+        lambda s: tmp_path / "in.jsonl", lambda s: ["in.jsonl"], out, lambda **_: None, num_rows=highest_id(tokenizer)
+    )
+    return data.prepare(tokenizer, place)["sources"]["a"]
+
+
+class Conversations:
+    weight = 1.0
+
+    def read(self, locate, listing):
+        for number, text in enumerate(("How many?", "A <far> tree?")):
+            turns = [{"role": "user", "content": text}, {"role": "assistant", "content": "Forty."}]
+            yield Chat(str(number), tuple(turns))
+
+
+def test_a_conversation_with_a_token_without_a_row_is_rejected_and_counted(tmp_path):
+    tokenizer = make(added=["<far>"], chat_template=CHAT.replace("<turn>", ": "))
+    data = ChatData({"a": Conversations()}, "skip", None, HeldOut(0, None, 0.5, 1), None)
+    found = prepared(data, tokenizer, tmp_path)
+    assert found["documents"] == 1 and found["rejected"] == {"a token has no row in the model's embedding": 1}
+
+
+@pytest.mark.parametrize("held_out", [HeldOut(0, None, 0.5, 1), HeldOut(None, 0.4, 0.5, 1)])
+def test_a_text_with_a_token_without_a_row_is_refused_on_either_side(tmp_path, held_out):
+    tokenizer = make(added=["<far>"])
+    data = TextData({"a": Text(LINES, 1.0, "text", None, None)}, {}, "skip", None, held_out)
+    numbers = [str(number) * 9 for number in range(8)]
+    for place in range(8):
+        lines = (json.dumps({"text": f"{word} <far>" if i == place else word}) for i, word in enumerate(numbers))
+        (tmp_path / "in.jsonl").write_text("\n".join(lines))
+        with pytest.raises(NoRowError, match="holds the token '<far>'"):
+            prepared(data, tokenizer, tmp_path)
+    (tmp_path / "in.jsonl").write_text("\n".join(json.dumps({"text": word}) for word in numbers))
+    assert prepared(data, tokenizer, tmp_path)["documents"] > 0

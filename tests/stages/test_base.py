@@ -3,11 +3,17 @@
 from __future__ import annotations
 
 import json
+from types import SimpleNamespace
 
+import numpy as np
 import pytest
+from safetensors.numpy import save_file
 
+from pipeline.data.vocabulary import highest_id
 from pipeline.engine.model_facts import known_facts
+from pipeline.models.embedding import embedding_rows
 from stages import base
+from tests.data.tokenizers_of_kinds import make
 
 REVISION = "0" * 40
 
@@ -46,3 +52,63 @@ def test_an_error_that_is_not_the_networks_stays_what_it_is(monkeypatch):
     monkeypatch.setattr("huggingface_hub.snapshot_download", fail)
     with pytest.raises(KeyError, match="a mistake"):
         base._download({"kind": "hub", "repo": "some/model", "revision": REVISION})
+
+
+TURNS = "{% for m in messages %}{{ '<|turn|>' + m['content'] + '<|/turn|>' }}{% endfor %}"
+
+
+def model_of(directory, tokenizer, num_rows, stated=None):
+    """A model directory as far as `base` looks at it."""
+    config = {"model_type": "llama", "num_hidden_layers": 1, "vocab_size": stated or num_rows}
+    (directory / "config.json").write_text(json.dumps(config))
+    save_file({"model.embed_tokens.weight": np.zeros((num_rows, 2), np.float32)}, directory / "model.safetensors")
+    tokenizer.save_pretrained(directory)
+    source = {"kind": "local", "path": str(directory)}
+    params = {"source": source, "num_blocks": None, "max_position_embeddings": None}
+    return SimpleNamespace(
+        params=params, directory=directory / "out", locate=lambda source: directory, record=lambda **facts: None
+    )
+
+
+@pytest.mark.parametrize("special", [True, False])
+@pytest.mark.parametrize("used", [True, False])
+def test_a_tokenizer_longer_than_the_embedding_is_refused_if_a_token_of_its_end_is_used(tmp_path, special, used):
+    tokenizer = make("both", chat_template=TURNS if used else None)
+    num_rows = len(tokenizer)
+    tokenizer.add_tokens(["<|turn|>", "<|/turn|>"], special_tokens=special)
+    context = model_of(tmp_path, tokenizer, num_rows)
+    if not used:
+        assert base.run(context)["vocab_size"] == num_rows
+        return
+    with pytest.raises(
+        ValueError, match=rf"'<\|turn\|>' \(id {num_rows}\), which its chat template gives; .* has {num_rows}"
+    ):
+        base.run(context)
+
+
+def test_an_embedding_with_more_rows_is_fine_and_counts_by_its_rows(tmp_path):
+    facts = base.run(model_of(tmp_path, make("bos"), 512))
+    assert facts["vocab_size"] == embedding_rows(tmp_path) == 512
+    assert facts["num_tokens_of_tokenizer"] == highest_id(make("bos")) + 1 < 512
+
+
+def test_a_config_of_another_embedding_is_refused(tmp_path):
+    with pytest.raises(ValueError, match=r"embed_tokens.weight has 512 rows, but config.json says vocab_size=500"):
+        base.run(model_of(tmp_path, make(), 512, stated=500))
+
+
+@pytest.mark.parametrize(
+    ("config", "names", "rows"),
+    [
+        ({"vocab_size": 9}, {"transformer.wte.weight": 9, "transformer.wpe.weight": 7}, 9),
+        ({"text_config": {"vocab_size": 9}}, {"model.language_model.embed_tokens.weight": 9}, 9),
+        ({"vocab_size": 9}, {"lm_head.weight": 9}, 9),
+        ({}, {"gpt_neox.embed_in.weight": 9}, 9),
+        ({"vocab_size": 9}, {"model.embed_tokens.weight": 9, "model.layers.1.embed_tokens.weight": 5}, 9),
+        ({"model_type": "gpt2"}, {"lm_head.weight": 9}, 50257),
+    ],
+)
+def test_the_rows_are_those_of_the_stored_embedding(tmp_path, config, names, rows):
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    save_file({name: np.zeros((size, 1), np.float32) for name, size in names.items()}, tmp_path / "model.safetensors")
+    assert embedding_rows(tmp_path) == rows

@@ -15,10 +15,11 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 from pipeline.data.corpus import read_sources
+from pipeline.data.prepared import validation_rows
 from pipeline.data.tokens import open_store
 from stages import data as stage
+from tests.data.tokenizers_of_kinds import make
 
-ROWS = 202
 CONF = Path(__file__).parents[2] / "conf" / "data"
 
 
@@ -39,14 +40,18 @@ def _save_tokenizer(directory):
     tokenizer.save_pretrained(directory)
 
 
+def _save_embedding(directory, num_rows):
+    save_file({"model.embed_tokens.weight": np.zeros((num_rows, 1), np.float32)}, directory / "model.safetensors")
+    (directory / "config.json").write_text(json.dumps({"vocab_size": num_rows}))
+
+
 @pytest.fixture
 def context(tmp_path):
     base, texts, out = (tmp_path / name for name in ("base", "texts", "out"))
     for directory in (base / "model", texts, out):
         directory.mkdir(parents=True)
     _save_tokenizer(base / "model")
-    save_file({"model.embed_tokens.weight": np.zeros((ROWS, 2), np.float32)}, base / "model" / "model.safetensors")
-    (base / "model" / "config.json").write_text(json.dumps({"vocab_size": ROWS}))
+    _save_embedding(base / "model", 202)
     (base / "manifest.json").write_text("{}")
     for number in range(60):
         (texts / f"{number}.txt").write_text(" ".join(f"w{(number * 7 + place * number) % 199}" for place in range(40)))
@@ -117,3 +122,32 @@ def test_only_the_first_rank_writes(context):
     context.is_main = False
     assert stage.run(context) == {}
     assert not list(context.directory.iterdir())
+
+
+@pytest.mark.parametrize(("around", "prefix"), [("none", []), ("bos", [1]), ("eos", []), ("both", [1])])
+def test_documents_begin_as_the_tokenizer_begins_and_end_once(context, around, prefix):
+    tokenizer = make(around)
+    tokenizer.save_pretrained(context.inputs["base"] / "model")
+    _save_embedding(context.inputs["base"] / "model", 512)
+    stage.run(context)
+    store = open_store(context.directory, "local")
+    for start, stop in zip(store.offsets[:-1], store.offsets[1:], strict=True):
+        ids = store.tokens[start:stop].tolist()
+        text = tokenizer.decode([token for token in ids if token > 5])
+        assert ids == [*prefix, *tokenizer(text, add_special_tokens=False)["input_ids"], 2]
+    held = json.loads((context.directory / "local.heldout.jsonl").read_text().splitlines()[0])["text"]
+    (row,) = validation_rows(context.directory, tokenizer, 512, 1)["local"]
+    ids = [*prefix, *tokenizer(held, add_special_tokens=False)["input_ids"], 2]
+    assert row["input_ids"][: len(ids)].tolist() == ids
+
+
+def test_tokens_without_a_row_stop_the_stage_before_anything_trains(context):
+    _save_embedding(context.inputs["base"] / "model", 100)
+    with pytest.raises(
+        ValueError, match=r"document '.*', holds the token 'w\d+' \(id \d+\), .* embedding has 100 rows"
+    ):
+        stage.run(context)
+    _save_embedding(context.inputs["base"] / "model", 1 << 17)
+    stage.run(context)  # what is kept of another embedding is of no use here
+    assert open_store(context.directory, "local").tokens.dtype == np.uint32
+    assert read_sources(context.directory)["vocab_size"] == 1 << 17
