@@ -18,6 +18,10 @@ from pipeline.data.text_encoder import TextEncoder
 from pipeline.data.vocabulary import NoRowError, check_rows, check_used, highest_id
 from tests.data.tokenizers_of_kinds import make
 
+TURNS = (
+    "{% for m in messages %}{{ m['role'] + ':\\n' + m['content'] + eos_token }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ 'assistant:\\n' }}{% endif %}"
+)
 CHAT = "{% for m in messages %}{{ m['role'] }}<turn>{{ m['content'] }}{{ eos_token }}{% endfor %}"
 
 
@@ -119,7 +123,7 @@ class Conversations:
 
 
 def test_a_conversation_with_a_token_without_a_row_is_rejected_and_counted(tmp_path):
-    tokenizer = make(added=["<far>"], chat_template=CHAT.replace("<turn>", ": "))
+    tokenizer = make(added=["<far>"], chat_template=TURNS)
     data = ChatData({"a": Conversations()}, "skip", None, HeldOut(0, None, 0.5, 1), None)
     found = prepared(data, tokenizer, tmp_path)
     assert found["documents"] == 1 and found["rejected"] == {"a token has no row in the model's embedding": 1}
