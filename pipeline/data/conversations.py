@@ -13,7 +13,7 @@ from pipeline.data.documents import RowSource
 from pipeline.data.files import Listing, Locate
 from pipeline.data.json_rows import parse_json
 from pipeline.data.messages import CALLS, TOOLS, Account, Message, Spelling, UnfitRowError, text_of
-from pipeline.data.rows import Rejected, Row, Unused, field_value, unread
+from pipeline.data.rows import Rejected, Row, Unused, field_value
 
 _NEXT = {"user": ("assistant",), "assistant": ("user", "tool"), "tool": ("tool", "assistant")}
 
@@ -139,21 +139,23 @@ def read_chat(row: Row, irrelevant: Sequence[str], read: Reader) -> Chat | Rejec
     """The conversation of the messages that `read` finds in a row, with what other columns add to it: `system` (or
     `system_prompt`, `system_message`), `tools` (or OpenAI's older `functions`) and `chat_template_kwargs`.
 
-    Raises KeyError as `read` does; its UnfitRowError is a rejected row.
+    irrelevant: paths of keys that are not noted as unused. Raises KeyError as `read` does; an UnfitRowError, of `read`
+    too, is a rejected row.
     """
-    account = Account(count_nulls=not row.nulls_are_absent)
+    account = Account(irrelevant, count_nulls=not row.nulls_are_absent)
     try:
         messages = read(row.fields, account)
         account.literal = False
         messages = system_of(row.fields, messages, account) + messages
         while messages and messages[-1]["role"] != "assistant":
             messages.pop()
-            account.unused.append("messages[] after the assistant's last")
+            account.note("messages[] after the assistant's last")
         found = _checked(row.id, messages, tools_of(row.fields, account), options_of(row.fields, account))
+        account.rest("", row.fields, account.used)
     except UnfitRowError as error:
-        return Rejected(row.id, error.reason, error.detail)
-    unused = (*unread(row.fields, account.used), *account.unused)
-    return replace(found, unused=tuple(key for key in unused if key not in irrelevant))
+        beside = f"not read: {', '.join(dict.fromkeys(account.unused))}" if account.unused else ""
+        return Rejected(row.id, error.reason, error.detail or beside)
+    return replace(found, unused=tuple(account.unused))
 
 
 def checked(identity: str, messages: Sequence[Message]) -> Chat | Rejected:

@@ -92,7 +92,7 @@ class DocstringPairs:
                 continue
             for qualified, function in found:
                 yield self._chat(f"{row.id}:{qualified}", function, seen)
-            if others := tuple(unread(row.fields, ("text",))):
+            if others := tuple(key for key, _ in unread(row.fields, ("text",))):
                 yield Unused(row.id, others)
 
     def _chat(self, identity: str, function: DocumentedFunction | str, seen: set[str]) -> Chat | Rejected:

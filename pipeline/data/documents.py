@@ -141,7 +141,7 @@ class Text:
                 yield Unused(row.id, others)
 
     def _others(self, row: Row) -> tuple[str, ...]:
-        return tuple(unread(row.fields, (self.text_field,)))
+        return tuple(key for key, _ in unread(row.fields, (self.text_field,)))
 
     def documents(self, locate: Locate, listing: Listing, rejected: Counter[str] | None = None) -> Iterator[Document]:
         """The documents alone; the others are counted by reason in `rejected`. Raises ValueError if there are none."""

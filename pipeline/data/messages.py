@@ -13,6 +13,7 @@ from decimal import Decimal
 from typing import Any
 
 from pipeline.data.json_rows import parse_json
+from pipeline.data.rows import unread
 
 ROLES = ("system", "user", "assistant", "tool")
 Message = dict[str, Any]
@@ -28,6 +29,7 @@ _MASKED = ("masked",)
 _SPANS = ("train_detail", "training_detail")
 """axolotl's lists of the characters of a turn that are learned."""
 _REASONING = ("reasoning_content", "reasoning", "thinking")
+_MEDIA = ("image", "images", "video", "videos", "audio", "audios")
 _FLAGS = {"0": False, "1": True, "false": False, "true": True}
 
 
@@ -41,27 +43,39 @@ class UnfitRowError(ValueError):
 
 @dataclass
 class Account:
-    """What of one row is used (`used`: columns, or dotted paths) and what is not (`unused`: paths below the columns).
+    """What of one row is used (`used`: columns, or dotted paths) and what is not (`unused`: paths of keys).
 
-    count_nulls: whether nulls inside tools and calls are counted; in a table they stand for keys that a row lacks.
-    literal: whether they stay, as they do in JSON text, which no table has filled up.
+    irrelevant: paths that are not noted. count_nulls: whether nulls inside tools and calls are noted; in a table they
+    stand for keys that a row lacks. literal: whether they stay, as they do in JSON text, which no table has filled up.
     """
 
+    irrelevant: Collection[str] = ()
     count_nulls: bool = True
     literal: bool = False
     used: set[str] = field(default_factory=set)
     unused: list[str] = field(default_factory=list)
 
     def rest(self, where: str, fields: Mapping, used: Collection[str]) -> None:
-        """Note the keys of an object that are not used and hold something other than null."""
-        self.unused += [f"{where}{key}" for key, value in fields.items() if key not in used and value is not None]
+        """Note the keys of an object that are not used and hold something other than null.
+
+        Raises UnfitRowError for images, sound and video: without them the text may speak of what is not there.
+        """
+        for path, value in unread(fields, used, where):
+            if value and path.rpartition(".")[2] in _MEDIA and path not in self.irrelevant:
+                raise UnfitRowError("images, sound or video beside the text", path)
+            self.note(path)
+
+    def note(self, path: str, times: int = 1) -> None:
+        """Note that nothing reads what stands under a path, unless it is declared irrelevant."""
+        if path not in self.irrelevant:
+            self.unused += [path] * times
 
     def without_nulls(self, value: Any, where: str) -> Any:
         """An object without its keys of value null, at any depth; elements of lists stay."""
         if self.literal:
             return value
         if self.count_nulls:
-            self.unused += [f"null inside {where}"] * _num_nulls(value)
+            self.note(f"null inside {where}", _num_nulls(value))
         return _pruned(value)
 
 
@@ -126,7 +140,7 @@ def text_of(value: Any, name: str, account: Account) -> str:
     if isinstance(value, bool | int) or (isinstance(value, float) and math.isfinite(value)):
         return json.dumps(value)
     if not isinstance(value, list | tuple) or not value or not all(isinstance(part, Mapping) for part in value):
-        found = str(value) if isinstance(value, float | Decimal) else type(value).__name__
+        found = str(value) if isinstance(value, float | Decimal) else f"of type {type(value).__name__}"
         raise UnfitRowError(TEXT, f"{name} is {found}")
     return "".join(_part(part, name, account) for part in value)
 
@@ -144,7 +158,7 @@ def _reasoning(entry: Mapping, used: set[str]) -> Message:
     for key in _REASONING:
         if (value := entry.get(key)) is not None:
             if not isinstance(value, str):
-                raise UnfitRowError(TEXT, f"{key} is {type(value).__name__}")
+                raise UnfitRowError(TEXT, f"{key} is of type {type(value).__name__}")
             used.add(key)
             found |= {value} if value.strip() else set()
     if len(found) > 1:
@@ -153,11 +167,11 @@ def _reasoning(entry: Mapping, used: set[str]) -> Message:
 
 
 def _names(entry: Mapping, role: str, used: set[str]) -> Message:
-    found = {}
+    found: Message = {}
     for key in ("name", "tool_call_id") if role == "tool" else ("name",):
         if (value := entry.get(key)) is not None:
             if not isinstance(value, str | int):
-                raise UnfitRowError(TEXT, f"{key} is {type(value).__name__}")
+                raise UnfitRowError(TEXT, f"{key} is of type {type(value).__name__}")
             used.add(key)
             found |= {key: str(value)} if value != "" else {}
     return found

@@ -70,8 +70,8 @@ def _rows_inside(value: object) -> str:
     return f" (a list of {len(value)} objects; if these are the rows, write them to a file of their own)"
 
 
-def unread(fields: Mapping, paths: Collection[str], where: str = "") -> Iterator[str]:
-    """The keys that none of the (dotted) paths reads and that hold something other than null."""
+def unread(fields: Mapping, paths: Collection[str], where: str = "") -> Iterator[tuple[str, object]]:
+    """The keys that none of the (dotted) paths reads and that hold something other than null, and what they hold."""
     for key, value in fields.items():
         if value is None or key in paths:
             continue
@@ -79,4 +79,4 @@ def unread(fields: Mapping, paths: Collection[str], where: str = "") -> Iterator
         if below and isinstance(value, Mapping):
             yield from unread(value, below, f"{where}{key}.")
         else:
-            yield f"{where}{key}"
+            yield f"{where}{key}", value

@@ -21,8 +21,8 @@ def table_rows(name: str, suffix: str, stream: BinaryIO) -> Iterator[Row | Rejec
     number = 0
     try:
         for batch in _batches(suffix, stream):
-            if reason := _unfit_names(batch):
-                yield Rejected(name, *reason)
+            if unfit := _unfit_names(batch):
+                yield Rejected(name, *unfit)
                 return
             for fields in _records(batch):
                 identity = f"{name}#{number}"
