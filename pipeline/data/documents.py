@@ -14,7 +14,7 @@ from pipeline.data.archive import read_members
 from pipeline.data.files import Listing, Locate
 from pipeline.data.formats import rows_of_file
 from pipeline.data.hub import Repository, check_format
-from pipeline.data.rows import Rejected, Row, Unused, field_value, unread
+from pipeline.data.rows import Rejected, Row, Unused, escaped, field_value, unread
 
 _SYMBOL = re.compile(r"[^\w\s]|\d")
 _SPACE = re.compile(r"\s+")
@@ -212,4 +212,4 @@ def describe(origin: RowSource) -> str:
     """A short name of where rows come from, for messages."""
     source = getattr(origin, "source", {})
     parts = [str(source[key]) for key in ("name", "version", "repo", "path") if key in source]
-    return f"{type(origin).__name__}({' '.join(parts) or source})"
+    return escaped(f"{type(origin).__name__}({' '.join(parts) or source})")

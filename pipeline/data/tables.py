@@ -21,8 +21,9 @@ def table_rows(name: str, suffix: str, stream: BinaryIO) -> Iterator[Row | Rejec
     number = 0
     try:
         for batch in _batches(suffix, stream):
-            if unfit := _unfit_names(batch):
-                yield Rejected(name, *unfit)
+            names = batch.schema.names
+            if twice := sorted({column for column in names if names.count(column) > 1}):
+                yield Rejected(name, "a table names a column twice", ", ".join(twice))
                 return
             for fields in _records(batch):
                 identity = f"{name}#{number}"
@@ -33,21 +34,13 @@ def table_rows(name: str, suffix: str, stream: BinaryIO) -> Iterator[Row | Rejec
             raise
         reason = f"not readable as {suffix[1:]} ({type(error).__name__})"
         yield Rejected(f"{name}#{number}", reason, f"after {number} rows: {error}")
+    except UnicodeDecodeError as error:
+        yield Rejected(name, "column names are not UTF-8", str(error))
 
 
 def says_damaged(error: OSError) -> bool:
     """Whether a decoder says that the data are damaged, not the system or a network that they cannot be had."""
     return type(error) is OSError and error.errno is None
-
-
-def _unfit_names(batch: Any) -> tuple[str, str] | None:
-    """Why the columns of a table cannot be told apart: (reason, detail)."""
-    try:
-        names = batch.schema.names
-    except UnicodeDecodeError as error:
-        return "column names are not UTF-8", str(error)
-    twice = sorted({name for name in names if names.count(name) > 1})
-    return ("a table names a column twice", ", ".join(twice)) if twice else None
 
 
 def _records(batch: Any) -> list[Mapping | tuple[str, str]]:

@@ -148,6 +148,18 @@ def test_a_table_that_names_a_column_twice():
     assert _read("a.arrow", sink.getvalue()) == [Rejected("a.arrow", "a table names a column twice", "a")]
 
 
+@pytest.mark.parametrize("kind", ["parquet", "arrow"])
+def test_a_table_whose_column_names_are_not_utf8_is_rejected(kind):
+    table, sink = pa.table({"text": ["a"], "zqzq": [1]}), io.BytesIO()
+    if kind == "parquet":
+        pq.write_table(table, sink, store_schema=False)
+    else:
+        with pa.ipc.new_stream(sink, table.schema) as writer:
+            writer.write_table(table)
+    (found,) = _read(f"a.{kind}", sink.getvalue().replace(b"zqzq", b"z\xff\xfez"))
+    assert found.reason == "column names are not UTF-8"
+
+
 NOTHING_HELD_OUT = HeldOut(bytes=0, fraction=None, threshold=0.5, seed=1)
 SAID = [{"role": "user", "content": "How?"}, {"role": "assistant", "content": "So."}]
 
@@ -186,6 +198,12 @@ def test_names_that_are_not_utf8_are_written_escaped(tokenizer, tmp_path, kind):
     assert {line["id"] for line in rejected} == {"b\\udce9.csv", "caf\\udce9.jsonl#1"}
     assert any("\\ud83d broken" in line["detail"] for line in rejected)
     assert found["ignored_keys"]["\\ud83d key"] == 2
+
+
+def test_text_in_a_column_of_csv(tokenizer, tmp_path):
+    _write(tmp_path / "in", b"x.csv", b'url,text\nu,"some\nwords"\nu,more\n')
+    found, rejected, ids = _prepare(tokenizer, tmp_path, "text")
+    assert ids == ["x.csv#0", "x.csv#1"] and not rejected and found["ignored_keys"] == {"url": 2}
 
 
 def test_files_whose_names_are_not_utf8_have_an_identity(tmp_path):
