@@ -50,6 +50,8 @@ class _Draw:
 
     def call(self, path):
         call = {"name": self.mark(path), "arguments": {"x": self.mark(path), "gone": None}}
+        if self.random.random() < 0.5:
+            call = {"id": self.mark(path), "type": "function", "function": call}
         if self.random.random() < 0.3:
             call["index"] = self.mark(path, "messages[].tool_calls[].index")
         return call

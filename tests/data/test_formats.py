@@ -15,7 +15,7 @@ import pytest
 from pipeline.data.chats import ChatData
 from pipeline.data.columns import ByColumns
 from pipeline.data.conversations import Chats
-from pipeline.data.corpus import Place, read_sources
+from pipeline.data.corpus import Place, read_sources, write_held_out
 from pipeline.data.documents import LocalFiles, Text
 from pipeline.data.formats import rows_of_file
 from pipeline.data.json_rows import REPEATED, WIDE
@@ -198,6 +198,11 @@ def test_names_that_are_not_utf8_are_written_escaped(tokenizer, tmp_path, kind):
     assert {line["id"] for line in rejected} == {"b\\udce9.csv", "caf\\udce9.jsonl#1"}
     assert any("\\ud83d broken" in line["detail"] for line in rejected)
     assert found["ignored_keys"]["\\ud83d key"] == 2
+
+
+def test_what_utf8_cannot_spell_is_written_as_json_escapes_it(tmp_path):
+    write_held_out(tmp_path / "x.jsonl", [json.dumps({"id": "\ud83d", "e": "\u00e9"}, ensure_ascii=False)])
+    assert json.loads((tmp_path / "x.jsonl").read_text(encoding="utf-8")) == {"id": "\ud83d", "e": "\u00e9"}
 
 
 def test_text_in_a_column_of_csv(tokenizer, tmp_path):
