@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from pipeline.data.conversations import Chat, exchange, listed_messages, read_chat
-from pipeline.data.messages import ROLES, Account, Message, Spelling, UnfitRowError, parsed, text_of
+from pipeline.data.messages import ROLES, KeyUsage, Message, MessageFormat, UnfitRowError, parsed, text_of
 from pipeline.data.rows import Rejected, Row, columns
 
 _LISTS = ("messages", "conversations", "conversation", "dialog", "dialogue")
@@ -56,56 +56,56 @@ class ByColumns:
         """See `Layout`; raises nothing."""
         return read_chat(row, self.irrelevant, self._messages)
 
-    def _messages(self, fields: Mapping, account: Account) -> list[Message]:
-        _require_wanted(fields, account)
+    def _messages(self, fields: Mapping, usage: KeyUsage) -> list[Message]:
+        _require_wanted(fields, usage)
         for name in _LISTS:
-            if fields.get(name) is not None and (listed := listed_messages(fields[name], account)) is not None:
-                account.used.add(name)
-                return self._spelling().messages(listed, account)
+            if fields.get(name) is not None and (listed := listed_messages(fields[name], usage)) is not None:
+                usage.used.add(name)
+                return self._format().messages(listed, usage)
         found = [(prompt, answer) for prompt, answer in _PAIRS if prompt in fields and answer in fields]
         if not found:
             raise _no_form(fields)
         # A table has the columns of all its forms, and nothing in those that are not a row's own.
         found.sort(key=lambda pair: any(fields[name] is None for name in pair))
-        return self._pair(fields, *found[0], account)
+        return self._pair(fields, *found[0], usage)
 
-    def _spelling(self) -> Spelling:
-        return Spelling(("role", "from"), ("content", "value"), {**{role: role for role in ROLES}, **self.roles})
+    def _format(self) -> MessageFormat:
+        return MessageFormat(("role", "from"), ("content", "value"), {**{role: role for role in ROLES}, **self.roles})
 
-    def _pair(self, fields: Mapping, prompt: str, answer: str, account: Account) -> list[Message]:
+    def _pair(self, fields: Mapping, prompt: str, answer: str, usage: KeyUsage) -> list[Message]:
         asked, answered = fields[prompt], fields[answer]
         if isinstance(asked, list | tuple) and isinstance(answered, list | tuple):
-            account.used |= {prompt, answer}
-            listed = listed_messages([*asked, *answered], account)
+            usage.used |= {prompt, answer}
+            listed = listed_messages([*asked, *answered], usage)
             if listed is None:
                 raise _no_form(fields)
-            return self._spelling().messages(listed, account)
+            return self._format().messages(listed, usage)
         about = [name for name in _ABOUT if name in fields]
-        return _history(fields, account) + exchange(fields, [prompt, *about], answer, account)
+        return _history(fields, usage) + exchange(fields, [prompt, *about], answer, usage)
 
 
-def _require_wanted(fields: Mapping, account: Account) -> None:
+def _require_wanted(fields: Mapping, usage: KeyUsage) -> None:
     """Raise UnfitRowError for an answer that the row marks as one to avoid."""
     for name in _WANTED:
         if fields.get(name) is False:
             raise UnfitRowError("an answer marked as unwanted", f"{name} is false")
         if fields.get(name) is True:
-            account.used.add(name)
+            usage.used.add(name)
 
 
 def _no_form(fields: Mapping) -> UnfitRowError:
     if any(fields.get(name) is not None for name in _COMPARED):
-        return UnfitRowError("answers to compare, not a conversation", f"found {columns(fields)}")
+        return UnfitRowError("a preference pair, not a conversation", f"found {columns(fields)}")
     lists = [f"{name} is {type(fields[name]).__name__}" for name in _LISTS if fields.get(name) is not None]
     wrong = f"; {', '.join(lists)}, neither a list of messages nor the same as JSON" if lists else ""
     return UnfitRowError(_NO_FORM, f"found {columns(fields)}{wrong}; required are e.g. messages")
 
 
-def _history(fields: Mapping, account: Account) -> list[Message]:
+def _history(fields: Mapping, usage: KeyUsage) -> list[Message]:
     """Earlier exchanges of an Alpaca row, pairs of what was asked and answered, or the same as JSON text."""
     turns, messages = fields.get("history"), []
-    reason = "a history that is not a list of pairs"
-    account.used.add("history")
+    reason = "history is not a list of pairs"
+    usage.used.add("history")
     if isinstance(turns, str):
         turns = parsed(turns, reason, "history") if turns.strip() else None
     if not isinstance(turns, list | tuple | None):
@@ -114,5 +114,5 @@ def _history(fields: Mapping, account: Account) -> list[Message]:
         if not isinstance(turn, list | tuple) or len(turn) != 2:
             raise UnfitRowError(reason, repr(turn)[:200])
         pair = zip(("user", "assistant"), turn, strict=True)
-        messages += [{"role": role, "content": text_of(text, "history", account)} for role, text in pair]
+        messages += [{"role": role, "content": text_of(text, "history", usage)} for role, text in pair]
     return messages

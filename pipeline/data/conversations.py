@@ -8,11 +8,11 @@ from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from typing import Any, Protocol
 
-from pipeline.data.beside import options_of, system_of, tools_of
 from pipeline.data.documents import RowSource
+from pipeline.data.extra_columns import options_of, system_of, tools_of
 from pipeline.data.files import Listing, Locate
 from pipeline.data.json_rows import parse_json
-from pipeline.data.messages import CALLS, TOOLS, Account, Message, Spelling, UnfitRowError, text_of
+from pipeline.data.messages import BAD_CALLS, BAD_TOOLS, KeyUsage, Message, MessageFormat, UnfitRowError, text_of
 from pipeline.data.rows import Rejected, Row, Unused, field_value
 
 _NEXT = {"user": ("assistant",), "assistant": ("user", "tool"), "tool": ("tool", "assistant")}
@@ -77,22 +77,22 @@ class MessageList:
         """See `Layout`."""
         return read_chat(row, self.irrelevant, self._messages)
 
-    def _messages(self, fields: Mapping, account: Account) -> list[Message]:
-        listed = listed_messages(field_value(fields, self.field), account)
+    def _messages(self, fields: Mapping, usage: KeyUsage) -> list[Message]:
+        listed = listed_messages(field_value(fields, self.field), usage)
         if listed is None:
             raise UnfitRowError("not a list of messages", type(field_value(fields, self.field)).__name__)
-        account.used.add(self.field)
-        return Spelling((self.role_key,), (self.content_key,), self.roles).messages(listed, account)
+        usage.used.add(self.field)
+        return MessageFormat((self.role_key,), (self.content_key,), self.roles).messages(listed, usage)
 
 
-def listed_messages(value: Any, account: Account) -> list[Mapping] | None:
+def listed_messages(value: Any, usage: KeyUsage) -> list[Mapping] | None:
     """A list of messages, given as it is or as JSON text; empty for null, None for anything else."""
     if isinstance(value, str) and value.lstrip().startswith("["):
         try:
             value = parse_json(value)
         except (ValueError, RecursionError):
             return None
-        account.literal = True
+        usage.literal = True
     listed = [] if value is None else value
     if not isinstance(listed, list | tuple) or not all(isinstance(message, Mapping) for message in listed):
         return None
@@ -115,15 +115,15 @@ class PromptAndResponse:
         """See `Layout`."""
         return read_chat(row, self.irrelevant, self._messages)
 
-    def _messages(self, fields: Mapping, account: Account) -> list[Message]:
+    def _messages(self, fields: Mapping, usage: KeyUsage) -> list[Message]:
         names = [name for name in (self.prompt, self.input) if name is not None]
-        return exchange(fields, names, self.response, account)
+        return exchange(fields, names, self.response, usage)
 
 
-def exchange(fields: Mapping, asked: Sequence[str], answered: str, account: Account) -> list[Message]:
+def exchange(fields: Mapping, asked: Sequence[str], answered: str, usage: KeyUsage) -> list[Message]:
     """A question, its parts out of several columns apart by a blank line, and its answer. Raises UnfitRowError."""
-    account.used |= {*asked, answered}
-    *parts, answer = (text_of(field_value(fields, name), name, account) for name in (*asked, answered))
+    usage.used |= {*asked, answered}
+    *parts, answer = (text_of(field_value(fields, name), name, usage) for name in (*asked, answered))
     prompt = "\n\n".join(part for part in map(str.strip, parts) if part)
     return [_message("user", prompt), _message("assistant", answer)]
 
@@ -132,7 +132,7 @@ def _message(role: str, content: str) -> Message:
     return {"role": role, "content": content}
 
 
-Reader = Callable[[Mapping, Account], list[Message]]
+Reader = Callable[[Mapping, KeyUsage], list[Message]]
 
 
 def read_chat(row: Row, irrelevant: Sequence[str], read: Reader) -> Chat | Rejected:
@@ -142,20 +142,20 @@ def read_chat(row: Row, irrelevant: Sequence[str], read: Reader) -> Chat | Rejec
     irrelevant: paths of keys that are not noted as unused. Raises KeyError as `read` does; an UnfitRowError, of `read`
     too, is a rejected row.
     """
-    account = Account(irrelevant, count_nulls=not row.nulls_are_absent)
+    usage = KeyUsage(irrelevant, count_nulls=not row.nulls_are_absent)
     try:
-        messages = read(row.fields, account)
-        account.literal = False
-        messages = system_of(row.fields, messages, account) + messages
+        messages = read(row.fields, usage)
+        usage.literal = False
+        messages = system_of(row.fields, messages, usage) + messages
         while messages and messages[-1]["role"] != "assistant":
             messages.pop()
-            account.note("messages[] after the assistant's last")
-        found = _checked(row.id, messages, tools_of(row.fields, account), options_of(row.fields, account))
-        account.rest("", row.fields, account.used)
+            usage.note("messages[] after the assistant's last")
+        found = _checked(row.id, messages, tools_of(row.fields, usage), options_of(row.fields, usage))
+        usage.rest("", row.fields, usage.used)
     except UnfitRowError as error:
-        beside = f"not read: {', '.join(dict.fromkeys(account.unused))}" if account.unused else ""
+        beside = f"not read: {', '.join(dict.fromkeys(usage.unused))}" if usage.unused else ""
         return Rejected(row.id, error.reason, error.detail or beside)
-    return replace(found, unused=tuple(account.unused))
+    return replace(found, unused=tuple(usage.unused))
 
 
 def checked(identity: str, messages: Sequence[Message]) -> Chat | Rejected:
@@ -176,11 +176,11 @@ def _checked(identity: str, messages: Sequence[Message], tools: Sequence[Message
     if any(b["role"] not in _NEXT.get(a["role"], ()) for a, b in pairwise(body)):
         raise UnfitRowError("turns do not alternate")
     if all(turn.get("learned") is False for turn in body if turn["role"] == "assistant"):
-        raise UnfitRowError("no turn of the assistant is to be learned")
+        raise UnfitRowError("no assistant turn to train on")
     if any("\0" in turn["content"] + turn.get("reasoning_content", "") for turn in turns):
         raise UnfitRowError("holds a NUL byte")
-    _check_json(CALLS, [turn.get("tool_calls") for turn in turns])
-    _check_json(TOOLS, [*tools, options])
+    _check_json(BAD_CALLS, [turn.get("tool_calls") for turn in turns])
+    _check_json(BAD_TOOLS, [*tools, options])
     return Chat(identity, tuple(turns if turns[0]["content"] else body), tuple(tools), options)
 
 

@@ -8,7 +8,7 @@ import sys
 from collections.abc import Iterator
 from typing import BinaryIO
 
-from pipeline.data.json_rows import wide
+from pipeline.data.json_rows import wrong_encoding
 from pipeline.data.rows import Rejected, Row
 
 DELIMITERS = {".csv": ",", ".tsv": "\t"}
@@ -19,7 +19,7 @@ _ESCAPED = {chr(code) for code in range(0xDC80, 0xDD00)}
 def delimited_rows(name: str, suffix: str, stream: BinaryIO) -> Iterator[Row | Rejected]:
     """A row per record after the header; values stay text, an empty one is ''. Row ids count records from 0."""
     first = stream.readline()
-    if found := wide(name, first):
+    if found := wrong_encoding(name, first):
         yield found
         return
     records = _records(_lines(first, stream), DELIMITERS[suffix])
@@ -27,7 +27,7 @@ def delimited_rows(name: str, suffix: str, stream: BinaryIO) -> Iterator[Row | R
     if header is None:
         return
     if isinstance(header, csv.Error) or len(set(header)) != len(header) or _is_damaged(header):
-        yield Rejected(name, "a header that cannot be read or names a column twice", str(header)[:500])
+        yield Rejected(name, "unreadable header or duplicate column name", str(header)[:500])
         return
     for number, record in enumerate(records):
         yield _row(f"{name}#{number}", header, record)
@@ -63,7 +63,7 @@ def _row(identity: str, header: list[str], record: list[str] | csv.Error) -> Row
         return Rejected(identity, "invalid CSV", str(record))
     if len(record) != len(header):
         detail = f"{len(record)} values, and the header names {len(header)} columns"
-        return Rejected(identity, "not as many values as the header has columns", detail)
+        return Rejected(identity, "number of values differs from the header", detail)
     if _is_damaged(record):
         return Rejected(identity, "invalid UTF-8")
     return Row(identity, dict(zip(header, record, strict=True)))

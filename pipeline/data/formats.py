@@ -12,7 +12,7 @@ from pathlib import PurePosixPath
 from typing import BinaryIO, cast
 
 from pipeline.data.delimited import DELIMITERS, delimited_rows
-from pipeline.data.json_rows import decode, is_json_rows, json_rows, wide
+from pipeline.data.json_rows import decode, is_json_rows, json_rows, wrong_encoding
 from pipeline.data.rows import Rejected, Row, escaped
 from pipeline.data.tables import TABLES, says_damaged, table_rows
 
@@ -77,7 +77,7 @@ _UNPACKERS: dict[str, Callable[[BinaryIO], BinaryIO]] = {
 
 
 def _text_row(name: str, suffix: str, data: bytes) -> Row | Rejected:
-    if found := wide(name, data[:4], nul_is_wide=False):
+    if found := wrong_encoding(name, data[:4], nul_is_wide=False):
         return found
     text = decode(data)
     if text is None:

@@ -14,8 +14,8 @@ from pipeline.data.rows import Rejected, Row
 _BLOCK_BYTES = 1 << 20
 _SPACE = re.compile(r"[ \t\n\r]*")
 _SAMPLE_LINES = 20
-REPEATED = "a JSON object has a key twice"
-WIDE = "UTF-16 or UTF-32 in place of UTF-8"
+DUPLICATE_KEY = "duplicate key in a JSON object"
+WRONG_ENCODING = "UTF-16 or UTF-32, not UTF-8"
 _MARKS = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE, codecs.BOM_UTF32_LE, codecs.BOM_UTF32_BE)
 
 
@@ -47,7 +47,7 @@ def parse_json(text: str) -> Any:
     parser = _Parser()
     value = parser.all(text)
     if parser.repeated:
-        raise ValueError(f"{REPEATED}: {parser.repeated[0]!r}")
+        raise ValueError(f"{DUPLICATE_KEY}: {parser.repeated[0]!r}")
     return value
 
 
@@ -59,10 +59,10 @@ def decode(data: bytes) -> str | None:
         return None
 
 
-def wide(name: str, head: bytes, nul_is_wide: bool = True) -> Rejected | None:
+def wrong_encoding(name: str, head: bytes, nul_is_wide: bool = True) -> Rejected | None:
     """A rejected file whose first bytes are those of UTF-16 or UTF-32, with what to do."""
     if head.startswith(_MARKS) or (nul_is_wide and b"\0" in head[:4]):
-        return Rejected(name, WIDE, "save it as UTF-8, e.g. with iconv -f UTF-16 -t UTF-8")
+        return Rejected(name, WRONG_ENCODING, "save it as UTF-8, e.g. with iconv -f UTF-16 -t UTF-8")
     return None
 
 
@@ -71,7 +71,7 @@ def json_rows(name: str, suffix: str, stream: BinaryIO) -> Iterator[Row | Reject
     lines = enumerate(stream)
     number, head = next(((i, line) for i, line in lines if line.removeprefix(codecs.BOM_UTF8).strip()), (0, b""))
     start = head.removeprefix(codecs.BOM_UTF8).strip()
-    if found := wide(name, head):
+    if found := wrong_encoding(name, head):
         yield found
     elif start.startswith(b"["):
         yield from _json_array(name, head, stream)
@@ -94,7 +94,7 @@ def _one_object(name: str, first: int, head: bytes, stream: BinaryIO) -> Iterato
     data = head + stream.read()
     text = decode(data)
     row = Rejected(name, "invalid UTF-8") if text is None else _json_object(f"{name}#0", text)
-    if isinstance(row, Row) or row.reason == REPEATED or head.removeprefix(codecs.BOM_UTF8).strip() == b"{":
+    if isinstance(row, Row) or row.reason == DUPLICATE_KEY or head.removeprefix(codecs.BOM_UTF8).strip() == b"{":
         yield row
     else:
         yield from _json_lines(name, enumerate(data.splitlines(keepends=True), first))
@@ -112,7 +112,7 @@ def _json_object(identity: str, text: str) -> Row | Rejected:
 def _row(identity: str, value: Any, repeated: list[str]) -> Row | Rejected:
     if not isinstance(value, dict):
         return Rejected(identity, "not a JSON object", type(value).__name__)
-    return Rejected(identity, REPEATED, repr(repeated[0])) if repeated else Row(identity, value)
+    return Rejected(identity, DUPLICATE_KEY, repr(repeated[0])) if repeated else Row(identity, value)
 
 
 def _json_array(name: str, head: bytes, stream: BinaryIO) -> Iterator[Row | Rejected]:

@@ -1,6 +1,6 @@
 """Messages out of the forms that data sets use: roles, text, reasoning, tool calls, and whether a turn is learned.
 
-Every key of a message, of a part of its content and of a call is read, or noted in the row's `Account`.
+Every key of a message, of a part of its content and of a call is read, or noted in the row's `KeyUsage`.
 """
 
 from __future__ import annotations
@@ -17,9 +17,9 @@ from pipeline.data.rows import unread
 
 ROLES = ("system", "user", "assistant", "tool")
 Message = dict[str, Any]
-TEXT = "something other than text where text is expected"
-CALLS = "tool calls in a form that is not known"
-TOOLS = "tools in a form that is not known"
+NOT_TEXT = "a value that is not text"
+BAD_CALLS = "tool calls of unknown form"
+BAD_TOOLS = "tools of unknown form"
 _CALLING = ("function_call", "tool_call")
 """Roles of messages whose content is a call of the assistant's."""
 _LEARNED = ("weight", "train", "training", "loss", "loss_weight", "loss_scale")
@@ -42,7 +42,7 @@ class UnfitRowError(ValueError):
 
 
 @dataclass
-class Account:
+class KeyUsage:
     """What of one row is used (`used`: columns, or dotted paths) and what is not (`unused`: paths of keys).
 
     irrelevant: paths that are not noted. count_nulls: whether nulls inside tools and calls are noted; in a table they
@@ -92,22 +92,22 @@ def _pruned(value: Any) -> Any:
 
 
 @dataclass(frozen=True)
-class Spelling:
-    """How a list spells a message: the keys that may hold its role and its content, and what roles are called."""
+class MessageFormat:
+    """The keys that may hold the role and the content of a listed message, and the meaning of role names."""
 
     role_keys: Sequence[str]
     content_keys: Sequence[str]
     roles: Mapping[str, str]
 
-    def messages(self, entries: Iterable[Mapping], account: Account) -> list[Message]:
+    def messages(self, entries: Iterable[Mapping], usage: KeyUsage) -> list[Message]:
         """Messages of {"role", "content"} and, where they are said, `reasoning_content`, `name`, `tool_calls`,
         `tool_call_id`, and `learned: False` of an assistant's turn that is context only.
 
         Raises UnfitRowError.
         """
-        return [self._message(entry, account) for entry in entries]
+        return [self._message(entry, usage) for entry in entries]
 
-    def _message(self, entry: Mapping, account: Account) -> Message:
+    def _message(self, entry: Mapping, usage: KeyUsage) -> Message:
         role_key, content_key = _said(entry, self.role_keys), _said(entry, self.content_keys)
         said, content = str(entry.get(role_key)), entry.get(content_key)
         calling = said in _CALLING and said not in self.roles
@@ -115,11 +115,11 @@ class Spelling:
         if role not in ROLES:
             raise UnfitRowError("unknown role", repr(said))
         used = {role_key, content_key}
-        message = {"role": role, "content": "" if calling else text_of(content, content_key, account)}
+        message = {"role": role, "content": "" if calling else text_of(content, content_key, usage)}
         if role == "assistant":
-            message |= _reasoning(entry, used) | _calls(entry, content if calling else None, used, account)
+            message |= _reasoning(entry, used) | _calls(entry, content if calling else None, used, usage)
         message |= _names(entry, role, used) | _learned(entry, role, used)
-        account.rest("messages[].", entry, used)
+        usage.rest("messages[].", entry, used)
         return message
 
 
@@ -128,7 +128,7 @@ def _said(entry: Mapping, keys: Sequence[str]) -> str:
     return next((key for key in keys if entry.get(key) is not None), keys[0])
 
 
-def text_of(value: Any, name: str, account: Account) -> str:
+def text_of(value: Any, name: str, usage: KeyUsage) -> str:
     """Text as it stands, the parts of a content joined, a number, true or false as JSON spells it, '' for null.
 
     Raises UnfitRowError for images, objects, other lists, and numbers that are not finite.
@@ -141,15 +141,15 @@ def text_of(value: Any, name: str, account: Account) -> str:
         return json.dumps(value)
     if not isinstance(value, list | tuple) or not value or not all(isinstance(part, Mapping) for part in value):
         found = str(value) if isinstance(value, float | Decimal) else f"of type {type(value).__name__}"
-        raise UnfitRowError(TEXT, f"{name} is {found}")
-    return "".join(_part(part, name, account) for part in value)
+        raise UnfitRowError(NOT_TEXT, f"{name} is {found}")
+    return "".join(_part(part, name, usage) for part in value)
 
 
-def _part(part: Mapping, name: str, account: Account) -> str:
+def _part(part: Mapping, name: str, usage: KeyUsage) -> str:
     kind = part.get("type")
     if kind not in (None, "text") or not isinstance(part.get("text"), str):
-        raise UnfitRowError(TEXT, f"{name} has a part of type {kind!r}")
-    account.rest("messages[].content[].", part, ("type", "text"))
+        raise UnfitRowError(NOT_TEXT, f"{name} has a part of type {kind!r}")
+    usage.rest("messages[].content[].", part, ("type", "text"))
     return str(part["text"])
 
 
@@ -158,11 +158,11 @@ def _reasoning(entry: Mapping, used: set[str]) -> Message:
     for key in _REASONING:
         if (value := entry.get(key)) is not None:
             if not isinstance(value, str):
-                raise UnfitRowError(TEXT, f"{key} is of type {type(value).__name__}")
+                raise UnfitRowError(NOT_TEXT, f"{key} is of type {type(value).__name__}")
             used.add(key)
             found |= {value} if value.strip() else set()
     if len(found) > 1:
-        raise UnfitRowError("a message with two reasonings", ", ".join(sorted(used & set(_REASONING))))
+        raise UnfitRowError("a message with two different reasonings", ", ".join(sorted(used & set(_REASONING))))
     return {"reasoning_content": found.pop()} if found else {}
 
 
@@ -171,7 +171,7 @@ def _names(entry: Mapping, role: str, used: set[str]) -> Message:
     for key in ("name", "tool_call_id") if role == "tool" else ("name",):
         if (value := entry.get(key)) is not None:
             if not isinstance(value, str | int):
-                raise UnfitRowError(TEXT, f"{key} is of type {type(value).__name__}")
+                raise UnfitRowError(NOT_TEXT, f"{key} is of type {type(value).__name__}")
             used.add(key)
             found |= {key: str(value)} if value != "" else {}
     return found
@@ -179,16 +179,16 @@ def _names(entry: Mapping, role: str, used: set[str]) -> Message:
 
 def _learned(entry: Mapping, role: str, used: set[str]) -> Message:
     """{"learned": False} of an assistant's turn that is marked so. Only the assistant's turns are ever learned, so a
-    mark on another one is used if it says no, and left in the account if it says yes."""
+    mark on another one is used if it says no, and left in the usage if it says yes."""
     if role != "assistant":
         used |= {key for keys, no in ((_LEARNED, 0), (_MASKED, 1)) for key in keys if entry.get(key) == no}
         return {}
     marks = {key: _flag(key, entry[key]) for key in _LEARNED if entry.get(key) is not None}
     marks |= {key: not _flag(key, entry[key]) for key in _MASKED if entry.get(key) is not None}
     if spans := [key for key in _SPANS if entry.get(key)]:
-        raise UnfitRowError("a message of which only parts are to be learned", spans[0])
+        raise UnfitRowError("only part of a message is to be trained on", spans[0])
     if len(set(marks.values())) > 1:
-        raise UnfitRowError("marks of what is learned contradict each other", ", ".join(sorted(marks)))
+        raise UnfitRowError("contradicting training flags", ", ".join(sorted(marks)))
     used |= {*marks, *_SPANS}
     return {} if all(marks.values()) else {"learned": False}
 
@@ -198,35 +198,35 @@ def _flag(key: str, value: Any) -> bool:
     if isinstance(value, bool | int | float) and value in (0, 1):
         known = bool(value)
     if known is None:
-        raise UnfitRowError("a mark of what is learned that is neither 0 nor 1", f"{key} is {value!r}"[:200])
+        raise UnfitRowError("a training flag that is neither 0 nor 1", f"{key} is {value!r}"[:200])
     return known
 
 
-def _calls(entry: Mapping, content: Any, used: set[str], account: Account) -> Message:
+def _calls(entry: Mapping, content: Any, used: set[str], usage: KeyUsage) -> Message:
     """The calls of a turn, of whichever kind it has; "function_call" is OpenAI's older name of a single one."""
     said = {key: entry[key] for key in ("tool_calls", "function_call") if entry.get(key) is not None}
     for key, value in {**({} if content is None else {"": content}), **said}.items():
         used |= {key} - {""}
-        if calls := [_call(call, account) for call in objects(value, CALLS, "tool_calls", account)]:
+        if calls := [_call(call, usage) for call in objects(value, BAD_CALLS, "tool_calls", usage)]:
             return {"tool_calls": calls}
     return {}
 
 
-def _call(call: Mapping, account: Account) -> Message:
+def _call(call: Mapping, usage: KeyUsage) -> Message:
     """A tool call as chat templates read it: {"type", "function": {"name", "arguments"}}, the arguments an object."""
     where, nested = "messages[].tool_calls[].", call.get("function") is not None
     function = call["function"] if nested else call
     outer = {"id", "type", "function"}
     own = {"name", "arguments"} | (set() if nested else outer)
     if not isinstance(function, Mapping) or not isinstance(function.get("name"), str):
-        raise UnfitRowError(CALLS, "a call without the name of a function")
+        raise UnfitRowError(BAD_CALLS, "a call without the name of a function")
     if call.get("type") not in (None, "function"):
-        raise UnfitRowError(CALLS, f"a call of type {call['type']!r}"[:200])
+        raise UnfitRowError(BAD_CALLS, f"a call of type {call['type']!r}"[:200])
     if nested:
-        account.rest(where, call, outer)
-    account.rest(f"{where}function." if nested else where, function, own)
+        usage.rest(where, call, outer)
+    usage.rest(f"{where}function." if nested else where, function, own)
     if function.get("arguments") is None and (others := [key for key in function if key not in own and function[key]]):
-        raise UnfitRowError(CALLS, f"no arguments, but {', '.join(map(str, others))}"[:200])
+        raise UnfitRowError(BAD_CALLS, f"no arguments, but {', '.join(map(str, others))}"[:200])
     arguments = _arguments(function.get("arguments"))
     named = {"id": str(call["id"])} if call.get("id") not in (None, "") else {}
     return {**named, "type": "function", "function": {"name": function["name"], "arguments": arguments}}
@@ -234,31 +234,31 @@ def _call(call: Mapping, account: Account) -> Message:
 
 def _arguments(value: Any) -> Any:
     if isinstance(value, str):
-        value = parsed(value, CALLS, "arguments") if value.strip() else None
+        value = parsed(value, BAD_CALLS, "arguments") if value.strip() else None
     if value is None:
         return {}
     if not isinstance(value, Mapping):
-        raise UnfitRowError(CALLS, f"arguments that are {type(value).__name__}, not an object")
+        raise UnfitRowError(BAD_CALLS, f"arguments that are {type(value).__name__}, not an object")
     return value
 
 
-def objects(value: Any, reason: str, name: str, account: Account) -> list[Any]:
+def objects(value: Any, reason: str, name: str, usage: KeyUsage) -> list[Any]:
     """A list of objects, or one, given as it is or as JSON text; empty for nothing.
 
-    Nulls inside what is no JSON text are taken out, see `Account`. Raises UnfitRowError with that reason.
+    Nulls inside what is no JSON text are taken out, see `KeyUsage`. Raises UnfitRowError with that reason.
     """
     if text := isinstance(value, str):
         value = parsed(value, reason, name) if value.strip() else None
     listed = list(value) if isinstance(value, list | tuple) else [] if value is None else [value]
-    return [_object(entry, reason, name, account, text) for entry in listed]
+    return [_object(entry, reason, name, usage, text) for entry in listed]
 
 
-def _object(entry: Any, reason: str, name: str, account: Account, text: bool) -> Any:
+def _object(entry: Any, reason: str, name: str, usage: KeyUsage, text: bool) -> Any:
     if isinstance(entry, str):
         entry, text = parsed(entry, reason, name), True
     if not isinstance(entry, Mapping):
         raise UnfitRowError(reason, f"{name} of type {type(entry).__name__}")
-    return dict(entry) if text else account.without_nulls(dict(entry), name)
+    return dict(entry) if text else usage.without_nulls(dict(entry), name)
 
 
 def parsed(text: str, reason: str, name: str) -> Any:

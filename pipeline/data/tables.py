@@ -23,7 +23,7 @@ def table_rows(name: str, suffix: str, stream: BinaryIO) -> Iterator[Row | Rejec
         for batch in _batches(suffix, stream):
             names = batch.schema.names
             if twice := sorted({column for column in names if names.count(column) > 1}):
-                yield Rejected(name, "a table names a column twice", ", ".join(twice))
+                yield Rejected(name, "duplicate column name", ", ".join(twice))
                 return
             for fields in _records(batch):
                 identity = f"{name}#{number}"
@@ -57,7 +57,7 @@ def _record(single: Any) -> Mapping | tuple[str, str]:
     except UnicodeDecodeError:
         return "invalid UTF-8", ""
     except (ValueError, KeyError, OverflowError) as error:
-        return f"a value that Python cannot hold ({type(error).__name__})", str(error)
+        return f"unreadable value ({type(error).__name__})", str(error)
 
 
 def _batches(suffix: str, stream: BinaryIO):  # type: ignore[no-untyped-def]  # pyarrow has no types

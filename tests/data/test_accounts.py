@@ -150,8 +150,8 @@ def test_reasons_hold_nothing_of_the_rows():
     assert bad.rejected == {
         "unknown role": 3000,
         "columns of no known form": 300,
-        "something other than text where text is expected": 300,
-        "a mark of what is learned that is neither 0 nor 1": 6,
+        "a value that is not text": 300,
+        "a training flag that is neither 0 nor 1": 6,
     }
     for number in range(3000):
         bad.add("a", Rejected("x", f"a reason of its own {number}"))

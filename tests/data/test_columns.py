@@ -14,7 +14,7 @@ from pipeline.data.columns import ByColumns
 from pipeline.data.conversations import Chat, Chats
 from pipeline.data.corpus import Place
 from pipeline.data.documents import LocalFiles
-from pipeline.data.messages import TEXT, TOOLS
+from pipeline.data.messages import BAD_TOOLS, NOT_TEXT
 from pipeline.data.rows import Rejected, Row
 from pipeline.data.split import HeldOut
 
@@ -85,10 +85,11 @@ def test_system_and_history_columns_are_kept():
         ({"messages": []}, "empty"),
         ({"conversations": [{"from": "human", "value": "a"}, {"from": "bing", "value": "b"}]}, "unknown role"),
         ({"prompt": "a", "completion": None}, "empty"),
-        ({"prompt": ["a"], "completion": "a"}, TEXT),
-        ({"instruction": "a", "output": "b", "input": "", "history": ["x"]}, "a history that is not a list of pairs"),
-        ({"messages": [{"role": "user", "content": [{"type": "image"}]}, {"role": "assistant", "content": "b"}]}, TEXT),
-        ({"prompt": "a", "completion": "b", "tools": "{broken"}, TOOLS),
+        ({"prompt": ["a"], "completion": "a"}, NOT_TEXT),
+        ({"instruction": "a", "output": "b", "input": "", "history": ["x"]}, "history is not a list of pairs"),
+        ({"messages": [{"role": "user", "content": [{"type": "image"}]}, {"role": "assistant", "content": "b"}]},
+         NOT_TEXT),
+        ({"prompt": "a", "completion": "b", "tools": "{broken"}, BAD_TOOLS),
         ({"messages": [{"role": "user", "content": "a"}, {"role": "tool", "content": "b"},
                        {"role": "assistant", "content": "c"}]}, "turns do not alternate"),
     ],

@@ -33,14 +33,18 @@ def test_sharegpt_rows_lose_what_follows_the_last_answer():
         ([("human", "a"), ("human", "b"), ("gpt", "c")], "turns do not alternate"),
         ([("gpt", "a"), ("human", "b"), ("gpt", "c")], "does not go from the user to the assistant"),
         ([("human", "a"), ("gpt", "  ")], "empty"),
-        ([("human", "a")], "empty"),
         ([], "empty"),
         ([("human", "a\0"), ("gpt", "b")], "holds a NUL byte"),
     ],
 )
 def test_what_is_no_conversation_is_rejected_with_a_reason(pairs, reason):
-    found = _said(*pairs)
-    assert found == Rejected("r", reason, "'bing'" if reason == "unknown role" else "")
+    assert _said(*pairs) == Rejected("r", reason, "'bing'" if reason == "unknown role" else "")
+
+
+def test_what_is_not_read_of_an_empty_conversation_is_said():
+    assert _said(("human", "a")) == Rejected("r", "empty", "not read: messages[] after the assistant's last")
+    row = Row("r", {"conversations": [{"from": "human", "text": "a"}, {"from": "gpt", "value": "b"}]})
+    assert SHAREGPT.chat(row) == Rejected("r", "empty", "not read: messages[].text")
 
 
 def test_an_empty_system_message_is_left_out():

@@ -18,7 +18,7 @@ from pipeline.data.conversations import Chats
 from pipeline.data.corpus import Place, read_sources, write_held_out
 from pipeline.data.documents import LocalFiles, Text
 from pipeline.data.formats import rows_of_file
-from pipeline.data.json_rows import REPEATED, WIDE
+from pipeline.data.json_rows import DUPLICATE_KEY, WRONG_ENCODING
 from pipeline.data.rows import Rejected, Row, columns
 from pipeline.data.split import HeldOut
 from pipeline.data.text import TextData
@@ -53,14 +53,14 @@ def test_a_malformed_record_of_csv_is_rejected_alone():
     data = b'q,a\n1,2,3\n"x" y,z\nok,yes\n\xff,1\n' + b"w" * 300_000 + b',long\nend,"open\nmore\n'
     assert [row["a"] for row in _fields("a.csv", data)] == ["yes", "long"]
     assert _reasons("a.csv", data) == [
-        "not as many values as the header has columns", "invalid CSV", "invalid UTF-8", "invalid CSV",
+        "number of values differs from the header", "invalid CSV", "invalid UTF-8", "invalid CSV",
     ]  # fmt: skip
     assert [row.id for row in _read("a.csv", data)] == [f"a.csv#{n}" for n in range(6)]
 
 
 def test_a_csv_header_is_needed():
     for data in (b"a,a\n1,2\n", b"\xff,b\n1,2\n", b'"a\n'):
-        assert _reasons("a.csv", data) == ["a header that cannot be read or names a column twice"]
+        assert _reasons("a.csv", data) == ["unreadable header or duplicate column name"]
     assert _reasons("a.csv", b"") == _reasons("a.csv", b"\n\n") == ["empty"] == _reasons("a.csv", b"q,a\n")
 
 
@@ -68,9 +68,9 @@ def test_a_csv_header_is_needed():
 @pytest.mark.parametrize("name", ["a.jsonl", "a.json", "a.csv", "a.tsv"])
 def test_wide_encodings_are_one_clear_error(name, encoding):
     (found,) = _read(name, '{"a": 1}\n{"a": 2}\n'.encode(encoding))
-    assert (found.reason, "iconv" in found.detail) == (WIDE, True)
+    assert (found.reason, "iconv" in found.detail) == (WRONG_ENCODING, True)
     marked = encoding in ("utf-16", "utf-32")
-    assert _reasons("a.txt", "words\n".encode(encoding)) == ([WIDE] if marked else [])
+    assert _reasons("a.txt", "words\n".encode(encoding)) == ([WRONG_ENCODING] if marked else [])
 
 
 @pytest.mark.parametrize("name", ["a.txt", "a.txt.gz", "a"])
@@ -103,7 +103,7 @@ def test_a_key_twice_in_an_object_is_not_passed_over(name):
     data = "\n".join(rows) if name == "a.jsonl" else f"[{', '.join(rows)}]"
     found = _read(name, data.encode())
     assert [row.reason if isinstance(row, Rejected) else row.fields for row in found] == [
-        REPEATED, {"a": 2}, REPEATED, {"a": 3},
+        DUPLICATE_KEY, {"a": 2}, DUPLICATE_KEY, {"a": 3},
     ]  # fmt: skip
     assert [row.detail for row in found if isinstance(row, Rejected)] == ["'a'", "'x'"]
 
@@ -129,13 +129,13 @@ def test_maps_dictionaries_and_large_strings_of_a_table_are_plain_values():
     long = pa.array(["x", "y"], pa.large_string())
     first, second = _read("a.parquet", _parquet(pa.table({"pairs": pairs, "words": words, "long": long})))
     assert first == Row("a.parquet#0", {"pairs": {"a": 1}, "words": "x", "long": "x"}, nulls_are_absent=True)
-    assert second.reason == "a value that Python cannot hold (KeyError)"
+    assert second.reason == "unreadable value (KeyError)"
 
 
 def test_a_time_that_python_cannot_hold_rejects_its_row_alone():
     times = pa.array([10**8, None], pa.date32())
     bad, good = _read("a.parquet", _parquet(pa.table({"at": times, "text": ["a", "b"]})))
-    assert bad.reason.startswith("a value that Python cannot hold") and good.fields == {"at": None, "text": "b"}
+    assert bad.reason.startswith("unreadable value") and good.fields == {"at": None, "text": "b"}
     days = pa.table({"at": [datetime.date(2026, 1, 1)]})
     assert _fields("a.parquet", _parquet(days)) == [{"at": datetime.date(2026, 1, 1)}]
 
@@ -145,7 +145,7 @@ def test_a_table_that_names_a_column_twice():
     sink = io.BytesIO()
     with pa.ipc.new_file(sink, table.schema) as writer:
         writer.write_table(table)
-    assert _read("a.arrow", sink.getvalue()) == [Rejected("a.arrow", "a table names a column twice", "a")]
+    assert _read("a.arrow", sink.getvalue()) == [Rejected("a.arrow", "duplicate column name", "a")]
 
 
 @pytest.mark.parametrize("kind", ["parquet", "arrow"])

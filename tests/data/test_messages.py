@@ -9,13 +9,13 @@ import pytest
 
 from pipeline.data.chat import ChatEncoder
 from pipeline.data.conversations import Chat, PromptAndResponse
-from pipeline.data.messages import CALLS, TEXT, TOOLS
+from pipeline.data.messages import BAD_CALLS, BAD_TOOLS, NOT_TEXT
 from pipeline.data.rows import Rejected, Row
 from tests.data.test_columns import LAYOUT
 
 USER = {"role": "user", "content": "a"}
 ALPACA = (LAYOUT, PromptAndResponse("instruction", "input", "output"))
-FLAG = "a mark of what is learned that is neither 0 nor 1"
+FLAG = "a training flag that is neither 0 nor 1"
 
 
 def _chat(*messages, **columns):
@@ -43,7 +43,7 @@ def test_a_turn_that_is_marked_so_is_context_only(tokenizer, no):
     ids, mask = ChatEncoder(tokenizer).encode(chat.messages)
     plain, _ = ChatEncoder(tokenizer).encode(_chat(USER, _said(), USER, _said(content="learned")).messages)
     assert tokenizer.decode(ids[mask == 1]) == "learned<|im_end|>" and ids.tolist() == plain.tolist()
-    assert _chat(USER, _said(**no)).reason == "no turn of the assistant is to be learned"
+    assert _chat(USER, _said(**no)).reason == "no assistant turn to train on"
 
 
 @pytest.mark.parametrize("yes", [{"weight": 1}, {"weight": 1.0}, {"train": True}, {"masked": False}, {"weight": None}])
@@ -59,22 +59,22 @@ def test_a_turn_that_is_marked_as_learned_is_as_one_without_a_mark(yes):
         ({"weight": float("nan")}, FLAG),
         ({"train": "maybe"}, FLAG),
         ({"train": [True]}, FLAG),
-        ({"weight": 1, "train": False}, "marks of what is learned contradict each other"),
+        ({"weight": 1, "train": False}, "contradicting training flags"),
         ({"train_detail": [{"begin_offset": 0, "end_offset": 1, "train": False}]},
-         "a message of which only parts are to be learned"),
-        ({"reasoning": "x", "thinking": "y"}, "a message with two reasonings"),
-        ({"reasoning_content": ["x"]}, TEXT),
-        ({"tool_calls": [{"function": {"arguments": "{}"}}]}, CALLS),
-        ({"tool_calls": [{"name": "f", "arguments": "[1"}]}, CALLS),
-        ({"tool_calls": [{"name": "f", "arguments": [1]}]}, CALLS),
-        ({"tool_calls": [{"name": "f", "parameters": {"x": 1}}]}, CALLS),
-        ({"tool_calls": [{"name": "f", "arguments": '{"x": 1, "x": 2}'}]}, CALLS),
-        ({"tool_calls": [{"name": "f", "arguments": {"x": float("inf")}}]}, CALLS),
-        ({"tool_calls": [{"type": "custom", "custom": {"name": "f"}, "name": "f"}]}, CALLS),
+         "only part of a message is to be trained on"),
+        ({"reasoning": "x", "thinking": "y"}, "a message with two different reasonings"),
+        ({"reasoning_content": ["x"]}, NOT_TEXT),
+        ({"tool_calls": [{"function": {"arguments": "{}"}}]}, BAD_CALLS),
+        ({"tool_calls": [{"name": "f", "arguments": "[1"}]}, BAD_CALLS),
+        ({"tool_calls": [{"name": "f", "arguments": [1]}]}, BAD_CALLS),
+        ({"tool_calls": [{"name": "f", "parameters": {"x": 1}}]}, BAD_CALLS),
+        ({"tool_calls": [{"name": "f", "arguments": '{"x": 1, "x": 2}'}]}, BAD_CALLS),
+        ({"tool_calls": [{"name": "f", "arguments": {"x": float("inf")}}]}, BAD_CALLS),
+        ({"tool_calls": [{"type": "custom", "custom": {"name": "f"}, "name": "f"}]}, BAD_CALLS),
         ({"images": ["x.png"]}, "images, sound or video beside the text"),
-        ({"content": {"text": "b"}}, TEXT),
-        ({"content": ["b"]}, TEXT),
-        ({"content": float("nan")}, TEXT),
+        ({"content": {"text": "b"}}, NOT_TEXT),
+        ({"content": ["b"]}, NOT_TEXT),
+        ({"content": float("nan")}, NOT_TEXT),
     ],
     ids=str,
 )  # fmt: skip
@@ -137,7 +137,7 @@ def test_options_of_the_chat_template():
     assert chat.options == {"enable_thinking": False} and Chat.from_json(chat.to_json()) == chat
     assert _chat(USER, _said(), chat_template_kwargs='{"a": 1}').options == {"a": 1}
     for options in ({"tokenize": True}, {"chat_template": "x"}, 3, [{}, {}]):
-        assert _chat(USER, _said(), chat_template_kwargs=options).reason.startswith("options of the chat template")
+        assert _chat(USER, _said(), chat_template_kwargs=options).reason.startswith("chat_template_kwargs")
 
 
 @pytest.mark.parametrize(
@@ -160,12 +160,12 @@ def test_numbers_of_an_alpaca_row_are_said(layout, value, text):
 def test_lists_and_objects_of_an_alpaca_row_are_rejected_and_named(layout, value):
     for column in ("instruction", "input", "output"):
         found = layout.chat(Row("r", {"instruction": "Do.", "input": "", "output": "b", column: value}))
-        assert (found.reason, found.detail.split()[0]) == (TEXT, column)
+        assert (found.reason, found.detail.split()[0]) == (NOT_TEXT, column)
 
 
 def test_preferences_are_not_half_read():
     pair = {"prompt": "a", "chosen": "b", "rejected": "c"}
-    assert LAYOUT.chat(Row("r", pair)).reason == "answers to compare, not a conversation"
+    assert LAYOUT.chat(Row("r", pair)).reason == "a preference pair, not a conversation"
     unwanted = {"prompt": "a", "completion": "b", "label": False}
     assert LAYOUT.chat(Row("r", unwanted)).reason == "an answer marked as unwanted"
     assert LAYOUT.chat(Row("r", {**unwanted, "label": True})).unused == ()
@@ -189,4 +189,4 @@ def test_images_beside_a_conversation_reject_it_unless_declared():
 
 
 def test_tools_that_json_cannot_spell():
-    assert _chat(USER, _said(), tools=[{"name": "f", "x": float("nan")}]).reason == TOOLS
+    assert _chat(USER, _said(), tools=[{"name": "f", "x": float("nan")}]).reason == BAD_TOOLS
