@@ -61,7 +61,7 @@ class ByColumns:
         for name in _LISTS:
             if fields.get(name) is not None and (listed := listed_messages(fields[name], usage)) is not None:
                 usage.used.add(name)
-                return self._format().messages(listed, usage)
+                return _answered(self._format().messages(listed, usage), fields)
         found = [(prompt, answer) for prompt, answer in _PAIRS if prompt in fields and answer in fields]
         if not found:
             raise _no_form(fields)
@@ -93,8 +93,19 @@ def _require_wanted(fields: Mapping, usage: KeyUsage) -> None:
             usage.used.add(name)
 
 
+def _answered(messages: list[Message], fields: Mapping) -> list[Message]:
+    """The messages, unless their answer stands in columns that are compared."""
+    if messages and messages[-1]["role"] != "assistant" and _compares(fields):
+        raise _no_form(fields)
+    return messages
+
+
+def _compares(fields: Mapping) -> bool:
+    return any(fields.get(name) is not None for name in _COMPARED)
+
+
 def _no_form(fields: Mapping) -> UnfitRowError:
-    if any(fields.get(name) is not None for name in _COMPARED):
+    if _compares(fields):
         return UnfitRowError("a preference pair, not a conversation", f"found {columns(fields)}")
     lists = [f"{name} is {type(fields[name]).__name__}" for name in _LISTS if fields.get(name) is not None]
     wrong = f"; {', '.join(lists)}, neither a list of messages nor the same as JSON" if lists else ""

@@ -12,8 +12,9 @@ _BATCH_ROWS = 1024
 
 
 def table_rows(name: str, suffix: str, stream: BinaryIO) -> Iterator[Row | Rejected]:
-    """A row per row; maps become objects. What cannot be read any further is one rejected row and the end.
+    """A row per row. Maps become objects; the keys of objects come in the table's order, which is one for all rows.
 
+    What cannot be read any further is one rejected row and the end.
     Raises OSError if the system cannot read.
     """
     import pyarrow as pa

@@ -166,6 +166,8 @@ def test_lists_and_objects_of_an_alpaca_row_are_rejected_and_named(layout, value
 def test_preferences_are_not_half_read():
     pair = {"prompt": "a", "chosen": "b", "rejected": "c"}
     assert LAYOUT.chat(Row("r", pair)).reason == "a preference pair, not a conversation"
+    listed = {"conversations": [USER, _said(), USER], "chosen": _said(), "rejected": _said()}
+    assert LAYOUT.chat(Row("r", listed)).reason == "a preference pair, not a conversation"
     unwanted = {"prompt": "a", "completion": "b", "label": False}
     assert LAYOUT.chat(Row("r", unwanted)).reason == "an answer marked as unwanted"
     assert LAYOUT.chat(Row("r", {**unwanted, "label": True})).unused == ()
