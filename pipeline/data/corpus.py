@@ -219,10 +219,11 @@ def finish(
     text = json.dumps(summary, indent=2, ensure_ascii=False) + "\n"
     (place.directory / MANIFEST).write_text(text, encoding="utf-8", errors="backslashreplace")
     reported = {key: extra[key] for key in ("replay", "overlap") if extra.get(key)}
-    everything = [*sources.values(), *extra.get("replay", {}).values()]
-    totals = {key: sum(source[key] for source in everything) for key in ("documents", "tokens", "bytes")}
-    for kind in ("rejected", "ignored_keys"):
-        totals[kind] = sum(sum(source[kind].values()) for source in everything)
+    everything = {**sources, **extra.get("replay", {})}
+    if ignored := {name: source["ignored_keys"] for name, source in everything.items() if source["ignored_keys"]}:
+        reported["ignored_keys"] = ignored
+    totals = {key: sum(source[key] for source in everything.values()) for key in ("documents", "tokens", "bytes")}
+    totals["rejected"] = sum(sum(source["rejected"].values()) for source in everything.values())
     return {**totals, **summary["split"], "sources": sources, **reported}
 
 

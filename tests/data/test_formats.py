@@ -176,6 +176,7 @@ def _prepare(tokenizer, tmp_path, kind):
         data = TextData({"a": Text(origin, 1.0, "text", None, None)}, {}, "skip", None, NOTHING_HELD_OUT)
     metrics = data.prepare(tokenizer, place)
     assert read_sources(out)["sources"] == metrics["sources"]
+    assert metrics.get("ignored_keys", {}).get("a", {}) == metrics["sources"]["a"]["ignored_keys"]
     rejected, ids = ([json.loads(line) for line in (out / name).open()] for name in ("rejected.jsonl", "a.ids.jsonl"))
     json.dumps(metrics, ensure_ascii=False).encode()
     return metrics["sources"]["a"], rejected, ids
