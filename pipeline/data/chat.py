@@ -97,7 +97,7 @@ class ChatEncoder:
     def _encode_marked(self, messages: Sequence[Message], tools: Sequence[Message]) -> tuple[np.ndarray, np.ndarray]:
         self._check_all_said(self._render(messages, False, tools), messages, tools)
         encoding = self._tokenizer.apply_chat_template(
-            [dict(message) for message in messages],
+            _spoken(messages),
             tools=list(tools) or None,
             chat_template=self.template,
             tokenize=True,
@@ -110,7 +110,7 @@ class ChatEncoder:
     def _render(self, messages: Sequence[Message], prompt: bool, tools: Sequence[Message] = ()) -> str:
         try:
             return self._tokenizer.apply_chat_template(
-                [dict(message) for message in messages],
+                _spoken(messages),
                 tools=list(tools) or None,
                 chat_template=self.template,
                 tokenize=False,
@@ -126,7 +126,7 @@ class ChatEncoder:
         text = self._render(messages, False, tools)
         spans = []
         for index, message in enumerate(messages):
-            if message["role"] != "assistant":
+            if message["role"] != "assistant" or message.get("learned") is False:
                 continue
             head = self._render(messages[:index], True, tools)
             turn = self._render(messages[: index + 1], False, tools)
@@ -159,6 +159,11 @@ class ChatEncoder:
                 f"{turn[after:]!r} holds no special token, so the model would not learn to stop; end it with eos_token",
             )
         return max(ends) if message.get("tool_calls") else min(ends)
+
+
+def _spoken(messages: Sequence[Message]) -> list[dict[str, Any]]:
+    """Messages as a template reads them, without what only the mask needs."""
+    return [{key: value for key, value in message.items() if key != "learned"} for message in messages]
 
 
 def _with_other_name(tool: Message) -> Message:

@@ -26,7 +26,7 @@ from pipeline.data.corpus import (
 )
 from pipeline.data.encoding import in_processes
 from pipeline.data.files import Listing, Locate
-from pipeline.data.formats import Rejected
+from pipeline.data.rows import Rejected, Unused
 from pipeline.data.split import HeldOut, Split
 from pipeline.data.spool import Spool
 from pipeline.data.tokens import write_store
@@ -46,8 +46,8 @@ class ChatSource(Protocol):
         """Multiplies the source's own tokens."""
         ...
 
-    def read(self, locate: Locate, listing: Listing) -> Iterator[Chat | Rejected]:
-        """Every conversation and every row that is none, in a fixed order."""
+    def read(self, locate: Locate, listing: Listing) -> Iterator[Chat | Rejected | Unused]:
+        """Every conversation, what of its row is not used, and every row that is none, in a fixed order."""
         ...
 
 
@@ -95,7 +95,7 @@ class ChatData:
         return finish(place, "chat", tokenizer, done, split, extra)
 
 
-def _items(source: ChatSource, encoder: ChatEncoder, place: Place) -> Iterator[Item | Rejected]:
+def _items(source: ChatSource, encoder: ChatEncoder, place: Place) -> Iterator[Item | Rejected | Unused]:
     """Parts of a record: the plain text, the chat as JSON, its token ids, its targets; by processes if many."""
     chats = source.read(place.locate, place.listing)
     batches = iter(lambda: list(islice(chats, _BATCH)), [])
@@ -126,13 +126,13 @@ def _start_own(encoder: ChatEncoder) -> None:
     _own = encoder
 
 
-def _encode_own(batch: list[Chat | Rejected]) -> list[Item | Rejected]:
+def _encode_own(batch: list[Chat | Rejected | Unused]) -> list[Item | Rejected | Unused]:
     assert _own is not None
     return _encode_batch(_own, batch)
 
 
-def _encode_batch(encoder: ChatEncoder, batch: list[Chat | Rejected]) -> list[Item | Rejected]:
-    return [item if isinstance(item, Rejected) else _encode_one(encoder, item) for item in batch]
+def _encode_batch(encoder: ChatEncoder, batch: list[Chat | Rejected | Unused]) -> list[Item | Rejected | Unused]:
+    return [_encode_one(encoder, item) if isinstance(item, Chat) else item for item in batch]
 
 
 def _encode_one(encoder: ChatEncoder, chat: Chat) -> Item | Rejected:

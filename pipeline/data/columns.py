@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
-from pipeline.data.conversations import ROLES, Chat, checked
-from pipeline.data.formats import Rejected, Row
+from pipeline.data.conversations import Chat, exchange, listed_messages, read_chat
+from pipeline.data.messages import ROLES, KeyUsage, Message, MessageFormat, UnfitRowError, parsed, text_of
+from pipeline.data.rows import Rejected, Row, columns
 
 _LISTS = ("messages", "conversations", "conversation", "dialog", "dialogue")
 _PAIRS = (
@@ -24,7 +24,10 @@ _PAIRS = (
 """Columns of what is asked and of the answer, in the order in which they are looked for."""
 _ABOUT = ("input", "context")
 """Columns of what it is asked about, put after the question."""
-_CALLS = ("function_call", "tool_call")
+_WANTED = ("label", "kto_tag")
+"""Columns that say by false that an answer is one to avoid (TRL's and LLaMA-Factory's KTO)."""
+_COMPARED = ("chosen", "rejected")
+_NO_FORM = "columns of no known form"
 
 
 @dataclass(frozen=True)
@@ -32,15 +35,18 @@ class ByColumns:
     """A layout for `Chats`: each row is read by the form that its columns show, so that files may be mixed.
 
     - a list of messages (`messages`, `conversations`, ...), each {"role", "content"} or ShareGPT's {"from", "value"},
-      where a message from `function_call` is a call of the assistant's;
-    - Alpaca: `instruction`, `input` (or `context`) and `output`, with `system` and `history` where a row has them;
+      where a message from `function_call` is a call of the assistant's; as it is, or as JSON text;
+    - Alpaca: `instruction`, `input` (or `context`) and `output`, with `history` where a row has it;
     - `prompt` and `completion` (or `response`, `answer`; `question`, `query`), as text or as lists of messages.
 
-    A `tools` column and a `system` column are kept. roles maps role names to system, user, assistant and tool. A row of
-    another form, or with another role, is rejected. What follows the assistant's last message is left out.
+    See `conversations.read_chat` for the other columns. roles maps role names to system, user, assistant and tool. A
+    row of another form, with another role, or of answers that are only compared or marked as unwanted, is rejected.
+    What follows the assistant's last message is left out and counted, as is every key that nothing reads, except those
+    named in `irrelevant` (of a message as `messages[].key`).
     """
 
     roles: Mapping[str, str]
+    irrelevant: Sequence[str] = ()
 
     def __post_init__(self) -> None:
         if wrong := sorted(set(self.roles.values()) - set(ROLES)):
@@ -48,70 +54,76 @@ class ByColumns:
 
     def chat(self, row: Row) -> Chat | Rejected:
         """See `Layout`; raises nothing."""
-        spelled = self._messages(row.fields)
-        if spelled is None:
-            found = ", ".join(sorted(map(str, row.fields)))
-            return Rejected(row.id, "columns of no known form", f"found {found}; required are e.g. messages")
-        messages = _system(row.fields) + spelled
-        for message in messages:
-            if message["role"] not in ROLES:
-                return Rejected(row.id, f"unknown role {message['role']!r}")
-        while messages and messages[-1]["role"] != "assistant":
-            messages.pop()
-        return checked(row.id, messages, row.fields.get("tools"))
+        return read_chat(row, self.irrelevant, self._messages)
 
-    def _messages(self, fields: Mapping) -> list[dict[str, Any]] | None:
+    def _messages(self, fields: Mapping, usage: KeyUsage) -> list[Message]:
+        _require_wanted(fields, usage)
         for name in _LISTS:
-            if isinstance(fields.get(name), list | tuple):
-                return self._listed(fields[name])
+            if fields.get(name) is not None and (listed := listed_messages(fields[name], usage)) is not None:
+                usage.used.add(name)
+                return _answered(self._format().messages(listed, usage), fields)
         found = [(prompt, answer) for prompt, answer in _PAIRS if prompt in fields and answer in fields]
+        if not found:
+            raise _no_form(fields)
         # A table has the columns of all its forms, and nothing in those that are not a row's own.
         found.sort(key=lambda pair: any(fields[name] is None for name in pair))
-        return self._pair(fields, *found[0]) if found else None
+        return self._pair(fields, *found[0], usage)
 
-    def _listed(self, entries: Any) -> list[dict[str, Any]] | None:
-        if not all(isinstance(entry, Mapping) for entry in entries):
-            return None
-        return [self._message(entry) for entry in entries]
+    def _format(self) -> MessageFormat:
+        return MessageFormat(("role", "from"), ("content", "value"), {**{role: role for role in ROLES}, **self.roles})
 
-    def _message(self, entry: Mapping) -> dict[str, Any]:
-        said = str(entry.get("role", entry.get("from")))
-        content = entry.get("content", entry.get("value"))
-        if said in _CALLS:
-            return {"role": "assistant", "content": "", "tool_calls": content}
-        calls = {"tool_calls": entry["tool_calls"]} if entry.get("tool_calls") else {}
-        return {"role": self.roles.get(said, said), "content": content or "", **calls}
-
-    def _pair(self, fields: Mapping, prompt: str, answer: str) -> list[dict[str, Any]] | None:
+    def _pair(self, fields: Mapping, prompt: str, answer: str, usage: KeyUsage) -> list[Message]:
         asked, answered = fields[prompt], fields[answer]
         if isinstance(asked, list | tuple) and isinstance(answered, list | tuple):
-            return self._listed([*asked, *answered])
-        if not isinstance(asked, str | None) or not isinstance(answered, str | None):
-            return None
-        parts = [part.strip() for part in (asked, *map(fields.get, _ABOUT)) if isinstance(part, str)]
-        messages = _history(fields.get("history"))
-        if messages is None:
-            return None
-        messages.append({"role": "user", "content": "\n\n".join(part for part in parts if part)})
-        return [*messages, {"role": "assistant", "content": answered or ""}]
+            usage.used |= {prompt, answer}
+            listed = listed_messages([*asked, *answered], usage)
+            if listed is None:
+                raise _no_form(fields)
+            return self._format().messages(listed, usage)
+        about = [name for name in _ABOUT if name in fields]
+        return _history(fields, usage) + exchange(fields, [prompt, *about], answer, usage)
 
 
-def _system(fields: Mapping) -> list[dict[str, Any]]:
-    """The message of a `system` column, unless the row's own messages begin with one."""
-    lists = (fields[name] for name in _LISTS if isinstance(fields.get(name), list | tuple))
-    first: Any = next((entries[0] for entries in lists if entries), {})
-    own = isinstance(first, Mapping) and first.get("role", first.get("from")) == "system"
-    text = fields.get("system")
-    return [{"role": "system", "content": text}] if isinstance(text, str) and text.strip() and not own else []
+def _require_wanted(fields: Mapping, usage: KeyUsage) -> None:
+    """Raise UnfitRowError for an answer that the row marks as one to avoid."""
+    for name in _WANTED:
+        if fields.get(name) is False:
+            raise UnfitRowError("an answer marked as unwanted", f"{name} is false")
+        if fields.get(name) is True:
+            usage.used.add(name)
 
 
-def _history(turns: Any) -> list[dict[str, Any]] | None:
-    """Earlier exchanges of an Alpaca row, pairs of what was asked and answered; None if they have another form."""
-    messages: list[dict[str, Any]] = []
-    if turns and not isinstance(turns, list | tuple):
-        return None
+def _answered(messages: list[Message], fields: Mapping) -> list[Message]:
+    """The messages, unless their answer stands in columns that are compared."""
+    if messages and messages[-1]["role"] != "assistant" and _compares(fields):
+        raise _no_form(fields)
+    return messages
+
+
+def _compares(fields: Mapping) -> bool:
+    return any(fields.get(name) is not None for name in _COMPARED)
+
+
+def _no_form(fields: Mapping) -> UnfitRowError:
+    if _compares(fields):
+        return UnfitRowError("a preference pair, not a conversation", f"found {columns(fields)}")
+    lists = [f"{name} is {type(fields[name]).__name__}" for name in _LISTS if fields.get(name) is not None]
+    wrong = f"; {', '.join(lists)}, neither a list of messages nor the same as JSON" if lists else ""
+    return UnfitRowError(_NO_FORM, f"found {columns(fields)}{wrong}; required are e.g. messages")
+
+
+def _history(fields: Mapping, usage: KeyUsage) -> list[Message]:
+    """Earlier exchanges of an Alpaca row, pairs of what was asked and answered, or the same as JSON text."""
+    turns, messages = fields.get("history"), []
+    reason = "history is not a list of pairs"
+    usage.used.add("history")
+    if isinstance(turns, str):
+        turns = parsed(turns, reason, "history") if turns.strip() else None
+    if not isinstance(turns, list | tuple | None):
+        raise UnfitRowError(reason, type(turns).__name__)
     for turn in turns or ():
         if not isinstance(turn, list | tuple) or len(turn) != 2:
-            return None
-        messages += [{"role": role, "content": text} for role, text in zip(("user", "assistant"), turn, strict=True)]
+            raise UnfitRowError(reason, repr(turn)[:200])
+        pair = zip(("user", "assistant"), turn, strict=True)
+        messages += [{"role": role, "content": text_of(text, "history", usage)} for role, text in pair]
     return messages

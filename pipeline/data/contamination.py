@@ -15,7 +15,7 @@ import numpy as np
 
 from pipeline.data.documents import RowSource, describe
 from pipeline.data.files import Listing, Locate
-from pipeline.data.formats import Rejected, Row, field_value
+from pipeline.data.rows import Rejected, Row, Unused, field_value
 from pipeline.data.shingles import ngram_hashes, word_hashes
 
 REASON = "overlaps an evaluation set"
@@ -124,12 +124,12 @@ class Contamination:
         return None
 
     def filtered(
-        self, source: str, items: Iterable[tuple[str, tuple[bytes, ...]] | Rejected]
-    ) -> Iterator[tuple[str, tuple[bytes, ...]] | Rejected]:
+        self, source: str, items: Iterable[tuple[str, tuple[bytes, ...]] | Rejected | Unused]
+    ) -> Iterator[tuple[str, tuple[bytes, ...]] | Rejected | Unused]:
         """Documents (id, parts of which the first is the text) without those that overlap; these are rejected."""
         for item in items:
-            hit = None if isinstance(item, Rejected) else self.find(item[1][0].decode())
-            if hit is None or isinstance(item, Rejected):
+            hit = self.find(item[1][0].decode()) if isinstance(item, tuple) else None
+            if hit is None or not isinstance(item, tuple):
                 yield item
                 continue
             self.removed[source] += 1

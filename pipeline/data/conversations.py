@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from typing import Any, Protocol
 
 from pipeline.data.documents import RowSource
+from pipeline.data.extra_columns import options_of, system_of, tools_of
 from pipeline.data.files import Listing, Locate
-from pipeline.data.formats import Rejected, Row, field_value
+from pipeline.data.json_rows import parse_json
+from pipeline.data.messages import BAD_CALLS, BAD_TOOLS, KeyUsage, Message, MessageFormat, UnfitRowError, text_of
+from pipeline.data.rows import Rejected, Row, Unused, field_value
 
-ROLES = ("system", "user", "assistant", "tool")
-Message = Mapping[str, Any]
-_UNKNOWN = "content, tools or tool calls in a form that is not known"
 _NEXT = {"user": ("assistant",), "assistant": ("user", "tool"), "tool": ("tool", "assistant")}
 
 
@@ -22,28 +22,36 @@ _NEXT = {"user": ("assistant",), "assistant": ("user", "tool"), "tool": ("tool",
 class Chat:
     """A conversation: messages of {"role", "content"}, an optional system message and then user and assistant in turn,
     the assistant last. An assistant's message may have "tool_calls", which messages of the role tool answer before it
-    goes on; `tools` describes the functions that it may call."""
+    goes on; `tools` describes the functions that it may call. Only where a row says so a message has
+    "reasoning_content", "name" or "tool_call_id", and "learned": False if it is the assistant's and context only.
+
+    options: what the row gives the chat template beside them. unused: paths of the row's keys that nothing reads.
+    """
 
     id: str
-    messages: tuple[dict[str, Any], ...]
-    tools: tuple[dict[str, Any], ...] = ()
+    messages: tuple[Message, ...]
+    tools: tuple[Message, ...] = ()
+    options: Mapping[str, Any] = field(default_factory=dict)
+    unused: tuple[str, ...] = field(default=(), compare=False)
 
     def to_json(self) -> str:
-        """One line of JSON: {"id", "messages"}, and "tools" if there are any."""
+        """One line of JSON: {"id", "messages"}, and "tools" and "options" if there are any."""
         value: dict[str, Any] = {"id": self.id, "messages": list(self.messages)}
         if self.tools:
             value["tools"] = list(self.tools)
+        if self.options:
+            value["options"] = dict(self.options)
         return json.dumps(value, ensure_ascii=False)
 
     @staticmethod
     def from_json(line: str) -> Chat:
         """Undo `to_json`."""
         value = json.loads(line)
-        return Chat(value["id"], tuple(value["messages"]), tuple(value.get("tools", ())))
+        return Chat(value["id"], tuple(value["messages"]), tuple(value.get("tools", ())), value.get("options", {}))
 
 
 class Layout(Protocol):
-    """How a row spells a conversation."""
+    """Parses a row into a conversation."""
 
     def chat(self, row: Row) -> Chat | Rejected:
         """The row's conversation, or why it is none. Raises KeyError if the row has not the layout's columns."""
@@ -55,132 +63,134 @@ class MessageList:
     """A column that lists messages, such as OpenAI's {"role", "content"} or ShareGPT's {"from", "value"}.
 
     roles maps the dataset's role names to system, user, assistant and tool; a conversation with another role is
-    rejected. What follows the assistant's last message is left out.
+    rejected. What follows the assistant's last message is left out and counted, as is every key that nothing reads,
+    except those named in `irrelevant` (of a message as `messages[].key`). See `read_chat` for the other columns.
     """
 
     field: str
     role_key: str
     content_key: str
     roles: Mapping[str, str]
+    irrelevant: Sequence[str] = ()
 
     def chat(self, row: Row) -> Chat | Rejected:
         """See `Layout`."""
-        listed = field_value(row.fields, self.field)
-        if not isinstance(listed, list | tuple) or not all(isinstance(message, Mapping) for message in listed):
-            return Rejected(row.id, "empty" if listed is None else "not a list of messages", type(listed).__name__)
-        found = []
-        for message in listed:
-            role = self.roles.get(str(message.get(self.role_key)))
-            if role not in ROLES:
-                return Rejected(row.id, f"unknown role {message.get(self.role_key)!r}")
-            calls = {"tool_calls": message["tool_calls"]} if message.get("tool_calls") else {}
-            found.append({"role": role, "content": message.get(self.content_key) or "", **calls})
-        while found and found[-1]["role"] != "assistant":
-            found.pop()
-        return checked(row.id, found, row.fields.get("tools"))
+        return read_chat(row, self.irrelevant, self._messages)
+
+    def _messages(self, fields: Mapping, usage: KeyUsage) -> list[Message]:
+        listed = listed_messages(field_value(fields, self.field), usage)
+        if listed is None:
+            raise UnfitRowError("not a list of messages", type(field_value(fields, self.field)).__name__)
+        usage.used.add(self.field)
+        return MessageFormat((self.role_key,), (self.content_key,), self.roles).messages(listed, usage)
+
+
+def listed_messages(value: Any, usage: KeyUsage) -> list[Mapping] | None:
+    """A list of messages, given as it is or as JSON text; empty for null, None for anything else."""
+    if isinstance(value, str) and value.lstrip().startswith("["):
+        try:
+            value = parse_json(value)
+        except (ValueError, RecursionError):
+            return None
+        usage.literal = True
+    listed = [] if value is None else value
+    if not isinstance(listed, list | tuple) or not all(isinstance(message, Mapping) for message in listed):
+        return None
+    return list(listed)
 
 
 @dataclass(frozen=True)
 class PromptAndResponse:
-    """Two columns: what the user asks and what the assistant answers; `input` names a column appended to the prompt."""
+    """Two columns: what the user asks and what the assistant answers; `input` names a column appended to the prompt.
+
+    Text, numbers, true and false are taken as they are spelled. irrelevant: see `MessageList`.
+    """
 
     prompt: str
     input: str | None
     response: str
+    irrelevant: Sequence[str] = ()
 
     def chat(self, row: Row) -> Chat | Rejected:
         """See `Layout`."""
-        parts = [field_value(row.fields, name) for name in (self.prompt, self.input) if name is not None]
-        answer = field_value(row.fields, self.response)
-        if not all(isinstance(part, str | int | float | None) for part in (*parts, answer)):
-            return Rejected(row.id, _UNKNOWN)
-        prompt = "\n\n".join(str(part).strip() for part in parts if part)
-        return checked(row.id, [_message("user", prompt), _message("assistant", str(answer or ""))])
+        return read_chat(row, self.irrelevant, self._messages)
+
+    def _messages(self, fields: Mapping, usage: KeyUsage) -> list[Message]:
+        names = [name for name in (self.prompt, self.input) if name is not None]
+        return exchange(fields, names, self.response, usage)
 
 
-def _message(role: str, content: str) -> dict[str, str]:
+def exchange(fields: Mapping, asked: Sequence[str], answered: str, usage: KeyUsage) -> list[Message]:
+    """A question, its parts out of several columns apart by a blank line, and its answer. Raises UnfitRowError."""
+    usage.used |= {*asked, answered}
+    *parts, answer = (text_of(field_value(fields, name), name, usage) for name in (*asked, answered))
+    prompt = "\n\n".join(part for part in map(str.strip, parts) if part)
+    return [_message("user", prompt), _message("assistant", answer)]
+
+
+def _message(role: str, content: str) -> Message:
     return {"role": role, "content": content}
 
 
-def checked(identity: str, messages: Sequence[Message], tools: Any = None) -> Chat | Rejected:
-    """A chat if the turns follow each other, end with the assistant and are not blank; contents are stripped.
+Reader = Callable[[Mapping, KeyUsage], list[Message]]
 
-    tools: descriptions of functions, or the same as JSON.
+
+def read_chat(row: Row, irrelevant: Sequence[str], read: Reader) -> Chat | Rejected:
+    """The conversation of the messages that `read` finds in a row, with what other columns add to it: `system` (or
+    `system_prompt`, `system_message`), `tools` (or OpenAI's older `functions`) and `chat_template_kwargs`.
+
+    irrelevant: paths of keys that are not noted as unused. Raises KeyError as `read` does; an UnfitRowError, of `read`
+    too, is a rejected row.
     """
-    turns = [_turn(message) for message in messages]
-    described = _listed(tools)
-    if described is None or any(turn is None for turn in turns) or not _is_json([turns, described]):
-        return Rejected(identity, _UNKNOWN)
-    spoken = [turn for turn in turns if turn is not None]
-    body = spoken[1:] if spoken and spoken[0]["role"] == "system" else spoken
-    if not body or any(not turn["content"] and not turn.get("tool_calls") for turn in body):
-        return Rejected(identity, "empty")
-    if body[0]["role"] != "user" or body[-1]["role"] != "assistant":
-        return Rejected(identity, "does not go from the user to the assistant")
-    if any(b["role"] not in _NEXT.get(a["role"], ()) for a, b in pairwise(body)):
-        return Rejected(identity, "turns do not alternate")
-    if any("\0" in turn["content"] for turn in spoken):
-        return Rejected(identity, "holds a NUL byte")
-    return Chat(identity, tuple(spoken if spoken[0]["content"] else body), tuple(described))
-
-
-def _is_json(value: Any) -> bool:
-    """Whether JSON can spell it: a table's tools may hold bytes or times."""
+    usage = KeyUsage(irrelevant, count_nulls=not row.nulls_are_absent)
     try:
-        json.dumps(value)
-    except (TypeError, ValueError, RecursionError):
-        return False
-    return True
+        messages = read(row.fields, usage)
+        usage.literal = False
+        messages = system_of(row.fields, messages, usage) + messages
+        while messages and messages[-1]["role"] != "assistant":
+            messages.pop()
+            usage.note("messages[] after the assistant's last")
+        found = _checked(row.id, messages, tools_of(row.fields, usage), options_of(row.fields, usage))
+        usage.rest("", row.fields, usage.used)
+    except UnfitRowError as error:
+        beside = f"not read: {', '.join(dict.fromkeys(usage.unused))}" if usage.unused else ""
+        return Rejected(row.id, error.reason, error.detail or beside)
+    return replace(found, unused=tuple(usage.unused))
 
 
-def _turn(message: Message) -> dict[str, Any] | None:
-    """A message with its content as stripped text and its calls as objects; None if it has another form."""
-    content = _text(message["content"])
-    calls = _listed(message.get("tool_calls"))
-    if content is None or calls is None:
-        return None
-    turn: dict[str, Any] = _message(message["role"], content.strip())
-    if calls:
-        turn["tool_calls"] = [_call(call) for call in calls]
-    return None if None in turn.get("tool_calls", ()) else turn
+def checked(identity: str, messages: Sequence[Message]) -> Chat | Rejected:
+    """A chat if the turns follow each other, end with the assistant and are not blank; contents are stripped."""
+    try:
+        return _checked(identity, messages, (), {})
+    except UnfitRowError as error:
+        return Rejected(identity, error.reason, error.detail)
 
 
-def _text(content: Any) -> str | None:
-    """Content as text: text itself, or a list of parts of type text; None for images and the like."""
-    if isinstance(content, str):
-        return content
-    if not isinstance(content, list | tuple) or not all(isinstance(part, Mapping) for part in content):
-        return None
-    parts = [part.get("text") if part.get("type", "text") == "text" else None for part in content]
-    return None if None in parts else "".join(map(str, parts))
+def _checked(identity: str, messages: Sequence[Message], tools: Sequence[Message], options: Mapping[str, Any]) -> Chat:
+    turns = [{**message, "content": message["content"].strip()} for message in messages]
+    body = turns[1:] if turns and turns[0]["role"] == "system" else turns
+    if not body or any(not turn["content"] and not turn.get("tool_calls") for turn in body):
+        raise UnfitRowError("empty")
+    if body[0]["role"] != "user" or body[-1]["role"] != "assistant":
+        raise UnfitRowError("does not go from the user to the assistant")
+    if any(b["role"] not in _NEXT.get(a["role"], ()) for a, b in pairwise(body)):
+        raise UnfitRowError("turns do not alternate")
+    if all(turn.get("learned") is False for turn in body if turn["role"] == "assistant"):
+        raise UnfitRowError("no assistant turn to train on")
+    if any("\0" in turn["content"] + turn.get("reasoning_content", "") for turn in turns):
+        raise UnfitRowError("holds a NUL byte")
+    _check_json(BAD_CALLS, [turn.get("tool_calls") for turn in turns])
+    _check_json(BAD_TOOLS, [*tools, options])
+    return Chat(identity, tuple(turns if turns[0]["content"] else body), tuple(tools), options)
 
 
-def _listed(value: Any) -> list[dict[str, Any]] | None:
-    """A list of objects, given as it is or as JSON; empty for nothing, None for anything else."""
-    if isinstance(value, str) and value.strip():
-        try:
-            value = json.loads(value)
-        except (ValueError, RecursionError):
-            return None
-    if not value:
-        return []
-    listed = list(value) if isinstance(value, list | tuple) else [value]
-    return [dict(entry) for entry in listed] if all(isinstance(entry, Mapping) for entry in listed) else None
-
-
-def _call(call: Mapping[str, Any]) -> dict[str, Any] | None:
-    """A tool call as chat templates read it: {"type", "function": {"name", "arguments"}}, the arguments an object."""
-    function = call.get("function", call)
-    if not isinstance(function, Mapping) or not isinstance(function.get("name"), str):
-        return None
-    arguments = function.get("arguments") or {}
-    if isinstance(arguments, str):
-        try:
-            arguments = json.loads(arguments)
-        except (ValueError, RecursionError):
-            return None
-    named = {"id": call["id"]} if call.get("id") else {}
-    return {**named, "type": "function", "function": {"name": function["name"], "arguments": arguments}}
+def _check_json(reason: str, value: Any) -> None:
+    """Raise UnfitRowError for what JSON cannot spell: a table's objects may hold bytes or times, and numbers that are
+    not finite."""
+    try:
+        json.dumps(value, allow_nan=False)
+    except (TypeError, ValueError, RecursionError) as error:
+        raise UnfitRowError(reason, str(error)) from error
 
 
 @dataclass(frozen=True)
@@ -202,13 +212,16 @@ class Chats:
         if self.limit is not None and self.limit < 1:
             raise ValueError(f"limit={self.limit} of a source must be at least 1, or null for all of it")
 
-    def read(self, locate: Locate, listing: Listing) -> Iterator[Chat | Rejected]:
-        """Every conversation and every row that is none, in a fixed order."""
+    def read(self, locate: Locate, listing: Listing) -> Iterator[Chat | Rejected | Unused]:
+        """Every conversation, what of its row is not used, and every row that is none, in a fixed order."""
         number = 0
         for row in self.origin.rows(locate, listing):
             found = row if isinstance(row, Rejected) else self._read(row)
             yield found
-            number += isinstance(found, Chat)
+            if isinstance(found, Chat):
+                number += 1
+                if found.unused:
+                    yield Unused(row.id, found.unused)
             if number == self.limit:
                 return
 
@@ -228,7 +241,7 @@ class PassageQuestions:
 
     A passage becomes one conversation: the user gives it with the first question and goes on asking, the assistant
     answers. `request` opens the first message, so that short answers are what was asked for. Rows after a passage's
-    first are passed over. (Reddy et al. 2019, CoQA, arXiv 1808.07042.)
+    first are passed over, and so is what a request says beside the dialogue. (Reddy et al. 2019, arXiv 1808.07042.)
     """
 
     origin: RowSource

@@ -15,7 +15,7 @@ import numpy as np
 from pipeline.data.contamination import Contamination
 from pipeline.data.encoding import Encoding
 from pipeline.data.files import Listing, Locate
-from pipeline.data.formats import Rejected
+from pipeline.data.rows import Rejected, Unused, escaped
 from pipeline.data.split import HeldOut, Split, split_documents
 from pipeline.data.spool import Spool
 from pipeline.data.vocabulary import highest_id
@@ -27,6 +27,9 @@ BAD_ROWS = ("skip", "refuse")
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*")
 _LISTED = 100
 """Rejected rows of one reason and source that are listed; all are counted."""
+_KINDS = 200
+"""Reasons, and keys, of a source that are told apart; what follows is counted as others."""
+_KEY_CHARS = 80
 Progress = Callable[..., None]
 Item = tuple[str, tuple[bytes, ...]]
 
@@ -65,18 +68,26 @@ def check_sources(sources: Mapping[str, Any], bad_rows: str, *others: Mapping[st
 @dataclass
 class Bad:
     """The rows of one source that are not used: `rejected` are damaged or of another form, `left_out` by a rule of the
-    config; both by reason. `lines` are the first of each reason."""
+    config; both by reason. `lines` are the first of each reason. `ignored_keys`: how often rows that are used hold a
+    key that nothing reads, by its path."""
 
     rejected: Counter[str] = field(default_factory=Counter)
     left_out: Counter[str] = field(default_factory=Counter)
     lines: list[dict[str, Any]] = field(default_factory=list)
+    ignored_keys: Counter[str] = field(default_factory=Counter)
+
+    def ignore(self, unused: Unused) -> None:
+        """Count the keys of a row that nothing reads."""
+        for key in unused.keys:
+            self.ignored_keys[_kind(self.ignored_keys, escaped(key)[:_KEY_CHARS], "(other keys)")] += 1
 
     def add(self, source: str, row: Rejected) -> None:
         """Count a row, and list it if it is among the first of its reason."""
         counter = self.left_out if row.by_rule else self.rejected
-        counter[row.reason] += 1
-        if counter[row.reason] <= _LISTED:
-            found = {"source": source, "id": row.id, "reason": row.reason, "detail": row.detail[:500]}
+        reason = _kind(counter, row.reason, "other reasons")
+        counter[reason] += 1
+        if counter[reason] <= _LISTED:
+            found = {"source": source, "id": row.id, "reason": row.reason, "detail": escaped(row.detail[:500])}
             self.lines.append({**found, "by_rule": row.by_rule})
 
     def describe(self) -> str:
@@ -87,6 +98,11 @@ class Bad:
         detail = f" ({first['detail']})" if first["detail"] else ""
         counts = {**self.rejected, **self.left_out}
         return f"rejected: {counts}; the first is {first['id']!r}: {first['reason']}{detail}"
+
+
+def _kind(known: Counter[str], kind: str, others: str) -> str:
+    """A kind to count, which is that of all others once there are many."""
+    return kind if kind in known or len(known) < _KINDS else others
 
 
 @dataclass
@@ -103,11 +119,11 @@ class Corpus(Sequence[str]):
     owners: list[int] = field(default_factory=list)
     bad: list[Bad] = field(default_factory=list)
 
-    def add(self, name: str, items: Iterable[Item | Rejected]) -> None:
+    def add(self, name: str, items: Iterable[Item | Rejected | Unused]) -> None:
         """Append a source's documents as (id, parts), the first part being the text that tells near-duplicates apart.
 
         Raises ValueError naming the source if it has none, if an id occurs twice, or if a row is damaged and bad rows
-        are to be refused.
+        are to be refused. Keys that nothing reads are counted, and stop nothing.
         """
         bad = Bad()
         self.bad.append(bad)
@@ -115,6 +131,9 @@ class Corpus(Sequence[str]):
         for item in items:
             if isinstance(item, Rejected):
                 bad.add(name, item)
+                continue
+            if isinstance(item, Unused):
+                bad.ignore(item)
                 continue
             identity, parts = item
             if identity in own:
@@ -157,8 +176,8 @@ class Corpus(Sequence[str]):
 
 
 def write_held_out(path: Path, lines: Iterable[str]) -> None:
-    """Write JSON lines."""
-    with path.open("w", encoding="utf-8") as stream:
+    """Write JSON lines. What UTF-8 cannot spell, half a surrogate pair, is written as JSON escapes it."""
+    with path.open("w", encoding="utf-8", errors="backslashreplace") as stream:
         stream.writelines(line + "\n" for line in lines)
 
 
@@ -180,9 +199,10 @@ def write_overlap(place: Place, overlap: Contamination) -> dict[str, Any]:
 
 
 def counts(corpus: Corpus, source: int) -> dict[str, dict[str, int]]:
-    """Rows of a source that were not used, by reason."""
+    """Rows of a source that were not used, by reason, and keys of the others that nothing reads, by path."""
     bad = corpus.bad[source]
-    return {"rejected": dict(bad.rejected), "left_out": dict(bad.left_out)}
+    kinds = {"rejected": bad.rejected, "left_out": bad.left_out, "ignored_keys": bad.ignored_keys}
+    return {kind: dict(found) for kind, found in kinds.items()}
 
 
 def finish(
@@ -202,11 +222,14 @@ def finish(
             "held_out_coverage": round(split.coverage, 4),
         },
     }
-    (place.directory / MANIFEST).write_text(json.dumps(summary, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    text = json.dumps(summary, indent=2, ensure_ascii=False) + "\n"
+    (place.directory / MANIFEST).write_text(text, encoding="utf-8", errors="backslashreplace")
     reported = {key: extra[key] for key in ("replay", "overlap") if extra.get(key)}
-    everything = [*sources.values(), *extra.get("replay", {}).values()]
-    totals = {key: sum(source[key] for source in everything) for key in ("documents", "tokens", "bytes")}
-    totals["rejected"] = sum(sum(source["rejected"].values()) for source in everything)
+    everything = {**sources, **extra.get("replay", {})}
+    if ignored := {name: source["ignored_keys"] for name, source in everything.items() if source["ignored_keys"]}:
+        reported["ignored_keys"] = ignored
+    totals = {key: sum(source[key] for source in everything.values()) for key in ("documents", "tokens", "bytes")}
+    totals["rejected"] = sum(sum(source["rejected"].values()) for source in everything.values())
     return {**totals, **summary["split"], "sources": sources, **reported}
 
 

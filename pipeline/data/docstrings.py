@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pipeline.data.conversations import Chat, checked
 from pipeline.data.documents import RowSource
 from pipeline.data.files import Listing, Locate
-from pipeline.data.formats import Rejected
+from pipeline.data.rows import Rejected, Unused, unread
 
 _WRITE = (
     "Write {target}.\n\n{description}",
@@ -78,8 +78,8 @@ class DocstringPairs:
         if not self.weight > 0:
             raise ValueError(f"weight={self.weight} of a source must be positive; leave the source out instead")
 
-    def read(self, locate: Locate, listing: Listing) -> Iterator[Chat | Rejected]:
-        """One conversation for every usable function, in the order of files and lines."""
+    def read(self, locate: Locate, listing: Listing) -> Iterator[Chat | Rejected | Unused]:
+        """One conversation for every usable function, in the order of files and lines; see `Chats.read`."""
         seen: set[str] = set()
         for row in self.origin.rows(locate, listing):
             if isinstance(row, Rejected):
@@ -92,6 +92,8 @@ class DocstringPairs:
                 continue
             for qualified, function in found:
                 yield self._chat(f"{row.id}:{qualified}", function, seen)
+            if others := tuple(key for key, _ in unread(row.fields, ("text",))):
+                yield Unused(row.id, others)
 
     def _chat(self, identity: str, function: DocumentedFunction | str, seen: set[str]) -> Chat | Rejected:
         if isinstance(function, str):

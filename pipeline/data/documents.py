@@ -12,8 +12,9 @@ from typing import Protocol
 
 from pipeline.data.archive import read_members
 from pipeline.data.files import Listing, Locate
-from pipeline.data.formats import Rejected, Row, field_value, rows_of_file
+from pipeline.data.formats import rows_of_file
 from pipeline.data.hub import Repository, check_format
+from pipeline.data.rows import Rejected, Row, Unused, escaped, field_value, unread
 
 _SYMBOL = re.compile(r"[^\w\s]|\d")
 _SPACE = re.compile(r"\s+")
@@ -49,7 +50,7 @@ class LocalFiles:
         root = locate(dict(self.source))
         names = listing(dict(self.source))
         if not names:
-            raise ValueError(f"{describe(self)}: no file of {root} is meant; correct its path, include or exclude")
+            raise ValueError(f"{describe(self)}: no file under {root} matches; correct its path, include or exclude")
         for name in names:
             with (root if root.is_file() else root / name).open("rb") as stream:
                 yield from rows_of_file(name, stream)
@@ -128,14 +129,19 @@ class Text:
         if self.boundary is not None:
             re.compile(self.boundary)
 
-    def read(self, locate: Locate, listing: Listing) -> Iterator[Document | Rejected]:
-        """Every document and every row that is none, in a fixed order."""
+    def read(self, locate: Locate, listing: Listing) -> Iterator[Document | Rejected | Unused]:
+        """Every document, the columns of its row that are not used, and every row that is none, in a fixed order."""
         for row in self.origin.rows(locate, listing):
             if isinstance(row, Rejected):
                 yield row
                 continue
-            for document in self._cut(row):
-                yield self._judge(document)
+            found = [self._judge(document) for document in self._cut(row)]
+            yield from found
+            if any(isinstance(item, Document) for item in found) and (others := self._others(row)):
+                yield Unused(row.id, others)
+
+    def _others(self, row: Row) -> tuple[str, ...]:
+        return tuple(key for key, _ in unread(row.fields, (self.text_field,)))
 
     def documents(self, locate: Locate, listing: Listing, rejected: Counter[str] | None = None) -> Iterator[Document]:
         """The documents alone; the others are counted by reason in `rejected`. Raises ValueError if there are none."""
@@ -144,6 +150,8 @@ class Text:
             if isinstance(item, Document):
                 found = True
                 yield item
+                continue
+            if isinstance(item, Unused):
                 continue
             first = first or f": the first row is no document ({item.reason}; {item.detail or item.id})"
             if rejected is not None:
@@ -204,4 +212,4 @@ def describe(origin: RowSource) -> str:
     """A short name of where rows come from, for messages."""
     source = getattr(origin, "source", {})
     parts = [str(source[key]) for key in ("name", "version", "repo", "path") if key in source]
-    return f"{type(origin).__name__}({' '.join(parts) or source})"
+    return escaped(f"{type(origin).__name__}({' '.join(parts) or source})")

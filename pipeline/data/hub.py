@@ -10,9 +10,10 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.data.files import matches
-from pipeline.data.formats import Rejected, Row, rows_of_file
+from pipeline.data.formats import rows_of_file
+from pipeline.data.rows import Rejected, Row
 
-_FORMATS = (".parquet", ".arrow", ".json", ".txt", ".md")
+_FORMATS = (".parquet", ".arrow", ".json", ".csv", ".tsv", ".txt", ".md")
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 _BUFFER_BYTES = 8 << 20
 _PATIENCE_S = 15.0  # for one question to the hub
@@ -29,7 +30,9 @@ class HubError(ValueError):
 def check_format(files: str) -> None:
     """Raise ValueError if a glob over data files does not show their format."""
     if not any(marker in files for marker in _FORMATS):
-        raise ValueError(f"files={files!r} does not show its format; it must hold .parquet, .arrow, .json(l) or .txt")
+        raise ValueError(
+            f"files={files!r} does not show its format; it must hold .parquet, .arrow, .json(l), .csv, .tsv, .txt"
+        )
 
 
 def is_commit(revision: str) -> bool:
@@ -172,7 +175,7 @@ class Repository:
                 reason = f"not readable by datasets ({type(error).__name__})"
                 yield Rejected(f"{self.repo}#{number}", reason, f"after {number} rows: {error}")
                 return
-            yield Row(f"{self.repo}#{number}", fields)
+            yield Row(f"{self.repo}#{number}", fields, nulls_are_absent=True)
             number += 1
 
 

@@ -69,12 +69,15 @@ def rows_ahead(data: object, params: Mapping[str, Any], mixing: Sequence[str]) -
 
 def unused(directory: Path) -> dict[str, Any]:
     """What a data artifact did not use, for the metrics of a stage that trains on it: rows rejected and left out, by
-    source and reason, and the overlap with evaluation sets where it was looked for."""
+    source and reason; keys of rows that nothing reads, if there are any, by source and path; and the overlap with
+    evaluation sets where it was looked for."""
     manifest = read_sources(directory)
     sources = {**manifest["sources"], **(manifest.get("replay") or {})}
     found: dict[str, Any] = {
         kind: {name: source.get(kind, {}) for name, source in sources.items()} for kind in ("rejected", "left_out")
     }
+    if ignored := {name: source["ignored_keys"] for name, source in sources.items() if source.get("ignored_keys")}:
+        found["ignored_keys"] = ignored
     return {**found, "overlap": manifest["overlap"]} if "overlap" in manifest else found
 
 

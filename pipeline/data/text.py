@@ -24,7 +24,7 @@ from pipeline.data.corpus import (
 )
 from pipeline.data.documents import Document, Text
 from pipeline.data.encoding import TokenCache, encode_all
-from pipeline.data.formats import Rejected
+from pipeline.data.rows import Rejected, Unused
 from pipeline.data.split import HeldOut, Split
 from pipeline.data.spool import Spool
 from pipeline.data.text_encoder import TextEncoder
@@ -77,7 +77,7 @@ class TextData:
         return finish(place, "text", tokenizer, done, split, extra)
 
 
-def _items(source: Text, place: Place) -> Iterator[Item | Rejected]:
+def _items(source: Text, place: Place) -> Iterator[Item | Rejected | Unused]:
     for item in source.read(place.locate, place.listing):
         if isinstance(item, Document):
             try:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.data.files import Listing, Locate
-from pipeline.data.formats import Rejected, Row
+from pipeline.data.rows import Rejected, Row
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from pipeline.data.documents import RowSource
-from pipeline.data.formats import Row
+from pipeline.data.rows import Row
 from pipeline.evaluation.base import Inputs, Item, Outcome, RunProgram, content_hash
 from pipeline.evaluation.grading import GRADES
 from pipeline.evaluation.kept import Kept

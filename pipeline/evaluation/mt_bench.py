@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from pipeline.data.documents import RowSource
-from pipeline.data.formats import Row
+from pipeline.data.rows import Row
 from pipeline.evaluation.base import Inputs, Item, Outcome, content_hash
 from pipeline.evaluation.endpoint import ChatModel, Endpoint, RefusedError, UnreachableError
 from pipeline.evaluation.judging import PROMPTS, Asked, JudgePrompt, judge_prompts, judgements

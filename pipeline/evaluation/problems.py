@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from pipeline.data.documents import RowSource
-from pipeline.data.formats import Row, field_value
+from pipeline.data.rows import Row, field_value
 from pipeline.evaluation.base import Inputs
 from pipeline.evaluation.sandbox import Ran
 

@@ -16,8 +16,8 @@ from typing import Any
 from pipeline.data.conversations import Chat, checked
 from pipeline.data.documents import RowSource
 from pipeline.data.files import Listing, Locate
-from pipeline.data.formats import Rejected, Row
 from pipeline.data.hub import HubError, Repository
+from pipeline.data.rows import Rejected, Row
 from pipeline.evaluation.base import Inputs
 
 Rows = list[dict[str, Any]]

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from pipeline.data.documents import RowSource, describe
-from pipeline.data.formats import Row, field_value
+from pipeline.data.rows import Row, field_value
 from pipeline.data.text_encoder import TextEncoder
 from pipeline.evaluation.base import Inputs, Item, Outcome, content_hash, num_rows
 from pipeline.evaluation.passages import by_hash, check_bounds

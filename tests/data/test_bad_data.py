@@ -18,6 +18,7 @@ from pipeline.data.conversations import Chats, PromptAndResponse
 from pipeline.data.corpus import Place
 from pipeline.data.documents import LONGEST_RUN, LocalFiles, Text
 from pipeline.data.encoding import Encoding
+from pipeline.data.messages import BAD_CALLS, BAD_TOOLS, NOT_TEXT
 from pipeline.data.split import HeldOut
 from pipeline.data.text import TextData
 from pipeline.data.tokens import open_store
@@ -171,9 +172,8 @@ def chatted(make_tokenizer, tmp_path):
     return prepare
 
 
-UNKNOWN = "content, tools or tool calls in a form that is not known"
 AS_CHATS = {
-    "mixed-schemas": ({"columns missing": 2, UNKNOWN: 1, "not a JSON object": 1}, 3),  # a number can be said
+    "mixed-schemas": ({"columns missing": 2, NOT_TEXT: 1, "not a JSON object": 1}, 3),  # a number can be said
     "one-word": ({}, 1),
 }
 """What becomes of the same damages in conversations that say every text back, where it is not what documents become."""
@@ -197,17 +197,20 @@ GOOD_CHATS = {"good.jsonl": _lines(*({"messages": [{"role": "user", "content": f
 NO_FORM = "columns of no known form"
 ODD = {
     "a-list-column-that-is-none": ({"prompt": "a", "completion": "b", "conversation": 17}, None),
-    "history-of-another-type": ({"instruction": "a", "output": "b", "history": 3}, NO_FORM),
+    "history-of-another-type": (
+        {"instruction": "a", "output": "b", "history": 3},
+        "history is not a list of pairs",
+    ),
     "messages-of-another-type": ({"messages": 5}, NO_FORM),
     "a-role-that-is-an-object": (
         {"messages": [{"role": {"a": 1}, "content": "x"}, SAID[1]]},
-        "unknown role \"{'a': 1}\"",
+        "unknown role",
     ),
-    "calls-of-another-type": ({"messages": [SAID[0], {**SAID[1], "tool_calls": 17}]}, UNKNOWN),
-    "content-of-another-type": ({"messages": [SAID[0], {**SAID[1], "content": 17}]}, UNKNOWN),
+    "calls-of-another-type": ({"messages": [SAID[0], {**SAID[1], "tool_calls": 17}]}, BAD_CALLS),
+    "content-of-another-type": ({"messages": [SAID[0], {**SAID[1], "content": {"n": 17}}]}, NOT_TEXT),
     "tools-with-half-a-character": ({"messages": SAID, "tools": [{"name": "\ud800"}]}, "invalid UTF-8"),
-    "tools-with-bytes": ({"messages": SAID, "tools": [{"name": "f", "at": b"\xff"}]}, UNKNOWN),
-    "tools-with-a-time": ({"messages": SAID, "tools": [{"name": "f", "at": datetime.datetime(2026, 1, 1)}]}, UNKNOWN),
+    "tools-with-bytes": ({"messages": SAID, "tools": [{"name": "f", "at": b"\xff"}]}, BAD_TOOLS),
+    "tools-with-a-time": ({"messages": SAID, "tools": [{"name": "f", "at": datetime.datetime(2026, 1, 1)}]}, BAD_TOOLS),
 }
 
 

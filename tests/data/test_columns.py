@@ -14,7 +14,8 @@ from pipeline.data.columns import ByColumns
 from pipeline.data.conversations import Chat, Chats
 from pipeline.data.corpus import Place
 from pipeline.data.documents import LocalFiles
-from pipeline.data.formats import Rejected, Row
+from pipeline.data.messages import BAD_TOOLS, NOT_TEXT
+from pipeline.data.rows import Rejected, Row
 from pipeline.data.split import HeldOut
 
 CONF = Path(__file__).parents[2] / "conf" / "data" / "local_chat.yaml"
@@ -82,14 +83,13 @@ def test_system_and_history_columns_are_kept():
         ({"text": "raw"}, "columns of no known form"),
         ({"messages": ["a", "b"]}, "columns of no known form"),
         ({"messages": []}, "empty"),
-        ({"conversations": [{"from": "human", "value": "a"}, {"from": "bing", "value": "b"}]}, "unknown role 'bing'"),
+        ({"conversations": [{"from": "human", "value": "a"}, {"from": "bing", "value": "b"}]}, "unknown role"),
         ({"prompt": "a", "completion": None}, "empty"),
-        ({"prompt": 7, "completion": "a"}, "columns of no known form"),
-        ({"instruction": "a", "output": "b", "input": "", "history": ["x"]}, "columns of no known form"),
+        ({"prompt": ["a"], "completion": "a"}, NOT_TEXT),
+        ({"instruction": "a", "output": "b", "input": "", "history": ["x"]}, "history is not a list of pairs"),
         ({"messages": [{"role": "user", "content": [{"type": "image"}]}, {"role": "assistant", "content": "b"}]},
-         "content, tools or tool calls in a form that is not known"),
-        ({"prompt": "a", "completion": "b", "tools": "{broken"},
-         "content, tools or tool calls in a form that is not known"),
+         NOT_TEXT),
+        ({"prompt": "a", "completion": "b", "tools": "{broken"}, BAD_TOOLS),
         ({"messages": [{"role": "user", "content": "a"}, {"role": "tool", "content": "b"},
                        {"role": "assistant", "content": "c"}]}, "turns do not alternate"),
     ],

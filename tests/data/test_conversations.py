@@ -8,7 +8,7 @@ import pytest
 
 from pipeline.data.conversations import Chat, Chats, MessageList, PassageQuestions, PromptAndResponse
 from pipeline.data.documents import LocalFiles, PackageFiles
-from pipeline.data.formats import Rejected, Row
+from pipeline.data.rows import Rejected, Row
 
 SHAREGPT = MessageList("conversations", "from", "value", {"human": "user", "gpt": "assistant", "system": "system"})
 
@@ -29,17 +29,22 @@ def test_sharegpt_rows_lose_what_follows_the_last_answer():
 @pytest.mark.parametrize(
     ("pairs", "reason"),
     [
-        ([("human", "a"), ("bing", "b")], "unknown role 'bing'"),
+        ([("human", "a"), ("bing", "b")], "unknown role"),
         ([("human", "a"), ("human", "b"), ("gpt", "c")], "turns do not alternate"),
         ([("gpt", "a"), ("human", "b"), ("gpt", "c")], "does not go from the user to the assistant"),
         ([("human", "a"), ("gpt", "  ")], "empty"),
-        ([("human", "a")], "empty"),
         ([], "empty"),
         ([("human", "a\0"), ("gpt", "b")], "holds a NUL byte"),
     ],
 )
 def test_what_is_no_conversation_is_rejected_with_a_reason(pairs, reason):
-    assert _said(*pairs) == Rejected("r", reason)
+    assert _said(*pairs) == Rejected("r", reason, "'bing'" if reason == "unknown role" else "")
+
+
+def test_what_is_not_read_of_an_empty_conversation_is_said():
+    assert _said(("human", "a")) == Rejected("r", "empty", "not read: messages[] after the assistant's last")
+    row = Row("r", {"conversations": [{"from": "human", "text": "a"}, {"from": "gpt", "value": "b"}]})
+    assert SHAREGPT.chat(row) == Rejected("r", "empty", "not read: messages[].text")
 
 
 def test_an_empty_system_message_is_left_out():

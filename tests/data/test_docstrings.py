@@ -8,7 +8,7 @@ import pytest
 from pipeline.data.conversations import Chat
 from pipeline.data.docstrings import DocstringPairs, conversation, describe_function, documented_functions
 from pipeline.data.documents import PackageFiles
-from pipeline.data.formats import Rejected
+from pipeline.data.rows import Rejected
 
 MODULE = '''
 import functools

@@ -14,7 +14,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from pipeline.data.documents import Document, HubDataset, LocalFiles, PackageFiles, Text, symbol_fraction
-from pipeline.data.formats import Rejected, field_value, rows_of_file
+from pipeline.data.formats import rows_of_file
+from pipeline.data.rows import Rejected, field_value
 
 ROWS = [{"text": "first", "meta": {"n": 1}}, {"text": "second", "meta": {"n": 2}}]
 
@@ -78,7 +79,7 @@ def test_every_format_gives_the_same_rows(name, data):
 @pytest.mark.parametrize(
     ("name", "data", "reasons"),
     [
-        ("a.txt", b"\xff\xfe", ["invalid UTF-8"]),
+        ("a.txt", b"\xff\xff", ["invalid UTF-8"]),
         (
             "a.jsonl",
             b'{"text": "ok"}\n{"text": "\xff"}\nnot json\n[1]\n',
@@ -104,11 +105,11 @@ def test_bad_rows_are_reported(name, data, reasons):
 def test_an_array_is_read_element_by_element_however_it_is_cut(monkeypatch):
     rows = [{"text": 'é[]{},\\"' * n, "meta": [n, {"deep": [n]}]} for n in range(40)]
     for block in (1, 7, 1 << 20):
-        monkeypatch.setattr("pipeline.data.formats._BLOCK_BYTES", block)
+        monkeypatch.setattr("pipeline.data.json_rows._BLOCK_BYTES", block)
         for indent in (None, 1):
             data = "\ufeff" * (block == 7) + " " + json.dumps(rows, ensure_ascii=False, indent=indent)
             assert [row.fields for row in _read("a.json", data.encode())] == rows
-    assert _read("a.json", b" [ ] ") == []
+    assert _read("a.json", b" [ ] ") == [Rejected("a.json", "empty", "a file without rows")]
 
 
 def test_a_row_of_a_table_whose_text_is_not_utf8_is_rejected_alone():

@@ -7,8 +7,8 @@ import json
 import fsspec
 import pytest
 
-from pipeline.data.formats import Rejected
 from pipeline.data.hub import HubError, Repository, is_commit
+from pipeline.data.rows import Rejected
 
 COMMIT = "0123456789abcdef" * 2 + "01234567"
 

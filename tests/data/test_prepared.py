@@ -38,7 +38,7 @@ def test_general_text_is_replayed_where_asked_and_is_no_part_of_the_domain(text_
     assert open_stream(text_data, 32, 0, replay=0.0).tokens.keys() == {"a"}
     with pytest.raises(ValueError, match=r"the data has none; add some to data\.replay"):
         open_stream(text_data, 32, 0, replay=0.25)
-    entry = {"weight": 1.0, "rejected": {"empty": 2}, "left_out": {}}
+    entry = {"weight": 1.0, "rejected": {"empty": 2}, "left_out": {}, "ignored_keys": {}}
     (text_data / "sources.json").write_text(json.dumps({**manifest, "replay": {"web": entry}}))
     assert open_stream(text_data, 32, 0).tokens.keys() == {"a"}
     # What waits in the window of first_fit is drawn and not yet seen: more than a tenth of 400 rows of 32 tokens.
@@ -48,7 +48,12 @@ def test_general_text_is_replayed_where_asked_and_is_no_part_of_the_domain(text_
             stream.plan()
         assert stream.tokens["web"] / sum(stream.tokens.values()) == pytest.approx(0.25, abs=0.01)
     assert validation_rows(text_data, tokenizer, 32, 200).keys() == {"a"}
-    assert unused(text_data) == {"rejected": {"a": {}, "web": {"empty": 2}}, "left_out": {"a": {}, "web": {}}}
+    expected = {"rejected": {"a": {}, "web": {"empty": 2}}, "left_out": {"a": {}, "web": {}}}
+    assert unused(text_data) == expected
+    (text_data / "sources.json").write_text(
+        json.dumps({**manifest, "replay": {"web": {**entry, "ignored_keys": {"u": 1}}}})
+    )
+    assert unused(text_data) == {**expected, "ignored_keys": {"web": {"u": 1}}}
 
 
 def test_text_is_not_taken_for_chats(text_data):

@@ -2,7 +2,7 @@ import pytest
 from lm_eval.evaluator import evaluate
 from lm_eval.models.huggingface import HFLM
 
-from pipeline.data.formats import Rejected
+from pipeline.data.rows import Rejected
 from pipeline.evaluation.base import score
 from pipeline.evaluation.harness import HarnessTask, smallest_hashes
 from pipeline.evaluation.rows import Absent

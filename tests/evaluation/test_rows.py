@@ -1,6 +1,6 @@
 import pytest
 
-from pipeline.data.formats import Row
+from pipeline.data.rows import Row
 from pipeline.evaluation.rows import QuestionAndSolution, as_they_are, olmes_choice, olmes_lambada
 
 
