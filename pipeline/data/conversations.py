@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Any, Protocol
 
@@ -22,24 +22,27 @@ _NEXT = {"user": ("assistant",), "assistant": ("user", "tool"), "tool": ("tool",
 class Chat:
     """A conversation: messages of {"role", "content"}, an optional system message and then user and assistant in turn,
     the assistant last. An assistant's message may have "tool_calls", which messages of the role tool answer before it
-    goes on; `tools` describes the functions that it may call."""
+    goes on; `tools` describes the functions that it may call. `options` are variables of the chat template."""
 
     id: str
     messages: tuple[dict[str, Any], ...]
     tools: tuple[dict[str, Any], ...] = ()
+    options: dict[str, Any] = field(default_factory=dict)
 
     def to_json(self) -> str:
-        """One line of JSON: {"id", "messages"}, and "tools" if there are any."""
+        """One line of JSON: {"id", "messages"}, and "tools" and "options" if there are any."""
         value: dict[str, Any] = {"id": self.id, "messages": list(self.messages)}
         if self.tools:
             value["tools"] = list(self.tools)
+        if self.options:
+            value["options"] = self.options
         return json.dumps(value, ensure_ascii=False)
 
     @staticmethod
     def from_json(line: str) -> Chat:
         """Undo `to_json`."""
         value = json.loads(line)
-        return Chat(value["id"], tuple(value["messages"]), tuple(value.get("tools", ())))
+        return Chat(value["id"], tuple(value["messages"]), tuple(value.get("tools", ())), value.get("options", {}))
 
 
 class Layout(Protocol):

@@ -75,7 +75,9 @@ class Aligner:
                 return marked, found[1]
         raise UnfitChatError(CANNOT, f"it depends on the very text of a message; {text[:60]!r}")
 
-    def _within(self, text: str, blocks: Sequence[tuple[int, int]], turns: Sequence[Turn]) -> list[tuple[int, int, int]]:
+    def _within(
+        self, text: str, blocks: Sequence[tuple[int, int]], turns: Sequence[Turn]
+    ) -> list[tuple[int, int, int]]:
         """The template's own blocks, each with its message, without what the generation prompt gives and what stands
         after the token that closes the turn."""
         spans = []
@@ -146,9 +148,7 @@ class _Rendering:
     def _prefix(self, stop: int, prompt: bool) -> tuple[str, list[Place]]:
         """What is rendered of the first messages alone; nothing if the template refuses them."""
         try:
-            rendered = self._by.template.render(
-                self._marked.messages[:stop], self._marked.tools, self._options, prompt
-            )
+            rendered = self._by.template.render(self._marked.messages[:stop], self._marked.tools, self._options, prompt)
         except UnfitChatError:
             return "", []
         return places(rendered, self._marked) or ("", [])

@@ -48,6 +48,13 @@ class TemplateSettings:
         if taken := sorted(set(self.options) & set(_OWN)):
             raise ValueError(f"template_options name {', '.join(taken)}, which every conversation brings itself")
 
+    @staticmethod
+    def recorded(summary: Mapping[str, Any]) -> TemplateSettings:
+        """What a data artifact was rendered with, out of its `sources.json`."""
+        return TemplateSettings(
+            summary.get("chat_template"), summary.get("chat_date"), summary.get("chat_template_options") or {}
+        )
+
 
 class Form(NamedTuple):
     """How a template wants messages: content as a list of parts, arguments of calls as JSON text, what content is where
@@ -84,6 +91,10 @@ class ChatTemplate:
             _check_parses(source)
         self._forms: dict[str, Form] = {}
 
+    def record(self) -> dict[str, Any]:
+        """What `TemplateSettings.recorded` reads."""
+        return {"chat_template": self.text, "chat_date": self.date, "chat_template_options": self.options}
+
     def source(self, tools: Sequence[Message] = ()) -> str:
         """The template for a conversation with these tools. Raises UnfitChatError if none is meant for it."""
         if isinstance(self.text, str):
@@ -116,7 +127,7 @@ class ChatTemplate:
             blocks: list[str] = []
             with template.environment.activate_tracker(blocks, spans):  # type: ignore[attr-defined]
                 for block in template.generate(given):  # one by one: positions are counted by what is there already
-                    blocks.append(block)  # noqa: PERF402
+                    blocks.append(block)
             return "".join(blocks)
 
         return self._rendered(messages, tools, options, False, tracked), spans

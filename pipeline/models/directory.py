@@ -8,6 +8,8 @@ from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 from typing import Literal
 
+from transformers.utils import CHAT_TEMPLATE_DIR
+
 from pipeline.models.durable import commit, partial_of, sync, write_text
 from pipeline.models.reference import OWN_FILE, REFERENCE_FILE, write_reference
 from pipeline.models.safetensors_io import INDEX_FILE, Planned, Stored, has_only_pickles, read_index, write_shards
@@ -73,6 +75,8 @@ def copy_side_files(source: Path, target: Path, leave_out: Collection[str] = ())
         if file.is_file() and not ours:
             shutil.copyfile(file, partial_of(target / file.name))
             commit(target / file.name)
+    if (templates := source / CHAT_TEMPLATE_DIR).is_dir():
+        shutil.copytree(templates, target / CHAT_TEMPLATE_DIR, dirs_exist_ok=True)
 
 
 def read_expansion(directory: Path) -> dict:
