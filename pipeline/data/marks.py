@@ -1,8 +1,8 @@
 """Where the parts of a conversation come to stand in its rendering, told by marks put into a copy of it.
 
 A mark is a number between two noncharacters, which no text may hold and every template passes through. What is
-rendered of a marked copy must be, without the marks, what is rendered of the conversation itself; else the marks changed
-what the template did, and say nothing.
+rendered of a marked copy must be, without the marks, what is rendered of the conversation itself; else the marks
+changed what the template did, and say nothing.
 """
 
 from __future__ import annotations

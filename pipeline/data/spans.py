@@ -49,8 +49,8 @@ class Aligner:
     ) -> Aligned:
         """The rendering and what to learn of it; `spans` are (message, start, stop), in order.
 
-        Raises UnfitChatError if the template refuses the conversation, leaves something of it out, or renders it so that
-        the assistant's part cannot be told.
+        Raises UnfitChatError if the template refuses the conversation, leaves something of it out, or renders it so
+        that the assistant's part cannot be told.
         """
         text, generated = self.template.render_tracked(messages, tools, options)
         marked, found = self._marked(text, messages, tools, options)
@@ -91,6 +91,8 @@ class Aligner:
             if ends and not closing[ends[-1].end() :].strip():
                 stop = begun + ends[-1].end()
             spans.append((owner.message, begun, stop))
+        if not spans:
+            raise UnfitChatError("the chat template's generation blocks hold nothing", f"in {text[:60]!r}")
         return spans
 
     def closing(self, after: str, has_calls: bool, bound: int) -> int:

@@ -22,8 +22,9 @@ class HeldOutChat:
     """Bits per byte of the assistant's turns, given everything before them, through the chat template.
 
     Scored are the tokens that instruction tuning learns: a turn, with reasoning and calls as the template renders them,
-    and the token that ends it. The bytes are those of what the assistant says, without that token. Trailing exchanges that do not fit into the window are left out whole, and so is a
-    conversation whose first exchange does not fit or which the template cannot spell faithfully.
+    and the token that ends it. The bytes are those of what the assistant says, without that token. Trailing exchanges
+    that do not fit into the window are left out whole, and so is a conversation whose first exchange does not fit or
+    which the template cannot spell faithfully.
 
     Attributes:
         chats: a source of conversations; null reads the held-out part of the data artifact.

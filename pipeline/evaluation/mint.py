@@ -133,10 +133,8 @@ class Mint:
 
     def measure(self, speaker: Speaker, inputs: Inputs) -> Outcome:
         """As `run`, with turns from anything that speaks. Raises SandboxError if the sandbox fails."""
-        sandbox, replies = (
-            Sandbox(self.limits, inputs.isolation, inputs.workers),
-            ChatReplies(speaker, self._settings(inputs)),
-        )
+        sandbox = Sandbox(self.limits, inputs.isolation, inputs.workers)
+        replies = ChatReplies(speaker, self._settings(inputs))
         if inputs.directory is None:
             raise ValueError("MINT needs a directory to keep its episodes in")
         problems, prelude = self._problems(inputs), self._prelude(inputs)
