@@ -8,15 +8,16 @@ changed what the template did, and say nothing.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
+
+from pipeline.data.template_forms import REASONING
 
 Message = Mapping[str, Any]
 Kind = Literal["content", "reasoning", "call", "tool"]
 RESERVED = re.compile("[\ufdd0\ufdd1]")
-_MARK = re.compile("\ufdd0(\\d+)\ufdd1")
-_REASONING = ("reasoning_content", "thinking", "reasoning")
+_MARK = re.compile(r"(?:\ufdd0|\\ufdd0)(\d+)(?:\ufdd1|\\ufdd1)")  # as it was put, or as ASCII JSON spells it
 
 
 @dataclass(frozen=True)
@@ -50,7 +51,7 @@ class Marked:
 
     def _message(self, index: int, message: Message) -> dict[str, Any]:
         found = dict(message)
-        for key in _REASONING:
+        for key in REASONING:
             if isinstance(found.get(key), str):
                 found[key] = self._text(index, "reasoning", found[key])
         if isinstance(content := found.get("content"), str):
@@ -121,7 +122,7 @@ def places(rendered: str, marked: Marked) -> tuple[str, list[Place]] | None:
     text, found = _without(rendered)
     if marked.inside:
         inner = [_around(text, position, number // 2, marked.parts) for position, number in found]
-        return None if None in inner else (text, [place for place in inner if place])
+        return None if None in inner else (text, _in_order(place for place in inner if place))
     edges = _pairs(found)
     return None if edges is None else (text, edges)
 
@@ -156,7 +157,11 @@ def _pairs(found: Sequence[tuple[int, int]]) -> list[Place] | None:
             edges.append(Place(number // 2, opened.pop(number - 1), position))
         else:
             return None
-    return None if opened else sorted(edges, key=lambda place: (place.start, place.stop))
+    return None if opened else _in_order(edges)
+
+
+def _in_order(found: Iterable[Place]) -> list[Place]:
+    return sorted(found, key=lambda place: (place.start, place.stop))
 
 
 def spoken(messages: Sequence[Message], tools: Sequence[Message]) -> Iterator[str]:

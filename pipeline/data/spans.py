@@ -7,6 +7,7 @@ token that closes it: what is rendered up to and with the turn is compared with 
 
 from __future__ import annotations
 
+import functools
 import re
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
@@ -16,6 +17,11 @@ from pipeline.data.template import ChatTemplate, UnfitChatError
 
 CANNOT = "the assistant's part cannot be told from what the chat template renders"
 _GENERATION_BLOCK = re.compile(r"\{%-?\s*generation\s*-?%\}")
+
+
+@functools.cache
+def _marks_itself(source: str) -> bool:
+    return bool(_GENERATION_BLOCK.search(source))
 
 
 class Turn(NamedTuple):
@@ -58,7 +64,7 @@ class Aligner:
         one = _Rendering(self, text, marked, found, options)
         turns = [one.turn(i) for i, message in enumerate(messages) if message["role"] == "assistant"]
         spans = [(turn.message, turn.start, turn.stop) for turn in turns]
-        if _GENERATION_BLOCK.search(self.template.source(tools)):
+        if _marks_itself(self.template.source(tools)):
             spans = self._within(text, generated, turns)
         return Aligned(text, turns, spans, left_out)
 
@@ -85,7 +91,7 @@ class Aligner:
             owner = next((turn for turn in reversed(turns) if turn.start < stop), None)
             if owner is None or not text[start:stop]:
                 continue
-            begun = max(start, owner.start) if owner.start < stop and start <= owner.said else start
+            begun = max(start, owner.start)
             closing = text[begun:stop]
             ends = list(self._special.finditer(closing))
             if ends and not closing[ends[-1].end() :].strip():

@@ -2,21 +2,22 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from functools import cached_property
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import jinja2
 from transformers.utils.chat_template_utils import _compile_jinja_template
 
+from pipeline.data.template_forms import ANSWERED, ASKED, Form, find_form
+
 DATE = "2024-07-26"
 """The date that Llama 3.1's template falls back to, so that whoever names none gets the same rows every day."""
-REASONING = ("reasoning_content", "thinking", "reasoning")
 Message = Mapping[str, Any]
+Options = Mapping[str, Any]
 _OWN = ("messages", "tools", "add_generation_prompt")
 _FAILURES = (jinja2.TemplateError, TypeError, ValueError, LookupError, AttributeError, RecursionError)
 
@@ -41,7 +42,7 @@ class TemplateSettings:
 
     template: str | Mapping[str, str] | None = None
     date: str | None = None
-    options: Mapping[str, Any] = field(default_factory=dict)
+    options: Options = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         _day(self.date)
@@ -51,26 +52,15 @@ class TemplateSettings:
     @staticmethod
     def recorded(summary: Mapping[str, Any]) -> TemplateSettings:
         """What a data artifact was rendered with, out of its `sources.json`."""
-        return TemplateSettings(
-            summary.get("chat_template"), summary.get("chat_date"), summary.get("chat_template_options") or {}
-        )
-
-
-class Form(NamedTuple):
-    """How a template wants messages: content as a list of parts, arguments of calls as JSON text, what content is where
-    there is none, and where reasoning goes."""
-
-    parts: bool = False
-    text_arguments: bool = False
-    no_content: str | None = ""
-    reasoning: str = "reasoning_content"
+        options = summary.get("chat_template_options") or {}
+        return TemplateSettings(summary.get("chat_template"), summary.get("chat_date"), options)
 
 
 class ChatTemplate:
     """Renders conversations the same way for training, validation and evaluation, whatever day it is.
 
     Of several templates it takes the one that transformers would: `tool_use` where tools are given and there is one,
-    else `default`. How messages are given to a template is found out once per template, by rendering an example.
+    else `default`. How messages are given to a template is found out once per template (see `template_forms`).
 
     Attributes:
         text: what to save with the model: the template, or several by name.
@@ -86,7 +76,7 @@ class ChatTemplate:
         self.date, self.options = settings.date or DATE, dict(settings.options)
         day = _day(self.date)
         dates = {"strftime_now": day.strftime, "date_string": day.strftime("%d %b %Y")}
-        self._variables = {**tokenizer.special_tokens_map, **dates, **self.options}
+        self._variables = {"documents": None, **tokenizer.special_tokens_map, **dates, **self.options}
         for source in [self.text] if isinstance(self.text, str) else self.text.values():
             _check_parses(source)
         self._forms: dict[str, Form] = {}
@@ -108,93 +98,32 @@ class ChatTemplate:
         self,
         messages: Sequence[Message],
         tools: Sequence[Message] = (),
-        options: Mapping[str, Any] | None = None,
+        options: Options | None = None,
         prompt: bool = False,
     ) -> str:
         """The text of a conversation; `prompt` asks for the generation prompt after it.
 
         Raises UnfitChatError with the template's own words if it refuses the conversation.
         """
-        return self._rendered(messages, tools, options, prompt, lambda template, given: template.render(given))
+        source = self.source(tools)
+        return _render(source, self._given(self._form(source), messages, tools, options, prompt))
 
     def render_tracked(
-        self, messages: Sequence[Message], tools: Sequence[Message], options: Mapping[str, Any] | None
+        self, messages: Sequence[Message], tools: Sequence[Message], options: Options | None
     ) -> tuple[str, list[tuple[int, int]]]:
         """As `render`, with the character ranges that the template's `{% generation %}` blocks wrote."""
-        spans: list[tuple[int, int]] = []
+        source, spans = self.source(tools), []
+        return _render(source, self._given(self._form(source), messages, tools, options, False), spans), spans
 
-        def tracked(template: jinja2.Template, given: dict[str, Any]) -> str:
-            blocks: list[str] = []
-            with template.environment.activate_tracker(blocks, spans):  # type: ignore[attr-defined]
-                for block in template.generate(given):  # one by one: positions are counted by what is there already
-                    blocks.append(block)
-            return "".join(blocks)
-
-        return self._rendered(messages, tools, options, False, tracked), spans
-
-    def _rendered(
-        self,
-        messages: Sequence[Message],
-        tools: Sequence[Message],
-        options: Mapping[str, Any] | None,
-        prompt: bool,
-        how: Callable[[jinja2.Template, dict[str, Any]], str],
-    ) -> str:
-        source = self.source(tools)
-        if taken := sorted(set(options or ()) & set(_OWN)):
-            raise UnfitChatError("options that a chat template cannot be given", ", ".join(taken))
-        return self._in_form(self._form(source), source, messages, tools, options, prompt, how)
-
-    def _in_form(
-        self,
-        form: Form,
-        source: str,
-        messages: Sequence[Message],
-        tools: Sequence[Message],
-        options: Mapping[str, Any] | None,
-        prompt: bool,
-        how: Callable[[jinja2.Template, dict[str, Any]], str],
-    ) -> str:
-        given = {"documents": None, **self._variables, **(options or {}), "add_generation_prompt": prompt}
-        given |= {"messages": [_formed(message, form) for message in messages], "tools": list(tools) or None}
-        try:
-            return how(_compile_jinja_template(source), given)
-        except _FAILURES as error:
-            raise UnfitChatError("the chat template refuses it", str(error)) from error
-
-    def _form(self, source: str) -> Form:
-        if source not in self._forms:
-            self._forms[source] = self._find_form(source)
-        return self._forms[source]
-
-    def _find_form(self, source: str) -> Form:
-        """The first form of each kind in which a template says all of an example; the usual one if none does."""
-
-        def says(form: Form, messages: Sequence[Message], tools: Sequence[Message], words: Sequence[str]) -> bool:
-            try:
-                text = self._in_form(form, source, messages, tools, None, False, lambda t, given: t.render(given))
-            except UnfitChatError:
-                return False
-            return all(word in text for word in words) and repr(_ARGUMENTS) not in text
-
-        form = Form()
-        for parts in (False, True):
-            if says(with_parts := form._replace(parts=parts), [_ASKED, _ANSWERED], (), ("asked-1", "answered-1")):
-                form = with_parts
-                break
-        called = [_ASKED, _CALLED, _RETURNED, _ANSWERED]
-        ways = [form._replace(text_arguments=text, no_content=no) for no in ("", None) for text in (False, True)]
-        form = next((way for way in ways if says(way, called, [_TOOL], ("called_1", "argued-1"))), form)
-        inline = ("content",) if "</think>" in source else ()
-        places = [form._replace(reasoning=place) for place in ("reasoning_content", "reasoning", *inline)]
-        thought = [_ASKED, {**_ANSWERED, "reasoning_content": "thought-1"}]
-        return next((way for way in places if says(way, thought, (), ("thought-1", "answered-1"))), form)
+    def prompt(self, messages: Sequence[Message], tools: Sequence[Message] = (), options: Options | None = None) -> str:
+        """A conversation up to where the assistant is to go on. Raises UnfitChatError as `render`."""
+        return self.render(messages, tools, options, prompt=True) + self.header
 
     @cached_property
     def generation_prompt(self) -> str:
         """What `add_generation_prompt` adds after a user's turn; empty if nothing."""
         try:
-            without, found = (self.render([_ASKED], prompt=prompt) for prompt in (False, True))
+            without, found = (self.render([ASKED], prompt=prompt) for prompt in (False, True))
         except UnfitChatError:
             return ""
         start = without.rfind("asked-1") + len("asked-1")
@@ -207,20 +136,36 @@ class ChatTemplate:
         if self.generation_prompt:
             return ""
         try:
-            asked, answered = self.render([_ASKED]), self.render([_ASKED, _ANSWERED])
+            asked, answered = self.render([ASKED]), self.render([ASKED, ANSWERED])
         except UnfitChatError:
             return ""
         header = answered[len(asked) : answered.rfind("answered-1")] if answered.startswith(asked) else ""
         return header if header.strip() else ""
 
-    def prompt(
+    def _given(
         self,
+        form: Form,
         messages: Sequence[Message],
-        tools: Sequence[Message] = (),
-        options: Mapping[str, Any] | None = None,
-    ) -> str:
-        """A conversation up to where the assistant is to go on. Raises UnfitChatError as `render`."""
-        return self.render(messages, tools, options, prompt=True) + self.header
+        tools: Sequence[Message],
+        options: Options | None,
+        prompt: bool,
+    ) -> dict[str, Any]:
+        if taken := sorted(set(options or ()) & set(_OWN)):
+            raise UnfitChatError("options that a chat template cannot be given", ", ".join(taken))
+        formed = [form.apply(message) for message in messages]
+        own = {"messages": formed, "tools": list(tools) or None, "add_generation_prompt": prompt}
+        return {**self._variables, **(options or {}), **own}
+
+    def _form(self, source: str) -> Form:
+        def attempt(form: Form, messages: Sequence[Message], tools: Sequence[Message]) -> str:
+            try:
+                return _render(source, self._given(form, messages, tools, None, False))
+            except UnfitChatError:
+                return ""
+
+        if source not in self._forms:
+            self._forms[source] = find_form(source, attempt)
+        return self._forms[source]
 
 
 def read_template(template: str | Mapping[str, Any] | None, locate: Callable[[Mapping[str, Any]], Path]) -> str | None:
@@ -237,23 +182,12 @@ def read_template(template: str | Mapping[str, Any] | None, locate: Callable[[Ma
         raise ValueError(f"template: {path} cannot be read as UTF-8 text ({error}); name one .jinja file") from error
 
 
-_ASKED = {"role": "user", "content": "asked-1"}
-_ANSWERED = {"role": "assistant", "content": "answered-1"}
-_ARGUMENTS = {"city": "argued-1"}
-_CALL = {"id": "call12345", "type": "function", "function": {"name": "called_1", "arguments": _ARGUMENTS}}
-_CALLED = {"role": "assistant", "content": "", "tool_calls": [_CALL]}
-_RETURNED = {"role": "tool", "content": "returned-1", "name": "called_1", "tool_call_id": "call12345"}
-_CITY = {"type": "object", "properties": {"city": {"type": "string", "description": "A city."}}, "required": ["city"]}
-_TOOL = {"type": "function", "function": {"name": "called_1", "description": "Calls.", "parameters": _CITY}}
-
-
 def _chosen(tokenizer: Any, asked: str | Mapping[str, str] | None) -> str | dict[str, str]:
     own = tokenizer.chat_template
     if isinstance(own, Mapping) and isinstance(asked, str) and asked in own:
         # Whoever loads the tuned model gets the one it was tuned with, whether or not there are tools.
-        return {name: own[asked] if name in ("default", "tool_use") else text for name, text in own.items()} | {
-            "default": own[asked]
-        }
+        replaced = {name: own[asked] for name in ("default", "tool_use") if name == "default" or name in own}
+        return {**own, **replaced}
     found = asked or own
     if isinstance(found, Mapping) and {"default", "tool_use"} & set(found):
         return dict(found)
@@ -271,6 +205,25 @@ def _check_parses(source: str) -> None:
         raise ValueError(f"the chat template is no valid Jinja: {error}; it begins {source[:60]!r}") from error
 
 
+def _render(source: str, given: dict[str, Any], spans: list[tuple[int, int]] | None = None) -> str:
+    """What a template renders; `spans` takes the ranges of its generation blocks.
+
+    It is compiled by transformers, but not rendered by `apply_chat_template`, which turns functions such as
+    `strftime_now` into text. Raises UnfitChatError.
+    """
+    template = _compile_jinja_template(source)
+    blocks: list[str] = []
+    try:
+        if spans is None:
+            return template.render(given)
+        with template.environment.activate_tracker(blocks, spans):
+            for block in template.generate(given):  # one by one: positions are counted by what is there already
+                blocks.append(block)
+        return "".join(blocks)
+    except _FAILURES as error:
+        raise UnfitChatError("the chat template refuses it", str(error)) from error
+
+
 def _day(date: str | None) -> datetime:
     try:
         return datetime.strptime(date or DATE, "%Y-%m-%d")
@@ -278,35 +231,8 @@ def _day(date: str | None) -> datetime:
         raise ValueError(f"date={date!r} must be a date such as {DATE}") from error
 
 
-def _formed(message: Message, form: Form) -> dict[str, Any]:
-    """A message as a template of this form reads it; keys without a value are left out, as transformers does."""
-    found = {key: value for key, value in message.items() if value is not None}
-    calls, content = found.get("tool_calls"), found.get("content")
-    if calls and not content:
-        found["content"] = content = form.no_content
-    if calls and form.text_arguments:
-        found["tool_calls"] = [_with_text_arguments(call) for call in calls]
-    reasoning = next((found[key] for key in REASONING if key in found), None)
-    if reasoning is not None and form.reasoning == "content":
-        content = f"<think>\n{reasoning}\n</think>\n\n{content or ''}"
-        found = {key: value for key, value in found.items() if key not in REASONING} | {"content": content}
-    elif reasoning is not None:
-        found = {"thinking": reasoning, **found, "reasoning_content": reasoning, form.reasoning: reasoning}
-    if form.parts and isinstance(content, str):
-        found["content"] = [{"type": "text", "text": content}]
-    return found
-
-
-def _with_text_arguments(call: Message) -> dict[str, Any]:
-    function = call.get("function", call)
-    arguments = function.get("arguments")
-    if not isinstance(arguments, str):
-        function = {**function, "arguments": json.dumps(arguments, ensure_ascii=False)}
-    return {**call, "function": function} if "function" in call else dict(function)
-
-
 def _shared(a: str, b: str) -> int:
-    """Length of the common prefix, cut back so that it ends with a line or before an opening bracket."""
+    """Length of the common prefix, cut back so that it does not end inside a token in brackets."""
     length = next((i for i, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b)))
     if length in (len(a), len(b)):
         return length
