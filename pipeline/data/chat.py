@@ -93,15 +93,17 @@ class ChatEncoder:
         text = self.template.prompt(messages, tools, options)
         return list(self._tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"])
 
-    def closing_tokens(self) -> list[str]:
+    def closing_tokens(self) -> list[str] | None:
         """The special tokens that close a turn of the assistant, in order: of the last one, or if it has none of an
-        earlier one; empty if the template closes none, or refuses a plain exchange."""
-        try:
-            text, turns, *_ = self._aligner.align(_EXAMPLE)
-        except UnfitChatError:
-            return []
-        closings = (self._special.findall(text[turn.silent : turn.stop]) for turn in reversed(turns))
-        return next((closing for closing in closings if closing), [])
+        earlier one; empty if the template closes none, None if it refuses a plain exchange."""
+        for example in (_EXAMPLE, _EXAMPLE[:2]):
+            try:
+                text, turns, *_ = self._aligner.align(example)
+            except UnfitChatError:
+                continue
+            closings = (self._special.findall(text[turn.silent : turn.stop]) for turn in reversed(turns))
+            return next((closing for closing in closings if closing), [])
+        return None
 
     def _check_texts(self, messages: Sequence[Message], tools: Sequence[Message]) -> None:
         for text in spoken(messages, tools):

@@ -104,22 +104,21 @@ class Aligner:
     def closing(self, after: str, has_calls: bool, bound: int) -> int:
         """How many characters of what follows a turn's words end the turn: through its closing token.
 
-        bound: where the next turn begins at the latest. A turn that calls tools is closed by the last token, as the
-        calls may be set off by tokens; any other by the first, with those right behind it and the end of all.
+        bound: where the next turn begins at the latest. A turn is closed by EOS. Without, one that calls tools is
+        closed by the last token, as the calls may be set off by tokens; any other by the first, and those right behind.
         """
         ends = [match for match in self._special.finditer(after) if match.end() <= bound]
         if not ends:
             # A template that closes no turn: the model stops by writing what opens the next one.
             following = self._special.match(after, bound)
             return following.end() if following else bound
+        if is_end := [match for match in ends if match.group() == self._eos]:
+            return is_end[0].end()
         if has_calls:
             return ends[-1].end()
         stop = ends[0].end()
         for match in ends[1:]:
-            is_end = match.group() == self._eos and not after[stop : match.start()].strip()
-            if match.start() != stop and not is_end:
-                break
-            stop = match.end()
+            stop = match.end() if match.start() == stop else stop
         return stop
 
     def shared(self, a: str, b: str) -> int:

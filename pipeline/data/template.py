@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from functools import cached_property
-from pathlib import Path
 from typing import Any
 
 import jinja2
 from transformers.utils.chat_template_utils import _compile_jinja_template
 
+from pipeline.data.files import Locate
 from pipeline.data.template_forms import ANSWERED, ASKED, Form, find_form
 
 DATE = "2024-07-26"
@@ -112,7 +112,8 @@ class ChatTemplate:
         self, messages: Sequence[Message], tools: Sequence[Message], options: Options | None
     ) -> tuple[str, list[tuple[int, int]]]:
         """As `render`, with the character ranges that the template's `{% generation %}` blocks wrote."""
-        source, spans = self.source(tools), []
+        source = self.source(tools)
+        spans: list[tuple[int, int]] = []
         return _render(source, self._given(self._form(source), messages, tools, options, False), spans), spans
 
     def prompt(self, messages: Sequence[Message], tools: Sequence[Message] = (), options: Options | None = None) -> str:
@@ -131,15 +132,17 @@ class ChatTemplate:
 
     @cached_property
     def header(self) -> str:
-        """What stands before an assistant's text where the template knows no generation prompt; empty otherwise, and
-        where that is but white space."""
+        """What stands before an assistant's text where the template knows no generation prompt; empty otherwise, where
+        that is but white space, and where a template always ends with it."""
         if self.generation_prompt:
             return ""
         try:
-            asked, answered = self.render([ASKED]), self.render([ASKED, ANSWERED])
+            asked, answered, more = (self.render([ASKED, ANSWERED, ASKED][:number]) for number in (1, 2, 3))
         except UnfitChatError:
             return ""
-        header = answered[len(asked) : answered.rfind("answered-1")] if answered.startswith(asked) else ""
+        if not (answered.startswith(asked) and more.startswith(answered)):
+            return ""
+        header = answered[len(asked) : answered.rfind("answered-1")]
         return header if header.strip() else ""
 
     def _given(
@@ -168,14 +171,14 @@ class ChatTemplate:
         return self._forms[source]
 
 
-def read_template(template: str | Mapping[str, Any] | None, locate: Callable[[Mapping[str, Any]], Path]) -> str | None:
+def read_template(template: str | Mapping[str, Any] | None, locate: Locate) -> str | None:
     """A template given as text or name, or as a local source: then the text of that file.
 
     Raises ValueError if the source is no single text file.
     """
     if template is None or isinstance(template, str):
         return template
-    path = locate(template)
+    path = locate(dict(template))
     try:
         return path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:

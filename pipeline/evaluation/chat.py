@@ -57,24 +57,25 @@ class HeldOutChat:
         return score_passages(model, within(passages, self.max_items, self.max_tokens), self.window, inputs)
 
     def _settings(self, inputs: Inputs) -> TemplateSettings:
-        is_held_out = self.chats is None and inputs.data is not None
-        known = TemplateSettings.recorded(read_sources(inputs.data)) if is_held_out else TemplateSettings()
+        known = TemplateSettings()
+        if self.chats is None and inputs.data is not None:
+            known = TemplateSettings.recorded(read_sources(inputs.data))
         template = read_template(self.template, inputs.locate) or known.template
         options = known.options if self.template_options is None else self.template_options
         return TemplateSettings(template, self.date or known.date, options)
 
-    def _chats(self, inputs: Inputs) -> Iterator[tuple[str, Messages | dict[str, Any]]]:
+    def _chats(self, inputs: Inputs) -> Iterator[tuple[str, Any]]:
         if self.chats is None:
             return ((identity, _content(chat)) for identity, chat in held_out(inputs, self.sources, None))
         chats = self.chats.read(inputs.locate, inputs.listing)
         return ((chat.id, _content(vars(chat))) for chat in chats if isinstance(chat, Chat))
 
-    def _passage(self, encoder: ChatEncoder, identity: str, chat: Messages | dict[str, Any]) -> Passage | None:
+    def _passage(self, encoder: ChatEncoder, identity: str, chat: Any) -> Passage | None:
         whole = chat if isinstance(chat, dict) else {"messages": chat}
-        messages, more = whole["messages"], (whole.get("tools") or (), whole.get("options"))
+        messages, tools, options = whole["messages"], whole.get("tools") or (), whole.get("options")
         while any(message["role"] == "assistant" for message in messages):
             try:
-                tokens, mask, num_bytes, _ = encoder.encode_whole(messages, *more)
+                tokens, mask, num_bytes, _ = encoder.encode_whole(messages, tools, options)
             except UnfitChatError:
                 return None
             if num_bytes and len(tokens) <= self.window:
@@ -85,7 +86,7 @@ class HeldOutChat:
         return None
 
 
-def _content(chat: Mapping[str, Any]) -> Messages | dict[str, Any]:
+def _content(chat: Mapping[str, Any]) -> Any:
     """What a conversation is told apart by: its messages, with tools and options where it has some."""
     more = {key: chat[key] for key in ("tools", "options") if chat.get(key)}
     return {"messages": list(chat["messages"]), **more} if more else chat["messages"]

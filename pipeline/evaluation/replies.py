@@ -96,7 +96,7 @@ class ChatReplies:
 
     def _end_tokens(self) -> set[int]:
         """The end-of-text token, and the first special token that the template puts after an assistant's turn."""
-        closing = self._encoder.closing_tokens()[:1]
+        closing = (self._encoder.closing_tokens() or [])[:1]
         ends = {self._tokenizer.convert_tokens_to_ids(token) for token in closing}
         return ends | ({self._tokenizer.eos_token_id} - {None})
 
