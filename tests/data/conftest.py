@@ -45,7 +45,10 @@ def make_tokenizer():
     return byte_level_tokenizer
 
 
-SPELLED = re.compile(r"<\|[^<>{}|'\"\s]+\|>|<｜[^<>{}'\"\s]+｜>|<[a-z_]+\|>|<\|[a-z_]+>|\[/?[A-Z_]{3,}\]|</?s>|<(?:start|end)_of_[a-z]+>")
+SPELLED = re.compile(
+    r"<\|[^<>{}|'\"\s]+\|>|<｜[^<>{}'\"\s]+｜>|<[a-z_]+\|>|<\|[a-z_]+>"
+    r"|\[/?[A-Z_]{3,}\]|\[gMASK\]|</?s>|<(?:start|end)_of_[a-z]+>|<sop>"
+)
 """Special tokens as chat templates spell them."""
 
 
