@@ -9,11 +9,12 @@ from __future__ import annotations
 
 import functools
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from pipeline.data.marks import Marked, Message, Place, places
 from pipeline.data.template import ChatTemplate, UnfitChatError
+from pipeline.data.template_forms import ANSWERED, ASKED
 
 CANNOT = "the assistant's part cannot be told from what the chat template renders"
 _GENERATION_BLOCK = re.compile(r"\{%-?\s*generation\s*-?%\}")
@@ -101,25 +102,35 @@ class Aligner:
             raise UnfitChatError("the chat template's generation blocks hold nothing", f"in {text[:60]!r}")
         return spans
 
-    def closing(self, after: str, has_calls: bool, bound: int) -> int:
+    def closing(self, after: str, has_calls: bool, bound: int, is_all: bool) -> int:
         """How many characters of what follows a turn's words end the turn: through its closing token.
 
-        bound: where the next turn begins at the latest. A turn is closed by EOS. Without, one that calls tools is
-        closed by the last token, as the calls may be set off by tokens; any other by the first, and those right behind.
+        bound: where the next turn begins at the latest; is_all: whether it begins just there. A turn is closed by EOS.
+        Without, by the last token before the next turn; where that is not known, one that calls tools by the last
+        token, as the calls may be set off by tokens, and any other by the first, and those right behind.
         """
         ends = [match for match in self._special.finditer(after) if match.end() <= bound]
         if not ends:
             # A template that closes no turn: the model stops by writing what opens the next one.
-            following = self._special.match(after, bound)
+            space = len(after[bound:]) - len(after[bound:].lstrip())
+            following = self._special.match(after, bound + space)
             return following.end() if following else bound
         if is_end := [match for match in ends if match.group() == self._eos]:
             return is_end[0].end()
-        if has_calls:
+        if has_calls or is_all:
             return ends[-1].end()
         stop = ends[0].end()
         for match in ends[1:]:
             stop = match.end() if match.start() == stop else stop
         return stop
+
+    def last_closing(self, after: str, has_calls: bool) -> int:
+        """As `closing` for the last turn of a conversation, after which a template may have more to say."""
+        known = self.known_closing
+        is_all = not has_calls and after.startswith(known) and self._special.search(known) is not None
+        if is_all and self._eos not in self._special.findall(after):
+            return self.closing(after, has_calls, len(known), True)
+        return self.closing(after, has_calls, len(after), False)
 
     def shared(self, a: str, b: str) -> int:
         """Length of the common prefix, cut back where it ends inside a special token of either."""
@@ -130,9 +141,36 @@ class Aligner:
                     length = match.start()
         return length
 
+    def after_header(self, gap: str) -> int | None:
+        """Where the last role header in what stands before a turn ends, as far as it is a generation prompt."""
+        header = self.template.generation_prompt
+        opening = self.line_or_token(header[: self.first_token(header)]) or len(header)
+        at = gap.rfind(header[:opening]) if header else -1
+        if at < 0:
+            return None
+        common = self.shared(header, gap[at:])
+        is_whole = common in (len(header), len(gap) - at)
+        return at + (common if is_whole else self.line_or_token(gap[at : at + common]) or opening)
+
+    def first_token(self, text: str) -> int:
+        """Where the first special token of a text ends; its length if there is none."""
+        found = self._special.search(text)
+        return found.end() if found else len(text)
+
     def line_or_token(self, text: str) -> int:
         """Where the last line or special token of a text ends; 0 if there is none."""
         return max([text.rfind("\n") + 1, *(match.end() for match in self._special.finditer(text))])
+
+    @functools.cached_property
+    def known_closing(self) -> str:
+        """What closes a turn of the assistant that another follows, where that is the same with and without it."""
+        more, done = ([ASKED, ANSWERED, ASKED][:number] for number in (3, 2))
+        try:
+            text, ended = self.template.render(more), self.template.render(done)
+        except UnfitChatError:
+            return ""
+        closing = ended[ended.rfind(words := str(ANSWERED["content"])) + len(words) :]
+        return closing if text[text.rfind(words) + len(words) :].startswith(closing) else ""
 
 
 class _Rendering:
@@ -174,13 +212,14 @@ class _Rendering:
         text, found = self._prefix(index, True)
         ahead = max(found, key=lambda place: place.stop) if found else None
         if (ahead and ahead.part) != (last and last.part) or not text:
-            header = by.template.generation_prompt
-            at = gap.rfind(header) if header else -1
-            return begin + at + len(header) if at >= 0 else said
+            prompted = by.after_header(gap)
+            return said if prompted is None else begin + prompted
         given = text[ahead.stop if ahead else 0 :] + by.template.header
         common = by.shared(given, gap)
         if common in (len(gap), len(given)):
             return begin + common
+        if (prompted := self._by.after_header(gap)) is not None:
+            return begin + prompted
         cut = by.line_or_token(gap[:common])
         return begin + cut if cut else said
 
@@ -189,24 +228,24 @@ class _Rendering:
         by, silent, after = self._by, last.stop, self._text[last.stop :]
         has_calls = bool(self._marked.messages[index].get("tool_calls"))
         if index == len(self._marked.messages) - 1:
-            return silent + by.closing(after, has_calls, len(after))
+            return silent + by.last_closing(after, has_calls)
         following = min((place.start for place in self._found if place.start >= silent), default=len(self._text))
-        after_next = self._text[silent:following]
-        closings = []
+        before_next = self._text[silent:following]
+        closings = list(self._closings(index, last))
+        if (exact := next(filter(before_next.startswith, closings), None)) is not None:
+            return silent + by.closing(after, has_calls, len(exact), True)
+        common = max((by.shared(closing, before_next) for closing in closings), default=0)
+        if has_calls and not by.closing(after, True, common, False):
+            raise UnfitChatError(CANNOT, f"where the calls of message {index} end")
+        return silent + by.closing(after, has_calls, common, False)
+
+    def _closings(self, index: int, last: Place) -> Iterator[str]:
+        """What follows a turn's last words where it is the last: by itself, and before a generation prompt."""
         for prompt in (False, True):
             text, found = self._prefix(index + 1, prompt)
             stop = next((place.stop for place in found if place.part == last.part), None)
-            if stop is None:
-                continue
-            closings.append(text[stop:])
-            if prompt:
-                closings[-1] = closings[-1].removesuffix(by.template.generation_prompt)
-            if after_next.startswith(closings[-1]):
-                return silent + by.closing(after, has_calls, len(closings[-1]))
-        common = max((by.shared(closing, after_next) for closing in closings), default=0)
-        if has_calls and not by.closing(after, True, common):
-            raise UnfitChatError(CANNOT, f"where the calls of message {index} end")
-        return silent + by.closing(after, has_calls, common)
+            if stop is not None:
+                yield text[stop:].removesuffix(self._by.template.generation_prompt if prompt else "")
 
 
 def _first(found: Sequence[Place]) -> list[Place]:

@@ -156,7 +156,7 @@ class ChatTemplate:
         if taken := sorted(set(options or ()) & set(_OWN)):
             raise UnfitChatError("options that a chat template cannot be given", ", ".join(taken))
         formed = [form.apply(message) for message in messages]
-        own = {"messages": formed, "tools": list(tools) or None, "add_generation_prompt": prompt}
+        own = {"messages": formed, "tools": list(tools) or form.no_tools, "add_generation_prompt": prompt}
         return {**self._variables, **(options or {}), **own}
 
     def _form(self, source: str) -> Form:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -21,12 +22,14 @@ _TOOL = {"type": "function", "function": {"name": "called_1", "description": "Ca
 
 class Form(NamedTuple):
     """What a template reads: content as a list of parts, arguments of calls as JSON text, what content is where a
-    message has none but calls, and the key of reasoning (`content` for a think block at its beginning)."""
+    message has none but calls, the key of reasoning (`content` for a think block at its beginning), and what tools are
+    where there are none."""
 
     parts: bool = False
     text_arguments: bool = False
     no_content: str | None = ""
     reasoning: str = "reasoning_content"
+    no_tools: tuple[()] | None = None
 
     def apply(self, message: Message) -> dict[str, Any]:
         """A message in this form; keys without a value are left out, as transformers does."""
@@ -49,6 +52,7 @@ class Form(NamedTuple):
         return {"thinking": reasoning, **message, "reasoning_content": reasoning, self.reasoning: reasoning}
 
 
+_SPLITS = re.compile(r"""split\(\s*['"]</think>""")
 Attempt = Callable[[Form, Sequence[Message], Sequence[Message]], str]
 """Renders messages with tools in a form; an empty text if the template refuses them."""
 
@@ -59,10 +63,11 @@ def find_form(source: str, attempt: Attempt) -> Form:
     def first(forms: Sequence[Form], messages: Sequence[Message], tools: Sequence[Message], *words: str) -> Form | None:
         return next((form for form in forms if _says(attempt(form, messages, tools), words)), None)
 
-    form = first([Form(), Form(parts=True)], [ASKED, ANSWERED], (), "asked-1", "answered-1") or Form()
+    plain = [Form(parts=parts, no_tools=no) for no in (None, ()) for parts in (False, True)]
+    form = first(plain, [ASKED, ANSWERED], (), "asked-1", "answered-1") or Form()
     ways = [form._replace(text_arguments=text, no_content=no) for no in ("", None) for text in (False, True)]
     form = first(ways, [ASKED, _CALLED, _RETURNED, ANSWERED], [_TOOL], "called_1", "argued-1") or form
-    keys = ["reasoning_content", "reasoning", *(["content"] if "</think>" in source else [])]
+    keys = ["reasoning_content", "reasoning", *(["content"] if _SPLITS.search(source) else [])]
     thought = {**ANSWERED, "reasoning_content": "thought-1"}
     places = [form._replace(reasoning=key) for key in keys]
     return first(places, [ASKED, thought], (), "thought-1", "answered-1") or form
