@@ -14,6 +14,7 @@ import numpy as np
 from pipeline.data.marks import RESERVED, spoken
 from pipeline.data.spans import Aligner
 from pipeline.data.template import ChatTemplate, TemplateSettings, UnfitChatError
+from pipeline.data.turn_borders import TurnBorders
 
 __all__ = ["ChatEncoder", "Encoded", "UnfitChatError"]
 _EXAMPLE = (
@@ -54,7 +55,7 @@ class ChatEncoder:
         self.special_tokens = special_tokens(tokenizer)
         longest_first = sorted(self.special_tokens, key=len, reverse=True)
         self._special = re.compile("|".join(map(re.escape, longest_first)) or "(?!)")
-        self._aligner = Aligner(self.template, self._special, tokenizer.eos_token)
+        self._aligner = Aligner(self.template, TurnBorders(self.template, self._special, tokenizer.eos_token))
 
     def encode(
         self, messages: Sequence[Message], tools: Sequence[Message] = (), options: Mapping[str, Any] | None = None

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 from pipeline.data.marks import Marked, Message, Place, places
 from pipeline.data.template import ChatTemplate, UnfitChatError
-from pipeline.data.template_forms import ANSWERED, ASKED
+from pipeline.data.turn_borders import TurnBorders
 
 CANNOT = "the assistant's part cannot be told from what the chat template renders"
 _GENERATION_BLOCK = re.compile(r"\{%-?\s*generation\s*-?%\}")
@@ -46,10 +46,10 @@ class Aligned(NamedTuple):
 
 
 class Aligner:
-    """Aligns conversations in one template. special: matches the tokens that can end a turn; eos: the last of all."""
+    """Aligns conversations in one template."""
 
-    def __init__(self, template: ChatTemplate, special: re.Pattern[str], eos: str | None) -> None:
-        self.template, self._special, self._eos = template, special, eos
+    def __init__(self, template: ChatTemplate, borders: TurnBorders) -> None:
+        self.template, self.borders = template, borders
 
     def align(
         self, messages: Sequence[Message], tools: Sequence[Message] = (), options: Mapping[str, Any] | None = None
@@ -62,7 +62,7 @@ class Aligner:
         text, generated = self.template.render_tracked(messages, tools, options)
         marked, found = self._marked(text, messages, tools, options)
         left_out = _check_said(marked, found, messages)
-        one = _Rendering(self, text, marked, found, options)
+        one = _Rendering(self.template, self.borders, text, marked, found, options)
         turns = [one.turn(i) for i, message in enumerate(messages) if message["role"] == "assistant"]
         spans = [(turn.message, turn.start, turn.stop) for turn in turns]
         if _marks_itself(self.template.source(tools)):
@@ -94,7 +94,7 @@ class Aligner:
                 continue
             begun = max(start, owner.start)
             closing = text[begun:stop]
-            ends = list(self._special.finditer(closing))
+            ends = list(self.borders.special.finditer(closing))
             if ends and not closing[ends[-1].end() :].strip():
                 stop = begun + ends[-1].end()
             spans.append((owner.message, begun, stop))
@@ -102,89 +102,26 @@ class Aligner:
             raise UnfitChatError("the chat template's generation blocks hold nothing", f"in {text[:60]!r}")
         return spans
 
-    def closing(self, after: str, has_calls: bool, bound: int, is_all: bool) -> int:
-        """How many characters of what follows a turn's words end the turn: through its closing token.
-
-        bound: where the next turn begins at the latest; is_all: whether it begins just there. A turn is closed by EOS.
-        Without, by the last token before the next turn; where that is not known, one that calls tools by the last
-        token, as the calls may be set off by tokens, and any other by the first, and those right behind.
-        """
-        ends = [match for match in self._special.finditer(after) if match.end() <= bound]
-        if not ends:
-            # A template that closes no turn: the model stops by writing what opens the next one.
-            space = len(after[bound:]) - len(after[bound:].lstrip())
-            following = self._special.match(after, bound + space)
-            return following.end() if following else bound
-        if is_end := [match for match in ends if match.group() == self._eos]:
-            return is_end[0].end()
-        if has_calls or is_all:
-            return ends[-1].end()
-        stop = ends[0].end()
-        for match in ends[1:]:
-            stop = match.end() if match.start() == stop else stop
-        return stop
-
-    def last_closing(self, after: str, has_calls: bool) -> int:
-        """As `closing` for the last turn of a conversation, after which a template may have more to say."""
-        known = self.known_closing
-        is_all = not has_calls and after.startswith(known) and self._special.search(known) is not None
-        if is_all and self._eos not in self._special.findall(after):
-            return self.closing(after, has_calls, len(known), True)
-        return self.closing(after, has_calls, len(after), False)
-
-    def shared(self, a: str, b: str) -> int:
-        """Length of the common prefix, cut back where it ends inside a special token of either."""
-        length = next((i for i, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b)))
-        for text in (a, b):
-            for match in self._special.finditer(text):
-                if match.start() < length < match.end():
-                    length = match.start()
-        return length
-
-    def after_header(self, gap: str) -> int | None:
-        """Where the last role header in what stands before a turn ends, as far as it is a generation prompt."""
-        header = self.template.generation_prompt
-        opening = self.line_or_token(header[: self.first_token(header)]) or len(header)
-        at = gap.rfind(header[:opening]) if header else -1
-        if at < 0:
-            return None
-        common = self.shared(header, gap[at:])
-        is_whole = common in (len(header), len(gap) - at)
-        return at + (common if is_whole else self.line_or_token(gap[at : at + common]) or opening)
-
-    def first_token(self, text: str) -> int:
-        """Where the first special token of a text ends; its length if there is none."""
-        found = self._special.search(text)
-        return found.end() if found else len(text)
-
-    def line_or_token(self, text: str) -> int:
-        """Where the last line or special token of a text ends; 0 if there is none."""
-        return max([text.rfind("\n") + 1, *(match.end() for match in self._special.finditer(text))])
-
-    @functools.cached_property
-    def known_closing(self) -> str:
-        """What closes a turn of the assistant that another follows, where that is the same with and without it."""
-        more, done = ([ASKED, ANSWERED, ASKED][:number] for number in (3, 2))
-        try:
-            text, ended = self.template.render(more), self.template.render(done)
-        except UnfitChatError:
-            return ""
-        closing = ended[ended.rfind(words := str(ANSWERED["content"])) + len(words) :]
-        return closing if text[text.rfind(words) + len(words) :].startswith(closing) else ""
-
 
 class _Rendering:
     """One conversation under alignment."""
 
     def __init__(
-        self, by: Aligner, text: str, marked: Marked, found: Sequence[Place], options: Mapping[str, Any] | None
+        self,
+        template: ChatTemplate,
+        borders: TurnBorders,
+        text: str,
+        marked: Marked,
+        found: Sequence[Place],
+        options: Mapping[str, Any] | None,
     ) -> None:
-        self._by, self._text, self._marked, self._found, self._options = by, text, marked, found, options
+        self._template, self._borders, self._text = template, borders, text
+        self._marked, self._found, self._options = marked, found, options
 
     def turn(self, index: int) -> Turn:
         # A template may name a called function again with what it returned: a part is where it stands first.
         own = [place for place in _first(self._found) if self._marked.parts[place.part].message == index]
-        said, last = own[0].start, max(own, key=lambda place: place.stop)
+        said, last = own[0].start, max(own, key=_stop)
         others = (place for place in self._found if self._marked.parts[place.part].message != index)
         if any(said <= place.start and place.stop <= last.stop for place in others):
             raise UnfitChatError(CANNOT, f"others speak within message {index}")
@@ -193,51 +130,51 @@ class _Rendering:
     def _prefix(self, stop: int, prompt: bool) -> tuple[str, list[Place]]:
         """What is rendered of the first messages alone; nothing if the template refuses them."""
         try:
-            rendered = self._by.template.render(self._marked.messages[:stop], self._marked.tools, self._options, prompt)
+            rendered = self._template.render(self._marked.messages[:stop], self._marked.tools, self._options, prompt)
         except UnfitChatError:
             return "", []
         return places(rendered, self._marked) or ("", [])
 
     def _start(self, index: int, said: int) -> int:
         """Where the generation prompt of a turn ends. A role header is never the model's, prompted for or not."""
-        start, header = self._given(index, said), self._by.template.generation_prompt
+        start, header = self._given(index, said), self._template.generation_prompt
         return start + len(header) if header and self._text[start:said].startswith(header) else start
 
     def _given(self, index: int, said: int) -> int:
-        by = self._by
-        before = [place for place in self._found if place.stop <= said]
-        last = max(before, key=lambda place: place.stop) if before else None
+        borders = self._borders
+        last = max((place for place in self._found if place.stop <= said), key=_stop, default=None)
         begin = last.stop if last else 0
         gap = self._text[begin:said]
         text, found = self._prefix(index, True)
-        ahead = max(found, key=lambda place: place.stop) if found else None
-        if (ahead and ahead.part) != (last and last.part) or not text:
-            prompted = by.after_header(gap)
-            return said if prompted is None else begin + prompted
-        given = text[ahead.stop if ahead else 0 :] + by.template.header
-        common = by.shared(given, gap)
-        if common in (len(gap), len(given)):
-            return begin + common
-        if (prompted := self._by.after_header(gap)) is not None:
-            return begin + prompted
-        cut = by.line_or_token(gap[:common])
+        ahead = max(found, key=_stop, default=None)
+        if text and (ahead and ahead.part) == (last and last.part):
+            given = text[ahead.stop if ahead else 0 :] + self._template.header
+            common = borders.shared(given, gap)
+            if common in (len(gap), len(given)):
+                return begin + common
+        else:
+            common = 0
+        prompted = borders.after_header(gap)
+        cut = borders.line_or_token(gap[:common]) if prompted is None else prompted
         return begin + cut if cut else said
 
     def _stop(self, index: int, last: Place) -> int:
         """Where a turn is closed."""
-        by, silent, after = self._by, last.stop, self._text[last.stop :]
+        borders, silent, after = self._borders, last.stop, self._text[last.stop :]
         has_calls = bool(self._marked.messages[index].get("tool_calls"))
         if index == len(self._marked.messages) - 1:
-            return silent + by.last_closing(after, has_calls)
+            return silent + borders.last_closing(after, has_calls)
         following = min((place.start for place in self._found if place.start >= silent), default=len(self._text))
-        before_next = self._text[silent:following]
-        closings = list(self._closings(index, last))
-        if (exact := next(filter(before_next.startswith, closings), None)) is not None:
-            return silent + by.closing(after, has_calls, len(exact), True)
-        common = max((by.shared(closing, before_next) for closing in closings), default=0)
-        if has_calls and not by.closing(after, True, common, False):
+        before_next, common = self._text[silent:following], 0
+        for closing in self._closings(index, last):
+            if before_next.startswith(closing):
+                return silent + borders.closing(after, has_calls, len(closing), True)
+            common = max(common, borders.shared(closing, before_next))
+        if not has_calls:
+            return silent + borders.closing(after, False, common, False)
+        if (end := borders.calls_closing(after, common, before_next)) is None:
             raise UnfitChatError(CANNOT, f"where the calls of message {index} end")
-        return silent + by.closing(after, has_calls, common, False)
+        return silent + end
 
     def _closings(self, index: int, last: Place) -> Iterator[str]:
         """What follows a turn's last words where it is the last: by itself, and before a generation prompt."""
@@ -245,7 +182,11 @@ class _Rendering:
             text, found = self._prefix(index + 1, prompt)
             stop = next((place.stop for place in found if place.part == last.part), None)
             if stop is not None:
-                yield text[stop:].removesuffix(self._by.template.generation_prompt if prompt else "")
+                yield text[stop:].removesuffix(self._template.generation_prompt if prompt else "")
+
+
+def _stop(place: Place) -> int:
+    return place.stop
 
 
 def _first(found: Sequence[Place]) -> list[Place]:
