@@ -13,7 +13,7 @@ from pipeline.data.hub import Repository, is_commit
 from pipeline.engine import worker
 from pipeline.typed import checked
 
-VERSION = 1
+VERSION = 2
 SINGLE_PROCESS = True
 
 

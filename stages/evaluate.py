@@ -18,7 +18,7 @@ from pipeline.typed import checked
 if TYPE_CHECKING:
     from pipeline.evaluation.base import Benchmark, Inputs, Outcome
 
-VERSION = 1
+VERSION = 2
 SINGLE_PROCESS = True
 RESUMABLE = True  # answers and judgements are kept one by one as they come
 SHARED_ROLE = "model"  # nodes with the same model run in one worker, so that it is loaded once

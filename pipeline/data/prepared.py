@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from transformers.utils import CHAT_TEMPLATE_DIR, CHAT_TEMPLATE_FILE
 
 from pipeline.data.chat import ChatEncoder
 from pipeline.data.corpus import read_sources
@@ -103,6 +102,8 @@ def keep_chat_template(directory: Path, tokenizer: Any, model: Path) -> None:
         tokenizer: the one that `model` was saved with.
         model: a `save_pretrained` directory; its `chat_template.jinja` and `additional_chat_templates` are written.
     """
+    from transformers.utils import CHAT_TEMPLATE_DIR, CHAT_TEMPLATE_FILE
+
     template = read_sources(directory)["chat_template"]
     if template == tokenizer.chat_template:
         return

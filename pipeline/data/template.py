@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -9,7 +10,6 @@ from functools import cached_property
 from typing import Any
 
 import jinja2
-from transformers.utils.chat_template_utils import _compile_jinja_template
 
 from pipeline.data.files import Locate
 from pipeline.data.template_forms import ANSWERED, ASKED, Form, find_form
@@ -201,9 +201,17 @@ def _chosen(tokenizer: Any, asked: str | Mapping[str, str] | None) -> str | dict
     return found
 
 
+@functools.cache
+def _compiled(source: str) -> jinja2.Template:
+    # Not at the top: a stage's check needs the settings, and no transformers.
+    from transformers.utils.chat_template_utils import _compile_jinja_template
+
+    return _compile_jinja_template(source)
+
+
 def _check_parses(source: str) -> None:
     try:
-        _compile_jinja_template(source)
+        _compiled(source)
     except jinja2.TemplateError as error:
         raise ValueError(f"the chat template is no valid Jinja: {error}; it begins {source[:60]!r}") from error
 
@@ -214,7 +222,7 @@ def _render(source: str, given: dict[str, Any], spans: list[tuple[int, int]] | N
     It is compiled by transformers, but not rendered by `apply_chat_template`, which turns functions such as
     `strftime_now` into text. Raises UnfitChatError.
     """
-    template = _compile_jinja_template(source)
+    template = _compiled(source)
     blocks: list[str] = []
     try:
         if spans is None:

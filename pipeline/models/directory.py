@@ -8,8 +8,6 @@ from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 from typing import Literal
 
-from transformers.utils import CHAT_TEMPLATE_DIR
-
 from pipeline.models.durable import commit, partial_of, sync, write_text
 from pipeline.models.reference import OWN_FILE, REFERENCE_FILE, write_reference
 from pipeline.models.safetensors_io import INDEX_FILE, Planned, Stored, has_only_pickles, read_index, write_shards
@@ -68,6 +66,8 @@ def copy_side_files(source: Path, target: Path, leave_out: Collection[str] = ())
         target: is created.
         leave_out: names of files that the target gets from elsewhere.
     """
+    from transformers.utils import CHAT_TEMPLATE_DIR
+
     target.mkdir(parents=True, exist_ok=True)
     for file in sorted(source.iterdir(), key=lambda file: (file.name == CONFIG_FILE, file.name)):
         is_weight = file.suffix in _WEIGHT_SUFFIXES or file.name.endswith((".index.json", ".partial"))

@@ -34,8 +34,8 @@ ENDS = {
     "<|return|>": "gptoss",
     "<end_of_utterance>": "idefics3 smolvlm",
     "<|im_end|>": "lfm2 lfm2_v2 lfm2_2_5 lfm2_2_5_v2 lfm2_2_5_vl nemotron_3_5_lightning nemotron_3_nano "
-    "nemotron_3_super nemotron_3_ultra qwen2_5 qwen2_5_vl qwen3 qwen3_5_nothink qwen3_5_think qwen3_6 qwen3_8 qwen3_instruct_2507 "
-    "qwen3_vl",
+    "nemotron_3_super nemotron_3_ultra qwen2_5 qwen2_5_vl qwen3 qwen3_5_nothink qwen3_5_think qwen3_6 qwen3_8 "
+    "qwen3_instruct_2507 qwen3_vl",
     "<|eot_id|>": "llama3 llama3_1 llama3_2",
     "</s>": "llava_next",
     "<|eot|>": "muse_glimmer",
