@@ -165,7 +165,7 @@ def _in_order(found: Iterable[Place]) -> list[Place]:
 
 
 def spoken(messages: Sequence[Message], tools: Sequence[Message]) -> Iterator[str]:
-    """Every text in a conversation and its tools, keys included."""
+    """Every text in a conversation and its tools, keys included; not the roles, which are no one's words."""
 
     def texts(value: Any) -> Iterator[str]:
         if isinstance(value, str):
@@ -178,4 +178,4 @@ def spoken(messages: Sequence[Message], tools: Sequence[Message]) -> Iterator[st
             for inner in value:
                 yield from texts(inner)
 
-    return texts([messages, tools])
+    return texts([*({**message, "role": None} for message in messages), *tools])

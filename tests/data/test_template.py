@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import pickle
 from datetime import datetime
 from pathlib import Path
 
@@ -68,6 +69,12 @@ def test_what_is_rendered_is_what_transformers_renders(make_tokenizer_of):
         for prompt in (False, True):
             expected = tokenizer.apply_chat_template(chat, [TOOL], add_generation_prompt=prompt, tokenize=False)
             assert ChatTemplate(tokenizer).render(chat, [TOOL], prompt=prompt) == expected
+
+
+def test_an_encoder_can_be_sent_to_another_process(make_tokenizer_of):
+    encoder = ChatEncoder(make_tokenizer_of(DATED, "<|im_end|>"), TemplateSettings(date="2025-02-03"))
+    sent = pickle.loads(pickle.dumps(encoder))  # noqa: S301 (our own)
+    assert all(np.array_equal(a, b) for a, b in zip(encoder.encode(CHAT), sent.encode(CHAT), strict=True))
 
 
 def test_named_templates_are_chosen_as_transformers_chooses(make_tokenizer_of):
