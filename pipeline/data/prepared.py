@@ -76,6 +76,8 @@ def unused(directory: Path) -> dict[str, Any]:
     found: dict[str, Any] = {
         kind: {name: source.get(kind, {}) for name, source in sources.items()} for kind in ("rejected", "left_out")
     }
+    if thoughts := {name: number for name, one in sources.items() if (number := one.get("reasoning_left_out"))}:
+        found["reasoning_left_out"] = thoughts
     return {**found, "overlap": manifest["overlap"]} if "overlap" in manifest else found
 
 

@@ -191,6 +191,12 @@ def _chosen(tokenizer: Any, asked: str | Mapping[str, str] | None) -> str | dict
         # Whoever loads the tuned model gets the one it was tuned with, whether or not there are tools.
         replaced = {name: own[asked] for name in ("default", "tool_use") if name == "default" or name in own}
         return {**own, **replaced}
+    if isinstance(asked, str) and "{" not in asked:
+        known = f"it has {', '.join(sorted(own))}" if isinstance(own, Mapping) else "its templates have no names"
+        raise ValueError(
+            f"template={asked!r} is neither Jinja nor the name of one of the tokenizer's templates ({known}); the path "
+            "of a template ends in .jinja"
+        )
     found = asked or own
     if isinstance(found, Mapping) and {"default", "tool_use"} & set(found):
         return dict(found)

@@ -16,7 +16,7 @@ from pipeline.data.chat import ChatEncoder, UnfitChatError
 from pipeline.data.chats import ChatData
 from pipeline.data.conversations import Chat
 from pipeline.data.corpus import Place, read_sources
-from pipeline.data.prepared import keep_chat_template, validation_rows
+from pipeline.data.prepared import keep_chat_template, unused, validation_rows
 from pipeline.data.split import HeldOut
 from pipeline.data.template import DATE, ChatTemplate, TemplateSettings
 
@@ -93,6 +93,8 @@ def test_named_templates_without_a_default(make_tokenizer_of):
     with pytest.raises(ValueError, match="set `template` to one of loud, rag"):
         ChatEncoder(tokenizer)
     assert "HOW?" in ChatTemplate(tokenizer, "loud").render(CHAT)
+    with pytest.raises(ValueError, match=r"neither Jinja nor the name .* \(it has loud, rag\)"):
+        ChatTemplate(tokenizer, "chat.txt")
     with pytest.raises(UnfitChatError, match="no chat template for a conversation without tools"):
         ChatTemplate(make_tokenizer_of({"tool_use": TOOLS}, "<|im_end|>")).render(CHAT)
 
@@ -154,11 +156,12 @@ def test_a_template_by_path_its_date_and_options_are_recorded_and_used_again(pre
 
 
 def test_reasoning_that_a_template_leaves_out_is_counted(prepared):
-    metrics, *_ = prepared("default")
+    metrics, out, _ = prepared("default")
     assert metrics["sources"]["a"]["reasoning_left_out"] == 1
+    assert unused(out)["reasoning_left_out"] == {"a": 1}
     known = CHATML.replace("m.content +", "(m.reasoning_content or '') + m.content +")
-    metrics, *_ = prepared(known)
-    assert metrics["sources"]["a"]["reasoning_left_out"] == 0
+    metrics, out, _ = prepared(known)
+    assert metrics["sources"]["a"]["reasoning_left_out"] == 0 and "reasoning_left_out" not in unused(out)
 
 
 def test_a_template_that_closes_no_turn_is_used_with_a_warning(prepared):

@@ -27,6 +27,7 @@ METRICS = {
     "data": {
         "rejected": {"code": {}, "web": {"invalid UTF-8": 3, "broken gzip (EOFError)": 1}},
         "left_out": {"code": {"mostly digits and punctuation": 5}, "web": {}},
+        "reasoning_left_out": {"web": 7},
         "overlap": {
             "ngram": 13, "removed": {"web": 2},
             "sets": {"exam": {"items": 500, "met": 1, "too_short": 3}},
@@ -59,7 +60,7 @@ def test_the_section_says_what_was_used_and_what_was_not(comparison):
         "100 rows, 98.76 % of them tokens", "12 documents go on in the next row", "web: truncated 4",
         "2,000 tokens of code", "web: rejected as damaged or of another form: invalid UTF-8 3, broken gzip (EOF",
         "code: left out by a rule: mostly digits and punctuation 5", "2 documents were left out because they hold 13",
-        "1 of 500 of exam",
+        "1 of 500 of exam", "web: of 7 conversations the chat template leaves reasoning out",
     ):  # fmt: skip
         assert said in text
     assert section.in_text and section.values["packing"]["efficiency"] == 0.9876
