@@ -83,7 +83,7 @@ class ChatEncoder:
         encoding = self._tokenizer(text, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
         ids = np.array(encoding["input_ids"], dtype=np.int64)
         learned = [(start, stop) for index, start, stop in spans if index not in unlearned]
-        mask = _mask(encoding["offset_mapping"], learned, text)
+        mask = _mask(encoding["offset_mapping"], learned, text, self._special)
         said = (text[turn.said : turn.silent] for turn in turns if turn.message not in unlearned)
         return Encoded(ids, mask, sum(len(words.encode()) for words in said), left_out)
 
@@ -120,16 +120,25 @@ def special_tokens(tokenizer: Any) -> list[str]:
     return sorted(set(tokenizer.all_special_tokens) | added)
 
 
-def _mask(offsets: Iterable[tuple[int, int]], spans: Sequence[tuple[int, int]], text: str) -> np.ndarray:
-    """uint8[K]: tokens whose characters lie in a span. A token of white space that also lies outside is not learned:
-    what ends a header or begins a line. Raises UnfitChatError if any other token crosses the end of a span."""
+def _mask(
+    offsets: Iterable[tuple[int, int]], spans: Sequence[tuple[int, int]], text: str, special: re.Pattern[str]
+) -> np.ndarray:
+    """uint8[K]: tokens whose characters lie in a span.
+
+    A special token may hold white space around it, which does not count. A token of white space that also lies outside
+    is not learned: what ends a header or begins a line. Raises UnfitChatError if any other token crosses a border.
+    """
     starts_K, stops_K = np.array(list(offsets), dtype=np.int64).reshape(-1, 2).T
     mask = np.zeros(len(starts_K), dtype=np.uint8)
     for start, stop in spans:
         touching = (starts_K < stop) & (stops_K > start)
         inside = (starts_K >= start) & (stops_K <= stop)
         for crossing in np.flatnonzero(touching & ~inside).tolist():
-            if token := text[starts_K[crossing] : stops_K[crossing]].strip():
+            token = text[starts_K[crossing] : stops_K[crossing]]
+            begin = starts_K[crossing] + len(token) - len(token.lstrip())
+            if special.fullmatch(core := token.strip()):
+                inside[crossing] = start <= begin and begin + len(core) <= stop
+            elif core:
                 raise UnfitChatError("a token holds both the assistant's text and what surrounds it", repr(token))
         mask[inside & (stops_K > starts_K)] = 1
     return mask

@@ -75,8 +75,8 @@ def _sentences(metrics: Mapping[str, Any], used: Mapping[str, Any]) -> Iterator[
         for source, counts in used.get(kind, {}).items():
             if counts:
                 yield f"{source}: {words}: {_listed(counts)}. They are in the data's rejected.jsonl."
-    for source, number in used.get("reasoning_left_out", {}).items():
-        yield f"{source}: of {number:,} conversations the chat template leaves reasoning out."
+    for source, chats in used.get("reasoning_left_out", {}).items():
+        yield f"{source}: of {chats:,} conversations the chat template leaves reasoning out."
     if overlap := used.get("overlap"):
         found = ", ".join(f"{s['met']:,} of {s['items']:,} of {name}" for name, s in overlap["sets"].items())
         removed = sum(overlap["removed"].values())

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from tokenizers import AddedToken
 
 from pipeline.data.chat import ChatEncoder, UnfitChatError
 
@@ -127,6 +128,21 @@ def test_a_token_across_the_border_of_a_turn_is_not_guessed(make_tokenizer):
     encoder = ChatEncoder(make_tokenizer(None), template)
     with pytest.raises(UnfitChatError, match="both the assistant's text and what surrounds it"):
         encoder.encode([{"role": "user", "content": "x"}, {"role": "assistant", "content": "n"}])
+
+
+def test_special_tokens_that_take_white_space_along(make_tokenizer_of):
+    """As those of Phi-3: a line end behind a token belongs to it, also where the turn ends before."""
+    template = (
+        "{% for m in messages %}{{ '<|' + m.role + '|>\n' + m.content + '<|end|>\n' }}{% endfor %}"
+        "{% if add_generation_prompt %}{{ '<|assistant|>\n' }}{% endif %}"
+    )
+    tokenizer = make_tokenizer_of(template, "<|endoftext|>")
+    names = ("<|user|>", "<|assistant|>", "<|end|>")
+    tokenizer.add_tokens([AddedToken(name, rstrip=True, special=True) for name in names], special_tokens=True)
+    ids, mask = ChatEncoder(tokenizer, template).encode(CHAT)
+    assert tokenizer("<|end|>\n<|user|>\n")["input_ids"] == tokenizer.convert_tokens_to_ids(["<|end|>", "<|user|>"])
+    expected = "".join(m["content"] + "<|end|>" for m in CHAT if m["role"] == "assistant")
+    assert tokenizer.decode(ids[mask == 1]) == expected
 
 
 def test_white_space_across_the_border_of_a_turn_is_not_learned(make_tokenizer_of):
