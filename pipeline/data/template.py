@@ -233,7 +233,7 @@ def _render(source: str, given: dict[str, Any], spans: list[tuple[int, int]] | N
     try:
         if spans is None:
             return template.render(given)
-        with template.environment.activate_tracker(blocks, spans):
+        with template.environment.activate_tracker(blocks, spans):  # type: ignore[attr-defined]
             for block in template.generate(given):  # one by one: positions are counted by what is there already
                 blocks.append(block)
         return "".join(blocks)
