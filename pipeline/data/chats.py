@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import chain, islice
 from typing import Any, Protocol
 
@@ -29,6 +30,7 @@ from pipeline.data.files import Listing, Locate
 from pipeline.data.rows import Rejected, Unused
 from pipeline.data.split import HeldOut, Split
 from pipeline.data.spool import Spool
+from pipeline.data.template import TemplateSettings, read_template
 from pipeline.data.tokens import write_store
 from pipeline.data.vocabulary import NoRowError, check_rows
 
@@ -56,26 +58,35 @@ class ChatData:
     """Weighted chat sources by name, how much of each is held out, and the chat template.
 
     bad_rows: what becomes of a row that is no conversation, or one that the template cannot spell: skip (counted and
-    listed) or refuse. decontaminate: evaluation sets of which no conversation may hold text, or null. template: a Jinja
-    chat template for models that have none, or null for the tokenizer's own; it is recorded in `sources.json`, so that
-    the tuned model can be saved with it. Raises ValueError for a bad name or no source.
+    listed) or refuse. decontaminate: evaluation sets of which no conversation may hold text, or null.
+
+    template: null for the tokenizer's own chat template, the name of one of its templates, Jinja source, or a local
+    source of a .jinja file. date, template_options: see `TemplateSettings`; a conversation's own options come first.
+    All three are recorded in `sources.json`, for validation, for evaluation and for the tuned model to be saved with.
+
+    Raises ValueError for a bad name, no source, or settings that no template can be given.
     """
 
     sources: Mapping[str, ChatSource]
     bad_rows: str
     decontaminate: Decontamination | None
     held_out: HeldOut
-    template: str | None
+    template: str | Mapping[str, Any] | None
+    date: str | None = None
+    template_options: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         check_sources(self.sources, self.bad_rows)
+        TemplateSettings(None, self.date, self.template_options)
 
     def prepare(self, tokenizer: Any, place: Place) -> dict[str, Any]:
         """Write tokens, targets, offsets, ids and held-out chats of every source and `sources.json`; return metrics.
 
-        Raises ValueError for an empty source, one that cannot be split, or a template that cannot be masked.
+        Raises ValueError for an empty source, one that cannot be split, or a template that is none.
         """
-        encoder = ChatEncoder(tokenizer, self.template)
+        template = read_template(self.template, place.locate)
+        encoder = ChatEncoder(tokenizer, TemplateSettings(template, self.date, self.template_options))
+        _warn_of_no_end(encoder)
         overlap = Contamination(self.decontaminate).read(place.locate, place.listing) if self.decontaminate else None
         with Spool(place.directory / "chats.spool") as spool:
             corpus = Corpus(spool, list(self.sources), self.bad_rows)
@@ -89,14 +100,24 @@ class ChatData:
             for index, (name, source) in enumerate(self.sources.items()):
                 done[name] = {"weight": source.weight, **_write(corpus, index, name, split, num_rows, place)}
             write_rejected(place, corpus)
-        extra: dict[str, Any] = {"chat_template": encoder.template}
+        extra: dict[str, Any] = encoder.template.record()
         if overlap:
             extra["overlap"] = write_overlap(place, overlap)
         return finish(place, "chat", tokenizer, done, split, extra)
 
 
+def _warn_of_no_end(encoder: ChatEncoder) -> None:
+    if encoder.closing_tokens() == []:
+        warnings.warn(
+            "the chat template ends an assistant's turn with no special token: the model learns its text but no token "
+            "to stop at; give a template that ends it, e.g. with eos_token (data.template)",
+            stacklevel=3,
+        )
+
+
 def _items(source: ChatSource, encoder: ChatEncoder, place: Place) -> Iterator[Item | Rejected | Unused]:
-    """Parts of a record: the plain text, the chat as JSON, its token ids, its targets; by processes if many."""
+    """Parts of a record: the plain text, the chat as JSON, its token ids, its targets, and a byte if the template left
+    out reasoning; by processes if many."""
     chats = source.read(place.locate, place.listing)
     batches = iter(lambda: list(islice(chats, _BATCH)), [])
     head, num_workers = list(islice(batches, _FEW_BATCHES)), place.encoding.num_workers
@@ -107,10 +128,12 @@ def _items(source: ChatSource, encoder: ChatEncoder, place: Place) -> Iterator[I
     return chain.from_iterable(done)
 
 
-def _with_rows(items: Iterable[Item | Rejected], num_rows: int, tokenizer: Any) -> Iterator[Item | Rejected]:
+def _with_rows(
+    items: Iterable[Item | Rejected | Unused], num_rows: int, tokenizer: Any
+) -> Iterator[Item | Rejected | Unused]:
     """Chats with a token that the model has no row for are rejected."""
     for item in items:
-        yield item if isinstance(item, Rejected) else _checked(item, num_rows, tokenizer)
+        yield item if isinstance(item, Rejected | Unused) else _checked(item, num_rows, tokenizer)
 
 
 def _checked(item: Item, num_rows: int, tokenizer: Any) -> Item | Rejected:
@@ -139,14 +162,14 @@ def _encode_one(encoder: ChatEncoder, chat: Chat) -> Item | Rejected:
     try:
         text = "\n\n".join(message["content"] for message in chat.messages).encode()
         spelled = chat.to_json().encode()
-        ids, targets = encoder.encode(chat.messages, chat.tools)
+        ids, targets, _, left_out = encoder.encode_whole(chat.messages, chat.tools, chat.options)
     except UnfitChatError as error:
         return Rejected(chat.id, error.reason, str(error))
     except UnicodeEncodeError:
         return Rejected(chat.id, "invalid UTF-8")
     except (TypeError, ValueError) as error:
         return Rejected(chat.id, f"cannot be encoded ({type(error).__name__})", str(error))
-    return chat.id, (text, spelled, ids.tobytes(), targets.tobytes())
+    return chat.id, (text, spelled, ids.tobytes(), targets.tobytes(), b"1" * left_out)
 
 
 def _encoded(corpus: Corpus, index: int) -> tuple[np.ndarray, np.ndarray]:
@@ -167,5 +190,6 @@ def _write(corpus: Corpus, source: int, name: str, split: Split, num_rows: int, 
         "bytes": sum(corpus.spool.size(i, 0) for i in train),
         "held_out_documents": len(held),
         "held_out_bytes": sum(corpus.spool.size(i, 0) for i in held),
+        "reasoning_left_out": sum(corpus.spool.size(i, 4) for i in (*train, *held)),
         **counts(corpus, source),
     }

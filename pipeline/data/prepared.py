@@ -14,6 +14,7 @@ from pipeline.data.corpus import read_sources
 from pipeline.data.mixture import PackedStream, Packing
 from pipeline.data.packing import Overlong, Span, build_row, cut
 from pipeline.data.schedule import Replay, Shares
+from pipeline.data.template import TemplateSettings
 from pipeline.data.tokens import TokenStore, encode_documents, open_store
 
 
@@ -78,6 +79,8 @@ def unused(directory: Path) -> dict[str, Any]:
     }
     if ignored := {name: source["ignored_keys"] for name, source in sources.items() if source.get("ignored_keys")}:
         found["ignored_keys"] = ignored
+    if thoughts := {name: number for name, one in sources.items() if (number := one.get("reasoning_left_out"))}:
+        found["reasoning_left_out"] = thoughts
     return {**found, "overlap": manifest["overlap"]} if "overlap" in manifest else found
 
 
@@ -89,7 +92,7 @@ def validation_rows(directory: Path, tokenizer: Any, seq_len: int, num_tokens: i
     """
     manifest = read_sources(directory)
     per_source = num_tokens // len(manifest["sources"])
-    encoder = ChatEncoder(tokenizer, manifest.get("chat_template")) if manifest["kind"] == "chat" else None
+    encoder = ChatEncoder(tokenizer, TemplateSettings.recorded(manifest)) if manifest["kind"] == "chat" else None
     return {
         name: _rows(_held_out(directory / f"{name}.heldout.jsonl", tokenizer, encoder), seq_len, per_source)
         for name in manifest["sources"]
@@ -97,16 +100,26 @@ def validation_rows(directory: Path, tokenizer: Any, seq_len: int, num_tokens: i
 
 
 def keep_chat_template(directory: Path, tokenizer: Any, model: Path) -> None:
-    """Write the template that the chats were rendered with into a model directory whose tokenizer has another or none.
+    """Write what the chats were rendered with into a model directory whose tokenizer has other templates or none.
 
     Args:
         directory: a data artifact of chats.
         tokenizer: the one that `model` was saved with.
-        model: a `save_pretrained` directory; its `chat_template.jinja` is written.
+        model: a `save_pretrained` directory; its `chat_template.jinja` and `additional_chat_templates` are written.
     """
+    from transformers.utils import CHAT_TEMPLATE_DIR, CHAT_TEMPLATE_FILE
+
     template = read_sources(directory)["chat_template"]
-    if template != tokenizer.chat_template:
-        (model / "chat_template.jinja").write_text(template, encoding="utf-8")
+    if template == tokenizer.chat_template:
+        return
+    named = {"default": template} if isinstance(template, str) else template
+    more = model / CHAT_TEMPLATE_DIR
+    for file in more.glob("*.jinja"):
+        file.unlink()
+    for name, text in named.items():
+        file = model / CHAT_TEMPLATE_FILE if name == "default" else more / f"{name}.jinja"
+        file.parent.mkdir(exist_ok=True)
+        file.write_text(text, encoding="utf-8")
 
 
 def _held_out(file: Path, tokenizer: Any, encoder: ChatEncoder | None) -> Iterator[TokenStore]:
@@ -114,7 +127,7 @@ def _held_out(file: Path, tokenizer: Any, encoder: ChatEncoder | None) -> Iterat
         for line in lines:
             entry = json.loads(line)
             if encoder is not None:
-                tokens, targets = encoder.encode(entry["messages"], entry.get("tools") or ())
+                tokens, targets = encoder.encode(entry["messages"], entry.get("tools") or (), entry.get("options"))
             else:
                 tokens, targets = next(iter(encode_documents(tokenizer, [entry["text"]]))), None
             yield TokenStore(file.stem, tokens, np.array([0, len(tokens)]), targets)

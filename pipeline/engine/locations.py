@@ -22,8 +22,8 @@ def localize(params: Any, cache: Path, keys: Mapping[str, str] | None = None) ->
     """Replace `{kind: local, path, include?, exclude?}` by `{kind: local, content}` everywhere in `params`.
 
     `content` is the sha256 over the sorted relative names and file hashes of what is meant; other keys of the mapping
-    stay. File hashes are remembered in `<cache>/hashes.json`. Errors name a source by its key in `params`,
-    of which the first part is what `keys` calls it.
+    stay. A key `template` with the name of a .jinja file is such a source too. File hashes are remembered in
+    `<cache>/hashes.json`. Errors name a source by its key in `params`, of which the first part is what `keys` calls it.
 
     Returns:
         The new params, and content -> {"path": absolute, "include": [...] | None, "exclude": [...]}.
@@ -47,7 +47,7 @@ def localize(params: Any, cache: Path, keys: Mapping[str, str] | None = None) ->
         return {**rest, "content": content}
 
     try:
-        return replaced(params, by_content, "local"), locations
+        return replaced(_with_template_files(params), by_content, "local"), locations
     finally:
         hashes.save()
 
@@ -66,6 +66,20 @@ def listing(path: Path, include: Sequence[str] | None = None, exclude: Sequence[
     closed = [pattern.removesuffix("/**") for pattern in unwanted if pattern.endswith("/**")]
     names = _walk(str(path), "", closed, frozenset())
     return sorted(name for name in names if _matches(name, wanted) and not _matches(name, unwanted))
+
+
+def _with_template_files(params: Any) -> Any:
+    if isinstance(params, Mapping):
+        return {
+            key: _template_file(value) if key == "template" else _with_template_files(value)
+            for key, value in params.items()
+        }
+    return [_with_template_files(value) for value in params] if isinstance(params, list | tuple) else params
+
+
+def _template_file(value: Any) -> Any:
+    is_name = isinstance(value, str) and value.endswith(".jinja") and "\n" not in value
+    return {"kind": "local", "path": value} if is_name else _with_template_files(value)
 
 
 def _location(source: dict[str, Any], where: str) -> dict[str, Any]:

@@ -50,8 +50,9 @@ def known_facts(model: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _has_chat_template(directory: Path) -> bool:
-    """Whether a tokenizer brings a chat template: in a file of its own, or in its config."""
-    if (directory / "chat_template.jinja").is_file() or (directory / "chat_template.json").is_file():
+    """Whether a tokenizer brings a chat template: in files of its own, or in its config."""
+    files = ("chat_template.jinja", "chat_template.json", "additional_chat_templates")
+    if any((directory / name).exists() for name in files):
         return True
     try:
         return bool(json.loads((directory / "tokenizer_config.json").read_text()).get("chat_template"))

@@ -10,12 +10,13 @@ from __future__ import annotations
 import re
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar
 
 from pipeline.data.documents import RowSource
 from pipeline.data.rows import Row
+from pipeline.data.template import TemplateSettings, read_template
 from pipeline.evaluation.base import Inputs, Item, Outcome, RunProgram, content_hash
 from pipeline.evaluation.grading import GRADES
 from pipeline.evaluation.kept import Kept
@@ -82,7 +83,8 @@ class Mint:
         tools: Python that defines what the model may call beside Python itself, or null.
         turn_limits: each is played from the start.
         max_solutions: proposals in an episode; where there is a single turn there is one.
-        template: a chat template in place of the model's own, or null.
+        template: a chat template in place of the model's own, or null; as for `ChatData`, as are date and
+            template_options.
         max_new_tokens: of one turn.
         max_items: problems, in the order of their content hashes; null for all.
         limits: what one program may use.
@@ -95,12 +97,15 @@ class Mint:
     tools: RowSource | None
     turn_limits: Sequence[int]
     max_solutions: int
-    template: str | None
+    template: str | Mapping[str, Any] | None
     max_new_tokens: int
     max_items: int | None
     limits: Limits
+    date: str | None = None
+    template_options: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
+        TemplateSettings(None, self.date, self.template_options)
         if not self.turn_limits or min(self.turn_limits) < 1 or sorted(set(self.turn_limits)) != list(self.turn_limits):
             raise ValueError(f"turn_limits={list(self.turn_limits)} must be ascending numbers of at least 1")
         if min(self.max_solutions, self.max_new_tokens, self.max_items or 1) < 1:
@@ -116,7 +121,7 @@ class Mint:
         """Refuse a missing chat template or file, and a machine that cannot isolate, before the model is loaded."""
         from pipeline.models import load_tokenizer
 
-        require_template(load_tokenizer(model), self.template)
+        require_template(load_tokenizer(model), self._settings(inputs))
         self.check_isolation(inputs.isolation)
         self._problems(inputs)
 
@@ -128,7 +133,8 @@ class Mint:
 
     def measure(self, speaker: Speaker, inputs: Inputs) -> Outcome:
         """As `run`, with turns from anything that speaks. Raises SandboxError if the sandbox fails."""
-        sandbox, replies = Sandbox(self.limits, inputs.isolation, inputs.workers), ChatReplies(speaker, self.template)
+        sandbox = Sandbox(self.limits, inputs.isolation, inputs.workers)
+        replies = ChatReplies(speaker, self._settings(inputs))
         if inputs.directory is None:
             raise ValueError("MINT needs a directory to keep its episodes in")
         problems, prelude = self._problems(inputs), self._prelude(inputs)
@@ -147,6 +153,9 @@ class Mint:
                 kept.add(record)
         sandbox.close()
         return Outcome(METRIC, True, tuple(self._item(problem, played) for problem in problems))
+
+    def _settings(self, inputs: Inputs) -> TemplateSettings:
+        return TemplateSettings(read_template(self.template, inputs.locate), self.date, self.template_options)
 
     def episode(self, problem: Problem, limit: int, session: Session) -> Episode:
         """One episode of at most `limit` turns: gives the conversation whenever the model is to speak, takes what it

@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar
 
 from pipeline.data.documents import RowSource
 from pipeline.data.rows import Row
+from pipeline.data.template import TemplateSettings, read_template
 from pipeline.evaluation.base import Inputs, Item, Outcome, content_hash
 from pipeline.evaluation.endpoint import ChatModel, Endpoint, RefusedError, UnreachableError
 from pipeline.evaluation.judging import PROMPTS, Asked, JudgePrompt, judge_prompts, judgements
@@ -41,7 +42,8 @@ class MTBench:
         reference_categories: categories whose answers the judge compares with a reference.
         judge: the name of the judging model at the endpoint.
         judge_temperature, judge_max_tokens: of its judgements.
-        template: a chat template in place of the model's own, or null.
+        template: a chat template in place of the model's own, or null; as for `ChatData`, as are date and
+            template_options.
         temperatures: of the model's answers by category; 0 is greedy.
         max_new_tokens: of one answer.
         seed: of sampled answers, together with the question and the turn.
@@ -59,14 +61,17 @@ class MTBench:
     judge: str
     judge_temperature: float
     judge_max_tokens: int
-    template: str | None
+    template: str | Mapping[str, Any] | None
     temperatures: Mapping[str, float]
     max_new_tokens: int
     seed: int
     max_items: int | None
     max_unrated: float
+    date: str | None = None
+    template_options: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
+        TemplateSettings(None, self.date, self.template_options)
         if not 0 <= self.max_unrated < 1:
             raise ValueError(f"max_unrated={self.max_unrated} must be a share from 0 to below 1")
         if self.max_new_tokens < 1 or (self.max_items is not None and self.max_items < 1):
@@ -76,7 +81,7 @@ class MTBench:
         """Refuse a missing chat template, key or file before the model is loaded. Raises ValueError."""
         from pipeline.models import load_tokenizer
 
-        require_template(load_tokenizer(model), self.template)
+        require_template(load_tokenizer(model), self._settings(inputs))
         Endpoint.of(inputs.endpoint).key()
         self._read(inputs)
 
@@ -96,9 +101,12 @@ class MTBench:
         if inputs.directory is None:
             raise ValueError("MT-Bench needs a directory to keep answers and judgements in")
         questions, prompts = self._read(inputs)
-        answers = self._answer(ChatReplies(speaker, self.template), questions, inputs)
+        answers = self._answer(ChatReplies(speaker, self._settings(inputs)), questions, inputs)
         judged = self._judge(questions, prompts, answers, inputs)
         return self._outcome(questions, prompts, answers, judged)
+
+    def _settings(self, inputs: Inputs) -> TemplateSettings:
+        return TemplateSettings(read_template(self.template, inputs.locate), self.date, self.template_options)
 
     def _read(self, inputs: Inputs) -> tuple[list[Question], dict[str, JudgePrompt]]:
         references = read_references(self._rows("references", inputs))

@@ -31,8 +31,8 @@ class Passage:
     text: str = ""
 
 
-def held_out(inputs: Inputs, names: Sequence[str] | None, key: str) -> Iterator[tuple[str, Any]]:
-    """("source/id", value of `key`) of the data artifact's held-out documents.
+def held_out(inputs: Inputs, names: Sequence[str] | None, key: str | None) -> Iterator[tuple[str, Any]]:
+    """("source/id", value of `key`, or all of them) of the data artifact's held-out documents.
 
     Raises ValueError if there is no artifact or it has no source of a name.
     """
@@ -45,7 +45,7 @@ def held_out(inputs: Inputs, names: Sequence[str] | None, key: str) -> Iterator[
         with (inputs.data / f"{name}.heldout.jsonl").open(encoding="utf-8") as stream:
             for line in stream:
                 row = json.loads(line)
-                yield f"{name}/{row['id']}", row[key]
+                yield f"{name}/{row['id']}", row[key] if key else row
 
 
 def by_hash(candidates: Iterable[tuple[str, Any]]) -> list[tuple[str, Any]]:

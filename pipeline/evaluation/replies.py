@@ -11,7 +11,8 @@ from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-_MARK = "MARK"
+from pipeline.data.chat import ChatEncoder
+from pipeline.data.template import TemplateSettings
 
 
 @dataclass(frozen=True)
@@ -55,14 +56,15 @@ class Speaker(Protocol):
 
 
 class ChatReplies:
-    """Replies of a causal language model through a chat template: `template`, or the tokenizer's own if that is None.
+    """Replies of a causal language model through a chat template, rendered as for training: `template`, or the
+    tokenizer's own if that is None.
 
     Raises ValueError if there is none.
     """
 
-    def __init__(self, speaker: Speaker, template: str | None) -> None:
+    def __init__(self, speaker: Speaker, template: TemplateSettings | str | None) -> None:
         self._speaker, self._tokenizer = speaker, speaker.tokenizer
-        self._template = require_template(self._tokenizer, template)
+        self._encoder = require_template(self._tokenizer, template)
         self._ends = self._end_tokens()
 
     def replies(
@@ -78,7 +80,7 @@ class ChatReplies:
 
         A conversation that fills the model's window gets none. A reply ends with the first text of `stop`.
         """
-        prompts = [self._prompt(messages) for messages in conversations]
+        prompts = [self._encoder.prompt(messages) for messages in conversations]
         lengths = [min(max_new_tokens, self._speaker.window - len(prompt)) for prompt in prompts]
         asked = [i for i, length in enumerate(lengths) if length > 0]
         said = self._speaker.turns(
@@ -92,36 +94,20 @@ class ChatReplies:
         found = dict(zip(asked, said, strict=True))
         return [found.get(i, Reply("", True)) for i in range(len(prompts))]
 
-    def _prompt(self, messages: Sequence[Mapping[str, str]]) -> list[int]:
-        encoded = self._tokenizer.apply_chat_template(
-            [dict(message) for message in messages],
-            chat_template=self._template,
-            add_generation_prompt=True,
-            tokenize=True,
-            return_dict=True,
-        )
-        return list(encoded["input_ids"])
-
     def _end_tokens(self) -> set[int]:
         """The end-of-text token, and the first special token that the template puts after an assistant's turn."""
-        turn = [{"role": "user", "content": "Hello"}, {"role": "assistant", "content": _MARK}]
-        text = self._tokenizer.apply_chat_template(turn, chat_template=self._template, tokenize=False)
-        after = text[text.rfind(_MARK) + len(_MARK) :]
-        added = [str(token) for token in self._tokenizer.added_tokens_decoder.values() if token.special]
-        found = [
-            (after.find(token), token) for token in {*self._tokenizer.all_special_tokens, *added} if token in after
-        ]
-        ends = {self._tokenizer.eos_token_id} if self._tokenizer.eos_token_id is not None else set()
-        return ends | ({self._tokenizer.convert_tokens_to_ids(min(found)[1])} if found else set())
+        closing = (self._encoder.closing_tokens() or [])[:1]
+        ends = {self._tokenizer.convert_tokens_to_ids(token) for token in closing}
+        return ends | ({self._tokenizer.eos_token_id} - {None})
 
 
-def require_template(tokenizer: Any, template: str | None) -> str:
-    """The chat template to use. Raises ValueError if neither is one."""
-    chosen = template or tokenizer.chat_template
-    if not isinstance(chosen, str):
+def require_template(tokenizer: Any, template: TemplateSettings | str | None) -> ChatEncoder:
+    """What renders conversations with the chat template to use. Raises ValueError if there is none."""
+    settings = template if isinstance(template, TemplateSettings) else TemplateSettings(template)
+    if not (settings.template or tokenizer.chat_template):
         name = getattr(tokenizer, "name_or_path", "") or "the model"
         raise ValueError(
             f"{name} has no chat template, which a conversation needs; set the benchmark's `template` to one, or its "
             "`models` to those that were instruction-tuned, such as [tuned]"
         )
-    return chosen
+    return ChatEncoder(tokenizer, settings)

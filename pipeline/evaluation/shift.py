@@ -9,13 +9,15 @@ Shapes: T tokens of an answer, V vocabulary.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from pipeline.data.chat import ChatEncoder
 from pipeline.data.documents import RowSource, describe
 from pipeline.data.rows import Row, field_value
+from pipeline.data.template import TemplateSettings
 from pipeline.data.text_encoder import TextEncoder
 from pipeline.evaluation.base import Inputs, Item, Outcome, content_hash, num_rows
 from pipeline.evaluation.passages import by_hash, check_bounds
@@ -50,6 +52,7 @@ class TokenShift:
         max_new_tokens: of an answer.
         max_items: prompts in the order of their content hashes; null for all.
         edges: ascending last positions of the ranges that the answer is broken into, beside the whole.
+        date, template_options: what the chat template is given, as for `ChatData`.
     """
 
     prompts: RowSource
@@ -59,8 +62,11 @@ class TokenShift:
     max_new_tokens: int
     max_items: int | None
     edges: Sequence[int]
+    date: str | None = None
+    template_options: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
+        TemplateSettings(None, self.date, self.template_options)
         check_bounds(self, "window", "max_new_tokens", "max_items")
         check_edges(self.edges)
         if self.max_new_tokens >= self.window:
@@ -97,8 +103,9 @@ class TokenShift:
         """The chosen prompts, as text and as ids."""
         room, found = self.window - self.max_new_tokens, 0
         encoder = TextEncoder(tokenizer, num_rows(model))
+        ids_of = self._ids(encoder, tokenizer)
         for _, text in by_hash(self._texts(inputs)):
-            ids = self._ids(encoder, tokenizer, text)
+            ids = ids_of(text)
             if 0 < len(ids) <= room:
                 found += 1
                 yield text, ids
@@ -116,13 +123,17 @@ class TokenShift:
             texts.setdefault(text, row.id)  # the same prompt twice would be the same item twice
         yield from ((identity, text) for text, identity in texts.items())
 
-    def _ids(self, encoder: TextEncoder, tokenizer: Any, text: str) -> list[int]:
+    def _ids(self, encoder: TextEncoder, tokenizer: Any) -> Callable[[str], list[int]]:
         if not (self.is_chat and tokenizer.chat_template):
-            return encoder.prompt(text)
-        turn = [{"role": "user", "content": text}]
-        ids = tokenizer.apply_chat_template(turn, add_generation_prompt=True, return_dict=True)["input_ids"]
-        encoder.check(ids, f"the prompt {text[:40]!r}")
-        return list(ids)
+            return encoder.prompt
+        chats = ChatEncoder(tokenizer, TemplateSettings(None, self.date, self.template_options))
+
+        def ids_of(text: str) -> list[int]:
+            ids = chats.prompt([{"role": "user", "content": text}])
+            encoder.check(ids, f"the prompt {text[:40]!r}")
+            return ids
+
+        return ids_of
 
     def _item(self, text: str, answer: Sequence[int], moves: Moves, tokenizer: Any) -> Item:
         unshifted, marginal = moves.ranks == 1, (moves.ranks > 1) & (moves.ranks <= MARGINAL)

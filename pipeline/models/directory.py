@@ -66,6 +66,8 @@ def copy_side_files(source: Path, target: Path, leave_out: Collection[str] = ())
         target: is created.
         leave_out: names of files that the target gets from elsewhere.
     """
+    from transformers.utils import CHAT_TEMPLATE_DIR
+
     target.mkdir(parents=True, exist_ok=True)
     for file in sorted(source.iterdir(), key=lambda file: (file.name == CONFIG_FILE, file.name)):
         is_weight = file.suffix in _WEIGHT_SUFFIXES or file.name.endswith((".index.json", ".partial"))
@@ -73,6 +75,8 @@ def copy_side_files(source: Path, target: Path, leave_out: Collection[str] = ())
         if file.is_file() and not ours:
             shutil.copyfile(file, partial_of(target / file.name))
             commit(target / file.name)
+    if (templates := source / CHAT_TEMPLATE_DIR).is_dir():
+        shutil.copytree(templates, target / CHAT_TEMPLATE_DIR, dirs_exist_ok=True)
 
 
 def read_expansion(directory: Path) -> dict:

@@ -78,6 +78,8 @@ def _sentences(metrics: Mapping[str, Any], used: Mapping[str, Any]) -> Iterator[
     for source, counts in used.get("ignored_keys", {}).items():
         if counts:
             yield f"{source}: keys of rows that nothing reads: {_listed(counts)}."
+    for source, chats in used.get("reasoning_left_out", {}).items():
+        yield f"{source}: of {chats:,} conversations the chat template leaves reasoning out."
     if overlap := used.get("overlap"):
         found = ", ".join(f"{s['met']:,} of {s['items']:,} of {name}" for name, s in overlap["sets"].items())
         removed = sum(overlap["removed"].values())

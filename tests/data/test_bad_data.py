@@ -245,9 +245,17 @@ LAST_USER = (
 """Puts the tools before the last turn of the user, as Mistral's does."""
 
 
+FORBIDS = "{% if messages | length > 2 %}{{ raise_exception('One question only') }}{% endif %}"
+
+
 def test_a_template_that_cannot_spell_some_conversations_leaves_those_out(chatted):
     tools, more = [{"type": "function", "function": {"name": "f"}}], [{"role": "user", "content": "And?"}, SAID[1]]
     rows = [{"messages": SAID, "tools": tools}, {"messages": SAID + more, "tools": tools}, {"messages": SAID + more}]
     found, rejected, ids = chatted({"x.jsonl": _lines(*rows)}, ByColumns(ROLES), good=GOOD_CHATS, template=LAST_USER)
-    assert len(ids) == 7 and [line["id"] for line in rejected] == ["x.jsonl#1"]
-    assert found["rejected"] == {"the chat template renders earlier turns differently once more follow": 1}
+    assert len(ids) == 8 and not rejected and not found["rejected"]
+    found, rejected, ids = chatted(
+        {"x.jsonl": _lines(*rows)}, ByColumns(ROLES), good=GOOD_CHATS, template=FORBIDS + LAST_USER
+    )
+    assert len(ids) == 6 and [line["id"] for line in rejected] == ["x.jsonl#1", "x.jsonl#2"]
+    assert found["rejected"] == {"the chat template refuses it": 2}
+    assert all(line["detail"].endswith("One question only") for line in rejected)

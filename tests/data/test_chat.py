@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from tokenizers import AddedToken
 
 from pipeline.data.chat import ChatEncoder, UnfitChatError
 
@@ -73,20 +74,39 @@ def test_templates_without_a_generation_prompt_or_with_plain_headers(make_tokeni
 
 
 @pytest.mark.parametrize(
-    ("template", "message"),
-    [
-        (None, "no chat template"),
-        ("{% for m in messages %}{{ (m.content if loop.last else '') + eos_token }}{% endfor %}", "renders earlier"),
-        ("{{ messages | length }}{% for m in messages %}{{ m.content + eos_token }}{% endfor %}", "renders earlier"),
-        ("{% for m in messages %}{{ m.role + ': ' + m.content + '\n' }}{% endfor %}", "right after its header"),
-        (PAPER.replace("{{ eos_token }}", ""), "holds no special token"),
-        ("{% for m in messages %}{{ m.role + m.content + '</s>' }}{% endfor %}{% if add_generation_prompt %}assistant"
-         "{% endif %}{% generation %}{% endgeneration %}", "marks 0 of"),
-    ],
-)  # fmt: skip
-def test_a_template_that_cannot_be_masked_is_refused(make_tokenizer, template, message):
+    ("template", "message"), [(None, "no chat template"), ("{% for m in messages %}", "no valid Jinja")]
+)
+def test_only_what_is_no_template_is_refused(make_tokenizer, template, message):
     with pytest.raises(ValueError, match=message):
         ChatEncoder(make_tokenizer(None), template)
+
+
+@pytest.mark.parametrize(
+    ("template", "reason"),
+    [
+        ("{% for m in messages %}{{ m.content if loop.last else eos_token }}{% endfor %}", "leaves out a message"),
+        ("{% for m in messages %}{{ m.role + ': ' + m.content | length | string }}{% endfor %}", "cannot be told"),
+        ("{% for m in messages %}{{ m.content[:-1] if m.content else '' }}{% endfor %}", "cannot be told"),
+        ("{{ messages | map(attribute='content') | reverse | join(' ') }}{{ raise_exception('Not today') }}",
+         "refuses it: Not today"),
+        ("{% for m in messages %}{{ m.role + m.content + '</s>' }}{% endfor %}{% if add_generation_prompt %}assistant"
+         "{% endif %}{% generation %}{% endgeneration %}", "blocks hold nothing"),
+    ],
+)  # fmt: skip
+def test_a_conversation_that_a_template_cannot_spell_is_rejected_by_itself(make_tokenizer, template, reason):
+    encoder = ChatEncoder(make_tokenizer(None), template)
+    with pytest.raises(UnfitChatError, match=reason):
+        encoder.encode(CHAT)
+
+
+def test_turns_that_are_context_are_not_learned(tokenizer, make_tokenizer):
+    context = [CHAT[0], {**CHAT[1], "learned": False}, *CHAT[2:]]
+    for encoder in (ChatEncoder(tokenizer), ChatEncoder(make_tokenizer(GENERATION))):
+        ids, mask = encoder.encode(context)
+        assert np.array_equal(ids, encoder.encode([*CHAT])[0])
+        assert tokenizer.decode(ids[mask == 1]) == CHAT[3]["content"] + "<|im_end|>"
+        whole = encoder.encode_whole(context)
+        assert whole.num_bytes == len(CHAT[3]["content"].encode()) and not whole.reasoning_left_out
 
 
 def test_a_message_cannot_smuggle_in_a_turn(tokenizer):
@@ -108,3 +128,30 @@ def test_a_token_across_the_border_of_a_turn_is_not_guessed(make_tokenizer):
     encoder = ChatEncoder(make_tokenizer(None), template)
     with pytest.raises(UnfitChatError, match="both the assistant's text and what surrounds it"):
         encoder.encode([{"role": "user", "content": "x"}, {"role": "assistant", "content": "n"}])
+
+
+def test_special_tokens_that_take_white_space_along(make_tokenizer_of):
+    """As those of Phi-3: a line end behind a token belongs to it, also where the turn ends before."""
+    template = (
+        "{% for m in messages %}{{ '<|' + m.role + '|>\n' + m.content + '<|end|>\n' }}{% endfor %}"
+        "{% if add_generation_prompt %}{{ '<|assistant|>\n' }}{% endif %}"
+    )
+    tokenizer = make_tokenizer_of(template, "<|endoftext|>")
+    names = ("<|user|>", "<|assistant|>", "<|end|>")
+    tokenizer.add_tokens([AddedToken(name, rstrip=True, special=True) for name in names], special_tokens=True)
+    ids, mask = ChatEncoder(tokenizer, template).encode(CHAT)
+    assert tokenizer("<|end|>\n<|user|>\n")["input_ids"] == tokenizer.convert_tokens_to_ids(["<|end|>", "<|user|>"])
+    expected = "".join(m["content"] + "<|end|>" for m in CHAT if m["role"] == "assistant")
+    assert tokenizer.decode(ids[mask == 1]) == expected
+
+
+def test_white_space_across_the_border_of_a_turn_is_not_learned(make_tokenizer_of):
+    """A prompt that ends with a line, and a turn that begins with one: one token in the conversation."""
+    template = (
+        "{% for m in messages %}{{ '<|' + m.role + '|>\n' }}{% if m.role == 'assistant' %}{{ '\n' }}{% endif %}"
+        "{{ m.content + '<|end|>' }}{% endfor %}{% if add_generation_prompt %}{{ '<|assistant|>\n' }}{% endif %}"
+    )
+    tokenizer = make_tokenizer_of(template + "<|assistant|><|user|>", "<|end|>")
+    ids, mask = ChatEncoder(tokenizer, template).encode(CHAT[:2])
+    assert tokenizer.convert_tokens_to_ids("ĊĊ") in ids
+    assert tokenizer.decode(ids[mask == 1]) == CHAT[1]["content"] + "<|end|>"

@@ -6,6 +6,7 @@ import torch
 
 from pipeline.data.chat import ChatEncoder
 from pipeline.data.conversations import Chats, PromptAndResponse
+from pipeline.data.template import TemplateSettings
 from pipeline.evaluation.base import Inputs
 from pipeline.evaluation.chat import HeldOutChat
 
@@ -75,3 +76,35 @@ def test_conversations_can_come_from_a_source_of_their_own(llama, tokenizer, inp
     everything = benchmark(chats=source).run(llama, tokenizer, inputs).items
     assert len(everything) == 6
     assert benchmark(chats=source, max_items=2).run(llama, tokenizer, inputs).items == everything[:2]
+
+
+DATED = (
+    "{{ strftime_now('%d %b %Y') + (mood or '') }}{% for tool in tools or [] %}{{ tool.function.name }}{% endfor %}"
+    "{% for m in messages %}{{ '<|im_start|>' + m.role + '\n' + (m.reasoning_content or '') + m.content }}"
+    "{% for call in m.tool_calls or [] %}{{ call.function | tojson }}{% endfor %}{{ '<|im_end|>\n' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+)
+TOOLS = [{"type": "function", "function": {"name": "rain"}}]
+CALLED = [
+    {"role": "user", "content": "Rain?"},
+    {"role": "assistant", "content": "", "tool_calls": [{"function": {"name": "rain", "arguments": {"a": "b"}}}]},
+    {"role": "tool", "content": "yes"},
+    {"role": "assistant", "content": "It does.", "reasoning_content": "Wet."},
+]
+
+
+def test_tools_calls_reasoning_options_and_the_date_are_given_as_in_training(llama, tokenizer, held_out):
+    chat = {"id": "0", "messages": CALLED, "tools": TOOLS, "options": {"mood": "glad"}}
+    (held_out.data / "talk.heldout.jsonl").write_text(json.dumps(chat) + "\n")
+    kept = {"chat_template": DATED, "chat_date": "2025-02-03", "chat_template_options": {"mood": "sad"}}
+    (held_out.data / "sources.json").write_text(json.dumps({"kind": "chat", "sources": {"talk": {}}, **kept}))
+    encoder = ChatEncoder(tokenizer, TemplateSettings(DATED, "2025-02-03", {"mood": "sad"}))
+    ids, mask = encoder.encode(CALLED, TOOLS, {"mood": "glad"})
+    assert tokenizer.decode(ids).startswith("03 Feb 2025gladrain")
+    (item,) = benchmark().run(llama, tokenizer, held_out).items
+    learned = tokenizer.decode(ids[mask == 1])
+    call = '{"name": "rain", "arguments": {"a": "b"}}'
+    assert learned == f"{call}<|im_end|>Wet.It does.<|im_end|>"
+    assert item.denominator == len('rain", "arguments": {"a": "b') + len("Wet.It does.")
+    other = benchmark(date="2026-01-01").run(llama, tokenizer, held_out).items[0]
+    assert other.numerator != item.numerator and other.denominator == item.denominator

@@ -6,6 +6,7 @@ import pytest
 import torch
 from transformers import GenerationConfig
 
+from pipeline.data.template import TemplateSettings
 from pipeline.evaluation.completions import RemoteGenerator
 from pipeline.evaluation.generation import LocalGenerator
 from pipeline.evaluation.replies import ChatReplies, Reply
@@ -163,3 +164,37 @@ def test_no_template_is_refused(llama, tokenizer):
     speaker = SimpleNamespace(tokenizer=SimpleNamespace(chat_template=None, name_or_path="plain"), window=9)
     with pytest.raises(ValueError, match="plain has no chat template"):
         ChatReplies(speaker, None)
+
+
+class Listener:
+    """A speaker that says nothing and keeps what it is asked."""
+
+    window = 1000
+
+    def __init__(self, tokenizer):
+        self.tokenizer, self.heard = tokenizer, []
+
+    def turns(self, prompts, lengths, ends, stop, temperature, seeds):
+        self.heard += [(self.tokenizer.decode(prompt), set(ends)) for prompt in prompts]
+        return [Reply("", False) for _ in prompts]
+
+
+def test_prompts_are_rendered_as_for_training(tokenizer):
+    dated = "{{ strftime_now('%d %b %Y') + mood + '\n' }}" + TEMPLATE.replace("m['content']", "m['content'][0]['text']")
+    speaker = Listener(tokenizer)
+    replies = ChatReplies(speaker, TemplateSettings(dated, "2025-02-03", {"mood": "glad"}))
+    replies.replies(conversations()[3:], max_new_tokens=5, temperature=0.0, seeds=[0])
+    assert speaker.heard == [("03 Feb 2025glad\nuser: 42\nassistant:", {tokenizer.eos_token_id})]
+
+
+def test_a_reply_ends_with_what_closes_a_turn_and_not_with_what_closes_a_part_of_it(tokenizer):
+    """As gpt-oss does: other tokens close what the model says to itself."""
+    inner, outer = (str(tokenizer.convert_ids_to_tokens(i)) for i in sorted(tokenizer.all_special_ids)[:2])
+    template = (
+        "{% for m in messages %}{{ m.role + ': ' + m.content }}{% if m.role == 'assistant' %}"
+        f"{{{{ {outer!r} if loop.last else {inner!r} }}}}{{% endif %}}{{% endfor %}}"
+        "{% if add_generation_prompt %}{{ 'assistant: ' }}{% endif %}"
+    )
+    speaker = Listener(tokenizer)
+    ChatReplies(speaker, template).replies(conversations()[:1], max_new_tokens=5, temperature=0.0, seeds=[0])
+    assert speaker.heard[0][1] == {tokenizer.eos_token_id, tokenizer.convert_tokens_to_ids(outer)}

@@ -28,6 +28,7 @@ METRICS = {
         "rejected": {"code": {}, "web": {"invalid UTF-8": 3, "broken gzip (EOFError)": 1}},
         "left_out": {"code": {"mostly digits and punctuation": 5}, "web": {}},
         "ignored_keys": {"web": {"url": 1200, "messages[].mood": 7}},
+        "reasoning_left_out": {"web": 7},
         "overlap": {
             "ngram": 13, "removed": {"web": 2},
             "sets": {"exam": {"items": 500, "met": 1, "too_short": 3}},
@@ -61,6 +62,7 @@ def test_the_section_says_what_was_used_and_what_was_not(comparison):
         "2,000 tokens of code", "web: rejected as damaged or of another form: invalid UTF-8 3, broken gzip (EOF",
         "code: left out by a rule: mostly digits and punctuation 5", "2 documents were left out because they hold 13",
         "1 of 500 of exam", "web: keys of rows that nothing reads: url 1,200, messages[].mood 7.",
+        "web: of 7 conversations the chat template leaves reasoning out",
     ):  # fmt: skip
         assert said in text
     assert section.in_text and section.values["packing"]["efficiency"] == 0.9876
