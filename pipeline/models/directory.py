@@ -149,11 +149,12 @@ def rewrite(
     tensors: Mapping[str, Planned],
     shard_bytes: int = 5 * 10**9,
     save: Form = "whole",
+    config: str | None = None,
 ) -> None:
-    """Write a model of the same config, record and tokenizer as `source` with these weights."""
+    """Write a model of the same record and tokenizer as `source` with these weights; by default of its config too."""
     record = source / EXPANSION_FILE
     read_config(source)
-    config = (source / CONFIG_FILE).read_text()
+    config = (source / CONFIG_FILE).read_text() if config is None else config
     begin_model(source, target, {p.content.file for p in tensors.values() if isinstance(p.content, Stored)})
     write_weights(target, tensors, shard_bytes, save)
     commit_model(target, config, record.read_text() if record.is_file() else None)
