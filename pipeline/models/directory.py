@@ -8,9 +8,11 @@ from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 from typing import Literal
 
+from pipeline.models.aliases import untied
 from pipeline.models.durable import commit, partial_of, sync, write_text
 from pipeline.models.reference import OWN_FILE, REFERENCE_FILE, write_reference
 from pipeline.models.safetensors_io import INDEX_FILE, Planned, Stored, has_only_pickles, read_index, write_shards
+from pipeline.models.tokenizer_files import check_tokenizer
 
 CONFIG_FILE = "config.json"
 EXPANSION_FILE = "expansion.json"
@@ -36,11 +38,6 @@ def read_config(directory: Path) -> dict:
         raise ValueError(f"{file} is damaged: {error}") from error
 
 
-def has_tokenizer(directory: Path) -> bool:
-    """Whether a directory holds files of a tokenizer."""
-    return any((directory / name).is_file() for name in ("tokenizer.json", "tokenizer.model", "vocab.json"))
-
-
 def check_directory(directory: Path) -> None:
     """Look at a model directory without loading it: config, tokenizer, and every shard's header and length.
 
@@ -50,10 +47,7 @@ def check_directory(directory: Path) -> None:
         ValueError: what is missing or damaged, and what to do.
     """
     read_config(directory)
-    if not has_tokenizer(directory):
-        raise ValueError(
-            f"{directory} has no tokenizer (tokenizer.json, tokenizer.model or vocab.json); copy the model's"
-        )
+    check_tokenizer(directory)
     if not has_only_pickles(directory):
         read_index(directory)
 
@@ -141,6 +135,12 @@ def materialise(directory: Path, target: Path, shard_bytes: int = 5 * 10**9) -> 
         ValueError: the model is incomplete, or what it refers to changed.
     """
     rewrite(directory, target, as_copies(read_index(directory)), shard_bytes)
+
+
+def refer_untied(directory: Path, target: Path) -> None:
+    """Write a model by reference to another, with a config that ties nothing."""
+    config = untied((directory / CONFIG_FILE).read_text())
+    rewrite(directory, target, as_copies(read_index(directory)), save="reference", config=config)
 
 
 def rewrite(
