@@ -124,7 +124,7 @@ def _prepare(
     apart = mixes_documents(loaded)
     attention = choose_attention(loaded, device.attention, accelerator.device)
     expansion = read_expansion(source)
-    is_untied(loaded)  # or no config could say what will be saved
+    untied = is_untied(loaded)
     model = strategy.apply(loaded, expansion["module_parameters"])
     check_savable(source, loaded, strategy.writes(model))
     for parameter in model.parameters():
@@ -160,7 +160,7 @@ def _prepare(
     # These very parameters: a sharded model shows others in their place as long as a unit is gathered.
     frozen = {name: p for name, p in model.named_parameters() if not p.requires_grad} | held_tensors(model)
     facts = {**counts, "attention": attention, "compiled": compiled, "wide_products": wide, "one_document_a_row": apart}
-    return Prepared(loaded, model, loss_model, optimizer, trainable, frozen, cost, facts)
+    return Prepared(loaded, untied, model, loss_model, optimizer, trainable, frozen, cost, facts)
 
 
 def _try_a_step(

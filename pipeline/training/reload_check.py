@@ -8,7 +8,6 @@ time.
 
 from __future__ import annotations
 
-import gc
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain
@@ -116,7 +115,6 @@ def release(model: nn.Module, optimizer: Any) -> None:
     for tensor in chain(model.parameters(), model.buffers()):
         tensor.grad = None
         tensor.data = tensor.data.new_empty(0)
-    gc.collect()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
 

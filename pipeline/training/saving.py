@@ -11,7 +11,6 @@ from typing import Any, cast
 import torch
 
 from pipeline.models import load
-from pipeline.models.aliases import is_untied
 from pipeline.models.directory import Form, read_config, read_expansion
 from pipeline.models.safetensors_io import read_index
 from pipeline.models.save import as_stored, save_trained
@@ -25,9 +24,13 @@ from pipeline.training.strategy import Strategy
 
 @dataclass(frozen=True)
 class Prepared:
-    """A model as the strategy makes it, on its device or devices, with what the loop needs of it."""
+    """A model as the strategy makes it, on its device or devices, with what the loop needs of it.
+
+    `untied`: as it was loaded, see `is_untied`; merging adapters changes what its config says.
+    """
 
     loaded: Any
+    untied: bool
     model: Any
     loss_model: torch.nn.Module
     optimizer: Any
@@ -69,7 +72,7 @@ def save_and_check(
     started = time.monotonic()
     stored, changed = read_index(source), strategy.trained(model)
     written = as_stored(loaded, changed, stored)
-    save_trained(source, target, written, save=cast(Form, settings.save), untie=is_untied(loaded))
+    save_trained(source, target, written, save=cast(Form, settings.save), untie=ready.untied)
     saved = time.monotonic()
     check_bytes(target, written)
     facts = ready.facts
