@@ -115,18 +115,20 @@ def _prepare(
     loaded = load(source, dtype=loaded_dtype(source, settings))
     loaded.config.use_cache = False
     head = head_of(loaded)
-    if head is None:
-        warnings.warn(
-            f"{type(loaded).__name__} makes its logits in a way of its own: all of a micro batch stand in memory at "
-            f"once, and launch.loss_chunk={device.loss_chunk} is ignored",
-            stacklevel=2,
-        )
     apart = mixes_documents(loaded)
     attention = choose_attention(loaded, device.attention, accelerator.device)
     expansion = read_expansion(source)
     untied = is_untied(loaded)
     model = strategy.apply(loaded, expansion["module_parameters"])
     check_savable(source, loaded, strategy.writes(model))
+    if type(loaded.get_output_embeddings()) is not torch.nn.Linear:  # adapted: its weight alone is not what it computes
+        head = None
+    if head is None:
+        warnings.warn(
+            f"{type(loaded).__name__} makes its logits in a way of its own: all of a micro batch stand in memory at "
+            f"once, and launch.loss_chunk={device.loss_chunk} is ignored",
+            stacklevel=2,
+        )
     for parameter in model.parameters():
         if parameter.requires_grad:
             parameter.data = parameter.data.float()
