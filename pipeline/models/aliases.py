@@ -11,6 +11,8 @@ from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
+from pipeline.models.own import register_own
+
 TIED = "tie_word_embeddings"
 
 
@@ -70,21 +72,31 @@ def stored_apart(directory: Path, stored: Mapping[str, Any]) -> list[tuple[str, 
         directory: a model directory.
         stored: its tensors, as `read_index` gives them.
     """
-    shapes = [entry.shape for entry in stored.values() if len(entry.shape) > 1]
-    if len(set(shapes)) == len(shapes) or not _may_tie(json.loads((directory / "config.json").read_text())):
+    if not _may_tie(directory, stored):
         return []
-    model = _empty_model(directory)
-    prefix, pairs = model.base_model_prefix, []
-    for name, origin in model.all_tied_weights_keys.items():
-        pair = stored_name(name, prefix, stored), stored_name(origin, prefix, stored)
-        if all(one in stored for one in pair) and not _equal(*(stored[one] for one in pair)):
-            pairs.append(pair)
+    model, pairs = _empty_model(directory), []
+    for tied in model.all_tied_weights_keys.items():
+        name, origin = (_found(model, one, stored) for one in tied)
+        if name in stored and origin in stored and not _equal(stored[name], stored[origin]):
+            pairs.append((name, origin))
     return pairs
 
 
-def _may_tie(config: Mapping[str, Any]) -> bool:
+def _found(model: Any, name: str, stored: Collection[str]) -> str:
+    """A parameter's name in files that hold it by its own name or by the one that transformers saves it under."""
+    from transformers.core_model_loading import revert_weight_conversion
+
+    saved = revert_weight_conversion(model, {name: model.get_parameter(name)})
+    names = (stored_name(one, model.base_model_prefix, stored) for one in (name, *saved))
+    return next((one for one in names if one in stored), name)
+
+
+def _may_tie(directory: Path, stored: Mapping[str, Any]) -> bool:
+    """Whether two matrices outside of the numbered blocks are of one shape, and the config does not untie them."""
+    outside = [e.shape for n, e in stored.items() if len(e.shape) > 1 and not any(map(str.isdigit, n.split(".")))]
+    config = json.loads((directory / "config.json").read_text())
     sections = [config, *(section for section in config.values() if isinstance(section, dict))]
-    return any(section.get(TIED, True) for section in sections)
+    return len(set(outside)) < len(outside) and any(section.get(TIED, True) for section in sections)
 
 
 def _equal(a: Any, b: Any) -> bool:
@@ -102,6 +114,7 @@ def _empty_model(directory: Path) -> Any:
     import torch
     import transformers
 
+    register_own(json.loads((directory / "config.json").read_text()).get("model_type"))
     config = transformers.AutoConfig.from_pretrained(str(directory), local_files_only=True)
     with torch.device("meta"):
         return transformers.AutoModelForCausalLM.from_config(config)

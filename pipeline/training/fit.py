@@ -20,7 +20,7 @@ from pipeline.training.attention import choose_attention
 from pipeline.training.blocks import choose_compile, prepare_blocks
 from pipeline.training.count import count_cost
 from pipeline.training.device import Device
-from pipeline.training.distributed import distribute, handlers, own_part
+from pipeline.training.distributed import distribute, handlers, main_takes_its_time, own_part
 from pipeline.training.flops import cost_of
 from pipeline.training.forecast import known_shape
 from pipeline.training.head import head_of
@@ -82,10 +82,10 @@ def fit(
         audit_frozen(frozen_before, _hashes(ready.frozen))
         peak_memory = peak_memory_bytes()
         runtime.progress(note="saving, and loading what was saved")
-        checked = save_and_check(accelerator, source, target, strategy, settings, ready, rows)
-    if accelerator.is_main_process:
-        shutil.rmtree(runtime.directory / "checkpoints", ignore_errors=True)
-    accelerator.wait_for_everyone()
+        with main_takes_its_time(accelerator):
+            checked = save_and_check(accelerator, source, target, strategy, settings, ready, rows)
+            if accelerator.is_main_process:
+                shutil.rmtree(runtime.directory / "checkpoints", ignore_errors=True)
     accelerator.end_training()
     summary |= {**tried, **utilisation(summary, best)}
     summary |= {**ready.facts, "num_processes": accelerator.num_processes}
