@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -73,15 +74,39 @@ def _materialise(context: worker.Context) -> Path:
 
 
 def _where_it_lies(context: worker.Context, directory: Path, own: Path) -> Path:
-    """Weights in safetensors are used where they are; older checkpoints are converted once."""
+    """Weights in safetensors are used where they are; older checkpoints are converted once.
+
+    A config that ties what the weights hold apart is put right: a model by reference with the same tensors.
+    """
+    from pipeline.models.aliases import stored_apart
     from pipeline.models.bin import convert_bin
-    from pipeline.models.safetensors_io import has_only_pickles
+    from pipeline.models.directory import refer_untied
+    from pipeline.models.safetensors_io import INDEX_FILE, SINGLE_FILE, has_only_pickles, ignored_index, read_index
 
     if has_only_pickles(directory):
         convert_bin(directory, own)
         return own
+    if ignored_index(directory):
+        warnings.warn(
+            f"{directory} holds {SINGLE_FILE} and {INDEX_FILE}; the former is loaded, as transformers does, and the "
+            "index with its files is ignored",
+            stacklevel=2,
+        )
+    if apart := stored_apart(directory, read_index(directory)):
+        warnings.warn(_told_apart(directory, apart), stacklevel=2)
+        refer_untied(directory, own)
+        return own
     context.record(model_path=str(directory))
     return directory
+
+
+def _told_apart(directory: Path, pairs: list[tuple[str, str]]) -> str:
+    named = "; ".join(f"{name} and {origin}" for name, origin in pairs)
+    return (
+        f"{directory}/config.json says tie_word_embeddings=true, but its files store different values for {named}. "
+        "They are taken as two tensors, as transformers 5 does, and what is made of this model says "
+        "tie_word_embeddings=false. If they should be one, remove the stale one from the files"
+    )
 
 
 def _from_package(context: worker.Context, own: Path) -> Path:

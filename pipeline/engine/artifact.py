@@ -15,6 +15,7 @@ from typing import Any
 from pipeline.engine.errors import ArtifactError
 from pipeline.engine.graph import SHORT, Node, identify
 from pipeline.engine.hashes import HashCache, sha256_file, write_atomic
+from pipeline.file_modes import grant
 
 MANIFEST, CONFIG, LOG = "manifest.json", "config.yaml", "log.txt"
 PARTIAL = ".partial"
@@ -164,6 +165,7 @@ def commit(directory: Path, manifest: dict[str, Any]) -> Path:
     for hidden in directory.glob(".*"):
         if hidden.is_file():
             hidden.unlink()
+    grant(directory)
     files = _flush(directory)
     text = json.dumps({**manifest, "files": files}, indent=1, sort_keys=True, allow_nan=False)
     write_atomic(directory / MANIFEST, text + "\n")

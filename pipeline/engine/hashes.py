@@ -10,6 +10,8 @@ import tempfile
 import time
 from pathlib import Path
 
+from pipeline.file_modes import grant
+
 SETTLED_S = 2.0
 """A file younger than this is not remembered: a second write within the clock's grain would go unseen."""
 
@@ -29,7 +31,7 @@ def write_atomic(path: Path, text: str) -> None:
             stream.write(text)
             stream.flush()
             os.fsync(stream.fileno())
-        os.chmod(name, 0o644)
+        grant(Path(name))
         os.replace(name, path)
     except BaseException:
         with contextlib.suppress(OSError):

@@ -22,6 +22,7 @@ from filelock import FileLock
 from pipeline.engine.errors import ArtifactError, ConfigError
 from pipeline.engine.hashes import sha256_file
 from pipeline.engine.sources import sources
+from pipeline.file_modes import grant
 
 Source = dict[str, Any]
 
@@ -124,6 +125,7 @@ def _download(source: Source, path: Path) -> None:
             raise ArtifactError(_text(source, path, f"the fetched file has another sha256, {found}"))
         with fetched.open("rb") as stream:
             os.fsync(stream.fileno())
+        grant(fetched)
         os.replace(fetched, path)
 
 

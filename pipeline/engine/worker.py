@@ -152,7 +152,7 @@ def _output_to(directory: Path) -> None:
         return
     sys.stdout.flush()
     sys.stderr.flush()
-    descriptor = os.open(directory / artifact.LOG, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
+    descriptor = os.open(directory / artifact.LOG, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o666)
     os.dup2(descriptor, 1)
     os.dup2(descriptor, 2)
     os.close(descriptor)

@@ -14,6 +14,7 @@ from pickle import UnpicklingError
 
 import torch
 
+from pipeline.models.aliases import tied_names
 from pipeline.models.directory import CONFIG_FILE, begin_model, commit_model, read_config
 from pipeline.models.durable import sync
 from pipeline.models.safetensors_io import SINGLE_FILE, Planned, write_file, write_index
@@ -37,7 +38,7 @@ def convert_bin(directory: Path, target: Path) -> None:
         ValueError: a file is missing, damaged, or a pickle of more than tensors, which is refused unread.
     """
     read_config(directory)
-    shards, tied = _bin_files(directory), _tied(directory)
+    shards, tied = _bin_files(directory), tied_names(directory)
     begin_model(directory, target, shards)
     weight_map: dict[str, str] = {}
     total = 0
@@ -109,16 +110,6 @@ def _planned(state: dict[str, torch.Tensor], tied: Mapping[str, str], file: Path
 
 def _bytes_of(tensor: torch.Tensor, dtype: str) -> Callable[[], tuple[memoryview]]:
     return lambda: (raw_bytes(tensor, dtype),)
-
-
-def _tied(directory: Path) -> dict[str, str]:
-    """By transformers' own account, the parameters that are another one: {name: the one that is kept}."""
-    import transformers
-
-    config = transformers.AutoConfig.from_pretrained(str(directory), local_files_only=True)
-    with torch.device("meta"):
-        model = transformers.AutoModelForCausalLM.from_config(config)
-    return dict(model.all_tied_weights_keys)
 
 
 def main() -> None:

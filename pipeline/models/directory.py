@@ -8,9 +8,11 @@ from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 from typing import Literal
 
+from pipeline.models.aliases import untied
 from pipeline.models.durable import commit, partial_of, sync, write_text
 from pipeline.models.reference import OWN_FILE, REFERENCE_FILE, write_reference
 from pipeline.models.safetensors_io import INDEX_FILE, Planned, Stored, has_only_pickles, read_index, write_shards
+from pipeline.models.tokenizer_files import check_tokenizer
 
 CONFIG_FILE = "config.json"
 EXPANSION_FILE = "expansion.json"
@@ -36,11 +38,6 @@ def read_config(directory: Path) -> dict:
         raise ValueError(f"{file} is damaged: {error}") from error
 
 
-def has_tokenizer(directory: Path) -> bool:
-    """Whether a directory holds files of a tokenizer."""
-    return any((directory / name).is_file() for name in ("tokenizer.json", "tokenizer.model", "vocab.json"))
-
-
 def check_directory(directory: Path) -> None:
     """Look at a model directory without loading it: config, tokenizer, and every shard's header and length.
 
@@ -50,10 +47,7 @@ def check_directory(directory: Path) -> None:
         ValueError: what is missing or damaged, and what to do.
     """
     read_config(directory)
-    if not has_tokenizer(directory):
-        raise ValueError(
-            f"{directory} has no tokenizer (tokenizer.json, tokenizer.model or vocab.json); copy the model's"
-        )
+    check_tokenizer(directory)
     if not has_only_pickles(directory):
         read_index(directory)
 
@@ -147,17 +141,24 @@ def materialise(directory: Path, target: Path, shard_bytes: int = 5 * 10**9) -> 
     rewrite(directory, target, as_copies(read_index(directory)), shard_bytes)
 
 
+def refer_untied(directory: Path, target: Path) -> None:
+    """Write a model by reference to another, with a config that ties nothing."""
+    config = untied((directory / CONFIG_FILE).read_text())
+    rewrite(directory, target, as_copies(read_index(directory)), save="reference", config=config)
+
+
 def rewrite(
     source: Path,
     target: Path,
     tensors: Mapping[str, Planned],
     shard_bytes: int = 5 * 10**9,
     save: Form = "whole",
+    config: str | None = None,
 ) -> None:
-    """Write a model of the same config, record and tokenizer as `source` with these weights."""
+    """Write a model of the same record and tokenizer as `source` with these weights; by default of its config too."""
     record = source / EXPANSION_FILE
     read_config(source)
-    config = (source / CONFIG_FILE).read_text()
+    config = (source / CONFIG_FILE).read_text() if config is None else config
     begin_model(source, target, {p.content.file for p in tensors.values() if isinstance(p.content, Stored)})
     write_weights(target, tensors, shard_bytes, save)
     commit_model(target, config, record.read_text() if record.is_file() else None)

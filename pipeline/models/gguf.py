@@ -9,6 +9,8 @@ from pathlib import Path
 
 import torch
 
+from pipeline.file_modes import grant
+
 
 def convert_gguf(gguf: Path, target: Path, dtype: torch.dtype, chat_template: str | None = None) -> None:
     """Dequantise `gguf` and save model and tokenizer to `target` in `dtype`.
@@ -58,6 +60,7 @@ def _convert(gguf: Path, target: Path, dtype: torch.dtype, chat_template: str | 
     target.mkdir(parents=True, exist_ok=True)
     model.save_pretrained(target)
     tokenizer.save_pretrained(target)
+    grant(target)
 
 
 def _plain(config: dict) -> dict:

@@ -7,9 +7,10 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pipeline.models.directory import has_tokenizer, read_config
+from pipeline.models.directory import read_config
 from pipeline.models.own import register_own
 from pipeline.models.reference import is_reference, read_reference
+from pipeline.models.tokenizer_files import check_converted, check_tokenizer, is_converted
 
 if TYPE_CHECKING:
     import torch
@@ -118,15 +119,17 @@ def load_tokenizer(path: str | Path, trust_remote_code: bool = False) -> PreTrai
     """Load the tokenizer saved in `path`.
 
     Raises:
-        ValueError: there is none.
+        ValueError: there is none, or transformers cannot read it or reads it as another.
     """
     import transformers
 
-    if not has_tokenizer(Path(path)):
-        raise ValueError(f"{path} has no tokenizer (tokenizer.json, tokenizer.model or vocab.json); copy the model's")
-    return transformers.AutoTokenizer.from_pretrained(
+    check_tokenizer(Path(path))
+    tokenizer = transformers.AutoTokenizer.from_pretrained(
         str(path), local_files_only=True, trust_remote_code=trust_remote_code
     )
+    if is_converted(Path(path)):
+        check_converted(Path(path), tokenizer)
+    return tokenizer
 
 
 class _quiet_loading:  # noqa: N801

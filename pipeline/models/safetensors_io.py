@@ -34,6 +34,7 @@ __all__ = [
     "content_hash",
     "fingerprint",
     "has_only_pickles",
+    "ignored_index",
     "read_bytes",
     "read_header",
     "read_index",
@@ -59,14 +60,17 @@ def has_only_pickles(directory: Path) -> bool:
 def weight_files(directory: Path) -> list[Path]:
     """The safetensors files of a model directory, by its index or its references where it has them.
 
+    As transformers has it, one whole file is taken before an index, which then is of another model.
+
     Raises:
         ValueError: there are none, the index names a file that is missing, or a referred one changed.
     """
     if is_reference(directory):
         return list(dict.fromkeys(stored.file for stored in read_index(directory).values()))
     index = directory / INDEX_FILE
-    files = [directory / name for name in sorted(set(_weight_map(index).values()))] if index.exists() else []
-    files = files or [directory / SINGLE_FILE]
+    files = [directory / SINGLE_FILE]
+    if index.exists() and not files[0].is_file():
+        files = [directory / name for name in sorted(set(_weight_map(index).values()))]
     missing = [f.name for f in files if not f.is_file()]
     if missing and has_only_pickles(directory):
         raise ValueError(
@@ -74,8 +78,17 @@ def weight_files(directory: Path) -> list[Path]:
             f"once: python -m pipeline.models.bin {directory} NEW_DIRECTORY"
         )
     if missing:
-        raise ValueError(f"{directory} has no {', '.join(missing)}; a model directory needs its safetensors weights")
+        named = f", which its {INDEX_FILE} names" if index.exists() else ""
+        raise ValueError(
+            f"{directory} has no {', '.join(missing[:4])} ({len(missing)} of {len(files)} files of weights{named}); "
+            "a model directory needs its safetensors weights: download what is missing"
+        )
     return files
+
+
+def ignored_index(directory: Path) -> bool:
+    """Whether a model directory has an index beside one whole file, which is what is loaded."""
+    return (directory / SINGLE_FILE).is_file() and (directory / INDEX_FILE).is_file()
 
 
 def read_index(directory: Path) -> dict[str, Stored]:
@@ -92,7 +105,7 @@ def read_index(directory: Path) -> dict[str, Stored]:
     tensors: dict[str, Stored] = {}
     for file in weight_files(directory):
         tensors.update(read_header(file))
-    if index.exists():
+    if index.exists() and not (directory / SINGLE_FILE).is_file():
         lost = sorted(set(_weight_map(index)) - set(tensors))
         if lost:
             raise ValueError(f"{index} names tensors that no file holds: {', '.join(lost[:4])} ({len(lost)})")

@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from pipeline.file_modes import grant
+
 CHAT_TEMPLATE = (
     "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>\n' }}"
     "{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
@@ -34,6 +36,7 @@ def save_random(target: Path, config: Mapping[str, Any], dtype: str, seed: int) 
     model.save_pretrained(target)
     tokenizer.model_max_length = settings["max_position_embeddings"]
     tokenizer.save_pretrained(target)
+    grant(target)
 
 
 def byte_tokenizer() -> Any:

@@ -10,9 +10,11 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
+from datetime import timedelta
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from torch import nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FSDPModule, fully_shard
@@ -121,6 +123,17 @@ def forgotten(model: nn.Module, optimizer: Any, trainable: Mapping[str, nn.Param
     with nullcontext() if in_parts else unsynchronized(model):
         yield
     optimizer.zero_grad(set_to_none=True)
+
+
+@contextmanager
+def main_takes_its_time(accelerator: Any) -> Iterator[None]:
+    """At the end of this the other processes wait for the main one, up to a day: NCCL would give up in minutes."""
+    several = accelerator.num_processes > 1
+    patient = dist.new_group(backend="gloo", timeout=timedelta(days=1)) if several else None
+    yield
+    if patient is not None:
+        dist.barrier(group=patient)
+        dist.destroy_process_group(patient)
 
 
 def clip(accelerator: Any, optimizer: Any, trainable: Mapping[str, nn.Parameter], max_norm: float) -> torch.Tensor:

@@ -5,22 +5,23 @@ from __future__ import annotations
 import shutil
 import warnings
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import torch
 
 from pipeline.models import load
+from pipeline.models.aliases import is_untied
 from pipeline.models.blocks import decoder_blocks
-from pipeline.models.directory import Form, read_config, read_expansion
-from pipeline.models.save import as_stored, save_trained, tensor_hashes
+from pipeline.models.directory import read_expansion
+from pipeline.models.save import check_savable, tensor_hashes
 from pipeline.training.attention import choose_attention
 from pipeline.training.blocks import choose_compile, prepare_blocks
 from pipeline.training.count import count_cost
 from pipeline.training.device import Device
-from pipeline.training.distributed import distribute, handlers, is_sharded, own_part, whole
-from pipeline.training.flops import Cost, cost_of
+from pipeline.training.distributed import distribute, handlers, main_takes_its_time, own_part
+from pipeline.training.flops import cost_of
 from pipeline.training.forecast import known_shape
 from pipeline.training.head import head_of
 from pipeline.training.isolation import mixes_documents
@@ -32,24 +33,12 @@ from pipeline.training.peak import peak
 from pipeline.training.preflight import check_labels, expect, loading_explained, probe, shortage_explained
 from pipeline.training.products import choose_wide, wide_products
 from pipeline.training.quantised import held_tensors, hold_frozen
+from pipeline.training.reload_check import check_rows
 from pipeline.training.runtime import Row, RowStream, Runtime
+from pipeline.training.saving import Prepared, loaded_dtype, run_dtype, save_and_check
 from pipeline.training.settings import Settings
 from pipeline.training.strategy import Strategy
 from pipeline.training.throughput import peak_memory_bytes, utilisation
-
-
-@dataclass(frozen=True)
-class _Prepared:
-    """A model as the strategy makes it, on its device or devices, with what the loop needs of it."""
-
-    loaded: Any
-    model: Any
-    loss_model: torch.nn.Module
-    optimizer: Any
-    trainable: Mapping[str, torch.nn.Parameter]
-    frozen: Mapping[str, torch.Tensor]
-    cost: Cost | None
-    facts: dict[str, Any]
 
 
 def fit(
@@ -76,7 +65,7 @@ def fit(
         StoppedError: the runtime asked for it.
     """
     accelerator = _accelerator(settings, runtime, device)
-    num_steps = settings.total_steps(stream.rows_of)
+    num_steps, rows = settings.total_steps(stream.rows_of), check_rows(stream, validation)
     expected = expect(accelerator, source, strategy, settings, device.knobs) if device.preflight else None
     with loading_explained(settings, device.knobs):
         ready = _prepare(accelerator, source, strategy, settings, num_steps, device)
@@ -90,15 +79,18 @@ def fit(
                 num_steps, replace(runtime, cost=ready.cost, compiling=frozenset(compiling)),
             )  # fmt: skip
         best = peak(accelerator.device, settings.precision)
-    audit_frozen(frozen_before, _hashes(ready.frozen))
-    _save(accelerator, source, target, strategy, settings, ready)
-    if accelerator.is_main_process:
-        shutil.rmtree(runtime.directory / "checkpoints", ignore_errors=True)
-    accelerator.wait_for_everyone()
+        audit_frozen(frozen_before, _hashes(ready.frozen))
+        peak_memory = peak_memory_bytes()
+        runtime.progress(note="saving, and loading what was saved")
+        with main_takes_its_time(accelerator):
+            checked = save_and_check(accelerator, source, target, strategy, settings, ready, rows)
+            if accelerator.is_main_process:
+                shutil.rmtree(runtime.directory / "checkpoints", ignore_errors=True)
     accelerator.end_training()
     summary |= {**tried, **utilisation(summary, best)}
     summary |= {**ready.facts, "num_processes": accelerator.num_processes}
-    return {**summary, "num_frozen_tensors": len(frozen_before), "peak_memory_bytes": peak_memory_bytes()}
+    summary |= {"num_frozen_tensors": len(frozen_before), "peak_memory_bytes": peak_memory}
+    return {**summary, **checked}
 
 
 def _accelerator(settings: Settings, runtime: Runtime, device: Device) -> Any:
@@ -119,20 +111,24 @@ def _accelerator(settings: Settings, runtime: Runtime, device: Device) -> Any:
 
 def _prepare(
     accelerator: Any, source: Path, strategy: Strategy, settings: Settings, num_steps: int, device: Device
-) -> _Prepared:
-    loaded = load(source, dtype=_loaded_dtype(source, settings))
+) -> Prepared:
+    loaded = load(source, dtype=loaded_dtype(source, settings))
     loaded.config.use_cache = False
     head = head_of(loaded)
+    apart = mixes_documents(loaded)
+    attention = choose_attention(loaded, device.attention, accelerator.device)
+    expansion = read_expansion(source)
+    untied = is_untied(loaded)
+    model = strategy.apply(loaded, expansion["module_parameters"])
+    check_savable(source, loaded, strategy.writes(model))
+    if type(loaded.get_output_embeddings()) is not torch.nn.Linear:  # adapted: its weight alone is not what it computes
+        head = None
     if head is None:
         warnings.warn(
             f"{type(loaded).__name__} makes its logits in a way of its own: all of a micro batch stand in memory at "
             f"once, and launch.loss_chunk={device.loss_chunk} is ignored",
             stacklevel=2,
         )
-    apart = mixes_documents(loaded)
-    attention = choose_attention(loaded, device.attention, accelerator.device)
-    expansion = read_expansion(source)
-    model = strategy.apply(loaded, expansion["module_parameters"])
     for parameter in model.parameters():
         if parameter.requires_grad:
             parameter.data = parameter.data.float()
@@ -143,7 +139,7 @@ def _prepare(
         hold_frozen(model, settings.frozen_dtype)
         for parameter in model.parameters():
             if not parameter.requires_grad:
-                parameter.data = parameter.data.to(_dtype(settings))
+                parameter.data = parameter.data.to(run_dtype(settings))
     model.train()
     # A product and a sum for each weight and token, forwards and backwards.
     num_flops = 4.0 * counts["num_parameters"] * num_steps * settings.batch_size * settings.seq_len
@@ -166,7 +162,7 @@ def _prepare(
     # These very parameters: a sharded model shows others in their place as long as a unit is gathered.
     frozen = {name: p for name, p in model.named_parameters() if not p.requires_grad} | held_tensors(model)
     facts = {**counts, "attention": attention, "compiled": compiled, "wide_products": wide, "one_document_a_row": apart}
-    return _Prepared(loaded, model, loss_model, optimizer, trainable, frozen, cost, facts)
+    return Prepared(loaded, untied, model, loss_model, optimizer, trainable, frozen, cost, facts)
 
 
 def _try_a_step(
@@ -175,7 +171,7 @@ def _try_a_step(
     stream: RowStream,
     runtime: Runtime,
     device: Device,
-    ready: _Prepared,
+    ready: Prepared,
     num_steps: int,
     expected: Memory | None,
 ) -> dict[str, Any]:
@@ -216,48 +212,11 @@ def _check_unsharded(frozen_dtype: str, sharding: str) -> None:
         )
 
 
-def _save(
-    accelerator: Any, source: Path, target: Path, strategy: Strategy, settings: Settings, ready: _Prepared
-) -> None:
-    """Write the trained model; every process takes part, since what is sharded has to be gathered."""
-    loaded, model = ready.loaded, ready.model
-    if is_sharded(ready.trainable):
-        parts = ((name, whole(p).detach()) for name, p in ready.trainable.items())
-        trained = {name: tensor.cpu() for name, tensor in parts if accelerator.is_main_process}
-        if accelerator.is_main_process:
-            expansion = read_expansion(source)
-            loaded, model = _whole_again(load(source, dtype=_dtype(settings)), strategy, expansion, trained)
-    if accelerator.is_main_process:
-        form = cast(Form, settings.save)
-        save_trained(source, target, as_stored(loaded, strategy.trained(model)), save=form)
-
-
-def _whole_again(
-    loaded: Any, strategy: Strategy, expansion: Mapping[str, Any], trained: Mapping[str, torch.Tensor]
-) -> tuple[Any, Any]:
-    """A model newly loaded, and it as the strategy makes it, with what was trained in parts in its place."""
-    model = strategy.apply(loaded, expansion["module_parameters"])
-    for name, parameter in model.named_parameters():
-        if name in trained:
-            parameter.data = trained[name]
-    return loaded, model
-
-
 def audit_frozen(before: Mapping[str, str], after: Mapping[str, str]) -> None:
     """Raise ValueError if a frozen tensor is not what it was before training."""
     moved = sorted(name for name in before if after.get(name) != before[name])
     if moved:
         raise ValueError(f"{len(moved)} frozen tensors changed during training: {', '.join(moved[:4])}")
-
-
-def _loaded_dtype(source: Path, settings: Settings) -> torch.dtype:
-    """As saved where that is how frozen weights are held, so that they never stand in memory in more bits."""
-    is_saved_so = "bfloat16" in (read_config(source).get(key) for key in ("dtype", "torch_dtype"))
-    return torch.bfloat16 if settings.frozen_dtype == "bf16" and is_saved_so else _dtype(settings)
-
-
-def _dtype(settings: Settings) -> torch.dtype:
-    return torch.bfloat16 if settings.precision == "bf16" else torch.float32
 
 
 def _hashes(frozen: Mapping[str, torch.Tensor]) -> dict[str, str]:

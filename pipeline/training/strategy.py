@@ -6,9 +6,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
+from pipeline.models.aliases import aliases
+
 if TYPE_CHECKING:  # a request is checked without
     import torch
     from torch import nn
+
+_WRAPPED, _ADAPTED = "base_model.model.", ".base_layer.weight"  # how peft names what it adapts
 
 
 class Strategy(Protocol):
@@ -19,6 +23,9 @@ class Strategy(Protocol):
 
     def lr_scales(self, expansion: Mapping[str, Any]) -> dict[str, float]:
         """What the learning rate is multiplied by, for parameters for which that is not 1, by name."""
+
+    def writes(self, model: Any) -> dict[str, torch.Tensor]:
+        """Before training: what `trained` will give, with the values of before."""
 
     def trained(self, model: Any) -> dict[str, torch.Tensor]:
         """After training: the tensors that may differ from the source, by the source's names."""
@@ -56,6 +63,10 @@ class NewBlocks:
         scales = {name: by_position.get(_position(name), 1.0) for name in expansion["module_parameters"]}
         return {name: scale for name, scale in scales.items() if scale != 1.0}
 
+    def writes(self, model: nn.Module) -> dict[str, torch.Tensor]:
+        """See `Strategy.writes`."""
+        return _trainable(model)
+
     def trained(self, model: nn.Module) -> dict[str, torch.Tensor]:
         """See `Strategy.trained`."""
         return _trainable(model)
@@ -72,6 +83,10 @@ class Full:
     def lr_scales(self, expansion: Mapping[str, Any]) -> dict[str, float]:
         """None; see the class."""
         return {}
+
+    def writes(self, model: nn.Module) -> dict[str, torch.Tensor]:
+        """See `Strategy.writes`."""
+        return _trainable(model)
 
     def trained(self, model: nn.Module) -> dict[str, torch.Tensor]:
         """See `Strategy.trained`."""
@@ -94,7 +109,8 @@ class Lora:
         """Wrap the model's linear layers.
 
         Raises:
-            ValueError: no module matches `target_modules` (peft).
+            ValueError: no module matches `target_modules` (peft), or one has its weight in common with another: merged,
+                the update of one would change both.
         """
         import peft
 
@@ -106,21 +122,36 @@ class Lora:
             target_modules=targets,
             task_type="CAUSAL_LM",
         )
-        return peft.get_peft_model(model, config)
+        adapted = peft.get_peft_model(model, config)
+        _refuse_shared(model)
+        return adapted
 
     def lr_scales(self, expansion: Mapping[str, Any]) -> dict[str, float]:
         """None: no parameter that trains is a new block's own."""
         return {}
 
+    def writes(self, model: Any) -> dict[str, torch.Tensor]:
+        """The weights that carry an adapter."""
+        adapted = {n: p for n, p in model.named_parameters() if n.endswith(_ADAPTED)}
+        return {f"{n.removeprefix(_WRAPPED).removesuffix(_ADAPTED)}.weight": p for n, p in adapted.items()}
+
     def trained(self, model: Any) -> dict[str, torch.Tensor]:
         """Merge, and return the weights that carried an adapter."""
-        suffix = ".base_layer.weight"
-        prefix = "base_model.model."
-        adapted = [
-            n.removeprefix(prefix).removesuffix(suffix) for n, _ in model.named_parameters() if n.endswith(suffix)
-        ]
+        adapted = list(self.writes(model))
         merged = dict(model.merge_and_unload().named_parameters())
-        return {f"{name}.weight": merged[f"{name}.weight"] for name in adapted}
+        return {name: merged[name] for name in adapted}
+
+
+def _refuse_shared(model: Any) -> None:
+    for name, names in aliases(model).items():
+        if name.endswith(_ADAPTED):
+            module = name.removesuffix(_ADAPTED)
+            others = [other for other in names if other != name]
+            raise ValueError(
+                f"strategy lora adapts {module}, whose weight is also {', '.join(others)}: merged, its update would "
+                f"change both. Leave {module.rpartition('.')[2]} out of target_modules (all-linear does), or use "
+                "strategy full"
+            )
 
 
 def _position(name: str) -> int | None:

@@ -11,6 +11,7 @@ from pipeline.models.safetensors_io import (
     Planned,
     content_hash,
     fingerprint,
+    ignored_index,
     read_bytes,
     read_header,
     read_index,
@@ -58,8 +59,10 @@ def test_content_hash_sees_one_bit(file):
 
 def test_the_hash_of_tensors_is_that_of_what_they_hold_not_of_where(file, tmp_path):
     stored = read_header(file)
-    write_shards(tmp_path, {n: Planned(s.dtype, s.shape, s.num_bytes, s) for n, s in reversed(stored.items())}, 8)
-    moved = read_index(tmp_path)
+    out = tmp_path / "out"
+    out.mkdir()
+    write_shards(out, {n: Planned(s.dtype, s.shape, s.num_bytes, s) for n, s in reversed(stored.items())}, 8)
+    moved = read_index(out)
     assert len({s.file for s in moved.values()}) > 1 and tensors_hash(moved) == tensors_hash(stored)
     renamed = {f"{n}x": s for n, s in stored.items()}
     assert len({tensors_hash(t) for t in (stored, renamed, {"a": stored["a"]}, {**stored, "a": stored["b"]})}) == 4
@@ -133,16 +136,38 @@ def test_a_damaged_header_is_named(file):
 
 
 def test_an_index_that_promises_more_than_the_files_hold(file):
-    index = {"weight_map": {"a": file.name, "missing": file.name}}
+    shard = file.rename(file.with_name("model-00001-of-00001.safetensors"))
+    index = {"weight_map": {"a": shard.name, "missing": shard.name}}
     (file.parent / "model.safetensors.index.json").write_text(json.dumps(index))
     with pytest.raises(ValueError, match="tensors that no file holds: missing"):
         read_index(file.parent)
 
 
 def test_a_missing_shard_is_named(file):
-    (file.parent / "model.safetensors.index.json").write_text(json.dumps({"weight_map": {"a": "other.safetensors"}}))
-    with pytest.raises(ValueError, match=r"has no other\.safetensors"):
+    file.rename(file.with_name("there.safetensors"))
+    weight_map = {"a": "other.safetensors", "b": "there.safetensors"}
+    (file.parent / "model.safetensors.index.json").write_text(json.dumps({"weight_map": weight_map}))
+    with pytest.raises(ValueError, match=r"has no other\.safetensors \(1 of 2 files of weights, which its model"):
         read_index(file.parent)
+
+
+@pytest.mark.parametrize("with_shards", [False, True])
+def test_a_whole_file_is_read_before_an_index_beside_it_as_by_transformers(make_model, tmp_path, with_shards):
+    import transformers
+
+    from pipeline.models import load
+
+    source = shutil.copytree(make_model(), tmp_path / "m")
+    tensors = load_file(source / "model.safetensors")
+    shard = "model-00001-of-00001.safetensors"
+    if with_shards:
+        save_file({name: tensor * 2 for name, tensor in tensors.items()}, source / shard, {"format": "pt"})
+    index = {"metadata": {}, "weight_map": dict.fromkeys(tensors, shard)}
+    (source / "model.safetensors.index.json").write_text(json.dumps(index))
+    assert ignored_index(source) and not ignored_index(make_model())
+    assert {stored.file.name for stored in read_index(source).values()} == {"model.safetensors"}
+    models = load(source), transformers.AutoModelForCausalLM.from_pretrained(source)
+    assert all(torch.equal(tensor, model.get_parameter(name)) for name, tensor in tensors.items() for model in models)
 
 
 def test_a_directory_without_weights(tmp_path):

@@ -3,14 +3,21 @@
 from __future__ import annotations
 
 import json
+import shutil
+import warnings
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from safetensors.numpy import save_file
+import torch
+from safetensors.numpy import save_file as save_arrays
+from safetensors.torch import load_file, save_file
 
 from pipeline.data.vocabulary import highest_id
 from pipeline.engine.model_facts import known_facts
+from pipeline.models import load
+from pipeline.models.directory import read_config
 from pipeline.models.embedding import embedding_rows
 from stages import base
 from tests.data.tokenizers_of_kinds import make
@@ -61,7 +68,7 @@ def model_of(directory, tokenizer, num_rows, stated=None):
     """A model directory as far as `base` looks at it."""
     config = {"model_type": "llama", "num_hidden_layers": 1, "vocab_size": stated or num_rows}
     (directory / "config.json").write_text(json.dumps(config))
-    save_file({"model.embed_tokens.weight": np.zeros((num_rows, 2), np.float32)}, directory / "model.safetensors")
+    save_arrays({"model.embed_tokens.weight": np.zeros((num_rows, 2), np.float32)}, directory / "model.safetensors")
     tokenizer.save_pretrained(directory)
     source = {"kind": "local", "path": str(directory)}
     params = {"source": source, "num_blocks": None, "max_position_embeddings": None}
@@ -112,3 +119,53 @@ def test_the_rows_are_those_of_the_stored_embedding(tmp_path, config, names, row
     (tmp_path / "config.json").write_text(json.dumps(config))
     save_file({name: np.zeros((size, 1), np.float32) for name, size in names.items()}, tmp_path / "model.safetensors")
     assert embedding_rows(tmp_path) == rows
+@pytest.fixture
+def run_base(tmp_path):
+    """A function that runs the stage on a local model; what it recorded, where the model then lies, and its metrics."""
+
+    def run(directory):
+        recorded = {}
+        context = SimpleNamespace(
+            params={"source": {"kind": "local", "path": str(directory)}, "num_blocks": None},
+            directory=tmp_path / "base",
+            locate=lambda source: directory,
+            record=lambda **facts: recorded.update(facts),
+        )
+        metrics = base.run(context)
+        return Path(recorded.get("model_path", tmp_path / "base" / "model")), metrics
+
+    return run
+
+
+@pytest.mark.parametrize("change", [0.0, 0.5])
+def test_a_head_that_the_config_ties_and_the_files_hold_apart_is_told_and_put_right(
+    make_model, run_base, tmp_path, change
+):
+    source = shutil.copytree(make_model("bfloat16"), tmp_path / "source")
+    tensors = load_file(source / "model.safetensors")
+    tensors["lm_head.weight"] = tensors["model.embed_tokens.weight"] + change
+    save_file(tensors, source / "model.safetensors", {"format": "pt"})
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always")
+        model, _ = run_base(source)
+    said = [one for one in told if "values for lm_head.weight and model.embed_tokens.weight" in str(one.message)]
+    assert bool(said) == (change > 0)
+    assert (model == source) == (change == 0)
+    assert read_config(model)["tie_word_embeddings"] == (change == 0)
+    loaded = load(model)
+    assert all(torch.equal(loaded.get_parameter(name), tensor) for name, tensor in tensors.items())
+
+
+def test_an_index_beside_a_whole_file_is_told(make_model, run_base, tmp_path):
+    source = shutil.copytree(make_model(), tmp_path / "source")
+    (source / "model.safetensors.index.json").write_text(json.dumps({"weight_map": {"a": "absent.safetensors"}}))
+    base.check({"source": {"kind": "local"}}, {"local_model": str(source)})
+    with pytest.warns(UserWarning, match=r"index with its files is ignored"):
+        assert run_base(source)[0] == source
+
+
+def test_a_local_model_whose_shards_are_absent_is_refused_before_anything_runs(make_model, tmp_path):
+    source = shutil.copytree(make_model(), tmp_path / "source", ignore=shutil.ignore_patterns("*.safetensors"))
+    (source / "model.safetensors.index.json").write_text(json.dumps({"weight_map": {"a": "absent.safetensors"}}))
+    with pytest.raises(ValueError, match=r"has no absent\.safetensors \(1 of 1 files of weights, which its model"):
+        base.check({"source": {"kind": "local"}}, {"local_model": str(source)})
