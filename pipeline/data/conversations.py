@@ -31,7 +31,7 @@ class Chat:
     id: str
     messages: tuple[Message, ...]
     tools: tuple[Message, ...] = ()
-    options: Mapping[str, Any] = field(default_factory=dict)
+    options: dict[str, Any] = field(default_factory=dict)
     unused: tuple[str, ...] = field(default=(), compare=False)
 
     def to_json(self) -> str:
@@ -40,7 +40,7 @@ class Chat:
         if self.tools:
             value["tools"] = list(self.tools)
         if self.options:
-            value["options"] = dict(self.options)
+            value["options"] = self.options
         return json.dumps(value, ensure_ascii=False)
 
     @staticmethod
