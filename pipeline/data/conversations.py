@@ -166,7 +166,7 @@ def checked(identity: str, messages: Sequence[Message]) -> Chat | Rejected:
         return Rejected(identity, error.reason, error.detail)
 
 
-def _checked(identity: str, messages: Sequence[Message], tools: Sequence[Message], options: Mapping[str, Any]) -> Chat:
+def _checked(identity: str, messages: Sequence[Message], tools: Sequence[Message], options: dict[str, Any]) -> Chat:
     turns = [{**message, "content": message["content"].strip()} for message in messages]
     body = turns[1:] if turns and turns[0]["role"] == "system" else turns
     if not body or any(not turn["content"] and not turn.get("tool_calls") for turn in body):
