@@ -31,7 +31,7 @@ class Chat:
     id: str
     messages: tuple[Message, ...]
     tools: tuple[Message, ...] = ()
-    options: Mapping[str, Any] = field(default_factory=dict)
+    options: dict[str, Any] = field(default_factory=dict)
     unused: tuple[str, ...] = field(default=(), compare=False)
 
     def to_json(self) -> str:
@@ -40,7 +40,7 @@ class Chat:
         if self.tools:
             value["tools"] = list(self.tools)
         if self.options:
-            value["options"] = dict(self.options)
+            value["options"] = self.options
         return json.dumps(value, ensure_ascii=False)
 
     @staticmethod
@@ -166,7 +166,7 @@ def checked(identity: str, messages: Sequence[Message]) -> Chat | Rejected:
         return Rejected(identity, error.reason, error.detail)
 
 
-def _checked(identity: str, messages: Sequence[Message], tools: Sequence[Message], options: Mapping[str, Any]) -> Chat:
+def _checked(identity: str, messages: Sequence[Message], tools: Sequence[Message], options: dict[str, Any]) -> Chat:
     turns = [{**message, "content": message["content"].strip()} for message in messages]
     body = turns[1:] if turns and turns[0]["role"] == "system" else turns
     if not body or any(not turn["content"] and not turn.get("tool_calls") for turn in body):
