@@ -119,6 +119,8 @@ def test_the_rows_are_those_of_the_stored_embedding(tmp_path, config, names, row
     (tmp_path / "config.json").write_text(json.dumps(config))
     save_file({name: np.zeros((size, 1), np.float32) for name, size in names.items()}, tmp_path / "model.safetensors")
     assert embedding_rows(tmp_path) == rows
+
+
 @pytest.fixture
 def run_base(tmp_path):
     """A function that runs the stage on a local model; what it recorded, where the model then lies, and its metrics."""
