@@ -117,7 +117,7 @@ def test_a_config_of_another_embedding_is_refused(tmp_path):
 )
 def test_the_rows_are_those_of_the_stored_embedding(tmp_path, config, names, rows):
     (tmp_path / "config.json").write_text(json.dumps(config))
-    save_file({name: np.zeros((size, 1), np.float32) for name, size in names.items()}, tmp_path / "model.safetensors")
+    save_arrays({name: np.zeros((size, 1), np.float32) for name, size in names.items()}, tmp_path / "model.safetensors")
     assert embedding_rows(tmp_path) == rows
 
 
