@@ -38,15 +38,20 @@ def outlook(ahead: Ahead) -> Outlook:
 
 
 def run(context: worker.Context) -> dict[str, Any]:
-    """Make or find the model, look at it once, and record what it is."""
+    """Make or find the model, look at it once, and record what it is.
+
+    Weights that hold NaN or infinity are refused here, before anything is made from them.
+    """
     from pipeline.models import load_tokenizer
     from pipeline.models.directory import read_config
+    from pipeline.models.finite import check_weights
     from pipeline.models.safetensors_io import ITEM_BITS, read_index
 
     directory = _materialise(context)
     config = read_config(directory)
     _compare(context.params, config)
     stored = read_index(directory)
+    check_weights(stored, lambda done, total: context.progress(step=done, total=total, note="checking the weights"))
     tokenizer = load_tokenizer(directory)
     return {
         "num_parameters": sum(t.num_bytes * 8 // ITEM_BITS[t.dtype] for t in stored.values()),
