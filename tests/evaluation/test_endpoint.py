@@ -74,6 +74,12 @@ def test_a_slow_server_is_given_up():
     assert isinstance(error, UnreachableError) and "1 attempt:" in str(error)
 
 
+def test_half_a_character_in_a_reply_is_replaced():
+    said = json.dumps({"choices": [{"message": {"role": "assistant", "content": "a\ud800b"}}]})
+    with serving(scripted((200, {}, said))) as (_, endpoint):
+        assert ask(endpoint)[0] == "a?b"
+
+
 def test_a_refusal_is_final_and_keeps_the_key_secret(monkeypatch):
     monkeypatch.setenv("JUDGE_KEY", "sk-secret-0123")
     refusal = (401, {}, json.dumps({"error": "Incorrect API key provided: sk-secret-0123"}))
