@@ -7,7 +7,7 @@ import re
 import sys
 import sysconfig
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +18,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from pipeline.command_line import arrange, check_surroundings, in_utf8
 from pipeline.engine.errors import EXIT_INTERRUPTED, ConfigError, GateError, PipelineError
 
 if TYPE_CHECKING:
@@ -65,6 +66,7 @@ def main(cfg: DictConfig) -> None:
     sweep = HydraConfig.get().mode == RunMode.MULTIRUN
     try:
         config: Any = OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)
+        _check_whole(config)
         overrides = [o for o in HydraConfig.get().overrides.task if not NOT_IDENTITY.match(o)]
         if config["verify_resume"] and not config["dry_run"]:
             verify_resume(config)
@@ -80,6 +82,27 @@ def main(cfg: DictConfig) -> None:
     except (PipelineError, OmegaConfBaseException) as error:
         show(error)
         failed.append(error)
+
+
+def _check_whole(config: Mapping[str, Any]) -> None:
+    """Refuse a configuration that lacks one of its sections (`~expand`), or whose switches are neither true nor false.
+
+    Raises:
+        ConfigError: which one, and what to write.
+    """
+    for group in ("model", "expand", "pretrain", "sft", "benchmark", "items", "report", "launch", "evaluate", "paths"):
+        if group not in config:
+            skipped = f"; {group}=none leaves the stage out" if (CONF / group / "none.yaml").is_file() else ""
+            raise ConfigError(f"the config has no {group}, because ~{group} removes it{skipped}")
+    for switch in ("dry_run", "verify_resume"):
+        if type(found := config.get(switch)) is not bool:
+            raise ConfigError(f"{switch}={found!r} must be true or false")
+    texts = {"name": config.get("name"), "stage": config.get("stage")}
+    for key, found in (texts | {f"paths.{key}": path for key, path in config["paths"].items()}).items():
+        if type(found) is not str or not found:
+            raise ConfigError(f"{key}={found!r} must be text; what reads as a number needs quotes: '{key}=\"{found}\"'")
+    if ".." in Path(config["name"]).parts or Path(config["name"]).is_absolute():
+        raise ConfigError(f"name={config['name']!r} names folders below paths.outputs; it must not leave them")
 
 
 def run_cell(config: dict[str, Any], name: str, overrides: list[str]) -> str | None:
@@ -236,6 +259,8 @@ def run() -> int:
     swept.clear()
     failed.clear()
     try:
+        check_surroundings()
+        sys.argv[1:] = arrange(sys.argv[1:])
         main()
         if swept:
             run_report(swept[-1])
@@ -249,5 +274,6 @@ def run() -> int:
 
 
 if __name__ == "__main__":
+    in_utf8()
     warnings.formatwarning = _plainly
     sys.exit(run())

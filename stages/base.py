@@ -39,17 +39,22 @@ def outlook(ahead: Ahead) -> Outlook:
 
 
 def run(context: worker.Context) -> dict[str, Any]:
-    """Make or find the model, look at it once, and record what it is."""
+    """Make or find the model, look at it once, and record what it is.
+
+    Weights that hold NaN or infinity are refused here, before anything is made from them.
+    """
     from pipeline.data.vocabulary import check_used
     from pipeline.models import load_tokenizer
     from pipeline.models.directory import read_config
     from pipeline.models.embedding import embedding_rows
+    from pipeline.models.finite import check_weights
     from pipeline.models.safetensors_io import ITEM_BITS, read_index
 
     directory = _materialise(context)
     config = read_config(directory)
     _compare(context.params, config)
     stored = read_index(directory)
+    check_weights(stored, lambda done, total: context.progress(step=done, total=total, note="checking the weights"))
     tokenizer, num_rows = load_tokenizer(directory), embedding_rows(directory)
     check_used(tokenizer, num_rows)
     return {

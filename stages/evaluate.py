@@ -159,8 +159,10 @@ def _model(directory: str) -> tuple[Any, Any]:
     from accelerate import PartialState
 
     from pipeline.models import load, load_tokenizer
+    from pipeline.models.finite import check_finite
 
     model = load(directory, dtype=torch.float32).to(PartialState().device)
+    check_finite(model)
     return model, load_tokenizer(directory)
 
 

@@ -71,7 +71,7 @@ def run(context: worker.Context) -> dict[str, Any]:
     proof = verify_identity(source.directory, target)
     context.record(proof=proof.record())
     if plan.exact and not proof.exact:
-        raise ValueError(f"the expanded model is not identical to its source: {proof.record()}")
+        raise ValueError(_unequal(proof))
     context.record(expansion=plan.record(), new_parameters=list(plan.new_parameters))
     stack = read_stack(target)
     if stack is not None:
@@ -94,7 +94,21 @@ def _counts(target: Path, plan: Plan, num_source_blocks: int) -> dict[str, int]:
 
 
 def _distance(proof: Proof) -> dict[str, Any]:
-    return {"exact": proof.exact, "max_abs_difference": proof.max_abs_difference}
+    return {
+        "exact": proof.exact,
+        "max_abs_difference": proof.max_abs_difference,
+        "proof_dtype": proof.dtype,
+        "proof_note": proof.note,
+    }
+
+
+def _unequal(proof: Proof) -> str:
+    if proof.overflows_alone:
+        return (
+            f"the expanded model overflows where its source does not ({proof.note}); save the source in bfloat16 or "
+            "float32 and expand that"
+        )
+    return f"the expanded model is not identical to its source: {proof.record()}"
 
 
 if __name__ == "__main__":

@@ -49,7 +49,7 @@ def run(context: worker.Context) -> dict[str, Any]:
     judgements = gate.judge(base, model, params["titles"], _is_exact(context))
     text, num_violated = message(judgements, gate, params["row"]), sum(j.is_violated for j in judgements)
     content = {"row": params["row"], "passed": not num_violated, "message": text, "judgements": record(judgements)}
-    (context.directory / "gate.json").write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n")
+    (context.directory / "gate.json").write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
     return {"passed": not num_violated, "num_violated": num_violated, "message": text}
 
 

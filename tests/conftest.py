@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import os
-import signal
 from pathlib import Path
 
 import pytest
 
+from tests.children import give_children_defaults
+
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:  # a shell's background job ignores it, and so would every child
-    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 TINY_LLAMA = {
     "model_type": "llama",
@@ -24,6 +23,12 @@ TINY_LLAMA = {
     "max_position_embeddings": 256,
     "tie_word_embeddings": True,
 }
+
+
+def pytest_configure(config):
+    """In the process that runs tests: xdist's workers are started by one that keeps what it ignores."""
+    if hasattr(config, "workerinput") or not getattr(config.option, "numprocesses", None):
+        give_children_defaults()
 
 
 @pytest.fixture(scope="session")

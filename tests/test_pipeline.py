@@ -9,13 +9,14 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import psutil
 import pytest
 import torch
 from safetensors.torch import load_file
+
+from tests.children import PATIENCE_S, wait_for
 
 ROOT = Path(__file__).parent.parent
 
@@ -65,7 +66,7 @@ def arguments(words, tmp_path) -> list[str]:
     ]
 
 
-def run(arguments: list[str], expect: int = 0, timeout: float = 300) -> str:
+def run(arguments: list[str], expect: int = 0, timeout: float = PATIENCE_S) -> str:
     done = subprocess.run(
         [sys.executable, "-m", "pipeline", *arguments], cwd=ROOT, capture_output=True, text=True, timeout=timeout
     )
@@ -221,14 +222,12 @@ def start(arguments: list[str], log: Path) -> subprocess.Popen:
 
 
 def wait_for_step(outputs: Path, stage: str, step: int, driver: subprocess.Popen, log: Path) -> None:
-    deadline = time.monotonic() + 240
-    while time.monotonic() < deadline:
+    def reached() -> bool:
         assert driver.poll() is None, log.read_text()
-        for file in outputs.glob(f"artifacts/{stage}/*.partial/metrics.jsonl"):
-            if f'"step": {step}' in file.read_text():
-                return
-        time.sleep(0.02)
-    raise AssertionError(f"{stage} never reached step {step}: {log.read_text()}")
+        files = outputs.glob(f"artifacts/{stage}/*.partial/metrics.jsonl")
+        return any(f'"step": {step}' in file.read_text() for file in files)
+
+    wait_for(reached, log.read_text)
 
 
 def workers(stage: str, outputs: Path) -> list[psutil.Process]:
@@ -252,7 +251,7 @@ def test_sigkill_of_the_worker_then_the_same_command_gives_the_same_bits(argumen
     wait_for_step(cut, stage, 4, driver, tmp_path / "log")
     for process in workers(stage, cut):
         process.kill()
-    assert driver.wait(60) == 1
+    assert driver.wait(PATIENCE_S) == 1
     assert not [p for p in artifacts(cut, stage) if not p.name.endswith(".partial")]
     run(command)
     a, b = (weights(artifacts(out, stage)[0]) for out in (whole, cut))
@@ -266,7 +265,7 @@ def test_ctrl_c_leaves_no_child_and_a_state_that_resumes(arguments, tmp_path):
     driver = start(longer, tmp_path / "log")
     wait_for_step(outputs, "pretrain", 3, driver, tmp_path / "log")
     driver.send_signal(signal.SIGINT)
-    assert driver.wait(60) == 130
+    assert driver.wait(PATIENCE_S) == 130
     assert not workers("pretrain", outputs)
     partial = artifacts(outputs, "pretrain")[0]
     assert partial.name.endswith(".partial") and list((partial / "checkpoints").glob("step-*"))
@@ -369,13 +368,15 @@ def test_rows_that_no_machine_without_a_network_has_are_refused_before_any_work(
     offline = {**os.environ, "HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path / "home")}
     asked = [sys.executable, "-m", "pipeline", *arguments, "benchmark=[gsm8k]"]
     for more, status in ((["items=hub"], 1), (["items=hub", "dry_run=true"], 0)):
-        done = subprocess.run([*asked, *more], cwd=ROOT, capture_output=True, text=True, env=offline, timeout=120)
+        done = subprocess.run(
+            [*asked, *more], cwd=ROOT, capture_output=True, text=True, env=offline, timeout=PATIENCE_S
+        )
         assert done.returncode == status, done.stdout + done.stderr
         if status:
             assert re.search(r"evaluate/base/gsm8k: dataset openai/gsm8k .* cannot be had from the hub", done.stderr)
             assert "items=mirror items.path=DIR" in done.stderr
     assert not list((tmp_path / "outputs").glob("artifacts/*/*"))
     lacking = [*asked, "items=mirror", f"items.path={tmp_path}"]
-    done = subprocess.run(lacking, cwd=ROOT, capture_output=True, text=True, env=offline, timeout=120)
+    done = subprocess.run(lacking, cwd=ROOT, capture_output=True, text=True, env=offline, timeout=PATIENCE_S)
     command = f"hf download openai/gsm8k --repo-type dataset --local-dir {tmp_path}/openai/gsm8k"
     assert done.returncode == 1 and "does not exist" in done.stderr and command in done.stderr

@@ -25,7 +25,9 @@ def test_each_command_can_be_planned(command, make_model, tmp_path, monkeypatch,
     text = tmp_path / "text"
     text.mkdir()
     (text / "a.txt").write_text("words to learn")
-    arguments = shlex.split(command)[3:]
+    odd = tmp_path / "a model (1)"
+    odd.symlink_to(make_model())
+    arguments = [a.replace("/path/to/a model (1)", str(odd)) for a in shlex.split(command)[3:]]
     arguments = [a.replace("=/path/to/model", f"={make_model()}").replace("=/path", f"={text}") for a in arguments]
     if any(a.startswith("model.source.path") for a in arguments):
         arguments += ["expand.num_groups=2", "pretrain.seq_len=64", "sft.seq_len=64", "benchmark=[domain]"]

@@ -13,6 +13,7 @@ import pytest
 
 from pipeline.engine import rehearsal
 from pipeline.engine.artifact import MANIFEST
+from tests.children import PATIENCE_S
 
 ROOT = Path(__file__).parent.parent
 
@@ -32,7 +33,7 @@ def arguments(tmp_path) -> list[str]:
 
 def run(arguments: list[str]) -> subprocess.CompletedProcess:
     command = [sys.executable, "-m", "pipeline", *arguments]
-    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=580, env=dict(os.environ))
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=PATIENCE_S, env=dict(os.environ))
 
 
 @pytest.mark.slow

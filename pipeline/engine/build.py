@@ -95,7 +95,9 @@ class _Builder:
             section = dict(config[stage])
             if section.pop("skip", False):
                 continue
-            sources = section.pop("data")
+            sources = section.pop("data", None)
+            if not sources or "strategy" not in section:
+                raise ConfigError(f"{stage} needs a data and a strategy; {stage}=none leaves the stage out")
             for key in ("num_tokens", "num_steps"):
                 if isinstance(length := section.get(key), float) and length.is_integer():
                     section[key] = int(length)  # 1e9 is how people write it; the same run as 1000000000

@@ -82,8 +82,20 @@ def _template_file(value: Any) -> Any:
     return {"kind": "local", "path": value} if is_name else _with_template_files(value)
 
 
+def local_path(path: Any, where: str) -> Path:
+    """A path as the config gives it, absolute, `~` expanded. `where` is the key that holds it.
+
+    Raises:
+        ConfigError: it is no text, such as a directory's name of digits that was read as a number.
+    """
+    if not isinstance(path, str) or not path:
+        digits = "; a name of digits needs quotes within quotes" if type(path) in (int, float) else ""
+        raise ConfigError(f"{where}={path!r} must be the path of a file or directory, as text{digits}")
+    return Path(path).expanduser().absolute()
+
+
 def _location(source: dict[str, Any], where: str) -> dict[str, Any]:
-    path = Path(str(source["path"])).expanduser().absolute()
+    path = local_path(source["path"], f"{where}.path")
     if not path.exists():
         raise ConfigError(f"{where}.path: {path} does not exist; correct the path or put the data there")
     for key in ("include", "exclude"):

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.engine.errors import ConfigError
+from pipeline.engine.locations import local_path
 
 DEPTH_KEYS = ("num_hidden_layers", "n_layer", "n_layers", "num_layers")  # in the config.json of one family or another
 LENGTH_KEYS = ("max_position_embeddings", "n_positions", "max_seq_len", "max_sequence_length", "seq_length")  # likewise
@@ -16,13 +17,13 @@ SHAPE = "shape"  # of a model that is not fetched yet: for estimates, not for wh
 
 def depth(config: Mapping[str, Any]) -> int | None:
     """How many blocks a config.json states, under the name that its family has for it."""
-    section = config.get("text_config", config)
+    section = config.get("text_config") or config
     return next((section[key] for key in DEPTH_KEYS if key in section), None)
 
 
 def longest(config: Mapping[str, Any]) -> int | None:
     """How many positions a config.json states, under the name that its family has for it."""
-    section = config.get("text_config", config)
+    section = config.get("text_config") or config
     return next((section[key] for key in LENGTH_KEYS if key in section), None)
 
 
@@ -32,7 +33,7 @@ def known_facts(model: Mapping[str, Any]) -> dict[str, Any]:
     facts["chat_template"] = None  # not known
     source = model["source"]
     if source.get("kind") == "local":
-        directory = Path(source["path"]).expanduser()
+        directory = local_path(source.get("path"), "model.source.path")
         file = directory / "config.json"
         if not file.is_file():
             found = "no such directory" if not directory.is_dir() else "no config.json in it"
@@ -41,6 +42,8 @@ def known_facts(model: Mapping[str, Any]) -> dict[str, Any]:
             config = json.loads(file.read_text())
         except ValueError as error:
             raise ConfigError(f"model.source.path: {file} is damaged: {error}") from error
+        if not isinstance(config, dict):
+            raise ConfigError(f"model.source.path: {file} holds {type(config).__name__}; it must hold a JSON object")
         facts["num_blocks"] = facts["num_blocks"] or depth(config)
         facts["max_position_embeddings"] = facts["max_position_embeddings"] or longest(config)
         facts["expanded"] = (directory / "expansion.json").is_file()

@@ -26,7 +26,7 @@ from pipeline.engine.graph import Node
 from pipeline.engine.hashes import HashCache
 from pipeline.engine.locks import building
 from pipeline.engine.outlook import outlooks
-from pipeline.engine.signals import grace_s, termination_as_interrupt
+from pipeline.engine.signals import grace_s, restore_signals, termination_as_interrupt
 from pipeline.engine.supervise import Outcome, explain, supervise_stage
 
 STAGES = "stages"
@@ -69,6 +69,7 @@ def run(
             before its time limit; `EXIT_INTERRUPTED` is the exit status.
     """
     own = open_display() if display is None else contextlib.nullcontext(display)
+    restore_signals()
     with termination_as_interrupt(), own as shown:
         try:
             return _Run(outputs.absolute(), cache.absolute(), stages, facts or {}, shown).build(list(targets))

@@ -52,9 +52,24 @@ class Stop:
                 signal.signal(number, handler)
 
 
+def restore_signals() -> None:
+    """Undo what the program that started this one may have left, in a driver or a worker.
+
+    Signals that stop a run are unblocked, or they would never arrive; with SIGCHLD ignored the kernel keeps no exit
+    status of a child. Whoever ignores SIGHUP (nohup) or SIGINT (a script, of its job in the background) means it.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        return
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGCHLD})
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+
+
 @contextlib.contextmanager
 def termination_as_interrupt() -> Iterator[None]:
-    """In a driver, let SIGTERM, and SIGHUP unless it is ignored (nohup), raise `Interrupted` as Ctrl-C does."""
+    """In a driver, let SIGTERM, and SIGHUP unless it is ignored (nohup), raise `Interrupted` as Ctrl-C does.
+
+    SIGTERM does so even where it was ignored: it is how a run without a terminal is stopped.
+    """
     if threading.current_thread() is not threading.main_thread():
         yield
         return

@@ -21,7 +21,7 @@ from pipeline.engine.errors import ArtifactError, Interrupted
 from pipeline.engine.fingerprint import plain
 from pipeline.engine.graph import identify
 from pipeline.engine.locks import writing
-from pipeline.engine.signals import DRIVER_PID, Stop, grace_s, watch_driver
+from pipeline.engine.signals import DRIVER_PID, Stop, grace_s, restore_signals, watch_driver
 
 __all__ = ["Context", "Interrupted", "main"]
 
@@ -41,6 +41,7 @@ def main(run: Run, argv: Sequence[str] | None = None) -> None:
     """
     directories = [Path(one).absolute() for one in (sys.argv[1:] if argv is None else argv)]
     driven = DRIVER_PID in os.environ
+    restore_signals()
     send, rank = Channel(os.dup(1)), _rank()
     if driven:
         _output_to(directories[0])

@@ -52,7 +52,8 @@ class Score(NamedTuple):
 
 @dataclass(frozen=True)
 class Outcome:
-    """The items of one model on one benchmark. Raises ValueError if there are none or an id occurs twice.
+    """The items of one model on one benchmark. Raises ValueError if there are none, an id occurs twice or an item's
+    number is not finite.
 
     `notes` are sentences that must be read with the score, such as how many answers could not be judged. `also` holds
     further numbers over the same items, by name, that are no ratio of sums, such as a macro-F1.
@@ -71,6 +72,12 @@ class Outcome:
         if len(set(ids)) != len(ids):
             twice = next(name for name in ids if ids.count(name) > 1)
             raise ValueError(f"{self.metric}: the item id {twice!r} occurs twice; ids must be unique")
+        broken = [item for item in self.items if not math.isfinite(item.numerator + item.denominator)]
+        if broken:
+            raise ValueError(
+                f"{self.metric}: {len(broken)} of {len(self.items)} items have no finite score ({broken[0].id}: "
+                f"{broken[0].numerator} / {broken[0].denominator}); the model computes NaN or infinity on them"
+            )
 
     def facts(self) -> dict[str, Any]:
         """What is kept beside the items, as plain data."""

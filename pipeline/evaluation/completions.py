@@ -18,7 +18,7 @@ import requests
 from lm_eval.api.model import TemplateLM
 
 from pipeline.data.text_encoder import TextEncoder
-from pipeline.evaluation.endpoint import SHOWN, Endpoint, UnusableError, ask
+from pipeline.evaluation.endpoint import SHOWN, Endpoint, UnusableError, ask, whole_text
 from pipeline.evaluation.generation import check, cut, occurrences, row_seed
 from pipeline.evaluation.harness_encoding import HarnessEncoding
 from pipeline.evaluation.replies import Reply
@@ -66,7 +66,8 @@ class CompletionModel:
 
 def _choices(response: requests.Response) -> list[dict[str, Any]]:
     try:
-        return sorted(response.json()["choices"], key=lambda choice: choice.get("index", 0))
+        choices = sorted(response.json()["choices"], key=lambda choice: choice.get("index", 0))
+        return [{**one, "text": whole_text(one["text"])} if "text" in one else one for one in choices]
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise UnusableError(f"the reply is no completion: {response.text[:SHOWN]!r}") from error
 

@@ -206,4 +206,9 @@ def _content(response: requests.Response) -> str:
         raise UnusableError(f"the reply is no chat completion: {response.text[:SHOWN]!r}") from error
     if not isinstance(content, str):
         raise UnusableError(f"the reply has no text: {response.text[:SHOWN]!r}")
-    return content
+    return whole_text(content)
+
+
+def whole_text(text: str) -> str:
+    """A reply with `?` for half of a surrogate pair, which JSON can spell and no tokenizer or file takes."""
+    return text.encode("utf-8", "replace").decode()

@@ -25,11 +25,13 @@ def write_items(outcome: Outcome, directory: Path) -> Path:
 
     columns: dict[str, Any] = {name: [_encodable(getattr(item, name)) for item in outcome.items] for name in TEXTS}
     columns |= {name: [float(getattr(item, name)) for item in outcome.items] for name in NUMBERS}
-    columns["parts"] = [[(name, _pair(part)) for name, part in item.parts.items()] for item in outcome.items]
+    columns["parts"] = [
+        [(_encodable(name), _pair(part)) for name, part in item.parts.items()] for item in outcome.items
+    ]
     metadata = {
         "metric": outcome.metric,
         "higher_is_better": json.dumps(outcome.higher_is_better),
-        "facts": json.dumps(outcome.facts(), ensure_ascii=False),
+        "facts": json.dumps(outcome.facts()),
     }
     path = directory / FILE
     pq.write_table(pa.table(columns, schema=_schema().with_metadata(metadata)), path, compression="zstd")

@@ -23,9 +23,6 @@ from pipeline.evaluation.harness_encoding import HarnessEncoding
 from pipeline.evaluation.scoring import TokenScorer
 
 Found = tuple[int, tuple[float, bool]]
-# Settings of a model's generation config that change what greedy decoding writes, with the values that do not.
-_PLAIN = {"repetition_penalty": 1.0, "no_repeat_ngram_size": 0, "encoder_repetition_penalty": 1.0, "min_length": 0}
-_EMPTY = ("bad_words_ids", "suppress_tokens", "begin_suppress_tokens", "forced_bos_token_id", "forced_eos_token_id")
 
 
 class EncodedHFLM(HarnessEncoding, HFLM):
@@ -63,12 +60,12 @@ class SharedPrefixLM(EncodedHFLM):
     def generate_until(self, requests: list[Any], disable_tqdm: bool = True) -> list[str]:
         """The text that follows each request's context, up to one of its stops.
 
-        Greedy requests are written here; HFLM writes those that sample, and those of a model whose own generation
-        settings change greedy decoding.
+        Greedy requests are written here, HFLM writes those that sample. The model's own generation settings bear on
+        neither: `pipeline.models.load` leaves them out.
         """
         found: dict[int, str] = {}
         for kwargs, places in _by_settings(requests):
-            settings = _greedy(kwargs, self.max_gen_toks) if _is_plain(self.model) else None
+            settings = _greedy(kwargs, self.max_gen_toks)
             own = [requests[place] for place in places]
             texts = super().generate_until(own, True) if settings is None else self._write(own, *settings)
             found.update(zip(places, texts, strict=True))
@@ -156,9 +153,3 @@ def _greedy(kwargs: dict[str, Any], default_length: int) -> tuple[list[str], int
     if settings.pop("do_sample", False) or settings.pop("temperature", 0.0) or settings:
         return None
     return until, length
-
-
-def _is_plain(model: Any) -> bool:
-    config = getattr(model, "generation_config", None)
-    changed = [key for key, value in _PLAIN.items() if getattr(config, key, None) not in (None, value)]
-    return not changed and not any(getattr(config, key, None) for key in _EMPTY)

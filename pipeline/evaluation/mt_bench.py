@@ -210,7 +210,7 @@ class MTBench:
             "categories": {name: sum(values) / len(values) for name, values in sorted(ratings.items())},
             "reason": reason,
         }
-        partial.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+        partial.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
         mean = f", mean so far {content['mean']:.2f}" if every else ""
         return IncompleteError(
             f"MT-Bench is not complete: {len(every)} of {num_turns} turns are rated{mean}; {reason}. Answers and "

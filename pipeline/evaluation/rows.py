@@ -185,10 +185,23 @@ def read_rows(origin: RowSource, inputs: Inputs) -> Rows:
     return [dict(row.fields) for row in _readable(rows)]
 
 
+def _is_unicode(value: Any) -> bool:
+    """Whether every text in a value can be written as UTF-8."""
+    if isinstance(value, Mapping):
+        return all(_is_unicode(key) and _is_unicode(inner) for key, inner in value.items())
+    if isinstance(value, list | tuple):
+        return all(map(_is_unicode, value))
+    return not isinstance(value, str) or value.isascii() or not any("\ud800" <= c <= "\udfff" for c in value)
+
+
 def _readable(rows: Iterable[Row | Rejected]) -> Iterator[Row]:
     for row in rows:
         if not isinstance(row, Row):
             raise ValueError(f"benchmark row {row.id} is {row.reason}; a benchmark needs every one of its rows")
+        if not _is_unicode(row.fields):
+            raise ValueError(
+                f"benchmark row {row.id} holds half of a surrogate pair, which no tokenizer takes; correct the row"
+            )
         yield row
 
 

@@ -86,7 +86,7 @@ class TokenScorer:
         with torch.inference_mode():
             states_BD = self._states(ids_BT, cache)[torch.arange(len(rows), device=self.device), last_B]
             logits_BV = self._logits(states_BD) if self._separate_head else states_BD.float()
-            logprobs_BV = logits_BV - logits_BV.logsumexp(-1, keepdim=True)
+            logprobs_BV = _numbers(logits_BV - logits_BV.logsumexp(-1, keepdim=True))
             best = logits_BV.argmax(-1).tolist()
         found = []
         for row, tokens in enumerate(choices):
@@ -130,9 +130,9 @@ class TokenScorer:
         with torch.inference_mode():
             if not self._separate_head:
                 out = self.model(**options)
-                return out.logits[:, -1].float(), getattr(out, "past_key_values", None)
+                return _numbers(out.logits[:, -1].float()), getattr(out, "past_key_values", None)
             out = self.model.base_model(**options)
-            return self._logits(out.last_hidden_state[:, -1]), getattr(out, "past_key_values", None)
+            return _numbers(self._logits(out.last_hidden_state[:, -1])), getattr(out, "past_key_values", None)
 
     def _states(self, ids_BT: torch.Tensor, cache: Any) -> torch.Tensor:
         options = {"input_ids": ids_BT, "past_key_values": cache, "use_cache": cache is not None}
@@ -147,7 +147,7 @@ class TokenScorer:
             picked = logits.gather(-1, targets[:, None])[:, 0]
             logprobs.append(picked - logits.logsumexp(-1))
             greedy.append(logits.argmax(-1) == targets)
-        return torch.cat(logprobs), torch.cat(greedy)
+        return _numbers(torch.cat(logprobs)), torch.cat(greedy)
 
     def _logits(self, states: torch.Tensor) -> torch.Tensor:
         config, logits = self.model.config.get_text_config(), self.model.get_output_embeddings()(states).float()
@@ -169,6 +169,20 @@ class TokenScorer:
         cache.reorder_cache(torch.zeros(2, dtype=torch.long, device=self.device))
         logits = self.model(input_ids=rest.expand(2, -1), past_key_values=cache, use_cache=True).logits.float()
         return _close(logits, whole[:, 3:].expand_as(logits), _CACHE_TOLERANCE)
+
+
+def _numbers(values: torch.Tensor) -> torch.Tensor:
+    """The values, unless one is NaN: every comparison with NaN is false, so a score over it would look like any other.
+
+    Raises:
+        ValueError: one is.
+    """
+    if values.isnan().any():
+        raise ValueError(
+            "the model computes NaN on a text of this benchmark, so it has no score; its weights are broken or "
+            "training diverged: look at its loss, and train with a lower lr or from another checkpoint"
+        )
+    return values
 
 
 def _close(found: torch.Tensor, expected: torch.Tensor, tolerance: float) -> bool:

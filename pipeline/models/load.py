@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from pipeline.models.directory import read_config
 from pipeline.models.own import register_own
+from pipeline.models.plain_decoding import plain_decoding
 from pipeline.models.reference import is_reference, read_reference
 from pipeline.models.tokenizer_files import check_converted, check_tokenizer, is_converted
 
@@ -27,6 +28,8 @@ def load(
 ) -> PreTrainedModel:
     """Load the causal language model saved in `path`, on the CPU and in evaluation mode.
 
+    It decodes greedily, see `plain_decoding`, whatever its own generation_config.json says.
+
     Args:
         path: a `save_pretrained` directory, or a model by reference to another.
         dtype: a torch dtype, or "auto" for the one the weights are stored in.
@@ -39,6 +42,7 @@ def load(
     if attention not in ATTENTION:
         raise ValueError(f"attention={attention!r} is not known; use one of {', '.join(ATTENTION)}")
     options: dict[str, Any] = {"dtype": dtype, "use_safetensors": True, "output_loading_info": True}
+    options["generation_config"] = plain_decoding(Path(path))
     if ATTENTION[attention]:
         options["attn_implementation"] = ATTENTION[attention]
     register_own(read_config(Path(path)).get("model_type"))
@@ -92,8 +96,6 @@ def _load_referred(path: Path, trust_remote_code: bool, options: dict[str, Any])
     if options["dtype"] == "auto" and config.dtype is None:
         floats = (DTYPES[s.dtype] for s in stored.values() if s.dtype in ("F64", "F32", "F16", "BF16"))
         options = {**options, "dtype": next(floats, torch.float32)}
-    if (path / "generation_config.json").is_file():
-        options = {**options, "generation_config": transformers.GenerationConfig.from_pretrained(str(path))}
     with ExitStack() as opened:
         paths = {s.file for s in stored.values()}
         files = {file: opened.enter_context(safetensors.safe_open(file, "pt")) for file in paths}

@@ -17,7 +17,8 @@ class Facts:
     """Counts of parameters (tied weights once), trained tokens, seconds and bytes; None where nothing was recorded.
 
     `trainable_share` is of the parameters during training, adapters included; `max_abs_difference` is that of the
-    logits of an expanded model and its source, from the expansion's own proof. `mfu` is the share of the device's rate
+    logits of an expanded model and its source, from the expansion's own proof, and `proof_note` says why that was not
+    made in the source's dtype. `mfu` is the share of the device's rate
     of matrix products that training used for what it needed, `mfu_6nd` the same by the rule of 6ND.
     """
 
@@ -29,6 +30,7 @@ class Facts:
     wall_time_s: float | None = None
     peak_memory_bytes: int | None = None
     max_abs_difference: float | None = None
+    proof_note: str | None = None
     mfu: float | None = None
     mfu_6nd: float | None = None
 
@@ -56,6 +58,7 @@ def read_facts(directory: Path, manifest: Mapping[str, Any], training: Mapping[s
         wall_time_s=float(wall_time) if wall_time is not None else None,
         peak_memory_bytes=_integer(metrics, "peak_memory_bytes"),
         max_abs_difference=own.get("max_abs_difference"),
+        proof_note=own.get("proof_note"),
         mfu=metrics.get("mfu"),
         mfu_6nd=metrics.get("mfu_6nd"),
     )

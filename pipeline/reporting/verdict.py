@@ -59,8 +59,9 @@ def _exactness(comparison: Comparison, cell: Cell) -> Finding:
     line = comparison.line(cell.name, "expanded")
     if line is None:
         return Finding(question, "absent", "This cell has no expanded model: the base was trained as it is.")
-    logits = line.row.facts.max_abs_difference
-    proof = "" if logits is None else f" In the expansion's own check, logits differ by at most {logits:g}."
+    logits, note = line.row.facts.max_abs_difference, line.row.facts.proof_note
+    how = f" ({note})" if note else ""
+    proof = "" if logits is None else f" In the expansion's own check, logits differ by at most {logits:g}{how}."
     if not line.differences:
         answer = "unknown" if logits is None else "no" if logits else "yes"
         return Finding(question, answer, f"The expanded model and the base share no evaluated measure.{proof}")

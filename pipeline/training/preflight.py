@@ -143,7 +143,7 @@ def probe(
     are put back, and the data's stream is not read.
 
     Raises:
-        ValueError: it does not fit; which knob to change.
+        ValueError: it does not fit (which knob to change), or its loss is not finite.
     """
     device = accelerator.device
     limit = limit_bytes(device, _processes_here(accelerator))
@@ -171,6 +171,11 @@ def _run(accelerator: Any, loss_model: Any, settings: Settings, micro_batch: int
     ids = places % _vocab_size(loss_model)
     with torch.autocast(device.type, torch.bfloat16, enabled=settings.precision == "bf16"):
         loss = loss_model(input_ids=ids, labels=ids, position_ids=places)
+    if not loss.isfinite():
+        raise ValueError(
+            f"the loss of a trial step is {loss.item()} with precision={settings.precision}, before anything was "
+            "learned: the model computes NaN or infinity; use precision=fp32 or another checkpoint"
+        )
     held = _held_bytes(device)
     (loss / ids.numel()).backward()
     return max(held, _held_bytes(device))

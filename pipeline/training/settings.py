@@ -89,6 +89,8 @@ class Settings:
         Raises:
             ValueError: a value that cannot be run.
         """
+        if missing := [field.name for field in fields(cls) if field.name not in params]:
+            raise ValueError(f"{', '.join(missing)} must be given; the config has a value for each, so remove none (~)")
         values = {field.name: params[field.name] for field in fields(cls)}
         check_fields(cls, values)
         return cls(**values)

@@ -12,6 +12,7 @@ import psutil
 import pytest
 
 from pipeline.engine.graph import Node
+from tests.children import PATIENCE_S, under, wait_for
 
 HERE = Path(__file__).parent
 REPOSITORY = HERE.parents[1]
@@ -44,24 +45,48 @@ def add():
     return make
 
 
+class Driver(subprocess.Popen):
+    """A driver whose words go to a file, so that a test can wait for one of them."""
+
+    def __init__(self, command, words, **environment):
+        self._words = words
+        with words.open("w") as stderr:
+            super().__init__(
+                command,
+                cwd=REPOSITORY,
+                env={**os.environ, **environment},
+                stdout=subprocess.DEVNULL,
+                stderr=stderr,
+                start_new_session=True,
+            )
+
+    def said(self):
+        return self._words.read_text()
+
+    def wait_to_say(self, text):
+        """Returns when it said so."""
+        wait_for(lambda: text in self.said() or self.poll() is not None, self.said)
+        assert text in self.said(), self.said()
+
+    def finish(self):
+        """What it said in all, once it has ended."""
+        self.wait(PATIENCE_S)
+        return self.said()
+
+
 @pytest.fixture
 def drive(tmp_path):
-    """A function that starts a driver process on these node specs; whatever is left of it dies after the test."""
+    """A function that starts a driver process on these node specs; whatever is left of it dies after the test.
+
+    `shell` runs before it and changes what it inherits, see `tests.children.under`.
+    """
     started = []
 
-    def start(*specs, mode="direct", **environment):
+    def start(*specs, mode="direct", shell="true", **environment):
         command = [sys.executable, str(HERE / "fake_driver.py"), str(tmp_path), json.dumps(specs), mode]
-        process = subprocess.Popen(
-            command,
-            cwd=REPOSITORY,
-            env={**os.environ, **environment},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-            start_new_session=True,
-        )
-        started.append(psutil.Process(process.pid))
-        return process
+        driver = Driver(under(shell, command), tmp_path / f"driver-{len(started)}.txt", **environment)
+        started.append(psutil.Process(driver.pid))
+        return driver
 
     yield start
     from engine_processes import family

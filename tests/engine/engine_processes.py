@@ -1,8 +1,6 @@
-"""Looking at other processes, and waiting for what they do."""
+"""Looking at other processes."""
 
 from __future__ import annotations
-
-import time
 
 import psutil
 
@@ -12,16 +10,6 @@ def family(process: psutil.Process) -> list[psutil.Process]:
         return process.children(recursive=True)
     except psutil.NoSuchProcess:
         return []
-
-
-def wait_for(condition, timeout_s: float = 20.0):
-    """The first true value of `condition()`; fails the test after `timeout_s` seconds."""
-    deadline = time.monotonic() + timeout_s
-    while time.monotonic() < deadline:
-        if found := condition():
-            return found
-        time.sleep(0.05)
-    raise AssertionError(f"waited {timeout_s} s in vain for {condition}")
 
 
 def gone(pid: int) -> bool:

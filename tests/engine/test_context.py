@@ -73,6 +73,7 @@ def test_records_are_plain_and_keep_off_the_manifests_own_fields(make):
 
 
 def test_a_signal_interrupts_unless_the_stage_looks_at_it(make):
+    before = signal.getsignal(signal.SIGTERM)
     with worker.stoppable() as stop:
         context, _ = make(stop)
         with pytest.raises(worker.Interrupted):
@@ -85,4 +86,4 @@ def test_a_signal_interrupts_unless_the_stage_looks_at_it(make):
         assert not context.should_stop()
         os.kill(os.getpid(), signal.SIGINT)
         assert context.should_stop()
-    assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+    assert signal.getsignal(signal.SIGTERM) == before

@@ -5,16 +5,16 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import psutil
 import pytest
-from engine_processes import family, gone, wait_for
+from engine_processes import family, gone
 from fake_driver import nodes_of
 
 from pipeline.engine import launch, runner
 from pipeline.engine.errors import ConfigError, StageError
+from tests.children import wait_for
 
 
 def test_command_of_one_process():
@@ -143,15 +143,14 @@ def test_through_accelerate(tmp_path, capfd):
 
 @pytest.mark.parametrize("processes", [1, pytest.param(2, marks=pytest.mark.slow)])
 def test_an_interrupt_reaches_the_ranks_behind_accelerate(tmp_path, drive, processes):
-    settings = {"cpu": True, "num_processes": processes, "grace_s": 20}
+    settings = {"cpu": True, "num_processes": processes, "grace_s": 600}
     driver = drive({"stage": "train", "params": {"steps": 100000}, "launch": settings}, mode="accelerate")
-    wait_for(lambda: list(tmp_path.glob("artifacts/train/*.partial/state.txt")), 60)
+    wait_for(lambda: list(tmp_path.glob("artifacts/train/*.partial/state.txt")), driver.said)
     processes = family(psutil.Process(driver.pid))
-    began = time.monotonic()
     driver.send_signal(signal.SIGINT)
-    text = driver.communicate(timeout=60)[1]
+    text = driver.finish()
     assert driver.returncode == 130 and "the same command resumes" in text
-    assert time.monotonic() - began < 15, "nobody had to be killed"
+    assert "killing" not in text, "nobody had to be killed"
     assert list(tmp_path.glob("artifacts/train/*.partial/saved.txt"))
     assert all(gone(process.pid) for process in processes)
 

@@ -4,24 +4,29 @@ import json
 import os
 import signal
 import sys
-import time
 
 import psutil
 import pytest
-from engine_processes import family, gone, wait_for
+from engine_processes import family, gone
 from fake_driver import nodes_of
 
 from pipeline.engine import artifact, locks, worker
 from pipeline.engine.errors import ArtifactError
 from pipeline.engine.supervise import explain, supervise
+from tests.children import wait_for
 
 TRAIN = {"stage": "train", "params": {"steps": 100000}}
-HANG = {"stage": "hang", "params": {"stubborn": False}, "launch": {"grace_s": 20}}
+HANG = {"stage": "hang", "params": {"stubborn": False}, "launch": {"grace_s": 600}}
 
 
 def only(tmp_path, pattern):
     """Waits for the one path below the artifacts that matches."""
     return wait_for(lambda: next(iter((tmp_path / "artifacts").glob(pattern)), None))
+
+
+def number_in(file):
+    """Waits until it is written."""
+    return int(wait_for(file.read_text))
 
 
 def worker_of(driver):
@@ -34,11 +39,13 @@ def committed(tmp_path):
 
 def test_two_drivers_build_once(drive, tmp_path):
     specs = [
-        {"stage": "number", "params": {"value": 4, "seconds": 1.5}},
+        {"stage": "number", "params": {"value": 4, "until": str(tmp_path / "now")}},
         {"stage": "add", "params": {"plus": 1}, "inputs": {"a": 0}},
     ]
     drivers = [drive(*specs, FAKE_RUNS=str(tmp_path / "runs")) for _ in range(2)]
-    said = [driver.communicate(timeout=60)[1] for driver in drivers]
+    wait_for(lambda: any("waiting for" in driver.said() for driver in drivers))
+    (tmp_path / "now").touch()
+    said = [driver.finish() for driver in drivers]
     assert [driver.returncode for driver in drivers] == [0, 0], said
     assert (tmp_path / "runs").read_text() == "4\n"
     assert len(committed(tmp_path)) == 2
@@ -50,7 +57,7 @@ def test_two_drivers_build_once(drive, tmp_path):
 
 def test_a_dead_owners_lock_is_taken_over(drive, tmp_path):
     first = drive(HANG)
-    child = int(only(tmp_path, "hang/*.partial/child.txt").read_text())
+    child = number_in(only(tmp_path, "hang/*.partial/child.txt"))
     owner = only(tmp_path, "hang/.*.owner")
     assert json.loads(owner.read_text())["pid"] == first.pid
     first.kill()
@@ -76,26 +83,31 @@ def test_an_orphaned_worker_stops_when_its_driver_is_killed(drive, tmp_path):
 
 
 def test_a_new_driver_waits_for_the_orphan_and_resumes(drive, tmp_path):
-    spec = {"stage": "train", "params": {"steps": 120}}
+    spec = {"stage": "train", "params": {"steps": 100000, "until": str(tmp_path / "now")}}
     driver = drive(spec)
-    wait_for(lambda: int(only(tmp_path, "train/*.partial/state.txt").read_text() or 0) > 20)
+    state = only(tmp_path, "train/*.partial/state.txt")
+    wait_for(lambda: int(state.read_text() or 0) > 20)
     driver.kill()
     driver.wait()
     second = drive(spec)
-    text = second.communicate(timeout=60)[1]
+    wait_for(lambda: (state.parent / "saved.txt").exists())
+    saved = number_in(state.parent / "saved.txt")
+    wait_for(lambda: int(state.read_text() or 0) > saved)
+    (tmp_path / "now").touch()
+    text = second.finish()
     assert second.returncode == 0, text
     (directory,) = committed(tmp_path)
-    assert artifact.check(directory)["metrics"]["first"] > 20
+    assert artifact.check(directory)["metrics"]["first"] == saved > 20
     assert not (directory / ".elapsed").exists()
 
 
 def test_a_killed_worker_commits_nothing_and_its_leftovers_are_cleared(drive, tmp_path):
-    driver = drive({"stage": "number", "params": {"value": 1, "seconds": 60}})
+    driver = drive({"stage": "number", "params": {"value": 1, "until": str(tmp_path / "never")}})
     directory = only(tmp_path, "number/*.partial")
     wait_for(lambda: (directory / "log.txt").exists() and list(family(psutil.Process(driver.pid))))
     wait_for(lambda: (directory / ".worker.pid").exists())
-    os.kill(int((directory / ".worker.pid").read_text()), signal.SIGKILL)
-    text = driver.communicate(timeout=60)[1]
+    os.kill(number_in(directory / ".worker.pid"), signal.SIGKILL)
+    text = driver.finish()
     assert driver.returncode == 1 and "StageError: stage number failed: the worker was killed" in text
     assert committed(tmp_path) == []
 
@@ -106,30 +118,63 @@ def test_an_interrupt_lets_training_save_and_leaves_no_process(drive, tmp_path, 
     state = only(tmp_path, "train/*.partial/state.txt")
     processes = family(psutil.Process(driver.pid))
     driver.send_signal(number)
-    text = driver.communicate(timeout=60)[1]
+    text = driver.finish()
     assert driver.returncode == 130 and "the same command resumes" in text
     assert all(gone(process.pid) for process in processes)
     assert (state.parent / "saved.txt").exists() and committed(tmp_path) == []
 
 
+BLOCKED = (
+    f"exec {sys.executable} -c 'import os, signal, sys; signal.pthread_sigmask(signal.SIG_BLOCK, "
+    '{signal.SIGTERM, signal.SIGINT, signal.SIGHUP}); os.execv(sys.argv[1], sys.argv[1:])\' "$@"'
+)
+
+
+@pytest.mark.parametrize("shell", ["trap '' TERM CHLD", BLOCKED], ids=["ignored", "blocked"])
+def test_whatever_a_driver_inherits_sigterm_lets_training_save(drive, tmp_path, shell):
+    driver = drive(TRAIN, shell=shell)
+    state = only(tmp_path, "train/*.partial/state.txt")
+    driver.send_signal(signal.SIGTERM)
+    assert "the same command resumes" in driver.finish() and driver.returncode == 130
+    assert (state.parent / "saved.txt").exists()
+
+
+def test_under_nohup_a_hangup_is_nothing_and_sigterm_stops(drive, tmp_path):
+    driver = drive({**TRAIN, "params": {"steps": 100000}}, shell="trap '' HUP")
+    state = only(tmp_path, "train/*.partial/state.txt")
+    for process in (psutil.Process(driver.pid), *family(psutil.Process(driver.pid))):
+        process.send_signal(signal.SIGHUP)
+    before = int(wait_for(state.read_text))
+    wait_for(lambda: int(state.read_text() or 0) > before + 5)
+    assert driver.poll() is None and not (state.parent / "saved.txt").exists()
+    driver.send_signal(signal.SIGTERM)
+    assert "the same command resumes" in driver.finish() and driver.returncode == 130
+    assert (state.parent / "saved.txt").exists()
+
+
+def test_a_failure_is_told_where_children_are_not_waited_for(drive, tmp_path):
+    """With SIGCHLD ignored the kernel would keep no exit status."""
+    driver = drive({"stage": "fail", "params": {"how": "kill"}}, shell="trap '' CHLD")
+    assert f"left no message (exit status {-signal.SIGKILL})" in driver.finish() and driver.returncode == 1
+
+
 def test_an_interrupt_ends_helpers_that_left_the_session(drive, tmp_path):
     driver = drive(HANG)
-    child = int(only(tmp_path, "hang/*.partial/child.txt").read_text())
-    time.sleep(1.2)
+    child = number_in(only(tmp_path, "hang/*.partial/child.txt"))
     driver.send_signal(signal.SIGINT)
-    assert driver.wait(timeout=60) == 130
+    assert driver.finish() and driver.returncode == 130
     assert gone(child)
 
 
 def test_a_second_interrupt_kills_a_stubborn_worker_at_once(drive, tmp_path):
     driver = drive({**HANG, "params": {"stubborn": True}, "launch": {"grace_s": 600}})
-    child = int(only(tmp_path, "hang/*.partial/child.txt").read_text())
+    child = number_in(only(tmp_path, "hang/*.partial/child.txt"))
     stubborn = worker_of(driver)
     driver.send_signal(signal.SIGINT)
-    time.sleep(1.0)
+    driver.wait_to_say("interrupt again to kill it")
     assert not gone(stubborn.pid)
     driver.send_signal(signal.SIGINT)
-    assert driver.wait(timeout=30) == 130
+    assert driver.finish() and driver.returncode == 130
     assert gone(stubborn.pid) and gone(child)
 
 
@@ -138,7 +183,7 @@ def test_the_end_of_the_grace_kills_a_stubborn_worker(drive, tmp_path):
     only(tmp_path, "hang/*.partial/child.txt")
     stubborn = worker_of(driver)
     driver.send_signal(signal.SIGTERM)
-    assert driver.wait(timeout=30) == 130
+    assert driver.finish() and driver.returncode == 130
     assert gone(stubborn.pid)
 
 
@@ -152,7 +197,7 @@ def test_the_end_of_the_grace_kills_a_stubborn_worker(drive, tmp_path):
 )
 def test_a_failure_is_explained(drive, tmp_path, how, message):
     driver = drive({"stage": "fail", "params": {"how": how}})
-    text = driver.communicate(timeout=60)[1]
+    text = driver.finish()
     assert driver.returncode == 1 and message in text
     assert ("frozen_dtype and launch=fsdp2 for the weights" in text) == (how == "kill")
     lines = [line.strip() for line in text.splitlines()]
@@ -165,13 +210,13 @@ def test_a_failure_is_explained(drive, tmp_path, how, message):
 def test_a_worker_that_stops_before_its_time_limit_is_no_failure(drive, tmp_path):
     pause = {"stage": "pause", "params": {"starts": 2}}
     driver = drive(pause)
-    text = driver.communicate(timeout=60)[1]
+    text = driver.finish()
     assert driver.returncode == 130 and committed(tmp_path) == []
     assert (
         "stopped before the time limit after step 1; no worker is left" in text and "the same command resumes" in text
     )
     again = drive(pause)
-    assert again.communicate(timeout=60) and again.returncode == 0 and len(committed(tmp_path)) == 1
+    assert again.finish() and again.returncode == 0 and len(committed(tmp_path)) == 1
 
 
 def test_a_stage_that_cannot_be_imported_is_explained(tmp_path):
@@ -194,7 +239,7 @@ def test_other_lines_of_the_launchers_output_are_logged(tmp_path):
 def test_a_stage_of_one_process_is_launched_with_one(drive, tmp_path):
     settings = {"num_processes": 4, "accelerate_args": ["--use_fsdp"], "config_file": __file__}
     driver = drive({"stage": "alone", "params": {}, "launch": settings})
-    text = driver.communicate(timeout=60)[1]
+    text = driver.finish()
     assert driver.returncode == 0, text
     (directory,) = committed(tmp_path)
     assert artifact.check(directory)["metrics"] == {"num_processes": 1}
@@ -211,7 +256,7 @@ def test_two_workers_never_write_one_directory(tmp_path):
 
 def test_a_worker_refuses_an_edited_config(drive, tmp_path):
     driver = drive({"stage": "fail", "params": {"how": "value"}})
-    driver.communicate(timeout=60)
+    driver.finish()
     (directory,) = (tmp_path / "artifacts" / "fail").glob("*.partial")
     text = (directory / "config.yaml").read_text()
     assert worker.read_config(directory)["params"] == {"how": "value"}

@@ -9,6 +9,8 @@ from contextlib import contextmanager, suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
+from tests.children import PATIENCE_S
+
 Answer = Callable[[dict[str, Any], int], Any]
 """(the request's body, how many came before it) -> the text to say, or (status, headers, body)."""
 
@@ -70,5 +72,5 @@ def serving(answer: Answer) -> Iterator[tuple[Judge, dict[str, Any]]]:
 
 def settings(url: str, **changes: Any) -> dict[str, Any]:
     """Endpoint settings for tests."""
-    given = {"url": url, "key_variable": None, "timeout_s": 5, "num_attempts": 3, "wait_s": 0, "max_wait_s": 0}
+    given = {"url": url, "key_variable": None, "timeout_s": PATIENCE_S, "num_attempts": 3, "wait_s": 0, "max_wait_s": 0}
     return {**given, "num_parallel": 2, **changes}

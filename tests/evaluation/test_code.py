@@ -15,6 +15,7 @@ from pipeline.evaluation import code, problems
 from pipeline.evaluation.base import Inputs, score
 from pipeline.evaluation.examples import HarnessExamples, Written
 from pipeline.evaluation.sandbox import Limits, Sandbox, SandboxError, pool
+from tests.children import PATIENCE_S
 from tests.evaluation.test_conf import composed
 
 ADD = {
@@ -35,7 +36,7 @@ MBPP = {
     "test_list": ["assert twice(2) == 4", "assert twice(GIVEN) == 6"],
     "test_setup_code": "GIVEN = 3",
 }
-LIMITS = Limits(cpu_s=2, wall_s=20.0, memory_mb=512, processes=8, scratch_mb=4, output_kb=64, packages=())
+LIMITS = Limits(cpu_s=20, wall_s=PATIENCE_S, memory_mb=512, processes=8, scratch_mb=4, output_kb=64, packages=())
 
 
 class Canned:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import threading
 from dataclasses import replace
 
 import pytest
 
 from pipeline.evaluation.endpoint import ChatModel, Endpoint, RefusedError, UnreachableError, UnusableError
 from pipeline.evaluation.judging import judge_prompts, rating
+from tests.children import PATIENCE_S
 from tests.evaluation.judge_server import serving, settings
 
 ASKED = [{"role": "user", "content": "Well?"}]
@@ -65,11 +67,17 @@ def test_a_server_that_is_down_is_unreachable():
 
 
 def test_a_slow_server_is_given_up():
-    import time
-
-    with serving(lambda body, number: time.sleep(0.4) or "late") as (_, endpoint):
+    given_up = threading.Event()
+    with serving(lambda body, number: given_up.wait(PATIENCE_S) and "late") as (_, endpoint):
         error, _ = ask(endpoint, timeout_s=0.05, num_attempts=1)
+        given_up.set()
     assert isinstance(error, UnreachableError) and "1 attempt:" in str(error)
+
+
+def test_half_a_character_in_a_reply_is_replaced():
+    said = json.dumps({"choices": [{"message": {"role": "assistant", "content": "a\ud800b"}}]})
+    with serving(scripted((200, {}, said))) as (_, endpoint):
+        assert ask(endpoint)[0] == "a?b"
 
 
 def test_a_refusal_is_final_and_keeps_the_key_secret(monkeypatch):

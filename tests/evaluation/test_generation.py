@@ -156,11 +156,3 @@ def test_answers_are_those_of_hflm(llama, tokenizer, until):
     asked = requests(texts, until=until, do_sample=False, temperature=0.0, max_gen_toks=16)
     expected = HFLM(pretrained=llama, tokenizer=tokenizer, backend="causal", batch_size=1).generate_until(asked, True)
     assert SharedPrefixLM(llama, tokenizer, lambda **_: None).generate_until(asked) == expected
-
-
-def test_what_is_not_plain_greedy_is_hflms(tiny, tokenizer):
-    model = tiny()
-    asked = requests(prompts(3), until=["e"], do_sample=False, max_gen_toks=8)
-    model.generation_config.repetition_penalty = 1.5
-    expected = HFLM(pretrained=model, tokenizer=tokenizer, backend="causal", batch_size=1).generate_until(asked, True)
-    assert SharedPrefixLM(model, tokenizer, lambda **_: None).generate_until(asked) == expected

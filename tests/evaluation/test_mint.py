@@ -20,6 +20,7 @@ from pipeline.evaluation.mint import Mint, MintTask, Problem, parse
 from pipeline.evaluation.replies import Reply
 from pipeline.evaluation.sandbox import Limits, Sandbox, SandboxError
 from pipeline.evaluation.session import MAX_OUTPUT, Session
+from tests.children import PATIENCE_S
 
 SETTINGS = {
     "instructions": "Turns: {num_turns}, solutions: {num_solutions}. {tools} Task: {task}",
@@ -29,7 +30,7 @@ SETTINGS = {
     "template": None,
     "max_new_tokens": 8,
     "max_items": None,
-    "limits": Limits(10, 30, 1024, 16, 16, 64, []),
+    "limits": Limits(5, PATIENCE_S, 1024, 16, 16, 64, []),
 }
 
 
@@ -43,7 +44,7 @@ def isolates(level: str) -> bool:
 
 
 def run(code: str) -> SimpleNamespace:
-    done = subprocess.run([sys.executable, "-I", "-c", code], capture_output=True, text=True, timeout=20)
+    done = subprocess.run([sys.executable, "-I", "-c", code], capture_output=True, text=True, timeout=PATIENCE_S)
     return SimpleNamespace(ok=done.returncode == 0, stdout=done.stdout, stderr=done.stderr)
 
 

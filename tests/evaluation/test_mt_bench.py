@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import json
 import threading
-import time
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
+from pipeline.evaluation import judging
 from pipeline.evaluation.base import Inputs, score
 from pipeline.evaluation.mt_bench import IncompleteError, MTBench
 from pipeline.evaluation.replies import ChatReplies
+from tests.children import PATIENCE_S
 from tests.evaluation.judge_server import serving, settings
 from tests.evaluation.test_endpoint import ROWS
 
@@ -156,15 +158,19 @@ def test_a_refused_turn_is_left_out_like_one_without_a_rating(make, at, llama, t
 
 
 @pytest.mark.parametrize("status", [401, 403, 404])
-def test_a_judge_that_refuses_everything_is_asked_no_further(make, at, llama, tokenizer, status):
+def test_a_judge_that_refuses_everything_is_asked_no_further(make, at, llama, tokenizer, status, monkeypatch):
     """What was under way is kept, and the partial result says why."""
-    waiting = threading.Barrier(2)
+    waiting, is_over = threading.Barrier(2), threading.Event()
+    first = [is_over]
+    monkeypatch.setattr(
+        judging, "threading", SimpleNamespace(Event=lambda: first.pop() if first else threading.Event())
+    )
 
     def refusing(body, number):
         if number in (1, 2):  # one is refused while the other is still thinking
-            waiting.wait(10)
+            waiting.wait(PATIENCE_S)
         if number == 2:
-            time.sleep(0.3)
+            is_over.wait(PATIENCE_S)
         return (status, {}, "no such key") if number == 1 else by_turn(body, number)
 
     with serving(refusing) as (judge, endpoint):

@@ -1,7 +1,7 @@
 import pytest
 
 from pipeline.data.rows import Row
-from pipeline.evaluation.rows import QuestionAndSolution, as_they_are, olmes_choice, olmes_lambada
+from pipeline.evaluation.rows import QuestionAndSolution, _readable, as_they_are, olmes_choice, olmes_lambada
 
 
 def choice_requests():
@@ -46,3 +46,9 @@ def test_a_question_and_its_solution_are_a_chat():
     chat = QuestionAndSolution("question").chat(Row("f#7", {"doc": doc}))
     assert chat.id == "7"
     assert [m["content"] for m in chat.messages] == ["How many?", "1 + 1 = 2. So the answer is 2."]
+
+
+@pytest.mark.parametrize("fields", [{"q": "a\ud800"}, {"choices": [{"text": "\udfff"}]}, {"\ud83d": 1}])
+def test_a_row_with_half_a_character_is_named(fields):
+    with pytest.raises(ValueError, match="benchmark row 7 holds half of a surrogate pair"):
+        list(_readable([Row("6", {"q": "a\U0001f600é"}), Row("7", fields)]))

@@ -6,7 +6,6 @@ import shutil
 import socket
 import subprocess
 import sys
-import time
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -15,8 +14,9 @@ import pytest
 
 from pipeline.evaluation.sandbox import Limits, Sandbox, SandboxError, levels, pool, remote, seccomp
 from pipeline.evaluation.sandbox.interpreter import this_interpreter
+from tests.children import PATIENCE_S, wait_for
 
-LIMITS = Limits(cpu_s=2, wall_s=12.0, memory_mb=256, processes=12, scratch_mb=4, output_kb=64, packages=())
+LIMITS = Limits(cpu_s=20, wall_s=PATIENCE_S, memory_mb=256, processes=12, scratch_mb=4, output_kb=64, packages=())
 pytestmark = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="namespaces are Linux's own")
 
 
@@ -102,7 +102,7 @@ def test_a_crash_is_a_wrong_answer(full, program, outcome, error):
 def test_fork_bomb(full):
     program = "import os\nwhile True:\n    try: os.fork()\n    except OSError: pass"
     ran = at("full", wall_s=1.5).run(program)
-    assert ran.outcome == "timeout" and ran.wall_s < 10
+    assert ran.outcome == "timeout"
     still_works(full)
 
 
@@ -113,7 +113,7 @@ children = 0
 try:
     while True:
         if os.fork() == 0:
-            threading.Event().wait(5)
+            threading.Event().wait()
             os._exit(0)
         children += 1
 except OSError as error:
@@ -138,18 +138,18 @@ import os, time
 for _ in range(8):
     if os.fork() == 0:
         kept = b"x" * (150 << 20)
-        time.sleep(5)
+        time.sleep(3600)
         os._exit(0)
-time.sleep(5)
+time.sleep(3600)
 """
     ran = full.run(program)
-    assert ran.outcome == "memory" and ran.error.endswith("256 MiB are allowed") and ran.wall_s < 5
+    assert ran.outcome == "memory" and ran.error.endswith("256 MiB are allowed")
 
 
 def test_infinite_loops(full):
-    assert full.run("while True: pass").error == "2 s of CPU time are over"
-    ran = at("full", wall_s=0.5).run("import time; time.sleep(60)")
-    assert (ran.outcome, ran.error) == ("timeout", "0.5 s of wall time are over") and ran.wall_s < 5
+    assert at("full", cpu_s=1).run("while True: pass").error == "1 s of CPU time are over"
+    ran = at("full", wall_s=0.5).run("import time; time.sleep(3600)")
+    assert (ran.outcome, ran.error) == ("timeout", "0.5 s of wall time are over")
     still_works(full)
 
 
@@ -290,11 +290,11 @@ if os.fork() == 0:
     os.setsid()
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     if os.fork() == 0:
-        os.execv(sys.executable, [sys.executable, "-c", "import time; time.sleep(60)", "{mark}"])
+        os.execv(sys.executable, [sys.executable, "-c", "import time; time.sleep(3600)", "{mark}"])
     os._exit(0)
 os.wait()
 """)
-    assert ran.ok and ran.wall_s < 5
+    assert ran.ok, "it was not waited for"
     assert not [line for line in commands() if mark in line]
 
 
@@ -363,7 +363,7 @@ print(libc.syscall(56, 0x10000000 | 17, 0, 0, 0, 0), ctypes.get_errno())  # clon
 
 
 def test_catching_sigterm(full):
-    ran = full.run("""
+    ran = at("full", cpu_s=1).run("""
 import signal
 for number in signal.valid_signals() - {9, 19}:
     signal.signal(number, lambda *_: print("caught"))
@@ -412,18 +412,15 @@ def test_many_at_once_keep_their_order(full):
 
 
 def test_whoever_stops_asking_ends_what_still_runs(full):
-    mark, begun = secrets.token_hex(8), time.monotonic()
+    mark = secrets.token_hex(8)
     sleeps = (
-        f"import os, sys\nos.execv(sys.executable, [sys.executable, '-c', 'import time; time.sleep(60)', '{mark}'])"
+        f"import os, sys\nos.execv(sys.executable, [sys.executable, '-c', 'import time; time.sleep(3600)', '{mark}'])"
     )
-    asked = at("full", wall_s=50.0).run_all(["print(1)", sleeps, sleeps])
+    asked = at("full", wall_s=3600.0).run_all(["print(1)", sleeps, sleeps])
     assert next(asked).ok
-    while not any(mark in line and "sleep(60)" in line and "JOB" not in line for line in commands()):
-        time.sleep(0.02)
+    wait_for(lambda: any(mark in line and "sleep(3600)" in line and "JOB" not in line for line in commands()))
     asked.close()
-    while any(mark in line for line in commands()):
-        time.sleep(0.02)
-    assert time.monotonic() - begun < 30
+    wait_for(lambda: not any(mark in line for line in commands()))
     still_works(full)
 
 
@@ -481,7 +478,7 @@ import os, sys
 for _ in range(3):
     if os.fork() == 0:
         os.setsid()
-        os.execv(sys.executable, [sys.executable, "-c", "import time; time.sleep(60)", "{mark}"])
+        os.execv(sys.executable, [sys.executable, "-c", "import time; time.sleep(3600)", "{mark}"])
 """)
     assert not [line for line in commands() if mark in line]
     socket_made = sandbox.run("import socket; socket.socket()").ok
@@ -516,6 +513,7 @@ def test_a_broken_sandbox_is_no_wrong_answer(full, monkeypatch):
     monkeypatch.setattr(remote, "START", 'print(\'{"failure": "mount: no"}\')')
     with pytest.raises(SandboxError, match="mount: no"):
         list(full.run_all(["print(1)"] * 3))
+    full.close()  # a launcher that answered may still be about to end
 
 
 def test_another_system_is_refused_by_name(monkeypatch):
@@ -531,8 +529,8 @@ def test_a_program_that_hides_its_memory_is_seen(full):
         + """
 import os
 for _ in range(4):
-    os.fork() or (globals().update(x=b"x" * (150 << 20)), time.sleep(5))
-time.sleep(5)
+    os.fork() or (globals().update(x=b"x" * (150 << 20)), time.sleep(3600))
+time.sleep(3600)
 """
     )
     assert full.run(program).outcome == "memory"
@@ -583,7 +581,7 @@ def test_bubblewrap_gives_the_same_room(monkeypatch):
     monkeypatch.setattr(levels, "ways", lambda level: [{"walls": "bubblewrap", "filter": True}])
     sandbox = at("full")
     assert sandbox.run("import os; print(os.getuid(), os.getcwd())").stdout == "1000 /scratch\n"
-    assert sandbox.run("while True: pass").error == "2 s of CPU time are over"
+    assert at("full", cpu_s=1).run("while True: pass").error == "1 s of CPU time are over"
     assert sandbox.run("import os; os.abort()").error == "signal 6"
     assert sandbox.run("open('/etc/passwd')").error.startswith("FileNotFoundError")
     assert sandbox.run("import socket; socket.socket()").error.startswith("PermissionError")

@@ -10,6 +10,7 @@ import pytest
 from pipeline.expansion import anatomy
 from pipeline.expansion.base import read_source
 from pipeline.expansion.block import BlockExpansion
+from tests.children import PATIENCE_S
 
 ROOT = Path(__file__).parents[2]
 PLAN = """
@@ -41,7 +42,7 @@ def test_a_known_architecture_is_planned_and_written_without_torch(make_model, t
     expected = planned(model, None, init)
     assert planned(model, memory, init) == expected
     command = [sys.executable, "-c", PLAN, model, memory, init, tmp_path / "grown", save]
-    done = subprocess.run(list(map(str, command)), cwd=ROOT, capture_output=True, text=True, timeout=120)
+    done = subprocess.run(list(map(str, command)), cwd=ROOT, capture_output=True, text=True, timeout=PATIENCE_S)
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout) == {"plan": expected, "heavy": []}
     from pipeline.expansion.verify import verify_identity

@@ -36,7 +36,7 @@ CODE = {
     "rows": {"_target_": "pipeline.data.documents.LocalFiles"},
     "form": {"_target_": "pipeline.evaluation.problems.HumanEval", "stop": [], "strip_prompt": True},
     "limits": {
-        "_target_": "pipeline.evaluation.sandbox.Limits", "cpu_s": 1, "wall_s": 5.0, "memory_mb": 256, "processes": 8,
+        "_target_": "pipeline.evaluation.sandbox.Limits", "cpu_s": 20, "wall_s": 99.0, "memory_mb": 256, "processes": 8,
         "scratch_mb": 4, "output_kb": 64, "packages": [],
     },
     "limit": None, "num_samples": 1, "k": [1], "temperature": 0.0, "top_p": 1.0, "max_new_tokens": 4, "seed": 0,

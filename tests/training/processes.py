@@ -11,10 +11,12 @@ from pathlib import Path
 import torch
 from safetensors.torch import load_file
 
+from tests.children import PATIENCE_S
+
 HERE = Path(__file__).parent
 
 
-def run_on_ranks(root: Path, source: Path, specs: list[dict], timeout: float = 900) -> list[list[int]]:
+def run_on_ranks(root: Path, source: Path, specs: list[dict], timeout: float = 3 * PATIENCE_S) -> list[list[int]]:
     """Carry out runs one after another, in directories below `root`; the exit statuses of their ranks."""
     runs = [{**spec, "source": str(source), "directory": str(root / spec["directory"])} for spec in specs]
     (root / "runs.json").write_text(json.dumps(runs))

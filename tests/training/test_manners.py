@@ -1,7 +1,6 @@
 """Long runs: outliers are skipped and counted, time limits kept, and records tell of every step once."""
 
 import json
-import time
 from itertools import pairwise
 
 import pytest
@@ -65,8 +64,30 @@ def test_a_resumed_guard_decides_as_one_that_was_not():
     assert [guard.reason(8, 2.4, 1.0), guard.num_skipped] == [other.reason(8, 2.4, 1.0), other.num_skipped]
 
 
-def test_a_deadline_leaves_room_for_the_longest_step_and_checkpoint():
-    deadline = Deadline(time.time() + 100, margin_s=10)
+class Clock:
+    """Seconds that pass only where a test says so, for the loop and the deadline alike."""
+
+    def __init__(self):
+        self.now = 1000.0
+
+    def time(self):
+        return self.now
+
+    monotonic = time
+
+
+@pytest.fixture
+def still(monkeypatch):
+    """A clock that stands still, for deadlines."""
+    from pipeline.training import deadline
+
+    found = Clock()
+    monkeypatch.setattr(deadline, "time", found)
+    return found
+
+
+def test_a_deadline_leaves_room_for_the_longest_step_and_checkpoint(still):
+    deadline = Deadline(still.now + 100, margin_s=10)
     assert not deadline.reached() and not Deadline().reached()
     deadline.took("step", 20)
     deadline.took("save", 30)
@@ -75,8 +96,8 @@ def test_a_deadline_leaves_room_for_the_longest_step_and_checkpoint():
     assert deadline.reached()
 
 
-def test_a_deadline_asks_for_what_is_ahead_and_knows_what_earlier_processes_learned():
-    deadline, later = (Deadline(time.time() + 100, margin_s=10) for _ in range(2))
+def test_a_deadline_asks_for_what_is_ahead_and_knows_what_earlier_processes_learned(still):
+    deadline, later = (Deadline(still.now + 100, margin_s=10) for _ in range(2))
     deadline.took("validation", 70)  # 1.5 * 70 + 10 > 100
     assert deadline.reached("validation") and not deadline.reached()
     later.took("step", 3)
@@ -84,11 +105,11 @@ def test_a_deadline_asks_for_what_is_ahead_and_knows_what_earlier_processes_lear
     assert later.reached("validation") and later.state_dict() == {"step": 3, "validation": 70, "save": 0}
 
 
-def test_the_earlier_of_both_limits_holds():
+def test_the_earlier_of_both_limits_holds(still):
     assert Deadline.of({"time_limit_s": 5}, {}).reached()
     assert not Deadline.of({"time_limit_s": 1000}, {}).reached()
     assert not Deadline.of({"time_limit_s": None}, {}).reached()
-    soon = {SLURM_END: str(int(time.time()) + 5)}
+    soon = {SLURM_END: str(int(still.now) + 5)}
     assert Deadline.of({"time_limit_s": 1000}, soon).reached() and Deadline.of({"time_limit_s": None}, soon).reached()
     with pytest.raises(ValueError, match="time_limit_s=0 must be more than 0"):
         Deadline.of({"time_limit_s": 0}, {})
@@ -158,18 +179,6 @@ def test_a_limited_run_stops_with_a_checkpoint_and_goes_on(make_model, grow, tmp
     assert samples(tmp_path / "limited") == samples(tmp_path / "whole")
     one, other = weights(tmp_path / "limited"), weights(tmp_path / "whole")
     assert all(torch.equal(one[name], other[name]) for name in one)
-
-
-class Clock:
-    """Seconds that pass only where a test says so, for the loop and the deadline alike."""
-
-    def __init__(self):
-        self.now = 1000.0
-
-    def time(self):
-        return self.now
-
-    monotonic = time
 
 
 @pytest.fixture

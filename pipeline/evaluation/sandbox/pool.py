@@ -6,6 +6,7 @@ import contextlib
 import os
 import secrets
 import sys
+import time
 import weakref
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping
@@ -19,6 +20,7 @@ from pipeline.evaluation.sandbox.limits import Limits, Ran
 from pipeline.evaluation.sandbox.remote import Launcher, SandboxError
 
 _RUNNER = Path(__file__).with_name("program.py")
+_POLL_S = 0.02
 _PATIENCE_S = 60.0  # beyond a program's own time: for starting, and for a machine that is busy with others
 _TOKEN_BYTES = 16  # as 32 hexadecimal digits
 
@@ -72,14 +74,17 @@ class Sandbox:
         Whoever stops asking, or is interrupted, ends the programs that still run.
         """
         pool = ThreadPoolExecutor(self.workers)
-        waiting = deque(pool.submit(self.run, program) for program in programs)
+        asked = [pool.submit(self.run, program) for program in programs]
+        waiting = deque(asked)
         try:
             while waiting:
                 yield waiting.popleft().result()
         except BaseException:
             pool.shutdown(wait=False, cancel_futures=True)
-            for launcher in list(self._launchers):
-                launcher.kill()
+            while not all(one.done() for one in asked):  # a thread may only now be starting its launcher
+                for launcher in list(self._launchers):
+                    launcher.kill()
+                time.sleep(_POLL_S)
             raise
         finally:
             pool.shutdown(wait=True)

@@ -1,4 +1,6 @@
-"""Writes a number. The file named in FAKE_RUNS gets a line for each run."""
+"""Writes a number. The file named in FAKE_RUNS gets a line for each run.
+
+It waits for the file that `until` names, if any."""
 
 import os
 import time
@@ -17,7 +19,8 @@ def run(context):
     if os.environ.get("FAKE_RUNS"):
         with open(os.environ["FAKE_RUNS"], "a") as stream:
             stream.write(f"{context.params['value']}\n")
-    time.sleep(context.params.get("seconds", 0))
+    while (awaited := context.params.get("until")) and not os.path.exists(awaited):
+        time.sleep(0.02)
     (context.directory / "value.txt").write_text(str(context.params["value"]))
     print("a line for the log")
     return {"value": context.params["value"]}

@@ -1,5 +1,6 @@
-"""Counts steps, saves where it is when asked to stop, and goes on from there."""
+"""Counts steps, saves where it is when asked to stop, and goes on from there. Done once the file `until` exists."""
 
+import os
 import time
 
 from pipeline.engine import worker
@@ -20,9 +21,10 @@ def run(context):
         state.write_text(str(step))
         context.progress(step=step, total=context.params["steps"], loss=1.0)
         if context.should_stop():
-            time.sleep(0.3)
             (context.directory / "saved.txt").write_text(str(step))
             raise worker.Interrupted("saved")
+        if os.path.exists(context.params.get("until", "")):
+            break
         time.sleep(0.02)
     state.unlink()
     return {"first": first}
