@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from pipeline.engine.model_facts import known_facts
+from pipeline.models.facts import model_facts
 from stages import base
 
 REVISION = "0" * 40
@@ -24,8 +24,7 @@ REVISION = "0" * 40
 )
 def test_how_long_a_row_may_be_is_read_under_each_familys_name(config, length, tmp_path):
     (tmp_path / "config.json").write_text(json.dumps({"num_hidden_layers": 2, **config}))
-    model = {"source": {"kind": "local", "path": str(tmp_path)}, "num_blocks": None, "max_position_embeddings": None}
-    assert known_facts(model)["max_position_embeddings"] == length
+    assert model_facts(tmp_path)["max_position_embeddings"] == length
 
 
 def test_a_model_that_the_hub_does_not_give_says_what_to_do(monkeypatch):
