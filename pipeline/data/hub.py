@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pipeline.data.files import matches
 from pipeline.data.formats import Rejected, Row, rows_of_file
+from pipeline.globs import matches
 
 _FORMATS = (".parquet", ".arrow", ".json", ".txt", ".md")
 _COMMIT = re.compile(r"[0-9a-f]{40}")

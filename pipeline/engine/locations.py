@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import os
-import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from functools import lru_cache
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +11,7 @@ from pipeline.engine.errors import ConfigError
 from pipeline.engine.fingerprint import digest
 from pipeline.engine.hashes import HashCache
 from pipeline.engine.sources import replaced
-
-_TOKENS = re.compile(r"(?P<tree>\*\*/)|(?P<rest>\*\*)|(?P<star>\*)|(?P<one>\?)|(?P<set>\[!?[^\]]+\])|(?P<char>.)", re.S)
-_AS_REGEX = {"tree": "(?:[^/]+/)*", "rest": ".*", "star": "[^/]*", "one": "[^/]"}
+from pipeline.globs import matches
 
 
 def localize(params: Any, cache: Path, keys: Mapping[str, str] | None = None) -> tuple[Any, dict[str, dict[str, Any]]]:
@@ -65,7 +61,7 @@ def listing(path: Path, include: Sequence[str] | None = None, exclude: Sequence[
     # what lies below a folder excluded as a whole is not even looked at: it may be 30 000 files
     closed = [pattern.removesuffix("/**") for pattern in unwanted if pattern.endswith("/**")]
     names = _walk(str(path), "", closed, frozenset())
-    return sorted(name for name in names if _matches(name, wanted) and not _matches(name, unwanted))
+    return sorted(name for name in names if matches(name, wanted, unwanted))
 
 
 def _location(source: dict[str, Any], where: str) -> dict[str, Any]:
@@ -94,7 +90,7 @@ def _content(location: dict[str, Any], hashes: HashCache, where: str) -> str:
 def _emptiness(path: Path, location: dict[str, Any]) -> str:
     if location["include"] or location["exclude"]:
         globs = f"include={location['include']} exclude={location['exclude']}"
-        return f"no file below {path} is meant by {globs}; globs match whole relative names, e.g. '**/*.py'"
+        return f"no file below {path} matches {globs}; globs match whole relative names, e.g. '**/*.py'"
     return f"{path} holds no files (hidden ones do not count); point it to the data"
 
 
@@ -110,20 +106,5 @@ def _walk(folder: str, prefix: str, closed: Sequence[str], above: frozenset[tupl
                 continue
             if entry.is_file():
                 yield name
-            elif entry.is_dir() and not _matches(name, closed):
+            elif entry.is_dir() and not matches(name, closed):
                 yield from _walk(entry.path, f"{name}/", closed, here)
-
-
-def _matches(name: str, patterns: Iterable[str]) -> bool:
-    return any(_compiled(pattern).fullmatch(name) for pattern in patterns)
-
-
-@lru_cache(maxsize=1024)
-def _compiled(pattern: str) -> re.Pattern[str]:
-    def regex(token: re.Match[str]) -> str:
-        text, kind = token.group(), str(token.lastgroup)
-        if kind == "set":
-            return "[^" + text[2:] if text.startswith("[!") else text
-        return _AS_REGEX.get(kind) or re.escape(text)
-
-    return re.compile("".join(regex(token) for token in _TOKENS.finditer(pattern)), re.S)
