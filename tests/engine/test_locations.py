@@ -83,7 +83,7 @@ def test_location_is_recorded_and_other_keys_stay(corpus, tmp_path):
     "change, message",
     [
         ({"path": "/nowhere/x"}, r"^data\[0\]\.source\.path: /nowhere/x does not exist"),
-        ({"include": ["*.md"]}, r"^data\[0\]\.source\.path: no file below .* is meant by include=\['\*\.md'\]"),
+        ({"include": ["*.md"]}, r"^data\[0\]\.source\.path: no file below .* matches include=\['\*\.md'\]"),
         ({"include": "*.py"}, r"^data\[0\]\.source\.include='\*\.py' is one string"),
     ],
 )
