@@ -22,12 +22,12 @@ from pipeline.command_line import arrange, check_surroundings, in_utf8
 from pipeline.engine.errors import EXIT_INTERRUPTED, ConfigError, GateError, PipelineError
 
 if TYPE_CHECKING:
-    from pipeline.engine.build import Cell
     from pipeline.engine.graph import Node
+    from pipeline.lineage.variant import Variant
 
 # Keys that do not change what a cell is, so that they do not name it.
 NOT_IDENTITY = re.compile(
-    r"\+{0,2}(name|stage|dry_run|verify_resume|verify|launch|paths|report|hydra|evaluate\.gate)([.@=/]|$)"
+    r"\+{0,2}(name|stage|to|dry_run|verify_resume|verify|launch|paths|report|hydra|evaluate\.gate)([.@=/]|$)"
 )
 # Where the interpreter keeps its own library: text that every machine has.
 OmegaConf.register_new_resolver("stdlib", lambda: sysconfig.get_paths()["stdlib"], replace=True)
@@ -41,6 +41,7 @@ Stages: base -> expand -> pretrain -> sft -> evaluate -> report; finished work i
   python -m pipeline dry_run=true                           the plan: what would run, and why
   python -m pipeline stage=pretrain verify_resume=true      kill a short run, resume it, compare the bits
   python -m pipeline stage=pretrain expand.per_group=2      stop after a stage, override a knob
+  python -m pipeline to=tuned                               stop after a model of the lineage
   python -m pipeline -m expand.num_groups=1,2,3,5,6         a sweep, with one report
   python -m pipeline experiment=full_finetuning             a prepared experiment (conf/experiment)
   python -m pipeline model=local model.source.path=DIR      your own model
@@ -74,8 +75,8 @@ def main(cfg: DictConfig) -> None:
         name = ",".join(sorted(overrides)) or "default"
         if sweep and config["dry_run"]:
             print(f"\n== {name}")
-        broken = run_cell(config, name, overrides)
-        if config["stage"] == "report":
+        broken = run_variant(config, name, overrides)
+        if _wants_report(config):
             swept.append(config) if sweep else run_report(config)
         if broken:
             raise GateError(broken)
@@ -105,24 +106,30 @@ def _check_whole(config: Mapping[str, Any]) -> None:
         raise ConfigError(f"name={config['name']!r} names folders below paths.outputs; it must not leave them")
 
 
-def run_cell(config: dict[str, Any], name: str, overrides: list[str]) -> str | None:
+def _wants_report(config: dict[str, Any]) -> bool:
+    return config["stage"] == "report" and config["to"] is None
+
+
+def run_variant(config: dict[str, Any], name: str, overrides: list[str]) -> str | None:
     """Build what `config` asks for, except the report. Returns what its gate found to be lost, if anything."""
-    from pipeline.engine import artifact, build, runner
+    from pipeline.engine import artifact, runner
+    from pipeline.lineage.build import build
+    from pipeline.lineage.variant import AFTER, save_variant
 
     outputs, cache = Path(config["paths"]["outputs"]), Path(config["paths"]["cache"])
-    cell, facts = build.build(config, name, cache)
-    targets = cell.targets(config["stage"])
+    variant = build(config, name, cache)
+    targets = variant.targets(config["stage"], config["to"])
     if config["dry_run"]:
-        report = [] if config["stage"] != "report" else [_report_of(config, {cell.name: cell})]
-        print(runner.plan([*targets, *report], outputs, cache, facts=facts))
+        report = [_report_of(config, {variant.name: variant})] if _wants_report(config) else []
+        print(runner.plan([*targets, *report], outputs, cache))
         return None
-    directories = runner.run(targets, outputs, cache, facts=facts)
-    if config["stage"] not in ("evaluate", "report"):
+    directories = runner.run(targets, outputs, cache)
+    if config["stage"] not in AFTER or config["to"] is not None:
         return None
-    build.save_cell(cell, outputs / "runs" / config["name"], overrides)
-    if cell.gate is None:
+    save_variant(variant, outputs / "runs" / config["name"], overrides)
+    if variant.gate is None:
         return None
-    verdict = artifact.load_manifest(directories[cell.gate.fingerprint])["metrics"]
+    verdict = artifact.load_manifest(directories[variant.gate.fingerprint])["metrics"]
     if verdict["passed"]:
         print(f"gate: {verdict['message']}", file=sys.stderr)
         return None
@@ -130,20 +137,26 @@ def run_cell(config: dict[str, Any], name: str, overrides: list[str]) -> str | N
 
 
 def verify_resume(config: dict[str, Any]) -> None:
-    """Show whether the asked-for training stage resumes to the bit.
+    """Show whether the training of the asked-for model resumes to the bit.
 
     Raises:
-        ConfigError: the asked-for stage is not one of training.
+        ConfigError: the asked-for model is not made by training.
         PipelineError: it does not, or it could not be tried.
     """
-    from pipeline.engine import build, rehearsal
+    from pipeline.engine.resume_check import check_resume
+    from pipeline.engine.stage import find_stage
+    from pipeline.lineage.build import build
+    from pipeline.lineage.entries import MODEL
 
-    stage = config["stage"]
-    if stage not in build.TRAINING:
-        raise ConfigError(f"verify_resume=true tries one training stage, not stage={stage}; add stage=pretrain or sft")
     outputs, cache = Path(config["paths"]["outputs"]), Path(config["paths"]["cache"])
-    cell, facts = build.build(config, "verify_resume", cache)
-    verdict = rehearsal.rehearse(cell.targets(stage)[0], outputs, cache, facts, **config["verify"])
+    node = build(config, "verify_resume", cache).targets(config["stage"], config["to"])[0]
+    declared = find_stage(node.stage).STAGE
+    if (config["to"] is None and config["stage"] != node.stage) or not (declared.resumable and declared.makes == MODEL):
+        raise ConfigError(
+            f"verify_resume=true tries one training stage, not stage={config['stage']}; add stage=pretrain or sft, or "
+            "to=MODEL"
+        )
+    verdict = check_resume(node, outputs, cache, **config["verify"])
     if verdict.differing:
         raise PipelineError(str(verdict))
     print(verdict)
@@ -163,27 +176,21 @@ def run_report(config: dict[str, Any]) -> None:
     print(f"report: {page / 'index.html'}")
 
 
-def _report_of(config: dict[str, Any], more: dict[str, Cell]) -> Node:
-    """The report over these cells and all recorded ones whose artifacts are still there."""
-    from pipeline.engine import build
+def _report_of(config: dict[str, Any], more: dict[str, Variant]) -> Node:
+    """The report over these variants and all recorded ones whose artifacts are still there."""
+    from pipeline.lineage.report import in_order, report_node
+    from pipeline.lineage.variant import load_variant
 
     outputs, name = Path(config["paths"]["outputs"]), config["name"]
-    recorded = map(build.load_cell, (outputs / "runs" / name).glob("*/graph.json"))
-    cells = {cell.name: cell for cell in recorded if _is_complete(cell, outputs)} | more
-    ordered = sorted(cells.values(), key=lambda cell: (cell.name != "default", _natural(cell.name)))
-    return build.report_node(config["report"], name, ordered, config["launch"])
+    recorded = map(load_variant, (outputs / "runs" / name).glob("*/graph.json"))
+    variants = {variant.name: variant for variant in recorded if _is_complete(variant, outputs)} | more
+    return report_node(config["report"], name, in_order(variants.values()), config["launch"])
 
 
-def _natural(text: str) -> list[tuple[bool, float, str]]:
-    """A sort key by which num_groups=6 stands before num_groups=16."""
-    parts = re.split(r"(\d+(?:\.\d+)?)", text)
-    return [(index % 2 == 0, float(part) if index % 2 else 0.0, part) for index, part in enumerate(parts)]
-
-
-def _is_complete(cell: Cell, outputs: Path) -> bool:
+def _is_complete(variant: Variant, outputs: Path) -> bool:
     from pipeline.engine import artifact
 
-    return all(artifact.find(node, outputs) for node in cell.targets("report"))
+    return all(artifact.find(node, outputs) for node in variant.targets("report"))
 
 
 def show(error: Exception) -> None:

@@ -3,39 +3,73 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from pipeline.engine import worker
-from pipeline.engine.model_facts import depth, longest
-from pipeline.engine.outlook import Ahead, Outlook
+from pipeline.engine.artifact import model_dir
+from pipeline.engine.forecast import Forecast, Request
+from pipeline.engine.locations import local_path
+from pipeline.engine.stage import Stage
+from pipeline.models.facts import depth, longest, model_facts
 
-VERSION = 1
-SINGLE_PROCESS = True
-
-
-def check(params: dict[str, Any], facts: dict[str, Any]) -> None:
-    """Refuse an unknown kind of source, and a local directory that is incomplete or damaged."""
-    known = ("package", "local", "hub", "random")
-    if (kind := params["source"].get("kind")) not in known:
-        raise ValueError(f"model.source.kind={kind!r} is not known; use one of {', '.join(known)}")
-    if kind == "local" and facts.get("local_model"):
-        from pipeline.models.directory import check_directory
-
-        check_directory(Path(facts["local_model"]))
+KINDS = ("package", "local", "hub", "random")
 
 
-def outlook(ahead: Ahead) -> Outlook:
-    """The model's shape, where anything on this machine tells it before the model is there."""
-    from pipeline.models.shape import cached_config, read_shape, shape_of
+@dataclass(frozen=True)
+class Params:
+    """`conf/model`: where the model comes from, the dtype of its weights (null: as stored), and what is known of it."""
 
-    source = ahead.params["source"]
-    if source["kind"] == "local":
-        return Outlook({"shape": read_shape(Path(ahead.facts["local_model"]))})
-    config = cached_config(source["repo"], source["revision"]) if source["kind"] == "hub" else source.get("config")
-    if config is None and ahead.facts.get("shape"):
-        config = {"num_hidden_layers": ahead.params["num_blocks"], **ahead.facts["shape"]}
-    return Outlook({"shape": shape_of(config) if config else None})
+    source: Mapping[str, Any]
+    dtype: str | None
+    num_blocks: int | None
+    max_position_embeddings: int | None
+
+
+STAGE = Stage(
+    version=1,
+    makes="model",
+    section="model",
+    params=Params,
+    hints=("shape",),
+    reads_sources=True,
+    single_process=True,
+)
+
+
+def params_of(section: dict[str, Any]) -> dict[str, Any]:
+    """The section itself, after a look at a local directory: hashing its files, which comes next, takes long."""
+    if section["source"].get("kind") == "local":
+        directory = local_path(section["source"].get("path"), "model.source.path")
+        if not (directory / "config.json").is_file():
+            found = "no such directory" if not directory.is_dir() else "no config.json in it"
+            raise ValueError(f"source.path={directory}: {found}; give a directory that save_pretrained wrote")
+    return section
+
+
+def forecast(request: Request) -> Forecast:
+    """Refuse an unknown kind of source and a damaged local directory; tell the facts that are known beforehand."""
+    from pipeline.models.directory import check_directory
+    from pipeline.models.shape import cached_config, shape_of
+
+    params, source = request.params, request.params["source"]
+    if (kind := source.get("kind")) not in KINDS:
+        raise ValueError(f"model.source.kind={kind!r} is not known; use one of {', '.join(KINDS)}")
+    stated = {key: params[key] for key in ("num_blocks", "max_position_embeddings") if params.get(key) is not None}
+    if kind == "local":
+        check_directory(directory := request.path(source))
+        return Forecast(model_facts(directory) | stated)
+    config = cached_config(source["repo"], source["revision"]) if kind == "hub" else source.get("config")
+    if config is None and request.hints:
+        config = {"num_hidden_layers": params["num_blocks"], **request.hints["shape"]}
+    return Forecast({"shape": shape_of(config) if config else None, "expanded": False, **stated})
+
+
+def facts(directory: Path) -> Mapping[str, Any]:
+    """See `model_facts`."""
+    return model_facts(model_dir(directory))
 
 
 def run(context: worker.Context) -> dict[str, Any]:

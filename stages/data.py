@@ -5,31 +5,56 @@ from __future__ import annotations
 import copy
 import os
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from pipeline.data.hub import Repository, is_commit
 from pipeline.engine import worker
+from pipeline.engine.forecast import Forecast, Request
+from pipeline.engine.stage import Stage
 from pipeline.typed import checked
 
-VERSION = 2
-SINGLE_PROCESS = True
+
+@dataclass(frozen=True)
+class Params:
+    """`data`: the section that names a class of `pipeline.data` by `_target_`."""
+
+    data: Mapping[str, Any]
 
 
-def check(params: dict[str, Any], facts: dict[str, Any]) -> None:
-    """Raise ValueError if the sources, their weights or the held-out part make no sense. Reads no data."""
-    _build(params)
-    for source in _hub_sources(params):
+STAGE = Stage(
+    version=2,
+    makes="data",
+    inputs={"base": "model"},
+    params=Params,
+    reads_sources=True,
+    single_process=True,
+)
+
+
+def forecast(request: Request) -> Forecast:
+    """Refuse sources, weights or a held-out part that make no sense; tell the names of the sources. Reads no data."""
+    _build(request.params)
+    for source in _hub_sources(request.params):
         if not is_commit(source["revision"]):
             warnings.warn(
                 f"dataset {source['repo']} at revision {source['revision']!r}, which may move: the identity of this "
                 "data is a name, not its content; put the commit (40 hexadecimal digits) in its place",
                 stacklevel=2,
             )
+    return Forecast({"sources": sorted(request.params["data"].get("sources") or {})})
 
 
-def reach(params: dict[str, Any]) -> None:
+def facts(directory: Path) -> Mapping[str, Any]:
+    """The names of the sources."""
+    from pipeline.data.corpus import read_sources
+
+    return {"sources": sorted(read_sources(directory)["sources"])}
+
+
+def check_network(params: dict[str, Any]) -> None:
     """Raise ValueError for a dataset of the hub that this machine cannot have; it says what to download."""
     for source in _hub_sources(params):
         Repository(source["repo"], source["revision"]).reach()
@@ -76,7 +101,7 @@ def _pinned(params: dict[str, Any]) -> tuple[dict[str, Any], dict[str, str]]:
     return params, commits
 
 
-def _build(params: dict[str, Any]) -> Any:
+def _build(params: Mapping[str, Any]) -> Any:
     from hydra.errors import HydraException
     from hydra.utils import instantiate
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import warnings
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,42 +13,62 @@ from hydra.errors import HydraException
 from hydra.utils import get_class, instantiate
 
 from pipeline.engine import worker
+from pipeline.engine.forecast import Forecast, Request
 from pipeline.engine.sources import sources
+from pipeline.engine.stage import Stage
 from pipeline.typed import checked
 
 if TYPE_CHECKING:
     from pipeline.evaluation.base import Benchmark, Inputs, Outcome
 
-VERSION = 2
-SINGLE_PROCESS = True
-RESUMABLE = True  # answers and judgements are kept one by one as they come
-SHARED_ROLE = "model"  # nodes with the same model run in one worker, so that it is loaded once
-
 NO_CHAT_TEMPLATE = (
     "the model has no chat template, and no stage of this run gives it one; set the benchmark's `template` to one, "
-    "instruction-tune the model (sft), or leave this benchmark out"
+    "instruction-tune the model (sft) and ask only models that were (`models`), or leave this benchmark out"
 )
 
 
-def check(params: dict[str, Any], facts: dict[str, Any]) -> None:
-    """Raise ValueError if the benchmark's settings make no sense, or the model cannot be asked for it."""
+@dataclass(frozen=True)
+class Params:
+    """`benchmark` names a class of `pipeline.evaluation` by `_target_`; `backend` and `served_model` are given where
+    another than this process runs the model."""
+
+    benchmark: Mapping[str, Any]
+    backend: str = "local"
+    served_model: str | None = None
+
+
+STAGE = Stage(
+    version=2,
+    makes="scores",
+    inputs={"model": "model", "reference": "model", "data": "data"},
+    params=Params,
+    single_process=True,
+    resumable=True,  # answers and judgements are kept one by one as they come
+    shared_role="model",  # nodes with the same model run in one worker, so that it is loaded once
+)
+
+
+def forecast(request: Request) -> Forecast:
+    """Refuse settings of a benchmark that make no sense, and a model that cannot be asked for it."""
     from pipeline.evaluation import backends
 
+    params = request.params
     benchmark = _benchmark(params["benchmark"])
     backends.check(params.get("backend", "local"), benchmark, params.get("served_model"))
-    if "launch" in facts and hasattr(benchmark, "check_isolation"):
-        benchmark.check_isolation(facts["launch"]["isolation"])
-    window, longest = getattr(benchmark, "window", 0), facts.get("max_position_embeddings")
+    if request.launch and hasattr(benchmark, "check_isolation"):
+        benchmark.check_isolation(request.launch["isolation"])
+    window, longest = getattr(benchmark, "window", 0), request.fact("max_position_embeddings")
     if longest and window > longest:
         raise ValueError(f"window={window} is longer than the model's {longest} positions; use at most {longest}")
-    has_template = getattr(benchmark, "template", None) or facts.get("chat_template") is not False
+    has_template = getattr(benchmark, "template", None) or request.fact("chat_template") is not False
     if getattr(benchmark, "needs_chat", False) and not has_template:
         raise ValueError(NO_CHAT_TEMPLATE)
-    if endpoint := facts.get("launch", {}).get("endpoint"):
+    if endpoint := request.access.get("endpoint"):
         _check_endpoint(endpoint)
+    return Forecast()
 
 
-def reach(params: dict[str, Any]) -> None:
+def check_network(params: dict[str, Any]) -> None:
     """Raise ValueError for rows of the hub that this machine cannot have; it says what to download."""
     from pipeline.evaluation.rows import reach as reach_rows
 
@@ -122,7 +143,7 @@ def _inputs(context: worker.Context) -> Inputs:
         workers=launch["judges"],
         reference=model_dir(context.inputs["reference"]) if "reference" in context.inputs else None,
         directory=context.directory,
-        endpoint=launch.get("endpoint"),
+        endpoint=context.access.get("endpoint"),
     )
 
 
@@ -141,7 +162,7 @@ def _outcome_of_server(benchmark: Any, directory: Path, context: worker.Context,
     context.progress(note="reaching the server")
     backend, name, log = context.params["backend"], context.params.get("served_model"), context.directory / "server.log"
     tokenizer = load_tokenizer(str(directory))
-    with backends.remote(backend, name, context.launch["server"], directory, tokenizer, log) as served:
+    with backends.remote(backend, name, context.access["server"], directory, tokenizer, log) as served:
         return served.outcome(benchmark, inputs)
 
 

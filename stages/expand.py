@@ -3,44 +3,63 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hydra.utils import instantiate
 
 from pipeline.engine import worker
-from pipeline.engine.outlook import Ahead, Outlook
+from pipeline.engine.artifact import model_dir
+from pipeline.engine.forecast import Forecast, Request
+from pipeline.engine.stage import Stage
+from pipeline.models.facts import model_facts
 from pipeline.typed import checked
 
 if TYPE_CHECKING:
     from pipeline.expansion.base import Plan
     from pipeline.expansion.verify import Proof
 
-VERSION = 3
-SINGLE_PROCESS = True
 FORMS = ("whole", "reference")
 
 
-def check(params: dict[str, Any], facts: dict[str, Any]) -> None:
-    """Ask the method whether it can be applied to a model of this depth."""
-    if params["save"] not in FORMS:
-        raise ValueError(f"save={params['save']!r} is not known; use one of {', '.join(FORMS)}")
-    expansion = instantiate(checked(params["method"]), _convert_="all")
-    if facts.get("num_blocks") is not None:
-        expansion.check(facts["num_blocks"])
+@dataclass(frozen=True)
+class Params:
+    """`method` names a class of `pipeline.expansion` by `_target_`; `save` is the form of the result, see FORMS."""
+
+    method: Mapping[str, Any]
+    save: str
 
 
-def outlook(ahead: Ahead) -> Outlook:
-    """The shape of the grown model, for methods whose new blocks' places are known beforehand."""
+STAGE = Stage(version=3, makes="model", inputs={"model": "model"}, params=Params, single_process=True)
+
+
+def params_of(section: dict[str, Any]) -> dict[str, Any]:
+    """The method, and in which form its result is saved."""
+    return {"method": {key: value for key, value in section.items() if key != "save"}, "save": section["save"]}
+
+
+def forecast(request: Request) -> Forecast:
+    """Ask the method whether it fits a model of this depth; the grown shape where the new blocks' places are known."""
     from pipeline.expansion.layout import Layout
-    from pipeline.models.shape import read_shape
 
-    shape = ahead.model("shape", read_shape)
-    expansion = instantiate(ahead.params["method"], _convert_="all")
-    if shape is None or not isinstance(expansion, Layout):
-        return Outlook()
-    stack = [(slot.source, slot.new) for slot in expansion.slots(len(shape.blocks))]
-    return Outlook({"shape": shape.grown(stack)})
+    if (save := request.params["save"]) not in FORMS:
+        raise ValueError(f"save={save!r} is not known; use one of {', '.join(FORMS)}")
+    expansion = instantiate(checked(request.params["method"]), _convert_="all")
+    if (num_blocks := request.fact("num_blocks")) is not None:
+        expansion.check(num_blocks)
+    kept = {key: request.fact(key) for key in ("max_position_embeddings", "chat_template")}
+    shape, stack = request.fact("shape"), None
+    if num_blocks is not None and isinstance(expansion, Layout):
+        stack = [(slot.source, slot.new) for slot in expansion.slots(num_blocks)]
+    grown = shape.grown(stack) if shape is not None and stack is not None else None
+    return Forecast(kept | {"num_blocks": len(stack) if stack else None, "shape": grown, "expanded": True})
+
+
+def facts(directory: Path) -> Mapping[str, Any]:
+    """See `model_facts`."""
+    return model_facts(model_dir(directory))
 
 
 def run(context: worker.Context) -> dict[str, Any]:
@@ -49,7 +68,6 @@ def run(context: worker.Context) -> dict[str, Any]:
     A method that does not claim to be exact is compared too, and how far it is off is kept.
     """
     from pipeline.data.corpus import Place
-    from pipeline.engine.artifact import model_dir
     from pipeline.expansion.base import read_source
     from pipeline.expansion.verify import verify_identity
     from pipeline.expansion.writer import write_expansion

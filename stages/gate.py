@@ -1,11 +1,11 @@
 """Judge the model that a configuration ends with against a retention budget: gate.json, and whether it passed.
 
 params:
-    row: the judged model; titles: {benchmark: title}
+    model: name of the judged model; titles: {benchmark: title}
     budgets: {benchmark: largest drop as a fraction of the base's score, or null}; overall: of their mean, or null
     fail_if, confidence, num_bootstrap, seed: see pipeline.reporting.gate
-inputs: `base-<benchmark>` and `model-<benchmark>` for every benchmark in budgets; `expansion`, if the judged model is
-    the expanded one: whether it equals the base was shown when it was written.
+inputs: `base-<benchmark>` and `model-<benchmark>` for every benchmark in budgets; `made-<number>`: the models from the
+    reference to the judged one, which tell whether it equals the reference by construction.
 
 An exceeded budget is a result, not a failure of the stage: the verdict is committed, and the driver fails the run.
 """
@@ -16,15 +16,23 @@ import json
 from typing import Any
 
 from pipeline.engine import worker
+from pipeline.engine.forecast import Forecast, Request
+from pipeline.engine.stage import ANY_ROLE, Stage
 
-VERSION = 1
-SINGLE_PROCESS = True
+STAGE = Stage(
+    version=2,
+    makes="verdict",
+    inputs={ANY_ROLE: "scores"},
+    section="evaluate.gate",
+    single_process=True,
+)
 RULES = ("shown", "estimated", "possible")
 MIN_BOOTSTRAP = 100
 
 
-def check(params: dict[str, Any], facts: dict[str, Any]) -> None:
+def forecast(request: Request) -> Forecast:
     """Refuse a gate that could not be judged. Raises ValueError."""
+    params = request.params
     if params["fail_if"] not in RULES:
         raise ValueError(f"evaluate.gate.fail_if={params['fail_if']!r} is not known; use one of {', '.join(RULES)}")
     if not (_is_number(params["confidence"]) and 0 < params["confidence"] < 1):
@@ -33,6 +41,7 @@ def check(params: dict[str, Any], facts: dict[str, Any]) -> None:
         raise ValueError(f"evaluate.gate.num_bootstrap={params['num_bootstrap']} must be at least {MIN_BOOTSTRAP}")
     if not isinstance(params["seed"], int) or params["seed"] < 0:
         raise ValueError(f"evaluate.gate.seed={params['seed']} must be an integer that is not negative")
+    return Forecast()
 
 
 def run(context: worker.Context) -> dict[str, Any]:
@@ -47,17 +56,18 @@ def run(context: worker.Context) -> dict[str, Any]:
         for side in ("base", "model")
     )
     judgements = gate.judge(base, model, params["titles"], _is_exact(context))
-    text, num_violated = message(judgements, gate, params["row"]), sum(j.is_violated for j in judgements)
-    content = {"row": params["row"], "passed": not num_violated, "message": text, "judgements": record(judgements)}
+    text, num_violated = message(judgements, gate, params["model"]), sum(j.is_violated for j in judgements)
+    content = {"model": params["model"], "passed": not num_violated, "message": text, "judgements": record(judgements)}
     (context.directory / "gate.json").write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
     return {"passed": not num_violated, "num_violated": num_violated, "message": text}
 
 
 def _is_exact(context: worker.Context) -> bool:
+    """Whether every step from the reference to the judged model was shown to change nothing."""
     from pipeline.engine.artifact import load_manifest
 
-    expansion = context.inputs.get("expansion")
-    return expansion is not None and load_manifest(expansion)["metrics"].get("max_abs_difference") == 0
+    steps = [directory for role, directory in context.inputs.items() if role.startswith("made-")]
+    return bool(steps) and all(load_manifest(one)["metrics"].get("max_abs_difference") == 0 for one in steps)
 
 
 def _is_number(value: Any) -> bool:

@@ -2,65 +2,67 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from hydra.utils import instantiate
 
 from pipeline.engine import worker
-from pipeline.engine.outlook import Ahead, Outlook
+from pipeline.engine.artifact import model_dir
+from pipeline.engine.forecast import Forecast, Request
+from pipeline.engine.stage import Stage
+from pipeline.models.facts import model_facts
+from pipeline.training.recipe import check_request, forecast_lines, train, whole_lengths
+from pipeline.training.settings import Settings
 from pipeline.typed import checked
 
-VERSION = 2
-RESUMABLE = True
-_MIXING = ("packing", "shares", "replay")
+MIXING = ("packing", "shares", "replay")
+KEPT = ("num_blocks", "max_position_embeddings", "shape", "chat_template", "expanded")
 
 
-def check(params: dict[str, Any], facts: dict[str, Any]) -> None:
-    """Refuse settings that cannot be run."""
-    from pipeline.data.schedule import check_shares
-    from pipeline.training.settings import Settings
+@dataclass(frozen=True)
+class Params(Settings):
+    """`conf/pretrain`: the settings of training, what trains, and how text is packed and mixed."""
 
+    strategy: Mapping[str, Any]
+    packing: str
+    shares: Any
+    replay: Any
+
+
+STAGE = Stage(version=2, makes="model", inputs={"model": "model", "data": "data"}, params=Params, resumable=True)
+params_of = whole_lengths
+
+
+def forecast(request: Request) -> Forecast:
+    """Refuse settings that cannot be run; parameters, memory, FLOPs and time."""
+    params = request.params
     if params["packing"] not in ("fill", "first_fit"):
         raise ValueError(f"packing={params['packing']!r} must be fill (no padding) or first_fit (no document cut)")
-    check_shares(params["shares"], params["replay"])
-    checked(params["strategy"])
-    Settings.of(params).check_length(facts.get("max_position_embeddings"))
+    strategy = instantiate(checked(params["strategy"]), _convert_="all")
+    check_request("pretrain", params, strategy, request.fact, request.fact("sources", "data"))
+    shape, data = request.fact("shape"), request.inputs["data"].directory
+    lines = forecast_lines(params, strategy, request.launch, shape, data, MIXING, request.earlier)
+    return Forecast({key: request.fact(key) for key in KEPT}, lines)
 
 
-def outlook(ahead: Ahead) -> Outlook:
-    """Parameters, memory, FLOPs and time of this training."""
-    from pipeline.data.prepared import rows_ahead
-    from pipeline.models.shape import read_shape
-    from pipeline.training.forecast import tell
-
-    shape = ahead.model("shape", read_shape)
-    rows_of = rows_ahead(ahead.inputs["data"], ahead.params, _MIXING)
-    return Outlook({"shape": shape}, tell(shape, ahead.params, ahead.launch, rows_of, ahead.earlier))
+def facts(directory: Path) -> Mapping[str, Any]:
+    """See `model_facts`."""
+    return model_facts(model_dir(directory))
 
 
 def run(context: worker.Context) -> dict[str, Any]:
     """Train on packed documents; the loss is over every token."""
-    from pipeline.data.prepared import open_stream, unused, validation_rows
-    from pipeline.engine.artifact import model_dir
-    from pipeline.models import load_tokenizer
-    from pipeline.training.device import launch_options
-    from pipeline.training.fit import fit
     from pipeline.training.runtime import StoppedError
-    from pipeline.training.settings import Settings
 
-    settings, data, source = Settings.of(context.params), context.inputs["data"], model_dir(context.inputs["model"])
     context.handle_stop()
-    runtime, device = launch_options(context.launch, context.directory, context.progress, context.should_stop)
-    mixing = {key: context.params[key] for key in _MIXING}
-    stream = open_stream(data, settings.seq_len, settings.seed, **mixing)
-    stream.set_length(settings.total_steps(stream.rows_of) * settings.batch_size, settings.last_row(stream.rows_of))
-    validation = validation_rows(data, load_tokenizer(source), settings.seq_len, settings.validation_tokens)
     strategy = instantiate(context.params["strategy"], _convert_="all")
     try:
-        metrics = fit(source, context.directory / "model", strategy, settings, stream, validation, runtime, device)
+        return train(context, model_dir(context.inputs["model"]), context.inputs["data"], strategy, MIXING)
     except StoppedError as stopped:
         raise worker.Interrupted(str(stopped)) from stopped
-    return {**metrics, **stream.summary(), "data": unused(data)}
 
 
 if __name__ == "__main__":

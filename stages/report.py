@@ -3,47 +3,66 @@
 params:
     name, confidence, num_bootstrap, seed, power
     items: {per_benchmark, characters}: how many single items are shown, and how much of each text
-    cells: [{cell, rows: [{row, model: role, training: role | null, evaluations: {benchmark: role}}]}]
+    variants: [{variant, models: [{name, stage, parents: {role: name}, reference: name | null, model: role,
+        evaluations: {benchmark: role}}]}], of a variant's models those first that others are made from
     benchmarks: {name: {title, group: domain | general | retention, note}}
-inputs: every role used in `cells`.
+inputs: every role used in `variants`.
 """
 
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from pipeline.engine import worker
+from pipeline.engine.forecast import Forecast, Request
+from pipeline.engine.stage import ANY_ROLE, Stage
 
-VERSION = 3
-PARAMS = {"name", "confidence", "num_bootstrap", "seed", "power", "items", "cells", "benchmarks"}
 ITEMS_PAGE = "items.html"
-ROWS = ("base", "expanded", "post-pretrained", "tuned")
 GROUPS = ("domain", "general", "retention")
 MIN_BOOTSTRAP = 100
 ITEMS = {"per_benchmark", "characters"}
 
 
-def check(params: dict[str, Any], facts: dict[str, Any]) -> None:
+@dataclass(frozen=True)
+class Params:
+    """`conf/report`, and what is compared; see above."""
+
+    name: str
+    confidence: float
+    num_bootstrap: int
+    seed: int
+    power: float
+    items: Mapping[str, int]
+    variants: Sequence[Mapping[str, Any]]
+    benchmarks: Mapping[str, Mapping[str, Any]]
+
+
+STAGE = Stage(version=4, makes="report", inputs={ANY_ROLE: "any"}, params=Params)
+
+
+def forecast(request: Request) -> Forecast:
     """Refuse a report that could not be computed. Raises ValueError."""
-    if set(params) != PARAMS:
-        raise ValueError(f"report: the params are {sorted(params)}, required are {sorted(PARAMS)}")
+    params = request.params
     check_settings(params)
     for name, benchmark in params["benchmarks"].items():
         if benchmark["group"] not in GROUPS:
             raise ValueError(
                 f"benchmark {name}: group={benchmark['group']!r} is unknown; use one of {', '.join(GROUPS)}"
             )
-    if not params["cells"]:
-        raise ValueError("report: there are no cells; at least one is required")
-    for cell in params["cells"]:
-        _check_rows(cell["cell"], cell["rows"], set(params["benchmarks"]))
-    names = [cell["cell"] for cell in params["cells"]]
+    if not params["variants"]:
+        raise ValueError("report: there are no variants; at least one is required")
+    for variant in params["variants"]:
+        _check_models(variant["variant"], variant["models"], set(params["benchmarks"]))
+    names = [variant["variant"] for variant in params["variants"]]
     if len(set(names)) != len(names):
-        raise ValueError(f"report: the cells {names} are not all different")
+        raise ValueError(f"report: the variants {names} are not all different")
+    return Forecast()
 
 
-def check_settings(params: dict[str, Any]) -> None:
+def check_settings(params: Mapping[str, Any]) -> None:
     """Refuse settings of conf/report before the work that it is about. Raises ValueError."""
     if not 0 < params["confidence"] < 1:
         raise ValueError(f"report.confidence={params['confidence']} is not between 0 and 1; 0.95 is usual")
@@ -65,15 +84,19 @@ def _check_items(items: dict[str, Any]) -> None:
         raise ValueError("report.items.per_benchmark must be at least 0 (0 leaves the page out), characters at least 1")
 
 
-def _check_rows(cell: str, rows: list[dict[str, Any]], benchmarks: set[str]) -> None:
-    names = [row["row"] for row in rows]
-    if "base" not in names or len(set(names)) != len(names) or not set(names) <= set(ROWS):
-        raise ValueError(
-            f"cell {cell!r} has the rows {names}; required are base and, each once, some of {', '.join(ROWS[1:])}"
-        )
-    unknown = {name for row in rows for name in row["evaluations"]} - benchmarks
-    if unknown:
-        raise ValueError(f"cell {cell!r} evaluates {sorted(unknown)}, which benchmarks does not describe")
+def _check_models(variant: str, models: Sequence[Mapping[str, Any]], benchmarks: set[str]) -> None:
+    names = [model["name"] for model in models]
+    if not names or len(set(names)) != len(names):
+        raise ValueError(f"variant {variant!r} has the models {names}; at least one is required, and each name once")
+    for place, model in enumerate(models):
+        if unknown := set(model["parents"].values()) - set(names[:place]):
+            raise ValueError(
+                f"variant {variant!r}: {model['name']} comes from {sorted(unknown)}, which is not above it"
+            )
+        if model["reference"] not in (None, *names):
+            raise ValueError(f"variant {variant!r}: {model['name']} has the reference {model['reference']!r}, no model")
+    if unknown := {name for model in models for name in model["evaluations"]} - benchmarks:
+        raise ValueError(f"variant {variant!r} evaluates {sorted(unknown)}, which benchmarks does not describe")
 
 
 def run(context: worker.Context) -> dict[str, Any]:
@@ -88,7 +111,7 @@ def run(context: worker.Context) -> dict[str, Any]:
     from pipeline.reporting.values import data, headline
 
     params = context.params
-    collection = collect(params["name"], params["cells"], params["benchmarks"], context.inputs)
+    collection = collect(params["name"], params["variants"], params["benchmarks"], context.inputs)
     context.progress(step=1, total=3, note="comparing models")
     comparison = compare(
         collection,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import subprocess
 import sys
 from pathlib import Path
@@ -53,12 +54,30 @@ def test_no_pickle_no_eval_no_remote_code():
         assert "trust_remote_code=True" not in text, file
 
 
-def test_every_stage_has_its_two_doors():
+def test_every_stage_says_what_it_is():
     code = """
-import importlib, pkgutil, stages
+import pkgutil, stages
+from pipeline.engine.stage import find_stage
 for module in pkgutil.iter_modules(stages.__path__):
-    stage = importlib.import_module("stages." + module.name)
-    assert isinstance(stage.VERSION, int) and callable(stage.check) and callable(stage.run), module.name
+    found = find_stage(module.name)
+    assert found.STAGE.makes and callable(found.forecast), module.name
+    assert all(hasattr(found, "facts") for kind in ("model", "data") if found.STAGE.makes == kind), module.name
 print("ok")
 """
     assert run(code).strip() == "ok"
+
+
+def test_the_engine_names_no_stage_model_strategy_or_template():
+    """It finds a stage by one function, whatever it is called."""
+    named = [path.stem for path in (ROOT / "stages").glob("[!_]*.py")]
+    named += [path.stem for path in (ROOT / "conf" / "strategy").glob("*.yaml")]
+    named += ["expanded", "post-pretrained", "tuned", "chat_template", "NewBlocks", "Lora"]
+    words = {
+        name for name in named if name not in ("data", "report", "base", "full")
+    }  # plain English, or another thing
+    for file in (ROOT / "pipeline" / "engine").rglob("*.py"):
+        strings = [node.value for node in ast.walk(ast.parse(file.read_text())) if isinstance(node, ast.Constant)]
+        code = {node.id for node in ast.walk(ast.parse(file.read_text())) if isinstance(node, ast.Name)}
+        exact = {one for one in strings if isinstance(one, str)} | code
+        assert not exact & {*words, "data", "base", "stages.evaluate"}, file
+        assert "import stages" not in file.read_text() and "from stages" not in file.read_text(), file

@@ -15,10 +15,12 @@ from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
 import pipeline.__main__ as driver
-from pipeline.engine import build, launch
+from pipeline.engine import launch, runner
 from pipeline.engine.errors import ConfigError
+from pipeline.engine.stage import find_stage
+from pipeline.lineage.build import build
+from pipeline.lineage.variant import Variant, load_variant, save_variant
 from pipeline.training import attention, blocks, distributed
-from pipeline.training.settings import Settings
 
 CONF = Path(__file__).parent.parent / "conf"
 
@@ -99,13 +101,16 @@ def test_yaml_keys_equal_dataclass_fields():
         assert set(node) - {"_target_"} - (FOR_THE_GRAPH - fields) == fields, name
 
 
-@pytest.mark.parametrize("stage", ["pretrain", "sft"])
-def test_training_keys_equal_the_settings(stage):
-    fields = {f.name for f in dataclasses.fields(Settings)}
-    for option in set(options(stage)) - {"none"}:
-        keys = set(composed(f"{stage}={option}")[stage])
-        own = {"pretrain": {"packing", "shares", "replay"}, "sft": {"overlong", "shares"}}[stage]
-        assert keys == fields | {"skip", "strategy", "data"} | own
+@pytest.mark.parametrize("stage", ["base", "pretrain", "sft"])
+def test_keys_of_a_section_equal_the_fields_of_its_stage(stage):
+    declared = find_stage(stage).STAGE
+    fields = {f.name for f in dataclasses.fields(declared.params)}
+    graph = {"skip", "data"} if stage != "base" else set()
+    section = declared.section or stage
+    for option in set(options(section)) - {"none"}:
+        more = ["model.source.path=/tmp"] if option == "local" else []
+        keys = set(composed(f"{section}={option}", *more)[section])
+        assert keys - set(declared.hints) == fields | graph
 
 
 def test_every_launch_key_is_read():
@@ -138,19 +143,17 @@ def test_hub_models_carry_a_commit():
             assert len(source["revision"]) == 40 and int(source["revision"], 16)
 
 
-def plan(*overrides: str, tmp_path: Path) -> tuple[build.Cell, dict]:
-    config = composed(*overrides)
+def plan(*overrides: str, tmp_path: Path) -> Variant:
     hashes = tmp_path.parent / "hashes"  # of the files that the configs name, read by one test for all
-    cell, facts = build.build(config, "default", hashes)
-    for node in {n for stage in ("data", "report") for n in cell.targets(stage)}:
-        importlib.import_module(f"stages.{node.stage}").check(node.params, facts)
-    return cell, facts
+    variant = build(composed(*overrides), "default", hashes)
+    runner.plan([*variant.targets("data"), *variant.targets("report")], tmp_path / "outputs", hashes)
+    return variant
 
 
 def test_the_papers_run(tmp_path):
     """LLaMA2-7B, N=8, P=1, 32 -> 40; batch 1024 x 4096, lr 2e-4, 15,900 steps; SFT batch 128, lr 2e-5."""
-    cell, facts = plan("experiment=llama_pro", tmp_path=tmp_path)
-    assert facts["num_blocks"] == 32
+    cell = plan("experiment=llama_pro", tmp_path=tmp_path)
+    assert cell.models["base"].params["num_blocks"] == 32
     method = {
         "num_groups": 8, "per_group": 1, "position": "interleaved", "origin": "top", "init": "zero_writers",
         "positions": None, "strict": True, "seed": 0,
@@ -176,12 +179,12 @@ def test_the_papers_run(tmp_path):
     "shares", ["{stdlib: 0.7, sympi: 0.3}", "{stdlib: 0.7}", "[[0,{stdlib: 1, sympy: 1}],[1,{stdlib: 1}]]"]
 )
 def test_shares_of_other_sources_are_refused_before_any_work(tmp_path, shares):
-    with pytest.raises(ConfigError, match=r"pretrain\.shares name .*: \['stdlib', 'sympy'\]"):
+    with pytest.raises(ConfigError, match=r"^pretrain: shares name .*: \['stdlib', 'sympy'\]"):
         plan(f"pretrain.shares={shares}", tmp_path=tmp_path)
 
 
 def test_a_sweep_shares_base_data_and_base_evaluations(tmp_path):
-    one, two = (plan(f"expand.num_groups={n}", tmp_path=tmp_path)[0] for n in (1, 2))
+    one, two = (plan(f"expand.num_groups={n}", tmp_path=tmp_path) for n in (1, 2))
     assert one.models["base"] == two.models["base"] and one.data == two.data
     assert one.evaluations["base"] == two.evaluations["base"]
     assert one.models["expanded"] != two.models["expanded"]
@@ -198,21 +201,26 @@ def test_a_sweep_shares_base_data_and_base_evaluations(tmp_path):
     ],
 )
 def test_a_knob_changes_exactly_its_descendants(tmp_path, override, changed):
-    before, after = plan(tmp_path=tmp_path)[0], plan(override, tmp_path=tmp_path)[0]
+    before, after = plan(tmp_path=tmp_path), plan(override, tmp_path=tmp_path)
     assert {row for row in before.models if before.models[row] != after.models[row]} == changed
     assert before.data == after.data
 
 
 def test_a_skipped_stage_passes_the_model_through(tmp_path):
-    cell, _ = plan("expand=none", "strategy@pretrain.strategy=full", "sft=none", tmp_path=tmp_path)
+    cell = plan("expand=none", "strategy@pretrain.strategy=full", "sft=none", tmp_path=tmp_path)
     assert list(cell.models) == ["base", "post-pretrained"]
     assert cell.models["post-pretrained"].inputs["model"] == cell.models["base"]
 
 
 def test_a_cell_survives_its_file(tmp_path):
-    cell, _ = plan(tmp_path=tmp_path)
-    loaded = build.load_cell(build.save_cell(cell, tmp_path / "runs", ["a=1"]))
-    assert loaded.models == cell.models and loaded.evaluations == cell.evaluations and loaded.name == cell.name
+    cell = plan(tmp_path=tmp_path)
+    loaded = load_variant(save_variant(cell, tmp_path / "runs", ["a=1"]))
+    assert (
+        loaded.models == cell.models
+        and loaded.lineage == cell.lineage
+        and loaded.evaluations == cell.evaluations
+        and loaded.name == cell.name
+    )
 
 
 @pytest.mark.parametrize(
@@ -271,7 +279,7 @@ def test_a_misspelt_choice_is_answered_with_the_choices(monkeypatch, capsys, ove
 
 
 def test_tokens_may_be_written_as_people_write_them(tmp_path):
-    short, long = (plan(f"pretrain.num_tokens={one}", tmp_path=tmp_path)[0].models for one in ("2e6", "2000000"))
+    short, long = (plan(f"pretrain.num_tokens={one}", tmp_path=tmp_path).models for one in ("2e6", "2000000"))
     assert short == long and type(short["post-pretrained"].params["num_tokens"]) is int
 
 
@@ -284,11 +292,11 @@ def test_a_missing_value_is_named(monkeypatch, capsys):
 def test_where_a_task_is_scored_is_identity_and_how_the_server_is_reached_is_not(tmp_path):
     names = "evaluate.server.models={base: a, expanded: b, post-pretrained: c, tuned: d}"
     asked = ["benchmark=[piqa,wikitext]", "evaluate.backend=endpoint", names]
-    one, two = (plan(*asked, f"evaluate.server.url={url}", tmp_path=tmp_path)[0] for url in ("http://a", "http://b"))
-    local, _ = plan("benchmark=[piqa,wikitext]", tmp_path=tmp_path)
+    one, two = (plan(*asked, f"evaluate.server.url={url}", tmp_path=tmp_path) for url in ("http://a", "http://b"))
+    local = plan("benchmark=[piqa,wikitext]", tmp_path=tmp_path)
     tuned = one.evaluations["tuned"]["piqa"]
     assert (tuned.params["backend"], tuned.params["served_model"]) == ("endpoint", "d")
-    assert tuned.settings["launch"]["server"]["url"] == "http://a"
+    assert tuned.settings["access"]["server"]["url"] == "http://a"
     assert one.evaluations == two.evaluations
     assert one.evaluations["tuned"]["piqa"] != local.evaluations["tuned"]["piqa"]
     assert one.evaluations["tuned"]["wikitext"] == local.evaluations["tuned"]["wikitext"]
@@ -300,14 +308,14 @@ def test_programs_follow_the_backend_and_what_cannot_is_told(tmp_path):
     with pytest.warns(
         UserWarning, match=r"evaluate\.backend=vllm cannot run wikitext, shift: evaluated with the model in"
     ):
-        cell, _ = plan(*asked, tmp_path=tmp_path)
+        cell = plan(*asked, tmp_path=tmp_path)
     found = {name: node.params.get("backend") for name, node in cell.evaluations["tuned"].items()}
     assert found == {"humaneval": "vllm", "piqa": "vllm", "wikitext": None, "shift": None}
     with pytest.warns(UserWarning, match="cannot run humaneval, wikitext, shift"):
-        other, _ = plan(asked[0], "evaluate.backend=hf", tmp_path=tmp_path)
-    local, _ = plan(asked[0], tmp_path=tmp_path)
+        other = plan(asked[0], "evaluate.backend=hf", tmp_path=tmp_path)
+    local = plan(asked[0], tmp_path=tmp_path)
     assert other.evaluations["tuned"]["humaneval"] == local.evaluations["tuned"]["humaneval"]
-    alone, _ = plan("benchmark=[humaneval]", asked[1], "benchmark.humaneval.backend=local", tmp_path=tmp_path)
+    alone = plan("benchmark=[humaneval]", asked[1], "benchmark.humaneval.backend=local", tmp_path=tmp_path)
     assert alone.evaluations["tuned"]["humaneval"] == local.evaluations["tuned"]["humaneval"]
 
 
@@ -325,11 +333,11 @@ def folder(tmp_path) -> str:
 
 def test_the_way_to_a_judge_is_no_part_of_what_it_says(tmp_path, folder):
     def judged(*overrides: str):
-        return plan(*MT_BENCH, folder, *overrides, tmp_path=tmp_path)[0].evaluations["tuned"]["mt_bench"]
+        return plan(*MT_BENCH, folder, *overrides, tmp_path=tmp_path).evaluations["tuned"]["mt_bench"]
 
     node, other = judged(), judged("benchmark.mt_bench.endpoint.url=http://localhost:8000/v1")
     assert node.fingerprint == other.fingerprint
-    assert (node.launch["endpoint"]["url"], other.launch["endpoint"]["url"]) == (
+    assert (node.settings["access"]["endpoint"]["url"], other.settings["access"]["endpoint"]["url"]) == (
         "https://api.openai.com/v1",
         "http://localhost:8000/v1",
     )
@@ -338,25 +346,25 @@ def test_the_way_to_a_judge_is_no_part_of_what_it_says(tmp_path, folder):
 
 
 def test_a_benchmark_may_be_meant_for_some_models(tmp_path, folder):
-    cell, _ = plan(*MT_BENCH, folder, "benchmark.mt_bench.models=[tuned]", tmp_path=tmp_path)
+    cell = plan(*MT_BENCH, folder, "benchmark.mt_bench.models=[tuned]", tmp_path=tmp_path)
     assert [row for row, found in cell.evaluations.items() if "mt_bench" in found] == ["tuned"]
-    assert cell.targets("report") and build.load_cell(build.save_cell(cell, tmp_path / "runs", [])).benchmarks
+    assert cell.targets("report") and load_variant(save_variant(cell, tmp_path / "runs", [])).benchmarks
     with pytest.raises(ConfigError, match=r"benchmark.mt_bench.models=\['best'\]: give a list of base, expanded"):
         plan(*MT_BENCH, folder, "benchmark.mt_bench.models=[best]", tmp_path=tmp_path)
 
 
 def test_a_benchmark_may_set_a_model_against_another(tmp_path):
-    cell, _ = plan("benchmark=[shift]", tmp_path=tmp_path)
+    cell = plan("benchmark=[shift]", tmp_path=tmp_path)
     assert [row for row, found in cell.evaluations.items() if found] == ["expanded", "post-pretrained", "tuned"]
     assert cell.evaluations["tuned"]["shift"].inputs["reference"] == cell.models["base"]
-    with pytest.raises(ConfigError, match="reference='post-pretrained' is no model of this run so far; there is base"):
+    with pytest.raises(ConfigError, match="reference='post-pretrained' is no model of this run; there is base"):
         plan("benchmark=[shift]", "benchmark.shift.reference=post-pretrained", "pretrain=none", tmp_path=tmp_path)
 
 
 def test_a_gate_judges_the_last_model_against_the_base(tmp_path):
-    cell, _ = plan("evaluate.gate.max_drop=0.02", tmp_path=tmp_path)
-    assert plan(tmp_path=tmp_path)[0].gate is None
-    assert cell.gate.params["row"] == "tuned" and cell.gate in cell.targets("report")
+    cell = plan("evaluate.gate.max_drop=0.02", tmp_path=tmp_path)
+    assert plan(tmp_path=tmp_path).gate is None
+    assert cell.gate.params["model"] == "tuned" and cell.gate in cell.targets("report")
     assert set(cell.gate.params["budgets"]) == set(cell.evaluations["base"]) - {"domain"}
     assert cell.gate.inputs["model-lambada"] == cell.evaluations["tuned"]["lambada"]
     assert cell.gate not in cell.targets("sft")
@@ -387,6 +395,6 @@ def test_a_local_model_without_a_chat_template_is_refused_before_any_work(tmp_pa
         "expand.num_groups=2",
         "pretrain.seq_len=64",
     ]
-    with pytest.raises(ValueError, match="the model has no chat template, and no stage of this run gives it one"):
+    with pytest.raises(ConfigError, match="the model has no chat template, and no stage of this run gives it one"):
         plan(*given, "sft=none", "benchmark=[mt_bench]", tmp_path=tmp_path)
     plan(*given, "sft=none", "benchmark=[mt_bench]", "benchmark.mt_bench.template='{{ messages }}'", tmp_path=tmp_path)

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import IO
 
-from pipeline.data.files import matches
+from pipeline.globs import matches
 
 MAX_MEMBER_BYTES = 4 << 30
 MAX_TOTAL_BYTES = 64 << 30

@@ -9,9 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pipeline.data.files import matches
 from pipeline.data.formats import rows_of_file
 from pipeline.data.rows import Rejected, Row
+from pipeline.globs import matches
 
 _FORMATS = (".parquet", ".arrow", ".json", ".csv", ".tsv", ".txt", ".md")
 _COMMIT = re.compile(r"[0-9a-f]{40}")

@@ -52,13 +52,13 @@ def open_stream(
     )
 
 
-def rows_ahead(data: object, params: Mapping[str, Any], mixing: Sequence[str]) -> Callable[[float], float] | None:
+def rows_ahead(data: Path | None, params: Mapping[str, Any], mixing: Sequence[str]) -> Callable[[float], float] | None:
     """Gives the rows that so many epochs will take, as the packer itself will lay them; None for data that are not
-    prepared, of which no directory is known.
+    prepared.
 
     params: of the stage that will train on them; mixing: those of its keys that `open_stream` takes.
     """
-    if not isinstance(data, Path):
+    if data is None:
         return None
 
     def rows_of(num_passes: float) -> float:

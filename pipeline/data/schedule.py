@@ -91,10 +91,12 @@ def schedule(
     return _simplest(points, rows)
 
 
-def check_shares(shares: Shares, replay: Replay) -> None:
-    """Raise ValueError for what no data could be mixed by: negative shares, points out of order."""
+def check_shares(shares: Shares, replay: Replay, sources: Sequence[str] | None = None) -> None:
+    """Raise ValueError for what no data could be mixed by: negative shares, points out of order, other names than the
+    data's `sources`, where these are known."""
     for _, found in () if shares is None else _points("shares", shares):
-        _check_shares(found, list(found) if isinstance(found, Mapping) else [])
+        named = list(found) if isinstance(found, Mapping) else []
+        _check_shares(found, named if sources is None else sources)
     _check_replay(_points("replay", 0.0 if replay is None else replay))
 
 

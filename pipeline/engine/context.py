@@ -42,6 +42,7 @@ class Context:
         params: the identity of this use; plain JSON data.
         inputs: role -> committed artifact directory; read only.
         launch: how it was launched (processes, micro batch, ...): may not change a result.
+        access: how servers that it asks are reached; recorded, no part of the identity.
         is_main: whether this is rank 0; only rank 0 reports progress, and only its return value is recorded.
     """
 
@@ -50,6 +51,7 @@ class Context:
         self.params: dict[str, Any] = config["params"]
         self.inputs = {role: Path(entry["directory"]) for role, entry in config["inputs"].items()}
         self.launch: dict[str, Any] = config.get("launch") or {}
+        self.access: dict[str, Any] = config.get("access") or {}
         self.recorded: dict[str, Any] = {}
         self._node, self._send, self._stop, self._last = config["fingerprint"], send, stop, 0.0
         self._packages: dict[str, str] = config.get("packages") or {}

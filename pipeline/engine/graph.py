@@ -14,8 +14,6 @@ from pipeline.engine.fingerprint import digest, plain
 
 SHORT = 12
 """Hexadecimal digits of a fingerprint that name a directory."""
-SOURCE_STAGES = ("base", "data")
-"""Stages that read what the user named: they go first, so that a bad source fails before any work."""
 SLUG_LENGTH = 60
 
 
@@ -34,7 +32,9 @@ class Node:
         version: the stage module's `VERSION`.
         params: plain JSON data; the identity, together with stage, version and inputs. Copied.
         inputs: role -> node whose artifact is read.
-        settings: {"launch": {...}, "locations": {...}}: how and from where; recorded, never hashed.
+        settings: recorded, never hashed: {"launch": how it is launched, "locations": where its local sources lie,
+            "hints": values that only estimates use, "access": how servers are reached, "early": built first, since it
+            reads what the user named}.
 
     Two nodes are equal when their fingerprints are.
 
@@ -76,6 +76,10 @@ class Node:
     def launch(self) -> dict[str, Any]:
         return self.settings.get("launch") or {}
 
+    @property
+    def is_early(self) -> bool:
+        return bool(self.settings.get("early"))
+
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Node) and self.fingerprint == other.fingerprint
 
@@ -86,8 +90,8 @@ class Node:
 def topological(targets: Iterable[Node]) -> list[Node]:
     """All nodes that `targets` need, each fingerprint once, inputs before their users.
 
-    Deterministic. Among the nodes whose inputs are done, those of base and data come first, then the order in which
-    a walk from the targets finds them.
+    Deterministic. Among the nodes whose inputs are done, those that read what the user named come first, so that a bad
+    source fails before any work; then the order in which a walk from the targets finds them.
     """
     found = _discover(targets)
     position = {fingerprint: index for index, fingerprint in enumerate(found)}
@@ -98,7 +102,7 @@ def topological(targets: Iterable[Node]) -> list[Node]:
             users[needed].append(fingerprint)
 
     def rank(fingerprint: str) -> tuple[bool, int, str]:
-        return found[fingerprint].stage not in SOURCE_STAGES, position[fingerprint], fingerprint
+        return not found[fingerprint].is_early, position[fingerprint], fingerprint
 
     ready = [rank(fingerprint) for fingerprint, inputs in waiting.items() if not inputs]
     heapq.heapify(ready)

@@ -160,10 +160,22 @@ def environment(launch: Mapping[str, Any]) -> dict[str, str]:
         "OMP_NUM_THREADS": str(threads(launch)),
         **required_environment(launch),
         **driver_identity(),
+        **_bytecode(launch),
     }
     if launch.get("malloc_tuning", True):
         chosen = {**MALLOC, **chosen}
     return {**os.environ, **chosen}
+
+
+def _bytecode(launch: Mapping[str, Any]) -> dict[str, str]:
+    """Where workers keep compiled Python if this process may not write it beside the sources, as in many containers.
+
+    Without it each worker compiles some 3,000 modules of torch and transformers, which takes longer than running them.
+    """
+    directory = launch.get("bytecode_cache")
+    if not (sys.dont_write_bytecode and directory):
+        return {}
+    return {"PYTHONDONTWRITEBYTECODE": "", "PYTHONPYCACHEPREFIX": str(Path(directory).expanduser().absolute())}
 
 
 def required_environment(launch: Mapping[str, Any]) -> dict[str, str]:

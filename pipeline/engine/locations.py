@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import os
-import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from functools import lru_cache
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,17 +11,15 @@ from pipeline.engine.errors import ConfigError
 from pipeline.engine.fingerprint import digest
 from pipeline.engine.hashes import HashCache
 from pipeline.engine.sources import replaced
-
-_TOKENS = re.compile(r"(?P<tree>\*\*/)|(?P<rest>\*\*)|(?P<star>\*)|(?P<one>\?)|(?P<set>\[!?[^\]]+\])|(?P<char>.)", re.S)
-_AS_REGEX = {"tree": "(?:[^/]+/)*", "rest": ".*", "star": "[^/]*", "one": "[^/]"}
+from pipeline.globs import matches
 
 
 def localize(params: Any, cache: Path, keys: Mapping[str, str] | None = None) -> tuple[Any, dict[str, dict[str, Any]]]:
     """Replace `{kind: local, path, include?, exclude?}` by `{kind: local, content}` everywhere in `params`.
 
     `content` is the sha256 over the sorted relative names and file hashes of what is meant; other keys of the mapping
-    stay. A key `template` with the name of a .jinja file is such a source too. File hashes are remembered in
-    `<cache>/hashes.json`. Errors name a source by its key in `params`, of which the first part is what `keys` calls it.
+    stay. File hashes are remembered in `<cache>/hashes.json`. Errors name a source by its key in `params`, of which the
+    first part is what `keys` calls it.
 
     Returns:
         The new params, and content -> {"path": absolute, "include": [...] | None, "exclude": [...]}.
@@ -47,7 +43,7 @@ def localize(params: Any, cache: Path, keys: Mapping[str, str] | None = None) ->
         return {**rest, "content": content}
 
     try:
-        return replaced(_with_template_files(params), by_content, "local"), locations
+        return replaced(params, by_content, "local"), locations
     finally:
         hashes.save()
 
@@ -65,21 +61,7 @@ def listing(path: Path, include: Sequence[str] | None = None, exclude: Sequence[
     # what lies below a folder excluded as a whole is not even looked at: it may be 30 000 files
     closed = [pattern.removesuffix("/**") for pattern in unwanted if pattern.endswith("/**")]
     names = _walk(str(path), "", closed, frozenset())
-    return sorted(name for name in names if _matches(name, wanted) and not _matches(name, unwanted))
-
-
-def _with_template_files(params: Any) -> Any:
-    if isinstance(params, Mapping):
-        return {
-            key: _template_file(value) if key == "template" else _with_template_files(value)
-            for key, value in params.items()
-        }
-    return [_with_template_files(value) for value in params] if isinstance(params, list | tuple) else params
-
-
-def _template_file(value: Any) -> Any:
-    is_name = isinstance(value, str) and value.endswith(".jinja") and "\n" not in value
-    return {"kind": "local", "path": value} if is_name else _with_template_files(value)
+    return sorted(name for name in names if matches(name, wanted, unwanted))
 
 
 def local_path(path: Any, where: str) -> Path:
@@ -120,7 +102,7 @@ def _content(location: dict[str, Any], hashes: HashCache, where: str) -> str:
 def _emptiness(path: Path, location: dict[str, Any]) -> str:
     if location["include"] or location["exclude"]:
         globs = f"include={location['include']} exclude={location['exclude']}"
-        return f"no file below {path} is meant by {globs}; globs match whole relative names, e.g. '**/*.py'"
+        return f"no file below {path} matches {globs}; globs match whole relative names, e.g. '**/*.py'"
     return f"{path} holds no files (hidden ones do not count); point it to the data"
 
 
@@ -136,20 +118,5 @@ def _walk(folder: str, prefix: str, closed: Sequence[str], above: frozenset[tupl
                 continue
             if entry.is_file():
                 yield name
-            elif entry.is_dir() and not _matches(name, closed):
+            elif entry.is_dir() and not matches(name, closed):
                 yield from _walk(entry.path, f"{name}/", closed, here)
-
-
-def _matches(name: str, patterns: Iterable[str]) -> bool:
-    return any(_compiled(pattern).fullmatch(name) for pattern in patterns)
-
-
-@lru_cache(maxsize=1024)
-def _compiled(pattern: str) -> re.Pattern[str]:
-    def regex(token: re.Match[str]) -> str:
-        text, kind = token.group(), str(token.lastgroup)
-        if kind == "set":
-            return "[^" + text[2:] if text.startswith("[!") else text
-        return _AS_REGEX.get(kind) or re.escape(text)
-
-    return re.compile("".join(regex(token) for token in _TOKENS.finditer(pattern)), re.S)

@@ -1,19 +1,10 @@
-"""Brings nodes into being: reuses what is committed, launches workers for the rest, one launch after another.
-
-A stage module has `VERSION`, `check(params, facts)` and `run(context)`, and may have
-    RESUMABLE = True: what an interrupted run left in its directory is kept for the next one;
-    SHARED_ROLE = "model": nodes with the same input in this role run in one worker, one after another;
-    SINGLE_PROCESS = True: it is launched with one process, whatever `launch.num_processes` says;
-    reach(params): raise ValueError for what a node's worker will fetch and this machine cannot have;
-    outlook(ahead): what a node will cost, told before it runs, see `pipeline.engine.outlook`.
-"""
+"""Builds nodes: reuses what is committed, launches workers for the rest, one launch after another."""
 
 from __future__ import annotations
 
 import contextlib
-import importlib
 import sys
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
@@ -21,15 +12,15 @@ from typing import Any
 
 from pipeline.engine import artifact, ground, launch, package, planning, slurm, worker
 from pipeline.engine.display import Display, Tracker, open_display
-from pipeline.engine.errors import ConfigError, Interrupted, StageError
+from pipeline.engine.errors import Interrupted, StageError
+from pipeline.engine.forecast import Forecast, forecasts, naming
 from pipeline.engine.graph import Node
 from pipeline.engine.hashes import HashCache
 from pipeline.engine.locks import building
-from pipeline.engine.outlook import outlooks
 from pipeline.engine.signals import grace_s, restore_signals, termination_as_interrupt
+from pipeline.engine.stage import STAGES, Stage, find_stage
 from pipeline.engine.supervise import Outcome, explain, supervise_stage
 
-STAGES = "stages"
 TOLD_BYTES = 1 << 30
 """Verifying more than this takes seconds, so a person is told."""
 
@@ -39,13 +30,12 @@ def run(
     outputs: Path,
     cache: Path,
     *,
-    facts: Mapping[str, Any] | None = None,
     display: Display | None = None,
     stages: str = STAGES,
 ) -> dict[str, Path]:
     """Have the artifact of every target, building what is not committed and what that needs.
 
-    Before anything is launched: the stages of all nodes that will be built check their params, reused artifacts are
+    Before anything is launched: the stages of all nodes that will be built check the request, reused artifacts are
     looked at, the outputs folder is tried, stages look whether what their workers fetch can be had, packages are
     fetched, and artifacts that will be read are verified by their hashes.
 
@@ -53,7 +43,6 @@ def run(
         targets: nodes whose artifacts are wanted; give all nodes of a graph to have all of them.
         outputs: artifacts go below `<outputs>/artifacts/`.
         cache: fetched packages and remembered hashes.
-        facts: what is known of the base model, for the stages' checks.
         display: not given: bars or lines on stderr.
         stages: the package that holds the stage modules.
 
@@ -72,7 +61,7 @@ def run(
     restore_signals()
     with termination_as_interrupt(), own as shown:
         try:
-            return _Run(outputs.absolute(), cache.absolute(), stages, facts or {}, shown).build(list(targets))
+            return _Run(outputs.absolute(), cache.absolute(), stages, shown).build(list(targets))
         except KeyboardInterrupt as interrupt:
             why = f"{interrupt}; " if str(interrupt) else ""
             raise Interrupted(
@@ -85,7 +74,6 @@ def plan(
     outputs: Path,
     cache: Path,
     *,
-    facts: Mapping[str, Any] | None = None,
     stages: str = STAGES,
 ) -> str:
     """The table of what `run` would do, and why, and what it will cost as far as stages can tell.
@@ -95,9 +83,10 @@ def plan(
     Raises:
         ConfigError, ArtifactError: as `run` does for a wrong request and for damaged artifacts.
     """
-    planned = _Run(outputs.absolute(), cache.absolute(), stages, facts or {}, Display(sys.stderr))
+    planned = _Run(outputs.absolute(), cache.absolute(), stages, Display(sys.stderr))
     steps = planned.plan(list(targets), explained=True)
-    return planning.render(steps, planned.notes(steps))
+    told = planned.forecasts(steps)
+    return planning.render(steps, {node: forecast.lines for node, forecast in told.items()})
 
 
 @dataclass
@@ -105,68 +94,53 @@ class _Run:
     outputs: Path
     cache: Path
     stages: str
-    facts: Mapping[str, Any]
     display: Display
 
     def plan(self, targets: Sequence[Node], explained: bool = False) -> list[planning.Step]:
         steps = planning.plan(targets, self.outputs, explained)
-        asked: set[str] = set()
         for step in steps:
-            node = step.node
-            with _named(node):
-                launch.check(node.launch)
-                if node.launch.get("slurm"):
-                    slurm.check(node.launch)
-            key = repr((node.stage, node.params, node.launch))  # a benchmark is the same for each model
-            # What is there was asked for in its time, maybe of an older form of its stage.
-            if step.state == "miss" and key not in asked:
-                asked.add(key)
-                with _named(node):
-                    package.wanted([node.params])
-                    self._module(node.stage).check(node.params, {**self.facts, "launch": node.launch})
+            with naming(step.node):
+                launch.check(step.node.launch)
+                if step.node.launch.get("slurm"):
+                    slurm.check(step.node.launch)
+                if step.state == "miss":
+                    package.wanted([step.node.params])
         return steps
 
-    def notes(self, steps: Sequence[planning.Step]) -> dict[Node, Sequence[str]]:
-        """What the stages of missing nodes say of their cost."""
+    def forecasts(self, steps: Sequence[planning.Step]) -> dict[Node, Forecast]:
+        """Of the nodes that will be built. Raises ConfigError for what a stage refuses."""
         known = [step for step in steps if step.state != "unneeded"]
         nodes = [(step.node, step.directory if step.state == "hit" else None) for step in known]
-        measured = {step.node.stage: None for step in steps if hasattr(self._module(step.node.stage), "outlook")}
-        try:
-            found = outlooks(nodes, self._module, self.facts, lambda: planning.manifests(self.outputs, measured))
-        except ValueError as error:
-            raise ConfigError(f"the cost of this run cannot be told: {error}") from error
-        return {node: outlook.lines for node, outlook in found.items()}
+        measured = {step.node.stage: None for step in steps if hasattr(self._module(step.node.stage), "forecast")}
+        return forecasts(nodes, self._module, lambda: planning.manifests(self.outputs, measured))
 
     def build(self, targets: Sequence[Node]) -> dict[str, Path]:
         steps = self.plan(targets)
+        told = self.forecasts(steps)
         done = {step.node.fingerprint: step.directory for step in steps if step.state == "hit"}
         missed = [step.node for step in steps if step.state == "miss"]
         self.display.reused(len(done))
         if missed:
-            notes = self.notes(steps)
-            for note in filter(None, (planning.note(node.label, notes.get(node, ())) for node in missed)):
+            for note in filter(None, (planning.note(node.label, told[node].lines) for node in missed)):
                 self.display.message(note)
             ground.probe(self.outputs)
-            self._reach(missed)
+            self._check_network(missed)
             packages = package.fetch_all([node.params for node in missed], self.cache, self.display.message)
             self._verify_inputs(missed, done)
             self._build_all(missed, done, packages)
         return done
 
-    def _module(self, stage: str) -> ModuleType:
-        name = f"{self.stages}.{stage}"
-        try:
-            return importlib.import_module(name)
-        except ModuleNotFoundError as error:
-            if error.name in (name, self.stages):
-                raise ConfigError(f"there is no stage {stage!r}: {name} cannot be imported") from error
-            raise
+    def _module(self, name: str) -> ModuleType:
+        return find_stage(name, self.stages)
 
-    def _reach(self, missed: Sequence[Node]) -> None:
+    def _stage(self, node: Node) -> Stage:
+        return self._module(node.stage).STAGE
+
+    def _check_network(self, missed: Sequence[Node]) -> None:
         for node in missed:
-            if reach := getattr(self._module(node.stage), "reach", None):
-                with _named(node):
-                    reach(node.params)
+            if check := getattr(self._module(node.stage), "check_network", None):
+                with naming(node):
+                    check(node.params)
 
     def _verify_inputs(self, missed: Sequence[Node], done: Mapping[str, Path]) -> None:
         hashes = HashCache(self.cache)
@@ -189,7 +163,7 @@ class _Run:
     def _group(self, waiting: Sequence[Node], done: Mapping[str, Path]) -> list[Node]:
         """The next node and those ready to share its worker: same stage, same launch, same input in SHARED_ROLE."""
         first = waiting[0]
-        role = getattr(self._module(first.stage), "SHARED_ROLE", None)
+        role = self._stage(first).shared_role
         if role not in first.inputs or first.launch.get("inprocess"):
             return [first]
         return [
@@ -220,7 +194,7 @@ class _Run:
         patience_s = max(ground.ORPHAN_S, grace_s(settings) + ground.MARGIN_S)
         for node, directory in zip(nodes, partial, strict=True):
             config = _config(node, settings, done, packages)
-            ground.lay_out(directory, config, getattr(stage, "RESUMABLE", False), patience_s)
+            ground.lay_out(directory, config, self._stage(node).resumable, patience_s)
         names = {n.fingerprint: (n.label, f"{n.stage}/{one.name}") for n, one in zip(nodes, final, strict=True)}
         start = self._inprocess if settings.get("inprocess") else self._accelerated
         tracker = Tracker(names, self.display)
@@ -233,8 +207,7 @@ class _Run:
             done[node.fingerprint] = directory
 
     def _settings(self, node: Node) -> dict[str, Any]:
-        alone = getattr(self._module(node.stage), "SINGLE_PROCESS", False)
-        return launch.single(node.launch) if alone else dict(node.launch)
+        return launch.single(node.launch) if self._stage(node).single_process else dict(node.launch)
 
     def _accelerated(
         self, stage: ModuleType, settings: Mapping[str, Any], directories: Sequence[Path], tracker: Tracker
@@ -260,15 +233,6 @@ class _Run:
                 worker.execute(stage.run, directories, tracker, stop, is_main=True, driven=False)
         except Exception as error:
             raise _failure(stage, settings, directories, Outcome(1, set(), worker.failure(error))) from error
-
-
-@contextlib.contextmanager
-def _named(node: Node) -> Iterator[None]:
-    """Let a wrong request in here say which node it is of."""
-    try:
-        yield
-    except (ValueError, ConfigError) as error:
-        raise ConfigError(f"{node.label}: {error}") from error
 
 
 def _failure(stage: ModuleType, settings: Mapping[str, Any], left: Sequence[Path], outcome: Outcome) -> StageError:

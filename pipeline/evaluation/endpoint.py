@@ -9,10 +9,12 @@ import os
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
+from functools import partial
 from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
 import requests
+import tenacity
 
 T = TypeVar("T")
 SHOWN = 300
@@ -143,22 +145,30 @@ def ask(
         UnusableError: replies came, but none that would do; the last one's error.
         UnreachableError: no attempt was answered.
     """
-    unusable: UnusableError | None = None
-    failure: Exception | None = None
-    for attempt in range(endpoint.num_attempts):
-        if attempt:
-            sleep(_wait(endpoint, attempt, failure))
+    unusable: list[UnusableError] = []
+
+    def attempt() -> T:
         try:
             return accept(_reply(endpoint, path, body))
         except UnusableError as error:
-            unusable, failure = error, None
-        except (requests.RequestException, _PassingError) as error:
-            failure = error
-    if unusable is not None:
-        raise unusable
-    attempts = f"{endpoint.num_attempts} attempt{'s' if endpoint.num_attempts > 1 else ''}"
-    message = f"{endpoint.url} gave no answer in {attempts}: {_safe(endpoint, failure)}"
-    raise UnreachableError(message) from None  # the cause could repeat the key
+            unusable.append(error)
+            raise
+
+    retrying = tenacity.Retrying(
+        stop=tenacity.stop_after_attempt(endpoint.num_attempts),
+        wait=partial(_wait, endpoint),
+        retry=tenacity.retry_if_exception_type(_WORTH_ANOTHER),
+        sleep=sleep,
+        reraise=True,
+    )
+    try:
+        return retrying(attempt)
+    except _WORTH_ANOTHER as failure:
+        if unusable:
+            raise unusable[-1] from None
+        attempts = f"{endpoint.num_attempts} attempt{'s' if endpoint.num_attempts > 1 else ''}"
+        message = f"{endpoint.url} gave no answer in {attempts}: {_safe(endpoint, failure)}"
+        raise UnreachableError(message) from None  # the cause could repeat the key
 
 
 def _reply(endpoint: Endpoint, path: str, body: Mapping[str, Any]) -> requests.Response:
@@ -178,9 +188,10 @@ def _reply(endpoint: Endpoint, path: str, body: Mapping[str, Any]) -> requests.R
     return response
 
 
-def _wait(endpoint: Endpoint, attempt: int, failure: Exception | None) -> float:
-    own = endpoint.wait_s * 2 ** (attempt - 1)
+def _wait(endpoint: Endpoint, state: tenacity.RetryCallState) -> float:
+    failure = state.outcome.exception() if state.outcome else None
     asked = failure.retry_after_s if isinstance(failure, _PassingError) else 0.0
+    own = endpoint.wait_s * 2 ** (state.attempt_number - 1)
     return min(max(own, asked), endpoint.max_wait_s)
 
 
@@ -212,3 +223,6 @@ def _content(response: requests.Response) -> str:
 def whole_text(text: str) -> str:
     """A reply with `?` for half of a surrogate pair, which JSON can spell and no tokenizer or file takes."""
     return text.encode("utf-8", "replace").decode()
+
+
+_WORTH_ANOTHER = (UnusableError, requests.RequestException, _PassingError)

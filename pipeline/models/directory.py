@@ -33,9 +33,12 @@ def read_config(directory: Path) -> dict:
             f"{directory} has no config.json; a model directory needs config.json, weights and a tokenizer"
         )
     try:
-        return json.loads(file.read_text())
+        config = json.loads(file.read_text())
     except ValueError as error:
         raise ValueError(f"{file} is damaged: {error}") from error
+    if not isinstance(config, dict):
+        raise ValueError(f"{file} holds {type(config).__name__}; it must hold a JSON object")
+    return config
 
 
 def check_directory(directory: Path) -> None:

@@ -56,7 +56,7 @@ def _diagnosed(comparison: Comparison) -> Iterator[tuple[Line, Benchmark]]:
 
 
 def _base_of(comparison: Comparison, line: Line, benchmark: str) -> Diagnosis | None:
-    base = comparison.line(line.cells[0], "base")
+    base = comparison.reference(line)
     return base.row.diagnoses.get(benchmark) if base is not None else None
 
 

@@ -16,7 +16,6 @@ from pipeline.reporting.items_file import read_items
 from pipeline.reporting.stack import Stack, read_stack
 from pipeline.reporting.statistics import Floats, Items
 
-ROWS = ("base", "expanded", "post-pretrained", "tuned")
 GROUPS = ("domain", "general", "retention")
 
 
@@ -61,8 +60,10 @@ class Provenance:
 class Row:
     """One model of one cell with everything known about it. `model` and `training` are artifact directories.
 
-    `diagnoses` are the evaluations that look into a model instead of comparing it with others; `stack` is that of an
-    expanded model; `notes` must be read with the scores; `directories` are those of the evaluations.
+    `stage` made it from `parents` (role -> name); `reference` names the model that it is compared with, if any;
+    `is_exact`: every step from there to it was shown to change nothing when it was made. `diagnoses` are the
+    evaluations that look into a model instead of comparing it with others; `stack` is that of an expanded model;
+    `notes` must be read with the scores; `directories` are those of the evaluations.
     """
 
     name: str
@@ -73,6 +74,10 @@ class Row:
     facts: Facts
     curve: Curve | None
     evaluations: dict[str, Items]
+    stage: str = ""
+    parents: dict[str, str] = field(default_factory=dict)
+    reference: str | None = None
+    is_exact: bool = False
     diagnoses: dict[str, Diagnosis] = field(default_factory=dict)
     stack: Stack | None = None
     notes: dict[str, tuple[str, ...]] = field(default_factory=dict)
@@ -81,14 +86,14 @@ class Row:
 
 @dataclass(frozen=True)
 class Cell:
-    """One configuration of a sweep, or the only one of a single run. Its first row is the base."""
+    """One configuration of a sweep, or the only one of a single run: its models, parents before what came of them."""
 
     name: str
     rows: tuple[Row, ...]
 
-    @property
-    def base(self) -> Row:
-        return self.rows[0]
+    def reference_of(self, row: Row) -> Row | None:
+        """The model that a row is compared with."""
+        return None if row.reference is None else self.row(row.reference)
 
     def row(self, name: str) -> Row | None:
         return next((row for row in self.rows if row.name == name), None)
@@ -152,29 +157,38 @@ class _Reader:
 
 
 def _read_cell(cell: dict[str, Any], reader: _Reader) -> Cell:
-    rows = [_read_row(row, cell["cell"], reader) for row in cell["rows"]]
-    return Cell(cell["cell"], tuple(sorted(rows, key=lambda row: ROWS.index(row.name))))
+    rows: dict[str, Row] = {}
+    for model in cell["models"]:
+        rows[model["name"]] = _read_row(model, cell["variant"], reader, rows)
+    return Cell(cell["variant"], tuple(rows.values()))
 
 
-def _read_row(row: dict[str, Any], cell: str, reader: _Reader) -> Row:
+def _read_row(row: dict[str, Any], cell: str, reader: _Reader, earlier: Mapping[str, Row]) -> Row:
     model = reader.directory(row["model"])
-    training = reader.directory(row["training"]) if row.get("training") else None
     manifest = read_manifest(model)
+    training = model if "num_trainable" in (manifest.get("metrics") or {}) else None
+    facts = read_facts(model, manifest, manifest if training else None)
+    parent = next(iter(row["parents"].values()), None)
+    above = parent == row["reference"] or (parent is not None and earlier[parent].is_exact)
     found = {benchmark: reader.diagnosis(role) for benchmark, role in row["evaluations"].items()}
     diagnoses = {benchmark: diagnosis for benchmark, diagnosis in found.items() if diagnosis is not None}
     return Row(
-        name=row["row"],
+        name=row["name"],
         cell=cell,
         model=model,
         fingerprint=str(manifest.get("fingerprint", "")),
         training=training,
-        facts=read_facts(model, manifest, read_manifest(training) if training else None),
+        facts=facts,
         curve=read_curve(training) if training else None,
         evaluations={b: reader.items(role) for b, role in row["evaluations"].items() if b not in diagnoses},
         diagnoses=diagnoses,
-        stack=read_stack(model_directory(model, manifest)) if row["row"] == "expanded" else None,
+        stack=read_stack(model_directory(model, manifest)) if facts.max_abs_difference is not None else None,
         notes={b: notes for b, role in row["evaluations"].items() if (notes := reader.notes(role))},
         directories={b: reader.directory(role) for b, role in row["evaluations"].items()},
+        stage=str(manifest.get("stage", "")),
+        parents=dict(row["parents"]),
+        reference=row["reference"],
+        is_exact=parent is not None and above and facts.max_abs_difference == 0,
     )
 
 

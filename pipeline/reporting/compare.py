@@ -50,8 +50,8 @@ class Gains:
 class Line:
     """One model of the report: a row of one cell, or of several cells that share it.
 
-    `differences` is empty for the base itself; `gains` is then None. `p_values` are those of a paired permutation test
-    of each difference.
+    `differences` is empty for a model without a reference, such as a base; `gains` is then None. `p_values` are those
+    of a paired permutation test of each difference.
     """
 
     label: str
@@ -100,6 +100,14 @@ class Comparison:
         """The model of row `name` in a cell."""
         return next((line for line in self.lines if line.name == name and cell in line.cells), None)
 
+    def reference(self, line: Line) -> Line | None:
+        """The model that a line is compared with."""
+        return None if line.row.reference is None else self.line(line.cells[0], line.row.reference)
+
+    def trained_names(self) -> list[str]:
+        """Names of the models that a training made, each once, in the order of the lineage."""
+        return list(dict.fromkeys(line.name for line in self.lines if line.row.training is not None))
+
     def kept(self, line: Line) -> list[Benchmark]:
         """The measures, of those a model shares with its base, of what the base could do already."""
         return [b for b in self.benchmarks if b.group in KEPT_GROUPS and b.name in line.differences]
@@ -114,12 +122,13 @@ class Comparison:
         return next(line.differences[benchmark] for line in self.lines if line.label == label)
 
     def last_line(self, cell: Cell) -> Line | None:
-        """The model a cell ends with, if that is not the base itself."""
-        return self.line(cell.name, cell.rows[-1].name) if len(cell.rows) > 1 else None
+        """The model a cell ends with, if that is compared with another."""
+        last = cell.rows[-1]
+        return None if last.reference is None else self.line(cell.name, last.name)
 
 
 def compare(collection: Collection, *, confidence: float, num_bootstrap: int, seed: int, power: float) -> Comparison:
-    """Compare all models with their base on the items both answered; `power` is that of detectable differences.
+    """Compare all models with their references on the items both answered; `power` is that of detectable differences.
 
     Raises:
         ValueError: naming row and benchmark, if two models answered different items.
@@ -136,11 +145,12 @@ def compare(collection: Collection, *, confidence: float, num_bootstrap: int, se
 
 
 def _merged_rows(collection: Collection) -> list[tuple[Row, list[Cell]]]:
-    """Rows with the cells that share them: same row name, model and base. What was measured of them is united."""
-    merged: dict[tuple[str, Path, Path], tuple[Row, list[Cell]]] = {}
+    """Rows with the cells that share them: same name, model and reference. What was measured of them is united."""
+    merged: dict[tuple[str, Path, Path | None], tuple[Row, list[Cell]]] = {}
     for cell in collection.cells:
         for row in cell.rows:
-            key = (row.name, row.model, cell.base.model)
+            reference = cell.reference_of(row)
+            key = (row.name, row.model, reference.model if reference else None)
             known, cells = merged.get(key, (row, []))
             known = replace(
                 known,
@@ -164,13 +174,13 @@ def _line(
 ) -> Line:
     base_evaluations: dict[str, Items] = {}
     for cell in cells:
-        base_evaluations = {**cell.base.evaluations, **base_evaluations}
-    is_base = row.name == "base"
+        reference = cell.reference_of(row)
+        base_evaluations = {**(reference.evaluations if reference else {}), **base_evaluations}
     # The expansion compares logits, bit for bit, when it is written: that is more than equal answers could show.
-    same_model = row.name == "expanded" and row.facts.max_abs_difference == 0
-    differ = partial(differ, same_model=same_model)
-    differences = {} if is_base else _differences(row.name, row.evaluations, base_evaluations, differ)
-    gains = None if is_base else _gains(differences, base_evaluations, collection, units)
+    differ = partial(differ, same_model=row.is_exact)
+    is_compared = row.reference is not None
+    differences = _differences(row.name, row.evaluations, base_evaluations, differ) if is_compared else {}
+    gains = _gains(differences, base_evaluations, collection, units) if is_compared else None
     names = tuple(cell.name for cell in cells)
     label = row.name
     if len(names) < len(collection.cells):
@@ -249,18 +259,20 @@ def _unit(items: list[Items]) -> Unit:
 def _rivals(
     collection: Collection, labels: dict[str, str], units: dict[str, Unit], differ: Callable[..., Difference]
 ) -> tuple[Rival, ...]:
-    """Only where cells start from one base and end at the same stage: else a difference has other causes."""
+    """Only where cells start from one reference and end with a model of one name: else there are other causes."""
     first, *others = collection.cells
-    if len(first.rows) < 2:
+    start = first.reference_of(first.rows[-1])
+    if start is None:
         return ()
     rivals = []
     for cell in others:
-        if cell.base.model != first.base.model or cell.rows[-1].name != first.rows[-1].name:
+        reference = cell.reference_of(cell.rows[-1])
+        if reference is None or reference.model != start.model or cell.rows[-1].name != first.rows[-1].name:
             continue
         if cell.rows[-1].model == first.rows[-1].model:
             continue
-        model, reference = cell.rows[-1].evaluations, first.rows[-1].evaluations
-        differences = _differences(cell.rows[-1].name, model, reference, differ)
-        gains = _gains(differences, reference, collection, units)
+        model, other = cell.rows[-1].evaluations, first.rows[-1].evaluations
+        differences = _differences(cell.rows[-1].name, model, other, differ)
+        gains = _gains(differences, other, collection, units)
         rivals.append(Rival(cell.name, labels[cell.name], labels[first.name], gains))
     return tuple(rivals)

@@ -89,9 +89,9 @@ def _benchmark(comparison: Comparison, benchmark: Benchmark, limit: int, charact
 
 
 def _base_of(comparison: Comparison, one: _Answered, answered: Sequence[_Answered]) -> _Answered | None:
-    """The base of a model's cell, if it answered the benchmark too and is not the model itself."""
-    base = comparison.line(one.line.cells[0], "base")
-    return next((other for other in answered if other.line is base and other is not one), None)
+    """The model that it is compared with, if that answered the benchmark too."""
+    base = comparison.reference(one.line)
+    return next((other for other in answered if other.line is base), None)
 
 
 def _chosen(answered: Sequence[_Answered], bases: Sequence[_Answered | None]) -> list[str]:

@@ -23,7 +23,8 @@ from pipeline.reporting.statistics import Floats
 # Okabe and Ito 2008, "Color Universal Design", without its yellow, which is too light for lines on white.
 PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 DASHES = ("-", "--", ":", "-.")
-MARKERS = {"expanded": "D", "post-pretrained": "o", "tuned": "s"}
+UNTRAINED, TRAINED = "D", ("o", "s", "^", "v", "P", "X", "p", "h")
+"""Markers of models that no training made, and of those that one did, by their order in the lineage."""
 STAGE_TITLES = {"pretrain": "Post-pretraining", "sft": "Instruction tuning"}
 INK, FAINT = "#24292f", "#d0d7de"
 MAX_POINTS = 2000  # more points than pixels only make the file larger
@@ -84,15 +85,23 @@ def sweep_figure(comparison: Comparison) -> Figure | None:
     measure = measures[0]
     with pyplot.rc_context(STYLE):
         figure, ax = pyplot.subplots(figsize=(7.5, 4.6))
-        for i, row in enumerate(("post-pretrained", "tuned")):
+        for i, row in enumerate(comparison.trained_names()):
             points = _sweep_points(comparison, row, measure.name, values)
             if points:
                 x, y, low, high = (np.array(column) for column in zip(*points, strict=True))
                 error = np.maximum([y - low, high - y], 0)
-                ax.errorbar(x, y, error, color=PALETTE[i], marker=MARKERS[row], lw=1.8, capsize=3, label=row)
-        base = next((line for line in comparison.lines if line.name == "base" and measure.name in line.scores), None)
-        if base:
-            ax.axhline(base.scores[measure.name].value, color=INK, lw=1.2, ls="--", label="base")
+                ax.errorbar(
+                    x,
+                    y,
+                    error,
+                    color=PALETTE[i % len(PALETTE)],
+                    marker=TRAINED[i % len(TRAINED)],
+                    lw=1.8,
+                    capsize=3,
+                    label=row,
+                )
+        for dash, base in zip(DASHES[1:], _references(comparison, measure.name), strict=False):
+            ax.axhline(base.scores[measure.name].value, color=INK, lw=1.2, ls=dash, label=base.name)
         if min(values) > 0 and max(values) / min(values) > 20:
             ax.set_xscale("log")
             ax.minorticks_off()
@@ -104,6 +113,12 @@ def sweep_figure(comparison: Comparison) -> Figure | None:
         ax.legend(loc="best")
         figure.tight_layout()
         return figure
+
+
+def marker_of(comparison: Comparison, name: str) -> str:
+    """The marker of the models of one name."""
+    trained = comparison.trained_names()
+    return TRAINED[trained.index(name) % len(TRAINED)] if name in trained else UNTRAINED
 
 
 def save(figure: Figure, directory: Path, name: str) -> Path:
@@ -128,6 +143,10 @@ def running_mean(values: Floats, span: int) -> Floats:
     stop = np.arange(1, len(values) + 1)
     start = np.maximum(stop - span, 0)
     return (sums[stop] - sums[start]) / (stop - start)
+
+
+def _references(comparison: Comparison, benchmark: str) -> list[Line]:
+    return [line for line in comparison.lines if line.row.reference is None and benchmark in line.scores]
 
 
 def _stages(comparison: Comparison) -> dict[str, list[Line]]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import matplotlib
 import numpy as np
@@ -11,9 +11,10 @@ from matplotlib import pyplot
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from pipeline.reporting.collect import Cell
 from pipeline.reporting.compare import Comparison, Line
 from pipeline.reporting.placement import place_labels
-from pipeline.reporting.plot import INK, MARKERS, PALETTE, STYLE, colour_of
+from pipeline.reporting.plot import INK, PALETTE, STYLE, colour_of, marker_of
 from pipeline.reporting.statistics import Difference, Floats
 from pipeline.reporting.wording import percent
 
@@ -28,7 +29,7 @@ def tradeoff_figure(comparison: Comparison) -> Figure | None:
         ax.axhline(0, color="#8c959f", lw=1)
         ax.axvline(0, color="#8c959f", lw=1)
         for cell in comparison.collection.cells:
-            _draw_path(ax, comparison, [line for line in shown if cell.name in line.cells], cell.name)
+            _draw_lineage(ax, comparison, [line for line in shown if cell.name in line.cells], cell)
         for line in shown:
             _draw_point(ax, line, comparison)
         labels = _tradeoff_labels(comparison, shown)
@@ -44,17 +45,33 @@ def tradeoff_figure(comparison: Comparison) -> Figure | None:
         )
         ax.margins(0.12)
         if len(comparison.collection.cells) > 1:
-            _marker_legend(ax, shown)
+            _marker_legend(ax, comparison, shown)
         figure.tight_layout()
-        place_labels(ax, [(0.0, 0.0, "base", INK), *labels], avoid=[_extent(line) for line in shown])
+        place_labels(ax, [(0.0, 0.0, _origin(shown), INK), *labels], avoid=[_extent(line) for line in shown])
         return figure
 
 
-def _draw_path(ax: Axes, comparison: Comparison, lines: Sequence[Line], cell: str) -> None:
-    """Base, expanded, post-pretrained, tuned: the order in which a cell's model came to be."""
-    points = [(0.0, 0.0), *(_point(line) for line in lines)]
-    index = [c.name for c in comparison.collection.cells].index(cell)
-    ax.plot(*zip(*points, strict=True), color=PALETTE[index % len(PALETTE)], lw=1, alpha=0.4, zorder=2)
+def _draw_lineage(ax: Axes, comparison: Comparison, lines: Sequence[Line], cell: Cell) -> None:
+    """From each model's parents to it; a parent that is not shown is passed over for its own, the reference is 0, 0."""
+    points = {line.name: _point(line) for line in lines}
+    index = [c.name for c in comparison.collection.cells].index(cell.name)
+    colour = PALETTE[index % len(PALETTE)]
+    for line in lines:
+        for start in _starts(cell, line.name, points):
+            ax.plot(*zip(start, _point(line), strict=True), color=colour, lw=1, alpha=0.4, zorder=2)
+
+
+def _starts(cell: Cell, name: str, points: Mapping[str, tuple[float, float]]) -> list[tuple[float, float]]:
+    row = cell.row(name)
+    if row is None or not row.parents:
+        return [(0.0, 0.0)]
+    found = [[points[one]] if one in points else _starts(cell, one, points) for one in row.parents.values()]
+    return [point for points_of_one in found for point in points_of_one]
+
+
+def _origin(shown: Sequence[Line]) -> str:
+    """What stands at 0, 0."""
+    return " / ".join(dict.fromkeys(str(line.row.reference) for line in shown))
 
 
 def _draw_point(ax: Axes, line: Line, comparison: Comparison) -> None:
@@ -66,7 +83,7 @@ def _draw_point(ax: Axes, line: Line, comparison: Comparison) -> None:
         xerr=_error(line.gains.domain),
         yerr=_error(line.gains.retention),
         color=colour_of(comparison, line),
-        marker=MARKERS.get(line.name, "o"),
+        marker=marker_of(comparison, line.name),
         ms=8,
         lw=1.3,
         capsize=3,
@@ -111,7 +128,8 @@ def _tradeoff_labels(comparison: Comparison, shown: Sequence[Line]) -> list[tupl
     return list(labels.values())
 
 
-def _marker_legend(ax: Axes, shown: Sequence[Line]) -> None:
+def _marker_legend(ax: Axes, comparison: Comparison, shown: Sequence[Line]) -> None:
     rows = list(dict.fromkeys(line.name for line in shown))
-    handles = [matplotlib.lines.Line2D([], [], color="#57606a", marker=MARKERS[row], ls="", ms=7) for row in rows]
+    marks = [marker_of(comparison, row) for row in rows]
+    handles = [matplotlib.lines.Line2D([], [], color="#57606a", marker=mark, ls="", ms=7) for mark in marks]
     ax.legend(handles, rows, loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=len(rows))

@@ -11,7 +11,7 @@ from pipeline.reporting.page import Section, notes
 from pipeline.reporting.power import detectable
 from pipeline.reporting.seeds import seed_lines, seed_values
 from pipeline.reporting.statistics import Difference
-from pipeline.reporting.verdict import verdicts
+from pipeline.reporting.verdict import expanded_lines, verdicts
 
 
 def data(comparison: Comparison, sections: Sequence[Section] = (), parts: Sequence[Section] = ()) -> dict[str, Any]:
@@ -46,9 +46,10 @@ def headline(comparison: Comparison) -> dict[str, Any]:
     metrics: dict[str, Any] = {"num_models": len(comparison.lines), "num_benchmarks": len(comparison.benchmarks)}
     for cell in comparison.collection.cells:
         prefix = f"{comparison.labels[cell.name]}/" if len(comparison.collection.cells) > 1 else ""
-        expanded = comparison.line(cell.name, "expanded")
-        if expanded is not None and expanded.differences:
-            metrics[f"{prefix}expanded_equals_base"] = all(d.is_equal for d in expanded.differences.values())
+        for grown in expanded_lines(comparison, cell):
+            if grown.differences:
+                key = f"{prefix}{grown.name}_equals_{grown.row.reference}"
+                metrics[key] = all(d.is_equal for d in grown.differences.values())
         line = comparison.last_line(cell)
         if line is None or line.gains is None:
             continue

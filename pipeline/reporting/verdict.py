@@ -39,14 +39,16 @@ def verdicts(comparison: Comparison) -> tuple[Verdict, ...]:
     """One verdict per cell; the findings of the first cell come first."""
     found = []
     for cell in comparison.collection.cells:
-        findings = [_exactness(comparison, cell), *_training_findings(comparison, cell)]
+        grown = expanded_lines(comparison, cell)
+        findings = [_exactness(comparison, line) for line in grown] or [_nothing_expanded()]
+        findings += _training_findings(comparison, cell)
         findings += [_against_first(rival) for rival in comparison.rivals if rival.cell == cell.name]
         found.append(Verdict(cell.name, comparison.labels[cell.name], tuple(findings)))
     return tuple(found)
 
 
 def _training_findings(comparison: Comparison, cell: Cell) -> list[Finding]:
-    lines = [comparison.line(cell.name, row.name) for row in cell.rows if row.name in ("post-pretrained", "tuned")]
+    lines = [comparison.line(cell.name, row.name) for row in cell.rows if row.training and row.reference]
     trained = [line for line in lines if line is not None]
     if not trained:
         text = "This cell has no trained model, so there is no gain and no forgetting to report."
@@ -54,17 +56,27 @@ def _training_findings(comparison: Comparison, cell: Cell) -> list[Finding]:
     return [_domain(comparison, line) for line in trained] + [_retention(comparison, line) for line in trained]
 
 
-def _exactness(comparison: Comparison, cell: Cell) -> Finding:
+def expanded_lines(comparison: Comparison, cell: Cell) -> list[Line]:
+    """The models of a cell that were compared with their sources when they were made: those that an expansion grew."""
+    rows = [row for row in cell.rows if row.reference and row.facts.max_abs_difference is not None]
+    return [line for row in rows if (line := comparison.line(cell.name, row.name)) is not None]
+
+
+def _nothing_expanded() -> Finding:
     question = "Does the expanded model equal the base exactly?"
-    line = comparison.line(cell.name, "expanded")
-    if line is None:
-        return Finding(question, "absent", "This cell has no expanded model: the base was trained as it is.")
+    return Finding(question, "absent", "This cell has no expanded model: the base was trained as it is.")
+
+
+def _exactness(comparison: Comparison, line: Line) -> Finding:
+    question = f"Does the {line.name} model equal the {line.row.reference} exactly?"
     logits, note = line.row.facts.max_abs_difference, line.row.facts.proof_note
     how = f" ({note})" if note else ""
     proof = "" if logits is None else f" In the expansion's own check, logits differ by at most {logits:g}{how}."
     if not line.differences:
         answer = "unknown" if logits is None else "no" if logits else "yes"
-        return Finding(question, answer, f"The expanded model and the base share no evaluated measure.{proof}")
+        return Finding(
+            question, answer, f"The {line.name} model and the {line.row.reference} share no evaluated measure.{proof}"
+        )
     changed = [b for b in comparison.benchmarks if b.name in line.differences and not line.differences[b.name].is_equal]
     n = sum(difference.n for difference in line.differences.values())
     if not changed:

@@ -11,9 +11,8 @@ experts, the head, no lookup table), D the tokens.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import Any
 
 from pipeline.models.shape import Block, Matrix, Shape
 
@@ -72,18 +71,11 @@ class Cost:
 
 @dataclass(frozen=True)
 class Trains:
-    """What a strategy trains, as far as it can be told from its config: "new_blocks", "full", or "lora" of a rank."""
+    """What a strategy trains: "new_blocks", "full" (all), or "lora" of a rank in every linear layer. Estimates of
+    memory and FLOPs follow from it."""
 
     way: str
     rank: int = 0
-
-    @classmethod
-    def of(cls, strategy: Mapping[str, Any]) -> Trains | None:
-        """Out of a stage's params; None for a strategy, or targets of LoRA, that are not known here."""
-        name = str(strategy.get("_target_", "")).rpartition(".")[2]
-        if name == "Lora":
-            return cls("lora", strategy["rank"]) if strategy["target_modules"] == "all-linear" else None
-        return {"NewBlocks": cls("new_blocks"), "Full": cls("full")}.get(name)
 
     def weights_of(self, block: Block) -> bool:
         """Whether all of a block's own parameters train."""
@@ -94,6 +86,10 @@ class Trains:
         if self.way == "lora":
             return all(matrix.linear for block in shape.blocks for matrix in block.matrices)
         return self.way == "full" or any(block.new for block in shape.blocks)
+
+    def num_added(self, shape: Shape) -> int:
+        """Parameters that the model has while it trains, beside its own."""
+        return self.num_trainable(shape) if self.way == "lora" else 0
 
     def num_trainable(self, shape: Shape) -> int:
         """Parameters that train."""

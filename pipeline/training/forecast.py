@@ -12,6 +12,7 @@ from pipeline.models.shape import Shape, read_shape
 from pipeline.training.flops import Cost, Trains, cost_of
 from pipeline.training.memory import Knobs, Memory, memory_of
 from pipeline.training.settings import Settings
+from pipeline.training.strategy import Strategy
 
 UNKNOWN_MODEL = "cost not known before the stage runs: this model's shape, or what the strategy trains in it, is not"
 
@@ -52,6 +53,7 @@ class Forecast:
 
 def forecast(
     shape: Shape,
+    strategy: Strategy,
     params: Mapping[str, Any],
     launch: Mapping[str, Any],
     rows_of: Callable[[float], float] | None = None,
@@ -65,13 +67,13 @@ def forecast(
     Raises:
         ValueError: params that cannot be run.
     """
-    settings, trains = Settings.of(params), Trains.of(params["strategy"])
+    settings, trains = Settings.of(params), strategy.footprint()
     if trains is None or not trains.fits(shape):
         return None
     in_epochs = settings.num_epochs is not None
     steps = None if in_epochs and rows_of is None else settings.total_steps(rows_of or (lambda _: 0))
     return Forecast(
-        num_parameters=shape.num_parameters + (trains.num_trainable(shape) if trains.way == "lora" else 0),
+        num_parameters=shape.num_parameters + trains.num_added(shape),
         num_trainable=trains.num_trainable(shape),
         cost=cost_of(shape, trains),
         memory=memory_of(shape, trains, settings.seq_len, settings.precision, Knobs.of(launch), settings.frozen_dtype),
@@ -82,14 +84,15 @@ def forecast(
     )
 
 
-def known_shape(source: Path, strategy: Any) -> tuple[Shape, Trains] | None:
+def known_shape(source: Path, strategy: Strategy) -> tuple[Shape, Trains] | None:
     """The shape of the model saved in `source` and what a strategy trains in it, where both can be told."""
-    shape, trains = read_shape(source), Trains.of({"_target_": type(strategy).__name__, **vars(strategy)})
+    shape, trains = read_shape(source), strategy.footprint()
     return None if shape is None or trains is None or not trains.fits(shape) else (shape, trains)
 
 
 def tell(
     shape: Shape | None,
+    strategy: Strategy,
     params: Mapping[str, Any],
     launch: Mapping[str, Any],
     rows_of: Callable[[float], float] | None,
@@ -103,7 +106,7 @@ def tell(
         rows_of: see `forecast`; asked only for a length in epochs.
         earlier: gives the manifests of training runs, whose rates are this machine's.
     """
-    found = None if shape is None else forecast(shape, params, launch, rows_of)
+    found = None if shape is None else forecast(shape, strategy, params, launch, rows_of)
     if found is None:
         return [UNKNOWN_MODEL]
     return lines(found, known_rate(earlier(), socket.gethostname(), params["precision"]))

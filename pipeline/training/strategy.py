@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 from pipeline.models.aliases import aliases
+from pipeline.training.flops import Trains
 
 if TYPE_CHECKING:  # a request is checked without
     import torch
@@ -17,6 +18,12 @@ _WRAPPED, _ADAPTED = "base_model.model.", ".base_layer.weight"  # how peft names
 
 class Strategy(Protocol):
     """Marks what trains, and hands back what was trained under the names of the saved model."""
+
+    needs_new_parameters: ClassVar[bool]
+    """Whether it can train only a model that was expanded."""
+
+    def footprint(self) -> Trains | None:
+        """What it trains, for estimates of memory and FLOPs; None: not known beforehand."""
 
     def apply(self, model: Any, new_parameters: Sequence[str]) -> Any:
         """Set `requires_grad` on exactly what trains and return the model to train."""
@@ -34,6 +41,12 @@ class Strategy(Protocol):
 @dataclass(frozen=True)
 class NewBlocks:
     """Train exactly the parameters that the expansion created (LLaMA Pro, section 3.2), by their recorded names."""
+
+    needs_new_parameters: ClassVar[bool] = True
+
+    def footprint(self) -> Trains:
+        """See `Strategy.footprint`."""
+        return Trains("new_blocks")
 
     def apply(self, model: nn.Module, new_parameters: Sequence[str]) -> nn.Module:
         """Freeze everything but `new_parameters`.
@@ -76,6 +89,12 @@ class NewBlocks:
 class Full:
     """Train every parameter, all at one learning rate: the scales of new blocks are for training them alone."""
 
+    needs_new_parameters: ClassVar[bool] = False
+
+    def footprint(self) -> Trains:
+        """See `Strategy.footprint`."""
+        return Trains("full")
+
     def apply(self, model: nn.Module, new_parameters: Sequence[str]) -> nn.Module:
         """See `Strategy.apply`."""
         return model.requires_grad_(True)
@@ -104,6 +123,11 @@ class Lora:
     alpha: float
     dropout: float
     target_modules: str | list[str]
+    needs_new_parameters: ClassVar[bool] = False
+
+    def footprint(self) -> Trains | None:
+        """See `Strategy.footprint`."""
+        return Trains("lora", self.rank) if self.target_modules == "all-linear" else None
 
     def apply(self, model: nn.Module, new_parameters: Sequence[str]) -> nn.Module:
         """Wrap the model's linear layers.

@@ -104,8 +104,8 @@ def built(name: str, overrides: Sequence[str], cache: Path) -> tuple[Any, Any]:
     from omegaconf import OmegaConf
 
     import pipeline.__main__  # noqa: F401  # registers the resolvers of conf/
-    from pipeline.data.files import matches
     from pipeline.evaluation.base import Inputs
+    from pipeline.globs import matches
 
     with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
         config = compose("config", [f"benchmark=[{name}]", *overrides])

@@ -10,7 +10,6 @@ import pytest
 
 from pipeline.data import archive
 from pipeline.data.archive import extract, extract_member, open_archive, read_members
-from pipeline.data.files import matches
 
 
 def _zip(path: Path, members: dict[str, bytes], mode: int = 0) -> Path:
@@ -28,27 +27,6 @@ def _tar(path: Path, *entries: tuple[tarfile.TarInfo, bytes]) -> Path:
             info.size = len(data)
             handle.addfile(info, io.BytesIO(data))
     return path
-
-
-@pytest.mark.parametrize(
-    ("name", "pattern", "expected"),
-    [
-        ("a.py", "*.py", True),
-        ("p/a.py", "*.py", False),
-        ("p/a.py", "**/*.py", True),
-        ("a.py", "**/*.py", True),
-        ("p/q/a.py", "p/**", True),
-        ("pq/a.py", "p/**", False),
-        ("p/tests/a.py", "**/tests/**", True),
-        ("p/mytests/a.py", "**/tests/**", False),
-        ("a+b.py", "a+b.py", True),
-        ("d7.txt", "d[0-9].txt", True),
-        ("dx.txt", "d[!0-9].txt", True),
-    ],
-)
-def test_globs(name, pattern, expected):
-    assert matches(name, [pattern]) is expected
-    assert matches(name, ["**"], [pattern]) is not expected
 
 
 def test_reads_selected_members_by_name_from_zip_and_tar(tmp_path):

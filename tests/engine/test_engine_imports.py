@@ -15,4 +15,4 @@ def test_importing_all_of_the_engine_imports_nothing_heavy():
     code = "import sys\n" + "".join(f"import pipeline.engine.{name}\n" for name in names) + "print(*sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert not HEAVY & set(done.stdout.split())
-    assert {"runner", "worker", "build"} <= set(names)
+    assert {"runner", "worker", "forecast"} <= set(names)

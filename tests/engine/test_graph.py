@@ -64,11 +64,12 @@ def test_slug(stage, label, slug):
 
 
 def test_order_has_inputs_first_sources_before_work_and_each_once():
-    base = node("base")
+    early = {"early": True}
+    base = node("base", settings=early)
     expand = node("expand", inputs={"model": base})
-    late = node("data", {"name": "late"}, {"base": base})
+    late = node("data", {"name": "late"}, {"base": base}, settings=early)
     pretrain = node("pretrain", inputs={"model": expand, "data": late})
-    twin = node("expand", inputs={"model": node("base")}, label="twin")
+    twin = node("expand", inputs={"model": node("base", settings=early)}, label="twin")
     scores = [node("evaluate", {"n": n}, {"model": model}) for n, model in enumerate([base, twin, pretrain])]
     order = topological([*scores, pretrain])
     assert [one.stage for one in order] == ["base", "data", "evaluate", "expand", "evaluate", "pretrain", "evaluate"]

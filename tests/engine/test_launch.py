@@ -168,3 +168,15 @@ def test_two_cpu_ranks_are_two(tmp_path, monkeypatch):
     facts = [json.loads((found[node.fingerprint] / "ranks.json").read_text()) for node in nodes]
     assert facts[0] == {"ranks": [1, 2], "device": "cpu:0", "threads": "1"}
     assert facts[1] == {"ranks": [1], "device": "cpu", "threads": "2"}
+
+
+def test_workers_keep_compiled_python_where_this_process_may_not_write_it(monkeypatch, tmp_path):
+    asked = {"bytecode_cache": str(tmp_path / "bytecode")}
+    monkeypatch.setattr("sys.dont_write_bytecode", False)
+    plain = launch.environment(asked)
+    monkeypatch.setattr("sys.dont_write_bytecode", True)
+    kept, without = launch.environment(asked), launch.environment({"bytecode_cache": None})
+    assert plain == without and kept["PYTHONDONTWRITEBYTECODE"] == ""
+    (tmp_path / "own_module.py").write_text("")
+    subprocess.run([sys.executable, "-c", "import own_module"], env={**kept, "PYTHONPATH": str(tmp_path)}, check=True)
+    assert any(path.name.startswith("own_module") for path in (tmp_path / "bytecode").rglob("*.pyc"))

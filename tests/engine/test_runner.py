@@ -80,12 +80,12 @@ def test_what_is_there_is_reused_even_if_its_stage_would_refuse_it_today(build, 
     """A report takes in cells of earlier versions, whose params lack what a stage asks for by now."""
     old, top = number(1, "number/old"), add(1, "add/top", a=number(1, "number/old"))
     build(old, top)
-    strict = {"facts": {"least": 2}}
-    assert labels(build(old, top, add(5, "add/new", a=old), **strict)[1]) == ["add/new"]
+    strict = Node("number", "number/old", 1, {"value": 1}, {}, {"launch": {"inprocess": True}, "hints": {"least": 2}})
+    assert labels(build(strict, top, add(5, "add/new", a=strict))[1]) == ["add/new"]
     wrong = Node("number", "number/old", 1, {"value": 1}, {}, {"launch": {"num_processes": 0}})
     with pytest.raises(ConfigError, match=r"^number/old: launch.num_processes=0 must be"):
         build(wrong)  # how it is launched is of this request
-    assert "2 to reuse" in runner.plan([old, top], tmp_path, tmp_path / "cache", stages="fake_stages", **strict)
+    assert "2 to reuse" in runner.plan([strict, top], tmp_path, tmp_path / "cache", stages="fake_stages")
 
 
 def test_every_check_comes_before_any_work(build, number, add, tmp_path):
@@ -93,7 +93,7 @@ def test_every_check_comes_before_any_work(build, number, add, tmp_path):
     with pytest.raises(ConfigError, match=r"^number/bad: value=-1 is too small; use at least 0$"):
         build(number(1), add(1, a=bad))
     with pytest.raises(ConfigError, match="use at least 2"):
-        build(number(1), facts={"least": 2})
+        build(Node("number", "number/one", 1, {"value": 1}, {}, {"hints": {"least": 2}}))
     with pytest.raises(ConfigError, match="there is no stage 'nothing'"):
         build(Node("nothing", "nothing", 1, {}))
     with pytest.raises(ConfigError, match=r"^number/one: launch.num_processes=0 must be"):

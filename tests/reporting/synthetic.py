@@ -94,7 +94,7 @@ class Artifacts:
         trained = stage in ("pretrain", "sft")
         model = self.model(stage, slug, num_new=num_new, training=trained, seed=seed)
         evaluations = {b: self.evaluation(f"{slug}/{name}", b, g, n=n, seed=seed) for b, g in gains.items()}
-        return {"row": name, "model": model, "training": model if trained else None, "evaluations": evaluations}
+        return {"name": name, "stage": stage, "model": model, "evaluations": evaluations}
 
 
 def text_items(name: str, gain: float, n: int, seed: int) -> dict[str, Any]:
@@ -179,10 +179,19 @@ def params(cells: list[dict[str, Any]], **changes: Any) -> dict[str, Any]:
         "seed": 0,
         "power": 0.8,
         "items": {"per_benchmark": 20, "characters": 200},
-        "cells": cells,
+        "variants": cells,
         "benchmarks": BENCHMARKS,
         **changes,
     }
+
+
+def chain(name: str, models: list[dict[str, Any]]) -> dict[str, Any]:
+    """A variant whose models are made one from the other, all compared with the first."""
+    first = models[0]["name"] if models else None
+    for above, model in zip([None, *models], models, strict=False):
+        model["parents"] = {"model": above["name"]} if above else {}
+        model["reference"] = first if above else None
+    return {"variant": name, "models": models}
 
 
 def none(*names: str) -> dict[str, float]:
@@ -215,7 +224,7 @@ def one_cell(artifacts: Artifacts, cell: str = "default", *, seed: int = 0, full
         rows.append(artifacts.row("expanded", f"{cell}/expanded", "expand", none(), num_new=250))
     rows.append(artifacts.row("post-pretrained", f"{cell}/p", "pretrain", gains, num_new=new, seed=seed + 1))
     rows.append(artifacts.row("tuned", f"{cell}/t", "sft", tuned, num_new=new, seed=seed + 1))
-    return {"cell": cell, "rows": rows}
+    return chain(cell, rows)
 
 
 def sweep(artifacts: Artifacts, values: list[int]) -> list[dict[str, Any]]:
@@ -236,5 +245,5 @@ def sweep(artifacts: Artifacts, values: list[int]) -> list[dict[str, Any]]:
             artifacts.row("base", "smol", "base", none()),
             artifacts.row("post-pretrained", f"groups{value}", "pretrain", gains, num_new=50 * value, seed=i + 1),
         ]
-        cells.append({"cell": cell, "rows": rows})
+        cells.append(chain(cell, rows))
     return cells

@@ -13,7 +13,16 @@ from pipeline.reporting.compare import compare
 from pipeline.reporting.page import html, report_markdown
 from pipeline.reporting.table import values_table
 from pipeline.reporting.values import data
-from tests.reporting.synthetic import BENCHMARKS, Artifacts, items, none, write_items, write_json, write_safetensors
+from tests.reporting.synthetic import (
+    BENCHMARKS,
+    Artifacts,
+    chain,
+    items,
+    none,
+    write_items,
+    write_json,
+    write_safetensors,
+)
 
 BASE = [100.0 + i for i in range(40)]
 SIZES = [50.0] * 40
@@ -78,8 +87,8 @@ def cell(artifacts, trained=TRAINED, base_bits=BASE) -> dict:
     write_json(model / "expansion.json", {"method": "block", "blocks": entries, "new_parameters": names, "rounds": []})
     better = [bits - 4 for bits in BASE]
     for row, diagnosis, bits in zip(rows, (NONE_NEW, UNTOUCHED, trained), (base_bits, BASE, better), strict=True):
-        row["evaluations"]["blocks"] = diagnosed(artifacts, row["row"], diagnosis, bits)
-    return {"cell": "default", "rows": rows}
+        row["evaluations"]["blocks"] = diagnosed(artifacts, row["name"], diagnosis, bits)
+    return chain("default", rows)
 
 
 def compared(artifacts, cells):
@@ -170,7 +179,7 @@ def test_page_text_and_data_hold_the_sections(artifacts, tmp_path):
 
 def test_a_report_without_diagnoses_has_no_such_section(artifacts, tmp_path):
     rows = [artifacts.row("base", "smol", "base", none("domain_text"))]
-    comparison = compared(artifacts, [{"cell": "default", "rows": rows}])
+    comparison = compared(artifacts, [chain("default", rows)])
     assert block_sections(comparison, tmp_path) == [] and 'id="blocks"' not in html(comparison, [])
 
 

@@ -11,6 +11,7 @@ from tests.reporting.synthetic import (
     BENCHMARKS,
     NEW,
     Artifacts,
+    chain,
     choice_items,
     none,
     one_cell,
@@ -43,7 +44,7 @@ def test_everything_a_cell_names_is_read(artifacts):
 
 def test_an_unknown_role_is_named(artifacts):
     cell = one_cell(artifacts)
-    cell["rows"][0]["evaluations"]["sciq"] = "evaluate-000000000000"
+    cell["models"][0]["evaluations"]["sciq"] = "evaluate-000000000000"
     with pytest.raises(ValueError, match="'evaluate-000000000000' is not among"):
         collected(artifacts, [cell])
 
@@ -67,8 +68,8 @@ def test_a_missing_file_names_its_directory(artifacts, name):
     ],
 )
 def test_damaged_items_name_their_directory(artifacts, content, message):
-    cell = {"cell": "default", "rows": [artifacts.row("base", "smol", "base", none("sciq"))]}
-    directory = artifacts.inputs[cell["rows"][0]["evaluations"]["sciq"]]
+    cell = chain("default", [artifacts.row("base", "smol", "base", none("sciq"))])
+    directory = artifacts.inputs[cell["models"][0]["evaluations"]["sciq"]]
     (directory / "items.parquet").unlink()
     write_json(directory / "items.json", content)
     with pytest.raises(ValueError, match=message) as error:
@@ -77,19 +78,19 @@ def test_damaged_items_name_their_directory(artifacts, content, message):
 
 
 def test_items_of_earlier_versions_are_read(artifacts):
-    cell = {"cell": "default", "rows": [artifacts.row("base", "smol", "base", none("sciq"))]}
-    before = collected(artifacts, [cell]).cells[0].base.evaluations["sciq"]
-    directory = artifacts.inputs[cell["rows"][0]["evaluations"]["sciq"]]
+    cell = chain("default", [artifacts.row("base", "smol", "base", none("sciq"))])
+    before = collected(artifacts, [cell]).cells[0].rows[0].evaluations["sciq"]
+    directory = artifacts.inputs[cell["models"][0]["evaluations"]["sciq"]]
     write_json(directory / "items.json", choice_items("sciq", 0.0, 200, 0))
     (directory / "items.parquet").unlink()
-    after = collected(artifacts, [cell]).cells[0].base.evaluations["sciq"]
+    after = collected(artifacts, [cell]).cells[0].rows[0].evaluations["sciq"]
     assert after.ids == before.ids and after.hashes == before.hashes
     assert np.array_equal(after.numerators, before.numerators)
 
 
 def test_a_torn_file_of_items_names_its_directory(artifacts):
-    cell = {"cell": "default", "rows": [artifacts.row("base", "smol", "base", none("sciq"))]}
-    file = artifacts.inputs[cell["rows"][0]["evaluations"]["sciq"]] / "items.parquet"
+    cell = chain("default", [artifacts.row("base", "smol", "base", none("sciq"))])
+    file = artifacts.inputs[cell["models"][0]["evaluations"]["sciq"]] / "items.parquet"
     file.write_bytes(file.read_bytes()[:-40])
     with pytest.raises(ValueError, match=file.parent.name):
         collected(artifacts, [cell])

@@ -41,10 +41,10 @@ METRICS = {
 def comparison(tmp_path):
     artifacts = Artifacts(tmp_path)
     cell = one_cell(artifacts)
-    for row in cell["rows"]:
-        if row["training"]:
-            file = artifacts.inputs[row["training"]] / "manifest.json"
-            manifest = json.loads(file.read_text())
+    for row in cell["models"]:
+        file = artifacts.inputs[row["model"]] / "manifest.json"
+        manifest = json.loads(file.read_text())
+        if "num_trainable" in manifest["metrics"]:
             manifest["metrics"] |= METRICS
             file.write_text(json.dumps(manifest))
     collection = collect("test", [cell], BENCHMARKS, artifacts.inputs)

@@ -10,7 +10,7 @@ import pytest
 from pipeline.reporting.collect import collect
 from pipeline.reporting.compare import compare
 from pipeline.reporting.items_page import items_html
-from tests.reporting.synthetic import BENCHMARKS, Artifacts, items, none, write_items
+from tests.reporting.synthetic import BENCHMARKS, Artifacts, chain, items, none, write_items
 
 NASTY = "</script><script>alert(1)</script><!-- <b>&amp;\u2028 ½"
 
@@ -34,7 +34,7 @@ def page(artifacts, base, model, texts="", **changes) -> tuple[str, dict]:
     rows = [artifacts.row("base", "smol", "base", {}), artifacts.row("post-pretrained", "p", "pretrain", {})]
     rows[0]["evaluations"] = {"sciq": answered(artifacts, "base", base, texts)}
     rows[1]["evaluations"] = {"sciq": answered(artifacts, "trained", model, texts)}
-    collection = collect("<i>run</i>", [{"cell": "default", "rows": rows}], BENCHMARKS, artifacts.inputs)
+    collection = collect("<i>run</i>", [chain("default", rows)], BENCHMARKS, artifacts.inputs)
     comparison = compare(collection, confidence=0.95, num_bootstrap=100, seed=0, power=0.8)
     html = items_html(comparison, **{"per_benchmark": 10, "characters": 300, **changes})
     found = re.search(r'id="data">(.*?)</script>', html, re.S)
@@ -69,7 +69,7 @@ def test_nothing_of_an_artifact_becomes_part_of_the_page(artifacts):
 
 def test_without_texts_there_is_no_page(artifacts):
     rows = [artifacts.row("base", "smol", "base", none("sciq"))]
-    collection = collect("run", [{"cell": "default", "rows": rows}], BENCHMARKS, artifacts.inputs)
+    collection = collect("run", [chain("default", rows)], BENCHMARKS, artifacts.inputs)
     comparison = compare(collection, confidence=0.95, num_bootstrap=100, seed=0, power=0.8)
     assert items_html(comparison, per_benchmark=10, characters=100) == ""
     assert page(artifacts, [1, 0], [0, 0], per_benchmark=0)[0] == ""

@@ -16,7 +16,7 @@ from pipeline.reporting.seeds import seed_groups, seed_lines, spread
 from pipeline.reporting.statistics import paired_difference
 from pipeline.reporting.table import detectable_table, seed_tables
 from pipeline.reporting.values import data
-from tests.reporting.synthetic import BENCHMARKS, Artifacts, none, one_cell
+from tests.reporting.synthetic import BENCHMARKS, Artifacts, chain, none, one_cell
 from tests.reporting.test_statistics import SETTINGS, make_items
 
 
@@ -34,7 +34,7 @@ def trained(artifacts, cell, gain, seed):
     gains = {"sciq": gain, "domain_text": 0.04}
     rows = [artifacts.row("base", "smol", "base", none("sciq", "domain_text"))]
     rows.append(artifacts.row("post-pretrained", f"{cell}/p", "pretrain", gains, seed=seed))
-    return {"cell": cell, "rows": rows}
+    return chain(cell, rows)
 
 
 def test_the_detectable_difference_is_detected_as_often_as_promised():

@@ -14,7 +14,7 @@ from pipeline.reporting.statistics import Score
 from pipeline.reporting.table import differences_table, facts_table, gains_table, markdown, split, values_table
 from pipeline.reporting.verdict import verdicts
 from pipeline.reporting.wording import count, duration, number, score_text
-from tests.reporting.synthetic import BENCHMARKS, Artifacts, choice_items, none, one_cell, sweep, write_items
+from tests.reporting.synthetic import BENCHMARKS, Artifacts, chain, choice_items, none, one_cell, sweep, write_items
 
 
 @pytest.fixture
@@ -34,7 +34,7 @@ def findings(comparison, cell=0) -> list[tuple[str, str]]:
 def trained(artifacts, gains, cell="default", n=200):
     rows = [artifacts.row("base", "smol", "base", none(*gains), n=n)]
     rows.append(artifacts.row("post-pretrained", f"{cell}/p", "pretrain", gains, n=n, seed=1))
-    return {"cell": cell, "rows": rows}
+    return chain(cell, rows)
 
 
 def test_the_base_is_one_row_and_a_cell_names_its_own(artifacts):
@@ -51,7 +51,7 @@ def test_the_base_is_one_row_and_a_cell_names_its_own(artifacts):
 
 def test_a_model_that_cells_share_is_one_row(artifacts):
     cells = [one_cell(artifacts, "sft.lr=1"), one_cell(artifacts, "sft.lr=2", seed=4)]
-    cells[1]["rows"][:3] = cells[0]["rows"][:3]
+    cells[1]["models"][:3] = cells[0]["models"][:3]
     labels = [line.label for line in compared(artifacts, cells).lines]
     assert labels == ["base", "expanded", "post-pretrained", "tuned · lr=1", "tuned · lr=2"]
 
@@ -88,7 +88,7 @@ def test_a_wide_table_is_split_without_losing_columns(artifacts):
 
 def test_a_measure_that_one_cell_lacks_is_shown_as_missing(artifacts):
     cells = [one_cell(artifacts), one_cell(artifacts, "expand=none", seed=3, full=True)]
-    for row in cells[1]["rows"][1:]:
+    for row in cells[1]["models"][1:]:
         del row["evaluations"]["sciq"]
     comparison = compared(artifacts, cells)
     sciq = [column.title for column in values_table(comparison).columns].index("SciQ")
@@ -101,7 +101,7 @@ def test_a_weighted_accuracy_is_in_percent_and_counts_in_the_mean_of_what_was_ke
     """MMLU by subjects: items of a small subject weigh more, and it stands beside the other accuracies."""
     cell = trained(artifacts, {"arc_easy": -0.1, "sciq": -0.2})
     weights = [0.5] * 100 + [1.5] * 100
-    for row, gain in zip(cell["rows"], (0.0, -0.2), strict=True):
+    for row, gain in zip(cell["models"], (0.0, -0.2), strict=True):
         content = choice_items("sciq", gain, 200, 1 if gain else 0)
         for item, weight in zip(content["items"], weights, strict=True):
             item["numerator"], item["denominator"] = item["numerator"] * weight, weight
@@ -115,7 +115,7 @@ def test_a_weighted_accuracy_is_in_percent_and_counts_in_the_mean_of_what_was_ke
 
 def test_models_evaluated_on_different_items_are_refused(artifacts):
     cell = one_cell(artifacts)
-    cell["rows"][2]["evaluations"]["sciq"] = artifacts.evaluation("other", "sciq", n=150)
+    cell["models"][2]["evaluations"]["sciq"] = artifacts.evaluation("other", "sciq", n=150)
     with pytest.raises(ValueError, match=r"post-pretrained against its reference on sciq: .*different items"):
         compared(artifacts, [cell])
 
@@ -169,7 +169,7 @@ def test_the_retention_finding_says_what_is_true(artifacts, gains, answer, says)
 
 def test_an_expansion_that_changed_the_model_is_reported(artifacts):
     cell = one_cell(artifacts)
-    cell["rows"][1]["evaluations"]["sciq"] = artifacts.evaluation("changed", "sciq", -0.1)
+    cell["models"][1]["evaluations"]["sciq"] = artifacts.evaluation("changed", "sciq", -0.1)
     answer, text = findings(compared(artifacts, [cell]))[0]
     assert answer == "no" and "changed the model on 1 of 6 measures: SciQ −" in text
 

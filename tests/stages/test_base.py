@@ -15,10 +15,10 @@ from safetensors.numpy import save_file as save_arrays
 from safetensors.torch import load_file, save_file
 
 from pipeline.data.vocabulary import highest_id
-from pipeline.engine.model_facts import known_facts
 from pipeline.models import load
 from pipeline.models.directory import read_config
 from pipeline.models.embedding import embedding_rows
+from pipeline.models.facts import model_facts
 from stages import base
 from tests.data.tokenizers_of_kinds import make
 
@@ -37,8 +37,7 @@ REVISION = "0" * 40
 )
 def test_how_long_a_row_may_be_is_read_under_each_familys_name(config, length, tmp_path):
     (tmp_path / "config.json").write_text(json.dumps({"num_hidden_layers": 2, **config}))
-    model = {"source": {"kind": "local", "path": str(tmp_path)}, "num_blocks": None, "max_position_embeddings": None}
-    assert known_facts(model)["max_position_embeddings"] == length
+    assert model_facts(tmp_path)["max_position_embeddings"] == length
 
 
 def test_a_model_that_the_hub_does_not_give_says_what_to_do(monkeypatch):

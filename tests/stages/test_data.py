@@ -19,6 +19,7 @@ from pipeline.data.prepared import validation_rows
 from pipeline.data.tokens import open_store
 from stages import data as stage
 from tests.data.tokenizers_of_kinds import make
+from tests.stages.requests import request
 
 CONF = Path(__file__).parents[2] / "conf" / "data"
 
@@ -70,13 +71,13 @@ def context(tmp_path):
 @pytest.mark.parametrize("path", sorted(CONF.glob("*.yaml")), ids=lambda path: path.stem)
 def test_every_configuration_passes_the_check(path):
     warnings.simplefilter("ignore")
-    stage.check(_params(path.stem), {"num_blocks": 30, "max_position_embeddings": 2048})
+    assert stage.forecast(request(_params(path.stem))).facts["sources"]
 
 
 def test_a_revision_that_may_move_is_said_and_resolved():
     params = _params("llama_pro_sft")
     with pytest.warns(UserWarning, match="evol-codealpaca-v1 at revision 'main', which may move"):
-        stage.check(params, {})
+        stage.forecast(request(params))
     with pytest.raises(ValueError, match="evol-codealpaca-v1 at revision main cannot be had"):
         stage._pinned(params)
     pinned = _params("llama_pro_pretrain")
@@ -86,18 +87,19 @@ def test_a_revision_that_may_move_is_said_and_resolved():
 def test_the_check_names_what_is_wrong():
     held_out = {"_target_": "pipeline.data.split.HeldOut", "bytes": 1, "fraction": 0.1, "threshold": 0.5, "seed": 1}
     with pytest.raises(ValueError, match="one of bytes and fraction"):
-        stage.check(_params(held_out=held_out), {})
+        stage.forecast(request(_params(held_out=held_out)))
     with pytest.raises(ValueError, match=r"data\.sources is empty"):
-        stage.check(_params(sources={}), {})
+        stage.forecast(request(_params(sources={})))
     with pytest.raises(ValueError, match="unexpected keyword argument 'seed'"):
-        stage.check(_params(seed=1), {})
+        stage.forecast(request(_params(seed=1)))
     with pytest.raises(ValueError, match=r"TextData or pipeline\.data\.chats\.ChatData"):
-        stage.check({"data": held_out | {"fraction": None}}, {})
+        stage.forecast(request({"data": held_out | {"fraction": None}}))
 
 
 def test_the_check_needs_no_torch():
     code = (
-        f"import sys; from stages import data; data.check({_params('python_and_math')!r}, {{}}); "
+        "import sys; from stages import data; from pipeline.engine.forecast import Request; "
+        f"data.forecast(Request({_params('python_and_math')!r})); "
         "assert not {'torch', 'transformers', 'datasets', 'pyarrow'} & set(sys.modules)"
     )
     subprocess.run([sys.executable, "-c", code], check=True, cwd=CONF.parents[1])

@@ -10,6 +10,7 @@ from pipeline.evaluation.base import content_hash, score
 from pipeline.evaluation.items import read_items
 from pipeline.models.tiny import save_random
 from stages import evaluate
+from tests.stages.requests import request
 
 CONFIG = {
     "model_type": "llama",
@@ -66,6 +67,7 @@ def context(tmp_path):
             progress=lambda **fields: seen.append(fields),
             is_main=is_main,
             launch={"isolation": "full", "judges": 1},
+            access={},
         )
 
     evaluate._model.cache_clear()
@@ -107,14 +109,14 @@ def test_only_rank_zero_scores(context):
 
 def test_bad_settings_are_refused_before_anything_runs():
     with pytest.raises(ValueError, match="window=0 must be at least 1"):
-        evaluate.check({"benchmark": {**BENCHMARK, "window": 0}}, {})
+        evaluate.forecast(request({"benchmark": {**BENCHMARK, "window": 0}}))
     with pytest.raises(ValueError, match="unexpected keyword argument 'windwo'"):
-        evaluate.check({"benchmark": {**BENCHMARK, "windwo": 3}}, {})
+        evaluate.forecast(request({"benchmark": {**BENCHMARK, "windwo": 3}}))
     with pytest.raises(ValueError, match=r"no\.such\.Thing"):
-        evaluate.check({"benchmark": {"_target_": "no.such.Thing"}}, {})
+        evaluate.forecast(request({"benchmark": {"_target_": "no.such.Thing"}}))
     with pytest.raises(ValueError, match="window=32 is longer than the model's 16 positions"):
-        evaluate.check({"benchmark": BENCHMARK}, {"max_position_embeddings": 16})
-    evaluate.check({"benchmark": BENCHMARK}, {"max_position_embeddings": 32})
+        evaluate.forecast(request({"benchmark": BENCHMARK}, {"max_position_embeddings": 16}))
+    evaluate.forecast(request({"benchmark": BENCHMARK}, {"max_position_embeddings": 32}))
 
 
 def test_what_is_wrong_is_found_before_the_model_is_loaded(context, monkeypatch):
@@ -126,7 +128,7 @@ def test_what_is_wrong_is_found_before_the_model_is_loaded(context, monkeypatch)
     monkeypatch.setattr("pipeline.evaluation.perplexity.HeldOutText.prepare", refuse, raising=False)
     monkeypatch.setattr(evaluate, "_model", lambda directory: pytest.fail("the model was loaded"))
     asked = context.make("asked")
-    asked.launch["endpoint"], asked.inputs["reference"] = {"url": "u"}, asked.inputs["model"]
+    asked.access["endpoint"], asked.inputs["reference"] = {"url": "u"}, asked.inputs["model"]
     with pytest.raises(ValueError, match="not like this"):
         evaluate.run(asked)
 
@@ -135,8 +137,8 @@ def test_an_endpoint_is_checked_with_the_request(monkeypatch):
     from tests.evaluation.judge_server import settings
 
     def check(**changes):
-        launch = {"endpoint": settings("http://localhost:1/v1", **changes)}
-        evaluate.check({"benchmark": BENCHMARK}, {"launch": launch})
+        access = {"endpoint": settings("http://localhost:1/v1", **changes)}
+        evaluate.forecast(request({"benchmark": BENCHMARK}, access=access))
 
     check()
     with pytest.raises(ValueError, match="num_parallel=0"):
@@ -149,7 +151,8 @@ def test_an_endpoint_is_checked_with_the_request(monkeypatch):
 def test_checking_needs_no_torch():
     code = (
         "import sys; from stages import evaluate\n"
-        f"evaluate.check({{'benchmark': {BENCHMARK!r}}}, {{}})\n"
+        "from pipeline.engine.forecast import Request\n"
+        f"evaluate.forecast(Request({{'benchmark': {BENCHMARK!r}}}))\n"
         "import pipeline.evaluation.harness, pipeline.evaluation.chat, pipeline.evaluation.shift\n"
         "import pipeline.evaluation.mt_bench, pipeline.evaluation.mint, pipeline.evaluation.positions\n"
         "assert not {'torch', 'lm_eval', 'datasets'} & set(sys.modules), 'heavy import'"
@@ -181,11 +184,11 @@ def test_lm_evaluation_harness_own_loop_gives_the_same_items(context, tmp_path):
 
 def test_a_backend_that_cannot_score_a_benchmark_is_refused():
     with pytest.raises(ValueError, match="HeldOutText needs the model in this process"):
-        evaluate.check({"benchmark": BENCHMARK, "backend": "vllm"}, {})
+        evaluate.forecast(request({"benchmark": BENCHMARK, "backend": "vllm"}))
     with pytest.raises(ValueError, match="name it for each model of the run"):
-        evaluate.check({"benchmark": piqa("rows"), "backend": "endpoint", "served_model": None}, {})
+        evaluate.forecast(request({"benchmark": piqa("rows"), "backend": "endpoint", "served_model": None}))
     with pytest.raises(ValueError, match="near it are piqa/piqa"):
-        evaluate.check({"benchmark": {**piqa("rows"), "task": "piqa/pika"}}, {})
+        evaluate.forecast(request({"benchmark": {**piqa("rows"), "task": "piqa/pika"}}))
 
 
 def hub_rows(repo):
@@ -199,7 +202,7 @@ def test_rows_that_cannot_be_had_are_named_before_anything_is_built(tmp_path):
     code = (
         "import sys; from stages import evaluate\n"
         "try:\n"
-        f"    evaluate.reach({hub_rows('some/set')!r})\n"
+        f"    evaluate.check_network({hub_rows('some/set')!r})\n"
         "except ValueError as error:\n"
         "    print(error)\n"
         "assert not {'torch', 'transformers', 'datasets'} & set(sys.modules), 'heavy import'"
@@ -249,9 +252,9 @@ def test_programs_are_written_by_the_server_that_was_asked_for(human_eval, monke
     served = server.Served(load(directory), load_tokenizer(directory))
     monkeypatch.setattr(evaluate, "_model", lambda directory: pytest.fail("the model was loaded"))
     asked = human_eval("served", backend="endpoint", served_model="tiny")
-    evaluate.check(asked.params, {})
+    evaluate.forecast(request(asked.params))
     with server.serving(served) as url:
-        asked.launch["server"] = settings(url)
+        asked.access["server"] = settings(url)
         assert evaluate.run(asked) == expected
     assert [body["model"] for body in served.asked] == ["tiny"]
     assert read_items(asked.directory).items == read_items(local.directory).items
@@ -280,9 +283,9 @@ def test_programs_are_refused_where_no_model_was_loaded_yet(context, monkeypatch
     rows.write_text(json.dumps(problem))
     params = {"benchmark": {**CODE, "rows": {**CODE["rows"], "source": {"kind": "local", "path": str(rows)}}}}
     with pytest.raises(ValueError, match="isolation=full or not at all"):
-        evaluate.check(params, {"launch": {"isolation": "full"}})
-    evaluate.check(params, {"launch": {"isolation": "limits"}})
-    evaluate.check(params, {})
+        evaluate.forecast(request(params, launch={"isolation": "full"}))
+    evaluate.forecast(request(params, launch={"isolation": "limits"}))
+    evaluate.forecast(request(params))
     worker = context.make("worker")
     worker.params, worker.launch = params, {"isolation": "full", "judges": 1}
     worker.locate, worker.listing = (lambda source: rows), (lambda source: [rows.name])

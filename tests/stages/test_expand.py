@@ -17,6 +17,7 @@ from pipeline.expansion import writer
 from pipeline.models import load
 from pipeline.models.directory import read_expansion
 from stages import expand
+from tests.stages.requests import request
 
 METHODS = {
     "block": {"_target_": "pipeline.expansion.block.BlockExpansion", "num_groups": 2},
@@ -75,7 +76,7 @@ def context(source, tmp_path, method, save="whole"):
 @pytest.mark.parametrize("method", METHODS)
 def test_each_method_goes_through_the_stage(source, tmp_path, method, save):
     asked = context(source, tmp_path, method, save)
-    expand.check(asked.params, {"num_blocks": 4})
+    assert expand.forecast(request(asked.params, {"num_blocks": 4})).facts["expanded"]
     metrics = expand.run(asked)
     json.dumps([metrics, asked.recorded])  # what a manifest cannot hold fails
     assert metrics["exact"] is (method not in INEXACT)
@@ -108,10 +109,11 @@ def test_what_claims_to_be_exact_and_is_not_fails_and_is_not_committed(source, t
     monkeypatch.setattr(writer, "write_expansion", sabotaged)
     params = {"method": METHODS["block"], "save": "whole"}
     config = {
-        "stage": "expand", "label": "", "version": expand.VERSION, "params": params, "launch": {}, "argv": ["test"],
+        "stage": "expand", "label": "", "version": expand.STAGE.version, "params": params, "launch": {},
+        "argv": ["test"],
         "inputs": {"model": {"fingerprint": "0" * 64, "directory": str(source)}},
     }  # fmt: skip
-    config["fingerprint"] = identify("expand", expand.VERSION, params, {"model": "0" * 64})
+    config["fingerprint"] = identify("expand", expand.STAGE.version, params, {"model": "0" * 64})
     partial = tmp_path / "expand-x.partial"
     partial.mkdir()
     (partial / artifact.CONFIG).write_text(yaml.safe_dump(config))

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
 
-from pipeline.engine import gate as request
 from pipeline.engine.errors import ConfigError
+from pipeline.lineage import gate as asked
+from pipeline.lineage.variant import Model, Variant
 from stages import gate
 from tests.reporting.synthetic import Artifacts
+from tests.stages.requests import request
 
 PARAMS = {
-    "row": "tuned",
+    "model": "tuned",
     "titles": {"sciq": "SciQ"},
     "budgets": {"sciq": 0.02},
     "overall": None,
@@ -47,15 +50,20 @@ def test_a_verdict_is_a_result(tmp_path, gain, passed):
     ids=str,
 )
 def test_a_gate_that_could_not_be_judged_is_refused(change, message):
-    gate.check(PARAMS, {})
+    gate.forecast(request(PARAMS))
     with pytest.raises(ValueError, match=message):
-        gate.check({**PARAMS, **change}, {})
+        gate.forecast(request({**PARAMS, **change}))
 
 
-def cell(**rows):
-    """row -> benchmarks evaluated on it; nodes are named by strings."""
+def variant(**rows):
+    """A chain of models, and benchmarks evaluated on each; nodes are named by strings."""
     groups = {"lambada": "retention", "wikitext": "general", "domain": "domain"}
-    return SimpleNamespace(
+    names = list(rows)
+    made = Variant("default", models={name: f"model {name}" for name in names})
+    for above, name in zip([None, *names], names, strict=False):
+        made.lineage[name] = Model("stage", {"model": above} if above else {}, names[0] if above else None)
+    return replace(
+        made,
         evaluations={row: {b: f"{row}/{b}" for b in names} for row, names in rows.items()},
         benchmarks={name: {"title": name.title(), "group": group} for name, group in groups.items()},
     )
@@ -76,12 +84,13 @@ EVERY = ["domain", "wikitext", "lambada"]
 )
 def test_a_budget_that_is_no_fraction_is_refused(change, message):
     with pytest.raises(ConfigError, match=message):
-        request.request({**SETTINGS, **change}, cell(base=EVERY, tuned=EVERY))
+        asked.request({**SETTINGS, **change}, variant(base=EVERY, tuned=EVERY))
 
 
 def test_a_budget_holds_for_what_the_base_could_do():
-    params, inputs = request.request(SETTINGS, cell(base=EVERY, expanded=EVERY, tuned=EVERY))
-    assert params["budgets"] == {"wikitext": 0.02, "lambada": 0.02} and params["row"] == "tuned"
+    params, inputs = asked.request(SETTINGS, variant(base=EVERY, expanded=EVERY, tuned=EVERY))
+    assert params["budgets"] == {"wikitext": 0.02, "lambada": 0.02} and params["model"] == "tuned"
+    assert (inputs["made-0"], inputs["made-1"]) == ("model expanded", "model tuned")
     assert inputs["base-lambada"] == "base/lambada" and inputs["model-wikitext"] == "tuned/wikitext"
     assert params["titles"] == {"wikitext": "Wikitext", "lambada": "Lambada"}
 
@@ -97,7 +106,7 @@ def test_a_budget_holds_for_what_the_base_could_do():
     ids=str,
 )
 def test_budgets_of_their_own(settings, budgets):
-    found = request.request({**SETTINGS, **settings}, cell(base=EVERY, tuned=EVERY))
+    found = asked.request({**SETTINGS, **settings}, variant(base=EVERY, tuned=EVERY))
     assert (found[0]["budgets"] if found else None) == budgets
 
 
@@ -116,4 +125,4 @@ def test_budgets_of_their_own(settings, budgets):
 )
 def test_a_gate_without_anything_to_judge_is_refused(settings, rows, message):
     with pytest.raises(ConfigError, match=message):
-        request.request({**SETTINGS, **settings}, cell(**rows))
+        asked.request({**SETTINGS, **settings}, variant(**rows))

@@ -10,10 +10,12 @@ from types import SimpleNamespace
 
 import pytest
 
+from pipeline.engine.forecast import Request
 from stages import report
 from tests.reporting.synthetic import (
     BENCHMARKS,
     Artifacts,
+    chain,
     choice_items,
     none,
     one_cell,
@@ -21,6 +23,8 @@ from tests.reporting.synthetic import (
     sweep,
     write_items,
 )
+
+ALONE = {"name": "base", "evaluations": {}, "parents": {}, "reference": None}
 
 
 @pytest.fixture
@@ -32,7 +36,7 @@ def run(artifacts, tmp_path, cells, **changes):
     directory = tmp_path / "report"
     directory.mkdir(exist_ok=True)
     request = params(cells, **changes)
-    report.check(request, {})
+    report.forecast(Request(request))
     context = SimpleNamespace(
         directory=directory, params=request, inputs=artifacts.inputs, is_main=True, progress=lambda **fields: None
     )
@@ -106,7 +110,7 @@ def test_a_sweep_is_drawn_over_its_number(artifacts, tmp_path):
 
 
 def test_missing_stages_leave_out_what_they_would_show(artifacts, tmp_path):
-    cell = {"cell": "default", "rows": [artifacts.row("base", "smol", "base", none("sciq"))]}
+    cell = chain("default", [artifacts.row("base", "smol", "base", none("sciq"))])
     metrics, directory = run(artifacts, tmp_path, [cell])
     assert {path.name for path in directory.iterdir()} == {"report.md", "index.html", "data.json"}
     assert metrics == {"num_models": 1, "num_benchmarks": 1}
@@ -127,7 +131,7 @@ def test_text_from_artifacts_is_escaped(artifacts, tmp_path):
 
 def test_single_items_have_a_page_of_their_own(artifacts, tmp_path):
     cell = one_cell(artifacts)
-    for row in cell["rows"]:
+    for row in cell["models"]:
         directory = artifacts.inputs[row["evaluations"]["sciq"]]
         content = choice_items("sciq", 0.0, 200, 0)
         for item in content["items"]:
@@ -160,23 +164,27 @@ def test_the_same_request_gives_the_same_files(finished, tmp_path):
         ({"power": 1.0}, "report.power=1.0"),
         ({"items": {"per_benchmark": 3}}, "characters and per_benchmark"),
         ({"items": {"per_benchmark": -1, "characters": 10}}, "at least 0"),
-        ({"cells": []}, "no cells"),
+        ({"variants": []}, "no variants"),
         ({"surprise": 1}, "'surprise'"),
         ({"benchmarks": {"a": {"title": "A", "group": "other"}}}, "group='other' is unknown"),
-        ({"cells": [{"cell": "default", "rows": []}]}, "required are base"),
-        ({"cells": [{"cell": "default", "rows": [{"row": "base", "evaluations": {"z": "r"}}]}]}, r"\['z'\]"),
-        ({"cells": [{"cell": "a", "rows": [{"row": "base", "evaluations": {}}]}] * 2}, "not all different"),
+        ({"variants": [chain("default", [])]}, "at least one is required"),
+        ({"variants": [chain("default", [{"name": "base", "evaluations": {"z": "r"}}])]}, r"\['z'\]"),
+        ({"variants": [chain("a", [{"name": "base", "evaluations": {}}])] * 2}, "not all different"),
+        ({"variants": [{"variant": "a", "models": [{**ALONE, "parents": {"model": "x"}}]}]}, "comes from .'x'."),
+        ({"variants": [{"variant": "a", "models": [{**ALONE, "reference": "y"}]}]}, "the reference 'y', no model"),
     ],
 )
 def test_a_wrong_request_is_refused_before_anything_runs(changes, message):
     with pytest.raises(ValueError, match=message):
-        report.check({**params([{"cell": "default", "rows": [{"row": "base", "evaluations": {}}]}]), **changes}, {})
+        asked = {**params([chain("default", [{"name": "base", "evaluations": {}}])]), **changes}
+        report.STAGE.check(asked)
+        report.forecast(Request(asked))
 
 
-def test_rows_and_groups_are_those_that_the_library_knows():
+def test_groups_are_those_that_the_library_knows():
     from pipeline.reporting import collect
 
-    assert (report.ROWS, report.GROUPS) == (collect.ROWS, collect.GROUPS)
+    assert report.GROUPS == collect.GROUPS
 
 
 def test_the_stage_is_light_and_the_library_knows_no_torch():

@@ -35,8 +35,7 @@ def build(strategy, config=LLAMA, new=NEW, attention="eager"):
 
 
 def trains(strategy):
-    target = f"pipeline.training.strategy.{type(strategy).__name__}"
-    return Trains.of({"_target_": target, **vars(strategy)})
+    return strategy.footprint()
 
 
 def executed(model, rows, length, labelled):
@@ -145,13 +144,14 @@ def test_a_window_bounds_the_pairs():
 @pytest.mark.parametrize(
     ("strategy", "found"),
     [
-        ({"_target_": "mine.Other"}, None),
-        ({"_target_": "x.Lora", "rank": 4, "target_modules": ["q_proj"]}, None),
-        ({"_target_": "x.Lora", "rank": 4, "target_modules": "all-linear"}, Trains("lora", 4)),
+        (Lora(4, 8, 0.0, ["q_proj"]), None),
+        (Lora(4, 8, 0.0, "all-linear"), Trains("lora", 4)),
+        (NewBlocks(), Trains("new_blocks")),
+        (Full(), Trains("full")),
     ],
 )
-def test_strategies_that_can_be_told_from_their_config(strategy, found):
-    assert Trains.of(strategy) == found
+def test_a_strategy_tells_its_footprint(strategy, found):
+    assert strategy.footprint() == found
 
 
 def test_what_cannot_be_told_is_refused():

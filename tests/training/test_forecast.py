@@ -7,19 +7,17 @@ import pytest
 
 from pipeline.models.shape import shape_of
 from pipeline.training.forecast import UNKNOWN_MODEL, known_rate, tell
+from pipeline.training.strategy import Full, Lora, NewBlocks
 from tests.training.test_fit import settings
 from tests.training.test_flops import LLAMA, NEW
 
 LAUNCH = {"micro_batch": 2, "loss_chunk": 512, "num_processes": 1}
 SHAPE = shape_of(LLAMA).with_new(set(NEW))
+NEW_BLOCKS, OTHER = NewBlocks(), Lora(4, 8, 0.0, ["q_proj"])
 
 
-def params(way="NewBlocks", **changes):
-    return {**vars(settings(**changes)), "strategy": {"_target_": f"pipeline.training.strategy.{way}"}}
-
-
-def told(shape=SHAPE, rows_of=None, earlier=(), launch=LAUNCH, **changes):
-    return tell(shape, params(**changes), launch, rows_of, lambda: earlier)
+def told(shape=SHAPE, rows_of=None, earlier=(), launch=LAUNCH, strategy=NEW_BLOCKS, **changes):
+    return tell(shape, strategy, vars(settings(**changes)), launch, rows_of, lambda: earlier)
 
 
 def manifest(finished="1", host="here", precision="fp32", rate=2e9):
@@ -63,11 +61,11 @@ def test_epochs_need_the_data(rows_of, steps):
 
 
 def test_what_is_not_known_is_said_so():
-    assert told(shape=None) == [UNKNOWN_MODEL] == told(way="Mine") == told(shape=shape_of(LLAMA))
+    assert told(shape=None) == [UNKNOWN_MODEL] == told(strategy=OTHER) == told(shape=shape_of(LLAMA))
 
 
 def test_full_training_costs_what_6nd_says_and_attention():
-    assert "of 6ND" in told(way="Full")[2] and "frozen weights" not in told(way="Full")[1]
+    assert "of 6ND" in told(strategy=Full())[2] and "frozen weights" not in told(strategy=Full())[1]
 
 
 def test_dry_run_shows_it(tmp_path):

@@ -1,26 +1,20 @@
 """Tells beforehand what it costs: as many as its inputs together, and its own."""
 
 from pipeline.engine import worker
-from pipeline.engine.outlook import Outlook
+from pipeline.engine.forecast import Forecast
+from pipeline.engine.stage import ANY_ROLE, Stage
 
-VERSION = 1
-
-
-def check(params, facts):
-    pass
+STAGE = Stage(version=1, makes="number", inputs={ANY_ROLE: "number"})
 
 
-def outlook(ahead):
-    inputs = [
-        ahead.model("total", lambda directory: int((directory / "total.txt").read_text()), r) for r in ahead.inputs
-    ]
-    total = sum(inputs) + ahead.params["plus"]
-    seen = [manifest["metrics"]["total"] for manifest in ahead.earlier()]
-    return Outlook({"total": total}, [f"total {total} with launch {dict(ahead.launch)}", f"seen {seen}"])
+def forecast(request):
+    total = sum(request.fact("total", role) for role in request.inputs) + request.params["plus"]
+    seen = [manifest["metrics"]["total"] for manifest in request.earlier()]
+    return Forecast({"total": total}, [f"total {total} with launch {dict(request.launch)}", f"seen {seen}"])
 
 
-def _read(directory):
-    return int((directory / "total.txt").read_text())
+def facts(directory):
+    return {"total": int((directory / "model" / "total.txt").read_text())}
 
 
 def run(context):

@@ -5,12 +5,9 @@ import os
 import signal
 
 from pipeline.engine import worker
+from pipeline.engine.stage import ANY_ROLE, Stage
 
-VERSION = 1
-
-
-def check(params, facts):
-    pass
+STAGE = Stage(version=1, makes="number", inputs={ANY_ROLE: "number"})
 
 
 def run(context):

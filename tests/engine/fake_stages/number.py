@@ -6,13 +6,17 @@ import os
 import time
 
 from pipeline.engine import worker
+from pipeline.engine.forecast import Forecast
+from pipeline.engine.stage import ANY_ROLE, Stage
 
-VERSION = 1
+STAGE = Stage(version=1, makes="number", inputs={ANY_ROLE: "number"})
 
 
-def check(params, facts):
-    if params["value"] < facts.get("least", 0):
-        raise ValueError(f"value={params['value']} is too small; use at least {facts.get('least', 0)}")
+def forecast(request):
+    least = request.hints.get("least", 0)
+    if request.params["value"] < least:
+        raise ValueError(f"value={request.params['value']} is too small; use at least {least}")
+    return Forecast()
 
 
 def run(context):

@@ -4,13 +4,9 @@ import os
 import time
 
 from pipeline.engine import worker
+from pipeline.engine.stage import ANY_ROLE, Stage
 
-VERSION = 1
-RESUMABLE = True
-
-
-def check(params, facts):
-    pass
+STAGE = Stage(version=1, makes="number", inputs={ANY_ROLE: "number"}, resumable=True)
 
 
 def run(context):

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.engine import rehearsal
+from pipeline.engine import resume_check
 from pipeline.engine.artifact import MANIFEST
 from tests.children import PATIENCE_S
 
@@ -44,8 +44,8 @@ def test_kills_of_the_whole_chain(arguments, tmp_path, kills, launch):
     assert done.returncode == 0, done.stdout + done.stderr
     told = re.search(r"resume is exact: 24 steps, killed (\d+) times \(resumed from steps (.*)\); weights", done.stdout)
     assert told and int(told[1]) == kills and len(set(json.loads(told[2]))) > 1, done.stdout
-    assert not list((tmp_path / "outputs" / "rehearsals").iterdir())
-    assert not (tmp_path / "outputs" / "artifacts" / "pretrain").exists(), "a rehearsal leaves no artifact of the stage"
+    assert not list((tmp_path / "outputs" / "resume_checks").iterdir())
+    assert not (tmp_path / "outputs" / "artifacts" / "pretrain").exists(), "a check leaves no artifact of the stage"
 
 
 def test_it_asks_for_a_training_stage(tmp_path):
@@ -61,8 +61,8 @@ def test_what_differs_is_named(tmp_path, monkeypatch):
         record = {"step": 1, "loss": loss, "tokens_per_s": tokens_per_s}
         (tmp_path / name / "metrics.jsonl").write_text(json.dumps(record) + "\n")
         (tmp_path / name / "samples.jsonl").write_text('{"step": 1}\n')
-    monkeypatch.setattr(rehearsal.artifact, "load_manifest", lambda d: json.loads((d / MANIFEST).read_text()))
-    found = list(rehearsal._differences(tmp_path / "whole", tmp_path / "cut"))
+    monkeypatch.setattr(resume_check.artifact, "load_manifest", lambda d: json.loads((d / MANIFEST).read_text()))
+    found = list(resume_check._differences(tmp_path / "whole", tmp_path / "cut"))
     assert found == ["model/a.safetensors", "metrics.jsonl"]
-    verdict = rehearsal.Verdict(found, 1, [3], 1, tmp_path)
+    verdict = resume_check.Verdict(found, 1, [3], 1, tmp_path)
     assert "resume is NOT exact" in str(verdict) and "model/a.safetensors" in str(verdict)

@@ -13,7 +13,7 @@ import random
 import shutil
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -34,7 +34,7 @@ SOON_S = 0.01
 
 @dataclass(frozen=True)
 class Verdict:
-    """What a rehearsal found.
+    """What a resume check found.
 
     Attributes:
         differing: what is not the same in both runs; empty if all is.
@@ -57,9 +57,7 @@ class Verdict:
         return f"resume is exact: {told}; weights, records and samples are the same to the bit"
 
 
-def rehearse(
-    node: Node, outputs: Path, cache: Path, facts: Mapping[str, Any], num_steps: int, num_kills: int, seed: int
-) -> Verdict:
+def check_resume(node: Node, outputs: Path, cache: Path, num_steps: int, num_kills: int, seed: int) -> Verdict:
     """Train `num_steps` steps of `node` twice, once with kills, and compare; its inputs are built first.
 
     Args:
@@ -69,18 +67,18 @@ def rehearse(
     Raises:
         PipelineError: what `runner.run` raises; a failure of a worker that was not killed among it.
     """
-    inputs = runner.run(list(node.inputs.values()), outputs, cache, facts=facts)
+    inputs = runner.run(list(node.inputs.values()), outputs, cache)
     short = _short(node, num_steps)
-    scratch = outputs.absolute() / "rehearsals" / short.name
+    scratch = outputs.absolute() / "resume_checks" / short.name
     shutil.rmtree(scratch, ignore_errors=True)
     for name in ("whole", "cut"):
         for source in node.inputs.values():
             link = scratch / name / "artifacts" / source.stage / inputs[source.fingerprint].name
             link.parent.mkdir(parents=True, exist_ok=True)
             link.symlink_to(inputs[source.fingerprint], target_is_directory=True)
-    whole = runner.run([short], scratch / "whole", cache, facts=facts)[short.fingerprint]
-    resumed_from = _killed_runs(short, scratch / "cut", cache, facts, num_kills, random.Random(seed))
-    cut = runner.run([short], scratch / "cut", cache, facts=facts)[short.fingerprint]
+    whole = runner.run([short], scratch / "whole", cache)[short.fingerprint]
+    resumed_from = _killed_runs(short, scratch / "cut", cache, num_kills, random.Random(seed))
+    cut = runner.run([short], scratch / "cut", cache)[short.fingerprint]
     steps = {record["step"] for record in _records(cut, "samples")}
     verdict = Verdict(list(_differences(whole, cut)), len(resumed_from), resumed_from, len(steps), scratch)
     if not verdict.differing:
@@ -96,16 +94,14 @@ def _short(node: Node, num_steps: int) -> Node:
     return Node(node.stage, node.label, node.version, params, node.inputs, {**node.settings, "launch": launch})
 
 
-def _killed_runs(
-    node: Node, outputs: Path, cache: Path, facts: Mapping[str, Any], number: int, draw: random.Random
-) -> list[int]:
+def _killed_runs(node: Node, outputs: Path, cache: Path, number: int, draw: random.Random) -> list[int]:
     """The step of the newest checkpoint at each kill."""
     resumed_from = []
     for index in range(number):
         checkpoints = artifact.partial(artifact.directory_of(node, outputs)) / "checkpoints"
         killer = _Killer(checkpoints, WRITING if index % 2 == 0 else WRITTEN, draw.random())
         with killer.waiting(), contextlib.suppress(StageError):
-            runner.run([node], outputs, cache, facts=facts)
+            runner.run([node], outputs, cache)
         if not killer.killed:
             break
         steps = [int(path.name.rpartition("-")[2]) for path in checkpoints.glob("step-*")]

@@ -8,19 +8,17 @@ from typing import TYPE_CHECKING, Any
 from pipeline.engine.errors import ConfigError
 
 if TYPE_CHECKING:
-    from pipeline.engine.build import Cell
     from pipeline.engine.graph import Node
+    from pipeline.lineage.variant import Variant
 
 KEPT_GROUPS = ("general", "retention")
 """Of benchmarks: what the base could do already."""
 TOTALS = ("max_drop", "overall")
 """The budgets that are not one benchmark's."""
-EXPANDED = "expanded"
-"""The row of the model that may equal its base by construction."""
 
 
-def request(settings: Mapping[str, Any], cell: Cell) -> tuple[dict[str, Any], dict[str, Node]] | None:
-    """Params and inputs of the judge of the last model against the first, or None if no budget is given.
+def request(settings: Mapping[str, Any], variant: Variant) -> tuple[dict[str, Any], dict[str, Node]] | None:
+    """Params and inputs of the judge of the last model against its reference, or None if no budget is given.
 
     Raises:
         ConfigError: there is nothing to judge, a budget is no fraction, or one names a benchmark that the two models do
@@ -30,23 +28,24 @@ def request(settings: Mapping[str, Any], cell: Cell) -> tuple[dict[str, Any], di
     _check_budgets({**{f"benchmarks.{name}": one for name, one in own.items()}, **{k: settings[k] for k in TOTALS}})
     if all(one is None for one in (settings["max_drop"], settings["overall"], *own.values())):
         return None
-    (base, reference), (row, judged) = (list(cell.evaluations.items())[i] for i in (0, -1))
-    if row == base:
-        raise ConfigError("evaluate.gate judges a model against its base, but this config makes none from it")
-    shared = [name for name in judged if name in reference]
+    name = list(variant.models)[-1]
+    base = variant.lineage[name].reference
+    if base is None:
+        raise ConfigError("evaluate.gate judges a model against its reference, but this config makes none from it")
+    reference, judged = variant.evaluations[base], variant.evaluations[name]
+    shared = [one for one in judged if one in reference]
     if unknown := sorted(set(own) - set(shared)):
         raise ConfigError(
-            f"evaluate.gate.benchmarks: {', '.join(unknown)} is not evaluated on both the {base} and the {row} model; "
+            f"evaluate.gate.benchmarks: {', '.join(unknown)} is not evaluated on both the {base} and the {name} model; "
             f"these are: {', '.join(shared) or 'none'}"
         )
-    budgets = _budgets(settings, {name: cell.benchmarks[name].get("group") for name in shared})
-    titles = {name: cell.benchmarks[name].get("title", name) for name in budgets}
+    budgets = _budgets(settings, {one: variant.benchmarks[one].get("group") for one in shared})
+    titles = {one: variant.benchmarks[one].get("title", one) for one in budgets}
     rest = {key: value for key, value in settings.items() if key not in ("max_drop", "benchmarks")}
-    inputs = {f"base-{name}": reference[name] for name in budgets}
-    inputs |= {f"model-{name}": judged[name] for name in budgets}
-    if row == EXPANDED:
-        inputs["expansion"] = cell.models[row]
-    return {**rest, "budgets": budgets, "row": row, "titles": titles}, inputs
+    inputs = {f"base-{one}": reference[one] for one in budgets}
+    inputs |= {f"model-{one}": judged[one] for one in budgets}
+    inputs |= {f"made-{number}": variant.models[step] for number, step in enumerate(variant.path_to(name))}
+    return {**rest, "budgets": budgets, "model": name, "titles": titles}, inputs
 
 
 def _check_budgets(budgets: Mapping[str, Any]) -> None:

@@ -1,0 +1,109 @@
+"""Which benchmark runs on which model of a lineage, on what data, against what, and where."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from pipeline.engine.errors import ConfigError
+from pipeline.engine.graph import Node
+from pipeline.engine.stage import find_stage
+from pipeline.lineage.variant import Variant
+
+DESCRIPTION = ("title", "group", "note")
+"""Keys of a benchmark that are for the report and not for the evaluation."""
+
+
+class Evaluations:
+    """Adds the evaluations of every model to a variant.
+
+    Args:
+        node, data: make a node, and one of prepared data, as `build` does.
+    """
+
+    def __init__(
+        self, config: Mapping[str, Any], variant: Variant, node: Callable[..., Node], data: Callable[..., Node]
+    ) -> None:
+        self.config, self.variant, self.node, self.data = config, variant, node, data
+        self.stage = find_stage("evaluate")
+        self.here: dict[str, str] = {}  # benchmark that only runs in this process -> the backend it was asked for
+
+    def add_all(self) -> None:
+        """Add them, and say what does not run where it was asked to."""
+        for name in self.variant.models:
+            self.variant.evaluations[name] = {}
+            for benchmark, settings in (self.config.get("benchmark") or {}).items():
+                self._add(name, benchmark, dict(settings))
+        if self.here:
+            asked = " and ".join(dict.fromkeys(self.here.values()))
+            warnings.warn(
+                f"evaluate.backend={asked} cannot run {', '.join(self.here)}: evaluated with the model in this "
+                "project's own process, as with evaluate.backend=local",
+                stacklevel=2,
+            )
+
+    def _add(self, model: str, name: str, benchmark: dict[str, Any]) -> None:
+        description = {key: benchmark.pop(key) for key in DESCRIPTION if key in benchmark}
+        benchmark.pop("folder", None)  # only a place for other keys to refer to
+        if not self._runs_on(model, name, benchmark.pop("models", None)):
+            return
+        inputs = {"model": self.variant.models[model]}
+        if reference := benchmark.pop("reference", None):
+            if model == reference:  # set against itself a model shows nothing
+                return
+            inputs["reference"] = self._reference(name, reference)
+        if "data" in benchmark:
+            if not (data := benchmark.pop("data")):
+                self._tell_without_data(model, name)
+                return
+            inputs["data"] = self.data(name, data, self.variant.root(model), f"benchmark.{name}")
+        self.variant.benchmarks[name] = description
+        self.variant.evaluations[model][name] = self._node_of(model, name, benchmark, inputs)
+
+    def _node_of(self, model: str, name: str, benchmark: dict[str, Any], inputs: dict[str, Node]) -> Node:
+        backend = self._backend(name, benchmark)
+        # How a server or a judge is reached is no part of what it says.
+        access = {"endpoint": benchmark.pop("endpoint", None)}
+        params: dict[str, Any] = {"benchmark": benchmark}
+        if backend != "local":  # another precision or another program gives other numbers
+            access["server"] = dict(self.config["evaluate"]["server"])
+            served = (access["server"].pop("models") or {}).get(model)
+            params |= {"backend": backend, **({"served_model": served} if backend == "endpoint" else {})}
+        try:
+            node = self.node("evaluate", f"evaluate/{model}/{name}", params, inputs, benchmark=f"benchmark.{name}")
+        except ConfigError as error:
+            raise ConfigError(f"{error}{self.stage.mirror_advice(benchmark)}") from error
+        if reached := {key: value for key, value in access.items() if value is not None}:
+            node.settings["access"] = reached
+        return node
+
+    def _backend(self, name: str, benchmark: dict[str, Any]) -> str:
+        """Where a benchmark's model runs; those that only run in this process are noted, to be told together."""
+        asked = benchmark.pop("backend", self.config["evaluate"]["backend"])
+        found = str(self.stage.backend_for(benchmark, asked))
+        if found != asked:
+            self.here[name] = asked
+        return found
+
+    def _reference(self, name: str, model: str) -> Node:
+        if model not in self.variant.models:
+            known = ", ".join(self.variant.models)
+            raise ConfigError(f"benchmark.{name}.reference={model!r} is no model of this run; there is {known}")
+        return self.variant.models[model]
+
+    def _runs_on(self, model: str, name: str, models: Any) -> bool:
+        known = [name for name, entry in self.config["lineage"].items() if entry is not None]
+        if models is not None and not (isinstance(models, list) and set(models) <= set(known)):
+            raise ConfigError(
+                f"benchmark.{name}.models={models!r}: give a list of {', '.join(known)}, or null for every model"
+            )
+        return models is None or model in models
+
+    def _tell_without_data(self, model: str, name: str) -> None:
+        if model == next(iter(self.variant.models)):
+            warnings.warn(
+                f"benchmark {name} is left out: it evaluates on the held-out part of data that this config "
+                f"skips; name the data with data@benchmark.{name}.data=...",
+                stacklevel=2,
+            )

@@ -1,0 +1,121 @@
+"""From a resolved config to a graph: the models of its lineage, each evaluated, and what judges and compares them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from pipeline.engine.errors import ConfigError
+from pipeline.engine.graph import Node
+from pipeline.engine.locations import localize
+from pipeline.engine.stage import find_stage
+from pipeline.lineage import gate
+from pipeline.lineage.benchmarks import Evaluations
+from pipeline.lineage.entries import Entry, read_lineage
+from pipeline.lineage.template_files import template_files_as_sources
+from pipeline.lineage.variant import Model, Variant
+
+DATA = "data"
+"""The kind of artifact, the role and the key of a section by which a model's stage asks for prepared data."""
+
+
+def build(config: Mapping[str, Any], name: str, cache: Path) -> Variant:
+    """Turn a resolved config into nodes.
+
+    Args:
+        name: of the variant: its overrides.
+        cache: remembers the hashes of local files.
+
+    Raises:
+        ConfigError: the request is wrong in a way that no single stage could see, or a path does not exist.
+    """
+    return _Builder(config, Variant(name), cache).build()
+
+
+class _Builder:
+    def __init__(self, config: Mapping[str, Any], variant: Variant, cache: Path) -> None:
+        self.config, self.variant, self.cache = config, variant, cache
+
+    def build(self) -> Variant:
+        self._check_report()
+        entries = read_lineage(self.config)
+        self.alone = {stage for stage in (e.stage for e in entries) if sum(e.stage == stage for e in entries) == 1}
+        stands_for: dict[str, str] = {}  # a skipped entry -> the model that it passes through
+        for entry in entries:
+            if entry.is_skipped:
+                stands_for[entry.name] = stands_for[next(iter(entry.parents.values()))]
+            else:
+                stands_for[entry.name] = entry.name
+                self._add(entry, {role: stands_for[name] for role, name in entry.parents.items()})
+        for name, model in self.variant.lineage.items():
+            if model.reference is not None:
+                self.variant.lineage[name] = model._replace(reference=stands_for[model.reference])
+        Evaluations(self.config, self.variant, self._node, self._data).add_all()
+        if asked := gate.request(self.config["evaluate"]["gate"], self.variant):
+            self.variant.gate = self._node("gate", "gate", *asked)
+        return self.variant
+
+    def _add(self, entry: Entry, parents: Mapping[str, str]) -> None:
+        """The node of a model, and of the data that it is made with."""
+        section = {key: value for key, value in entry.settings.items() if key != "skip"}
+        inputs = {role: self.variant.models[name] for role, name in parents.items()}
+        label = entry.stage if entry.stage in self.alone else f"{entry.stage}/{entry.name}"
+        first = next(iter(parents.values()), None)
+        root = None if first is None else self.variant.root(first)
+        if entry.declared.inputs.get(DATA) == DATA:
+            short = entry.section if entry.stage in self.alone else entry.name
+            if not (data := section.pop(DATA, None)):
+                raise ConfigError(f"{entry.section} needs data; {entry.section}=none leaves the stage out")
+            inputs[DATA] = self._data(short, data, root, entry.section)
+        params, hints = self._params(entry, section)
+        node = self._node(entry.stage, label, params, inputs, hints, **{key: entry.section for key in ("method",)})
+        reference = entry.reference if entry.reference is not None else root
+        self.variant.models[entry.name] = node
+        self.variant.lineage[entry.name] = Model(entry.stage, dict(parents), reference)
+
+    def _params(self, entry: Entry, section: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+        """Params and hints out of a section."""
+        hints = {key: section.pop(key) for key in entry.declared.hints if key in section}
+        params_of = getattr(find_stage(entry.stage), "params_of", dict)
+        try:
+            return params_of(section), hints
+        except ValueError as error:
+            raise ConfigError(f"{entry.section}.{error}") from error
+
+    def _node(
+        self,
+        stage: str,
+        label: str,
+        params: dict[str, Any],
+        inputs: dict[str, Node],
+        hints: Mapping[str, Any] | None = None,
+        **keys: str,
+    ) -> Node:
+        """A node of these params; `keys` are what their names are in the config, where these differ."""
+        declared = find_stage(stage).STAGE
+        section = declared.section or stage.rpartition(".")[2]
+        names = {key: f"{section}.{key}" for key in params} | keys
+        params, locations = localize(template_files_as_sources(params), self.cache, names)
+        settings: dict[str, Any] = {"launch": dict(self.config["launch"]), "locations": locations}
+        settings |= {"hints": dict(hints)} if hints else {}
+        settings |= {"early": True} if declared.reads_sources else {}
+        return Node(stage, label, declared.version, params, inputs, settings)
+
+    def _data(self, name: str, data: dict[str, Any], root: str | None, key: str) -> Node:
+        """One node for the same data under whatever name it is used; `root`: the model whose tokenizer it takes."""
+        assert root is not None
+        inputs = {"base": self.variant.models[root]}
+        node = self._node("data", f"data/{name}", {"data": data}, inputs, data=f"{key}.data")
+        for known in self.variant.data.values():
+            if known == node:
+                return known
+        self.variant.data[node.label] = node
+        return node
+
+    def _check_report(self) -> None:
+        """What would be wrong with the report is said before the days of work that it is about."""
+        try:
+            find_stage("report").check_settings(self.config["report"])
+        except ValueError as error:
+            raise ConfigError(str(error)) from error

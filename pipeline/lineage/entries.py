@@ -1,0 +1,165 @@
+"""The config's `lineage`: the models of a run by name, each with the stage that makes it and the models it comes from.
+
+lineage:
+  base:            {stage: base}
+  expanded:        {stage: expand, from: base}
+  mixed:           {stage: mix, from: {a: expanded, b: base}, with: {t: 0.3}}
+
+An entry that is null is left out, so that an experiment can replace the models of the default lineage.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from pipeline.engine.errors import ConfigError
+from pipeline.engine.stage import ANY_ROLE, Stage, find_stage
+
+MODEL = "model"
+"""The kind of artifact that a lineage names."""
+KEYS = ("stage", "from", "with", "reference")
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One model of a lineage.
+
+    Attributes:
+        name: of the model, for people and for other entries.
+        stage: name of the stage that makes it.
+        declared: what that stage says of itself.
+        parents: role -> name of a model that it is made from.
+        settings: its section of the config with its own changes.
+        reference: name of the model that it is compared with; None: the base that it came from.
+    """
+
+    name: str
+    stage: str
+    declared: Stage
+    parents: Mapping[str, str]
+    settings: Mapping[str, Any]
+    reference: str | None = None
+
+    @property
+    def section(self) -> str:
+        """Name of its section of the config."""
+        return section_of(self.stage, self.declared)
+
+    @property
+    def is_skipped(self) -> bool:
+        """Whether its (first) parent is passed through in its place."""
+        return bool(self.settings.get("skip")) and bool(self.parents)
+
+
+def section_of(stage: str, declared: Stage) -> str:
+    """Name of the config section with a stage's settings."""
+    return declared.section or stage.rpartition(".")[2]
+
+
+def read_lineage(config: Mapping[str, Any]) -> list[Entry]:
+    """The entries of a resolved config, parents before those made from them, else in the order of the config.
+
+    Raises:
+        ConfigError: an entry that cannot be made: unknown stages, names, roles or keys, or a cycle; names the key.
+    """
+    named = config.get("lineage")
+    lineage = {k: v for k, v in named.items() if v is not None} if isinstance(named, Mapping) else {}
+    if not lineage:
+        raise ConfigError("lineage is empty; it names the models of a run, such as lineage.base={stage: base}")
+    entries = {name: _read(name, value, config) for name, value in lineage.items()}
+    for entry in entries.values():
+        _check_names(entry, entries)
+    return _ordered(entries)
+
+
+def overlay(section: Mapping[str, Any], changes: Mapping[str, Any], where: str) -> dict[str, Any]:
+    """A section with an entry's own changes; a mapping that names its class replaces what stood there.
+
+    Raises:
+        ConfigError: a key that the section does not have.
+    """
+    unknown = [key for key in changes if key not in section]
+    if unknown and not (section.get("skip") and changes.get("skip", True)):  # a skipped section has no other keys
+        close = difflib.get_close_matches(str(unknown[0]), [str(key) for key in section], n=1)
+        guess = f"; did you mean {close[0]}?" if close else f" (it has: {', '.join(map(str, section))})"
+        raise ConfigError(f"{where}.{unknown[0]} is not a key of the section that it changes{guess}")
+    return {**section, **{key: _merged(section.get(key), value) for key, value in changes.items()}}
+
+
+def _merged(old: Any, new: Any) -> Any:
+    if not (isinstance(old, Mapping) and isinstance(new, Mapping)) or "_target_" in new:
+        return new
+    return {**old, **{key: _merged(old.get(key), value) for key, value in new.items()}}
+
+
+def _read(name: str, value: Any, config: Mapping[str, Any]) -> Entry:
+    where = f"lineage.{name}"
+    if not isinstance(value, Mapping) or not isinstance(value.get("stage"), str):
+        raise ConfigError(f"{where}={value!r} must be a mapping with a stage, such as {{stage: pretrain, from: base}}")
+    if unknown := sorted(set(value) - set(KEYS)):
+        raise ConfigError(f"{where} has the keys {', '.join(map(repr, unknown))}; known are {', '.join(KEYS)}")
+    declared: Stage = _find(value["stage"], where)
+    section = config.get(section_of(value["stage"], declared))
+    if not isinstance(section, Mapping):
+        raise ConfigError(
+            f"{where}.stage={value['stage']} has no section {section_of(value['stage'], declared)!r} in the config; "
+            f"add one, such as +{section_of(value['stage'], declared)}=OPTION"
+        )
+    settings = overlay(section, value.get("with") or {}, f"{where}.with")
+    parents = _parents(value.get("from"), declared, where)
+    return Entry(name, value["stage"], declared, parents, settings, value.get("reference"))
+
+
+def _find(stage: str, where: str) -> Stage:
+    try:
+        declared: Stage = find_stage(stage).STAGE
+    except ConfigError as error:
+        raise ConfigError(f"{where}.stage: {error}") from error
+    if declared.makes != MODEL:
+        raise ConfigError(f"{where}.stage={stage} makes {declared.makes}, not a model; a lineage names models")
+    return declared
+
+
+def _parents(given: Any, declared: Stage, where: str) -> dict[str, str]:
+    roles = [role for role, kind in declared.inputs.items() if kind == MODEL and role != ANY_ROLE]
+    if given is None or isinstance(given, str):
+        given = {} if given is None else {roles[0] if roles else MODEL: given}
+    if not isinstance(given, Mapping) or not all(isinstance(name, str) for name in given.values()):
+        raise ConfigError(f"{where}.from={given!r} must be the name of a model, or a mapping of roles to names")
+    if wrong := [role for role in given if declared.kind_of(role) != MODEL]:
+        known = "; it has " + ", ".join(roles) if roles else ": it is made from no model"
+        raise ConfigError(f"{where}.from: its stage reads no model in the role {wrong[0]!r}{known}")
+    if missing := [role for role in roles if role not in given]:
+        raise ConfigError(f"{where}.from names no model for the role {missing[0]!r}; add from: NAME")
+    return {str(role): name for role, name in given.items()}
+
+
+def _check_names(entry: Entry, entries: Mapping[str, Entry]) -> None:
+    named = {f"from ({role})": name for role, name in entry.parents.items()}
+    if entry.reference is not None:
+        named["reference"] = entry.reference
+    for key, name in named.items():
+        if name not in entries:
+            close = difflib.get_close_matches(name, entries, n=1)
+            guess = f"; did you mean {close[0]}?" if close else f"; it has {', '.join(entries)}"
+            raise ConfigError(f"lineage.{entry.name}.{key}: the lineage has no model {name!r}{guess}")
+
+
+def _ordered(entries: Mapping[str, Entry]) -> list[Entry]:
+    done: dict[str, Entry] = {}
+
+    def visit(entry: Entry, path: tuple[str, ...]) -> None:
+        if entry.name in path:
+            cycle = " <- ".join([*path[path.index(entry.name) :], entry.name])
+            raise ConfigError(f"lineage has a cycle: {cycle}; a model cannot be made from itself")
+        if entry.name not in done:
+            for parent in entry.parents.values():
+                visit(entries[parent], (*path, entry.name))
+            done[entry.name] = entry
+
+    for entry in entries.values():
+        visit(entry, ())
+    return list(done.values())

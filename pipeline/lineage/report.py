@@ -1,0 +1,56 @@
+"""The report over variants of a run: what it compares, and in which order they stand."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from pipeline.engine.graph import SHORT, Node
+from pipeline.engine.stage import find_stage
+from pipeline.lineage.variant import Variant
+
+PLAIN = "default"
+"""Name of the variant without overrides."""
+
+
+def report_node(settings: Mapping[str, Any], name: str, variants: Sequence[Variant], launch: Mapping[str, Any]) -> Node:
+    """The report over all evaluations of these variants, and the curves of their training."""
+    inputs: dict[str, Node] = {}
+
+    def role(node: Node) -> str:
+        key = f"{node.stage.rpartition('.')[2]}-{node.fingerprint[:SHORT]}"
+        inputs[key] = node
+        return key
+
+    described = [
+        {
+            "variant": variant.name,
+            "models": [
+                {
+                    "name": model,
+                    **place._asdict(),
+                    "model": role(variant.models[model]),
+                    "evaluations": {b: role(node) for b, node in variant.evaluations[model].items()},
+                }
+                for model, place in variant.lineage.items()
+            ],
+        }
+        for variant in variants
+    ]
+    benchmarks = {key: text for variant in variants for key, text in variant.benchmarks.items()}
+    params = {**settings, "name": name, "variants": described, "benchmarks": benchmarks}
+    return Node(
+        "report", f"report/{name}", find_stage("report").STAGE.version, params, inputs, {"launch": dict(launch)}
+    )
+
+
+def in_order(variants: Iterable[Variant]) -> list[Variant]:
+    """The one without overrides first, then by name, numbers by their value."""
+    return sorted(variants, key=lambda variant: (variant.name != PLAIN, _natural(variant.name)))
+
+
+def _natural(text: str) -> list[tuple[bool, float, str]]:
+    """A sort key by which num_groups=6 stands before num_groups=16."""
+    parts = re.split(r"(\d+(?:\.\d+)?)", text)
+    return [(index % 2 == 0, float(part) if index % 2 else 0.0, part) for index, part in enumerate(parts)]

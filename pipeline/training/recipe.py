@@ -1,0 +1,100 @@
+"""What all training stages share: the checks of a request, its forecast, and the way from data to a trained model."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+from pipeline.data.schedule import check_shares
+from pipeline.training.settings import Settings
+from pipeline.training.strategy import Strategy
+
+
+class Workspace(Protocol):
+    """What a training run is given: its params and launch, a directory to fill, and ways to report and to stop."""
+
+    params: dict[str, Any]
+    launch: dict[str, Any]
+    directory: Path
+
+    def progress(self, **fields: Any) -> None: ...
+    def should_stop(self) -> bool: ...
+
+
+def whole_lengths(section: Mapping[str, Any]) -> dict[str, Any]:
+    """A section whose lengths are whole numbers: 1e9 is how people write it, and the same run as 1000000000."""
+    lengths = {key: section.get(key) for key in ("num_tokens", "num_steps")}
+    whole = {key: int(n) for key, n in lengths.items() if isinstance(n, float) and n.is_integer()}
+    return {**section, **whole}
+
+
+def check_request(
+    section: str,
+    params: Mapping[str, Any],
+    strategy: Strategy,
+    fact: Callable[..., Any],
+    sources: Sequence[str] | None,
+) -> None:
+    """Refuse what cannot be run.
+
+    Args:
+        section: of the config that holds `params`.
+        strategy: the instance that `params` names.
+        fact: gives a fact about the model by its name, None where it is not known.
+        sources: names of the data's sources, if they are known.
+
+    Raises:
+        ValueError: what is wrong and what to change.
+    """
+    Settings.of(params).check_length(fact("max_position_embeddings"))
+    check_shares(params["shares"], params.get("replay"), sources)
+    if strategy.needs_new_parameters and fact("expanded") is False:
+        raise ValueError(
+            f"{section}.strategy=new_blocks trains what the expansion added, but its model was not expanded "
+            f"(expand=none adds nothing); use expand=block, or strategy@{section}.strategy=full (or lora)"
+        )
+
+
+def forecast_lines(
+    params: Mapping[str, Any],
+    strategy: Strategy,
+    launch: Mapping[str, Any],
+    shape: Any,
+    data: Path | None,
+    mixing: Sequence[str],
+    earlier: Callable[[], Sequence[Mapping[str, Any]]],
+) -> list[str]:
+    """Parameters, memory, FLOPs and time of a training, in lines for a person.
+
+    Args:
+        shape: of the model; None: not known.
+        data: the prepared data's directory, if it is there.
+        mixing: keys of `params` that say how the data are packed and mixed.
+        earlier: gives manifests of earlier training, whose rates are this machine's.
+    """
+    from pipeline.data.prepared import rows_ahead
+    from pipeline.training.forecast import tell
+
+    return tell(shape, strategy, params, launch, rows_ahead(data, params, mixing), earlier)
+
+
+def train(workspace: Workspace, source: Path, data: Path, strategy: Strategy, mixing: Sequence[str]) -> dict[str, Any]:
+    """Train the model saved in `source` on prepared data, save it to `model/` in the workspace, and return metrics.
+
+    Raises:
+        ValueError: see `fit`.
+        StoppedError: the workspace was asked to stop.
+    """
+    from pipeline.data.prepared import open_stream, unused, validation_rows
+    from pipeline.models import load_tokenizer
+    from pipeline.training.device import launch_options
+    from pipeline.training.fit import fit
+
+    params, settings = workspace.params, Settings.of(workspace.params)
+    runtime, device = launch_options(workspace.launch, workspace.directory, workspace.progress, workspace.should_stop)
+    stream = open_stream(data, settings.seq_len, settings.seed, **{key: params[key] for key in mixing})
+    stream.set_length(settings.total_steps(stream.rows_of) * settings.batch_size, settings.last_row(stream.rows_of))
+    validation = validation_rows(data, load_tokenizer(source), settings.seq_len, settings.validation_tokens)
+    metrics = fit(source, workspace.directory / "model", strategy, settings, stream, validation, runtime, device)
+    return {**metrics, **stream.summary(), "data": unused(data)}
