@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from pipeline.data.documents import RowSource, describe
 from pipeline.data.formats import Row, field_value
 from pipeline.data.text_encoder import TextEncoder
+from pipeline.data.vocabulary import check_rows
 from pipeline.evaluation.base import Inputs, Item, Outcome, content_hash, num_rows
 from pipeline.evaluation.passages import by_hash, check_bounds
 
@@ -72,15 +73,17 @@ class TokenShift:
         """One item per prompt: numerator its unshifted tokens, denominator its tokens.
 
         Raises:
-            ValueError: there is no second model, it has another vocabulary, or no prompt fits.
+            ValueError: there is no second model, it has another vocabulary, no prompt fits, or a token has no row.
         """
         if inputs.reference is None:
             raise ValueError(
                 "token shift is measured against a second model; name the row in `reference`, such as base"
             )
         base = _load_base(inputs.reference, model, tokenizer)
-        prompts, items = list(self._encoded(model, tokenizer, inputs)), []
+        prompts, items = list(self._encoded(tokenizer, inputs)), []
         total = len(prompts)
+        for text, ids in prompts:
+            check_rows(ids, num_rows(model), f"the prompt {text[:40]!r}", tokenizer)
         answers = _greedy(
             model,
             tokenizer,
@@ -93,12 +96,11 @@ class TokenShift:
             items.append(self._item(text, answer, compare(model, base, ids, answer), tokenizer))
         return Outcome(METRIC, True, tuple(items))
 
-    def _encoded(self, model: Any, tokenizer: Any, inputs: Inputs) -> Iterator[tuple[str, list[int]]]:
+    def _encoded(self, tokenizer: Any, inputs: Inputs) -> Iterator[tuple[str, list[int]]]:
         """The chosen prompts, as text and as ids."""
         room, found = self.window - self.max_new_tokens, 0
-        encoder = TextEncoder(tokenizer, num_rows(model))
         for _, text in by_hash(self._texts(inputs)):
-            ids = self._ids(encoder, tokenizer, text)
+            ids = self._ids(tokenizer, text)
             if 0 < len(ids) <= room:
                 found += 1
                 yield text, ids
@@ -116,13 +118,11 @@ class TokenShift:
             texts.setdefault(text, row.id)  # the same prompt twice would be the same item twice
         yield from ((identity, text) for text, identity in texts.items())
 
-    def _ids(self, encoder: TextEncoder, tokenizer: Any, text: str) -> list[int]:
+    def _ids(self, tokenizer: Any, text: str) -> list[int]:
         if not (self.is_chat and tokenizer.chat_template):
-            return encoder.prompt(text)
+            return TextEncoder(tokenizer).prompt(text)
         turn = [{"role": "user", "content": text}]
-        ids = tokenizer.apply_chat_template(turn, add_generation_prompt=True, return_dict=True)["input_ids"]
-        encoder.check(ids, f"the prompt {text[:40]!r}")
-        return list(ids)
+        return list(tokenizer.apply_chat_template(turn, add_generation_prompt=True, return_dict=True)["input_ids"])
 
     def _item(self, text: str, answer: Sequence[int], moves: Moves, tokenizer: Any) -> Item:
         unshifted, marginal = moves.ranks == 1, (moves.ranks > 1) & (moves.ranks <= MARGINAL)
