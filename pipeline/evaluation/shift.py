@@ -19,6 +19,7 @@ from pipeline.data.documents import RowSource, describe
 from pipeline.data.rows import Row, field_value
 from pipeline.data.template import TemplateSettings
 from pipeline.data.text_encoder import TextEncoder
+from pipeline.data.vocabulary import check_rows
 from pipeline.evaluation.base import Inputs, Item, Outcome, content_hash, num_rows
 from pipeline.evaluation.passages import by_hash, check_bounds
 
@@ -78,15 +79,17 @@ class TokenShift:
         """One item per prompt: numerator its unshifted tokens, denominator its tokens.
 
         Raises:
-            ValueError: there is no second model, it has another vocabulary, or no prompt fits.
+            ValueError: there is no second model, it has another vocabulary, no prompt fits, or a token has no row.
         """
         if inputs.reference is None:
             raise ValueError(
                 "token shift is measured against a second model; name the row in `reference`, such as base"
             )
         base = _load_base(inputs.reference, model, tokenizer)
-        prompts, items = list(self._encoded(model, tokenizer, inputs)), []
+        prompts, items = list(self._encoded(tokenizer, inputs)), []
         total = len(prompts)
+        for text, ids in prompts:
+            check_rows(ids, num_rows(model), f"the prompt {text[:40]!r}", tokenizer)
         answers = _greedy(
             model,
             tokenizer,
@@ -99,11 +102,10 @@ class TokenShift:
             items.append(self._item(text, answer, compare(model, base, ids, answer), tokenizer))
         return Outcome(METRIC, True, tuple(items))
 
-    def _encoded(self, model: Any, tokenizer: Any, inputs: Inputs) -> Iterator[tuple[str, list[int]]]:
+    def _encoded(self, tokenizer: Any, inputs: Inputs) -> Iterator[tuple[str, list[int]]]:
         """The chosen prompts, as text and as ids."""
         room, found = self.window - self.max_new_tokens, 0
-        encoder = TextEncoder(tokenizer, num_rows(model))
-        ids_of = self._ids(encoder, tokenizer)
+        ids_of = self._ids(tokenizer)
         for _, text in by_hash(self._texts(inputs)):
             ids = ids_of(text)
             if 0 < len(ids) <= room:
@@ -123,17 +125,11 @@ class TokenShift:
             texts.setdefault(text, row.id)  # the same prompt twice would be the same item twice
         yield from ((identity, text) for text, identity in texts.items())
 
-    def _ids(self, encoder: TextEncoder, tokenizer: Any) -> Callable[[str], list[int]]:
+    def _ids(self, tokenizer: Any) -> Callable[[str], list[int]]:
         if not (self.is_chat and tokenizer.chat_template):
-            return encoder.prompt
-        chats = ChatEncoder(tokenizer, TemplateSettings(None, self.date, self.template_options))
-
-        def ids_of(text: str) -> list[int]:
-            ids = chats.prompt([{"role": "user", "content": text}])
-            encoder.check(ids, f"the prompt {text[:40]!r}")
-            return ids
-
-        return ids_of
+            return TextEncoder(tokenizer).prompt
+        encoder = ChatEncoder(tokenizer, TemplateSettings(None, self.date, self.template_options))
+        return lambda text: encoder.prompt([{"role": "user", "content": text}])
 
     def _item(self, text: str, answer: Sequence[int], moves: Moves, tokenizer: Any) -> Item:
         unshifted, marginal = moves.ranks == 1, (moves.ranks > 1) & (moves.ranks <= MARGINAL)

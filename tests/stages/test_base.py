@@ -72,7 +72,11 @@ def model_of(directory, tokenizer, num_rows, stated=None):
     source = {"kind": "local", "path": str(directory)}
     params = {"source": source, "num_blocks": None, "max_position_embeddings": None}
     return SimpleNamespace(
-        params=params, directory=directory / "out", locate=lambda source: directory, record=lambda **facts: None
+        params=params,
+        directory=directory / "out",
+        locate=lambda source: directory,
+        record=lambda **facts: None,
+        progress=lambda **fields: None,
     )
 
 
