@@ -15,6 +15,7 @@ from safetensors.numpy import save_file as save_arrays
 from safetensors.torch import load_file, save_file
 
 from pipeline.data.vocabulary import highest_id
+from pipeline.engine.forecast import Request
 from pipeline.models import load
 from pipeline.models.directory import read_config
 from pipeline.models.embedding import embedding_rows
@@ -161,10 +162,16 @@ def test_a_head_that_the_config_ties_and_the_files_hold_apart_is_told_and_put_ri
     assert all(torch.equal(loaded.get_parameter(name), tensor) for name, tensor in tensors.items())
 
 
+def local(source: Path) -> Request:
+    """A request of a model that lies there."""
+    params = {"source": {"kind": "local", "content": "c"}, "num_blocks": None, "max_position_embeddings": None}
+    return Request(params, settings={"locations": {"c": {"path": str(source)}}})
+
+
 def test_an_index_beside_a_whole_file_is_told(make_model, run_base, tmp_path):
     source = shutil.copytree(make_model(), tmp_path / "source")
     (source / "model.safetensors.index.json").write_text(json.dumps({"weight_map": {"a": "absent.safetensors"}}))
-    base.check({"source": {"kind": "local"}}, {"local_model": str(source)})
+    base.forecast(local(source))
     with pytest.warns(UserWarning, match=r"index with its files is ignored"):
         assert run_base(source)[0] == source
 
@@ -173,4 +180,4 @@ def test_a_local_model_whose_shards_are_absent_is_refused_before_anything_runs(m
     source = shutil.copytree(make_model(), tmp_path / "source", ignore=shutil.ignore_patterns("*.safetensors"))
     (source / "model.safetensors.index.json").write_text(json.dumps({"weight_map": {"a": "absent.safetensors"}}))
     with pytest.raises(ValueError, match=r"has no absent\.safetensors \(1 of 1 files of weights, which its model"):
-        base.check({"source": {"kind": "local"}}, {"local_model": str(source)})
+        base.forecast(local(source))
