@@ -10,7 +10,7 @@ from pipeline.engine import worker
 from pipeline.engine.outlook import Ahead, Outlook
 from pipeline.typed import checked
 
-VERSION = 2
+VERSION = 3
 RESUMABLE = True
 _MIXING = ("packing", "shares", "replay")
 
