@@ -131,7 +131,7 @@ def check_reloaded(directory: Path, trained: Trained, how: Conditions) -> None:
             f"the model saved in {directory} is not the one that was trained: {_some(differ)} differ when it is loaded "
             "again. It is not kept; please report this with the model's config.json and the names that its files store"
         )
-    if trained.loss is not None and not torch.equal(loss, trained.loss):
+    if trained.loss is not None and not torch.equal(loss.nan_to_num(), trained.loss.nan_to_num()):
         raise ValueError(
             f"the model saved in {directory} has a loss of {loss.item():.9g} where the trained one has "
             f"{trained.loss.item():.9g}, though all tensors are equal: its config.json is not that of the trained "
