@@ -29,7 +29,7 @@ class Params:
 
 
 STAGE = Stage(
-    version=1,
+    version=2,
     makes="model",
     section="model",
     params=Params,
@@ -115,17 +115,17 @@ def _materialise(context: worker.Context) -> Path:
 def _where_it_lies(context: worker.Context, directory: Path, own: Path) -> Path:
     """Weights in safetensors are used where they are; older checkpoints are converted once.
 
-    A config that ties what the weights hold apart is put right: a model by reference with the same tensors.
+    A config that ties what the weights hold apart is put right, in a model that refers to the same weights.
     """
     from pipeline.models.aliases import stored_apart
     from pipeline.models.bin import convert_bin
-    from pipeline.models.directory import refer_untied
+    from pipeline.models.directory import write_untied
     from pipeline.models.safetensors_io import INDEX_FILE, SINGLE_FILE, has_only_pickles, ignored_index, read_index
 
     if has_only_pickles(directory):
         convert_bin(directory, own)
-        return own
-    if ignored_index(directory):
+        directory = own
+    elif ignored_index(directory):
         warnings.warn(
             f"{directory} holds {SINGLE_FILE} and {INDEX_FILE}; the former is loaded, as transformers does, and the "
             "index with its files is ignored",
@@ -133,9 +133,10 @@ def _where_it_lies(context: worker.Context, directory: Path, own: Path) -> Path:
         )
     if apart := stored_apart(directory, read_index(directory)):
         warnings.warn(_told_apart(directory, apart), stacklevel=2)
-        refer_untied(directory, own)
+        write_untied(directory, own)
         return own
-    context.record(model_path=str(directory))
+    if directory != own:
+        context.record(model_path=str(directory))
     return directory
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import math
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -115,7 +116,9 @@ def run(context: worker.Context) -> dict[str, Any]:
         model, tokenizer = _model(str(directory))
         outcome = _outcome(benchmark, context.params.get("backend"), model, tokenizer, inputs)
     write_items(outcome, context.directory)
-    return {**outcome.also, **score(outcome.items)._asdict(), "metric": outcome.metric}
+    found = score(outcome.items)
+    stderr = found.stderr if math.isfinite(found.stderr) else None  # a single item has none
+    return {**outcome.also, **found._asdict(), "stderr": stderr, "metric": outcome.metric}
 
 
 def _check_endpoint(settings: Mapping[str, Any]) -> None:

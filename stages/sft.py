@@ -31,7 +31,7 @@ class Params(Settings):
     shares: Any
 
 
-STAGE = Stage(version=2, makes="model", inputs={"model": "model", "data": "data"}, params=Params, resumable=True)
+STAGE = Stage(version=3, makes="model", inputs={"model": "model", "data": "data"}, params=Params, resumable=True)
 params_of = whole_lengths
 
 

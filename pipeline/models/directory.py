@@ -144,10 +144,13 @@ def materialise(directory: Path, target: Path, shard_bytes: int = 5 * 10**9) -> 
     rewrite(directory, target, as_copies(read_index(directory)), shard_bytes)
 
 
-def refer_untied(directory: Path, target: Path) -> None:
-    """Write a model by reference to another, with a config that ties nothing."""
+def write_untied(directory: Path, target: Path) -> None:
+    """Write a model by reference to another, or over its own config, with a config that ties nothing."""
     config = untied((directory / CONFIG_FILE).read_text())
-    rewrite(directory, target, as_copies(read_index(directory)), save="reference", config=config)
+    if directory == target:
+        write_text(target / CONFIG_FILE, config)
+    else:
+        rewrite(directory, target, as_copies(read_index(directory)), save="reference", config=config)
 
 
 def rewrite(

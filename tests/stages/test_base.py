@@ -143,20 +143,25 @@ def run_base(tmp_path):
     return run
 
 
+@pytest.mark.parametrize("pickled", [False, True])
 @pytest.mark.parametrize("change", [0.0, 0.5])
 def test_a_head_that_the_config_ties_and_the_files_hold_apart_is_told_and_put_right(
-    make_model, run_base, tmp_path, change
+    make_model, run_base, tmp_path, change, pickled
 ):
     source = shutil.copytree(make_model("bfloat16"), tmp_path / "source")
     tensors = load_file(source / "model.safetensors")
     tensors["lm_head.weight"] = tensors["model.embed_tokens.weight"] + change
-    save_file(tensors, source / "model.safetensors", {"format": "pt"})
+    if pickled:
+        (source / "model.safetensors").unlink()
+        torch.save(tensors, source / "pytorch_model.bin")
+    else:
+        save_file(tensors, source / "model.safetensors", {"format": "pt"})
     with warnings.catch_warnings(record=True) as told:
         warnings.simplefilter("always")
         model, _ = run_base(source)
     said = [one for one in told if "values for lm_head.weight and model.embed_tokens.weight" in str(one.message)]
     assert bool(said) == (change > 0)
-    assert (model == source) == (change == 0)
+    assert (model == source) == (change == 0 and not pickled)
     assert read_config(model)["tie_word_embeddings"] == (change == 0)
     loaded = load(model)
     assert all(torch.equal(loaded.get_parameter(name), tensor) for name, tensor in tensors.items())
