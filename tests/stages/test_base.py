@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import json
+import shutil
+from types import SimpleNamespace
 
 import pytest
+from safetensors.torch import load_file, save_file
 
 from pipeline.engine.model_facts import known_facts
 from stages import base
@@ -46,3 +49,18 @@ def test_an_error_that_is_not_the_networks_stays_what_it_is(monkeypatch):
     monkeypatch.setattr("huggingface_hub.snapshot_download", fail)
     with pytest.raises(KeyError, match="a mistake"):
         base._download({"kind": "hub", "repo": "some/model", "revision": REVISION})
+
+
+def test_damaged_weights_are_refused_before_anything_is_made_of_them(make_model, tmp_path):
+    directory = shutil.copytree(make_model(), tmp_path / "model")
+    params = {"source": {"kind": "local"}, "num_blocks": None, "max_position_embeddings": None}
+    context = SimpleNamespace(
+        directory=tmp_path / "out", params=params, locate=lambda source: directory,
+        record=lambda **fields: None, progress=lambda **fields: None,
+    )  # fmt: skip
+    assert base.run(context)["num_blocks"] == 4
+    tensors = load_file(directory / "model.safetensors")
+    tensors["model.norm.weight"][3] = float("nan")
+    save_file(tensors, directory / "model.safetensors", {"format": "pt"})
+    with pytest.raises(ValueError, match=r"damaged: model\.norm\.weight in .* holds 1 NaN and 0 infinite values"):
+        base.run(context)
