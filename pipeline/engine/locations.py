@@ -100,7 +100,7 @@ def _content(location: dict[str, Any], hashes: HashCache, where: str) -> str:
 
 
 def _emptiness(path: Path, location: dict[str, Any]) -> str:
-    if location["include"] or location["exclude"]:
+    if location["include"] not in (None, ["**"]) or location["exclude"]:
         globs = f"include={location['include']} exclude={location['exclude']}"
         return f"no file below {path} matches {globs}; globs match whole relative names, e.g. '**/*.py'"
     return f"{path} holds no files (hidden ones do not count); point it to the data"

@@ -43,6 +43,7 @@ def load(
         raise ValueError(f"attention={attention!r} is not known; use one of {', '.join(ATTENTION)}")
     options: dict[str, Any] = {"dtype": dtype, "use_safetensors": True, "output_loading_info": True}
     options["generation_config"] = plain_decoding(Path(path))
+    options["ignore_mismatched_sizes"] = True  # they are in the report, and refused below by name and shape
     if ATTENTION[attention]:
         options["attn_implementation"] = ATTENTION[attention]
     register_own(read_config(Path(path)).get("model_type"))

@@ -1,4 +1,4 @@
-"""A model is decoded as whoever asks says, whatever its own generation_config.json wants."""
+"""A model is loaded as its files say and decoded as whoever asks says, whatever its generation_config.json wants."""
 
 import json
 import shutil
@@ -91,3 +91,11 @@ def test_a_damaged_file_is_named(tmp_path, text, message):
     (tmp_path / "generation_config.json").write_text(text)
     with pytest.raises(ValueError, match=message):
         special_tokens(tmp_path)
+
+
+def test_weights_of_another_size_are_named_with_both_shapes(make_model, tmp_path):
+    shutil.copytree(make_model(), tmp_path / "model")
+    config = json.loads((tmp_path / "model/config.json").read_text())
+    (tmp_path / "model/config.json").write_text(json.dumps({**config, "vocab_size": 305}))
+    with pytest.raises(ValueError, match=r"do not match their config.json: mismatched_keys: .*embed_tokens.*300.*305"):
+        load(tmp_path / "model")

@@ -186,3 +186,18 @@ def test_a_local_model_whose_shards_are_absent_is_refused_before_anything_runs(m
     (source / "model.safetensors.index.json").write_text(json.dumps({"weight_map": {"a": "absent.safetensors"}}))
     with pytest.raises(ValueError, match=r"has no absent\.safetensors \(1 of 1 files of weights, which its model"):
         base.forecast(local(source))
+
+
+def test_damaged_weights_are_refused_before_anything_is_made_of_them(make_model, tmp_path):
+    directory = shutil.copytree(make_model(), tmp_path / "model")
+    params = {"source": {"kind": "local"}, "num_blocks": None, "max_position_embeddings": None}
+    context = SimpleNamespace(
+        directory=tmp_path / "out", params=params, locate=lambda source: directory,
+        record=lambda **fields: None, progress=lambda **fields: None,
+    )  # fmt: skip
+    assert base.run(context)["num_blocks"] == 4
+    tensors = load_file(directory / "model.safetensors")
+    tensors["model.norm.weight"][3] = float("nan")
+    save_file(tensors, directory / "model.safetensors", {"format": "pt"})
+    with pytest.raises(ValueError, match=r"damaged: model\.norm\.weight in .* holds 1 NaN and 0 infinite values"):
+        base.run(context)

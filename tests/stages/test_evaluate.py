@@ -101,6 +101,11 @@ def test_one_worker_loads_a_model_once_and_in_fp32(context, monkeypatch):
     assert {parameter.dtype for parameter in model.parameters()} == {torch.float32}
 
 
+def test_one_item_has_no_standard_error(context):
+    metrics = evaluate.run(context.make("single", max_items=1))
+    assert (metrics["n"], metrics["stderr"]) == (1, None) and metrics["value"] > 0
+
+
 def test_only_rank_zero_scores(context):
     other = context.make("other", is_main=False)
     assert evaluate.run(other) == {}

@@ -91,6 +91,19 @@ def test_each_method_goes_through_the_stage(source, tmp_path, method, save):
     assert not (tmp_path / "out/scratch").exists()
 
 
+def test_a_source_that_overflows_is_proven_in_fp32_and_the_metrics_say_so(source, make_model, tmp_path):
+    tensors = load_file(make_model("float16") / "model.safetensors")
+    for name in ("gate_proj", "up_proj", "down_proj"):
+        tensors[f"model.layers.1.mlp.{name}.weight"].sign_().mul_(30)
+    shutil.rmtree(source / "model")
+    shutil.copytree(make_model("float16"), source / "model")
+    save_file(tensors, source / "model/model.safetensors", {"format": "pt"})
+    with pytest.warns(UserWarning, match="the source overflows in float16"):
+        metrics = expand.run(context(source, tmp_path, "block"))
+    assert metrics["exact"] and metrics["max_abs_difference"] == 0 and metrics["proof_dtype"] == "float32"
+    assert metrics["proof_note"].startswith("compared in float32 because the source overflows in float16")
+
+
 def sabotaged(plan, source, target, **settings):
     """The writer, and a bit of noise in a residual writer that should be zero."""
     written = writer_of_old(plan, source, target, **settings)
