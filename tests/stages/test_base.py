@@ -136,6 +136,7 @@ def run_base(tmp_path):
             directory=tmp_path / "base",
             locate=lambda source: directory,
             record=lambda **facts: recorded.update(facts),
+            progress=lambda **fields: None,
         )
         metrics = base.run(context)
         return Path(recorded.get("model_path", tmp_path / "base" / "model")), metrics
