@@ -93,7 +93,7 @@ def test_what_cannot_be_read_says_what_to_type(word, message):
     ("overrides", "message"),
     [
         (["~expand"], "the config has no expand, because ~expand removes it; expand=none leaves the stage out"),
-        (["~pretrain.data"], "pretrain needs a data and a strategy"),
+        (["~pretrain.data"], "pretrain needs data; pretrain=none leaves"),
         (["~pretrain.lr", "stage=pretrain"], "pretrain: lr must be given"),
         (["dry_run="], "dry_run='' must be true or false"),
         (["verify_resume=yes"], "verify_resume='yes' must be true or false"),

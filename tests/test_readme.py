@@ -25,6 +25,7 @@ def test_each_command_can_be_planned(command, make_model, tmp_path, monkeypatch,
     text = tmp_path / "text"
     text.mkdir()
     (text / "a.txt").write_text("words to learn")
+    (text / "chat.jinja").write_text("{{ messages }}")
     odd = tmp_path / "a model (1)"
     odd.symlink_to(make_model())
     arguments = [a.replace("/path/to/a model (1)", str(odd)) for a in shlex.split(command)[3:]]

@@ -58,7 +58,7 @@ class Stage:
             raise ValueError(f"{', '.join(map(repr, unknown))} is not a setting here; there are {', '.join(known)}")
         given = [name for name, one in known.items() if one.default is MISSING and one.default_factory is MISSING]
         if missing := [name for name in given if name not in params]:
-            raise ValueError(f"{', '.join(map(repr, missing))} is missing; give a value in the section of this stage")
+            raise ValueError(f"{', '.join(missing)} must be given")
 
     def kind_of(self, role: str) -> str | None:
         """Kind of the artifact that it reads in `role`; None if it reads none there."""

@@ -16,6 +16,8 @@ from pipeline.models.tokenizer_files import check_tokenizer
 
 CONFIG_FILE = "config.json"
 EXPANSION_FILE = "expansion.json"
+CHAT_TEMPLATES = "additional_chat_templates"
+"""transformers' folder of named chat templates."""
 Form = Literal["whole", "reference"]
 FORMS = ("whole", "reference")
 _WEIGHT_SUFFIXES = (".safetensors", ".bin", ".pt", ".pth", ".gguf", ".h5", ".msgpack", ".onnx")
@@ -63,8 +65,6 @@ def copy_side_files(source: Path, target: Path, leave_out: Collection[str] = ())
         target: is created.
         leave_out: names of files that the target gets from elsewhere.
     """
-    from transformers.utils import CHAT_TEMPLATE_DIR
-
     target.mkdir(parents=True, exist_ok=True)
     for file in sorted(source.iterdir(), key=lambda file: (file.name == CONFIG_FILE, file.name)):
         is_weight = file.suffix in _WEIGHT_SUFFIXES or file.name.endswith((".index.json", ".partial"))
@@ -72,8 +72,8 @@ def copy_side_files(source: Path, target: Path, leave_out: Collection[str] = ())
         if file.is_file() and not ours:
             shutil.copyfile(file, partial_of(target / file.name))
             commit(target / file.name)
-    if (templates := source / CHAT_TEMPLATE_DIR).is_dir():
-        shutil.copytree(templates, target / CHAT_TEMPLATE_DIR, dirs_exist_ok=True)
+    if (templates := source / CHAT_TEMPLATES).is_dir():
+        shutil.copytree(templates, target / CHAT_TEMPLATES, dirs_exist_ok=True)
 
 
 def read_expansion(directory: Path) -> dict:

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from pipeline.models.directory import EXPANSION_FILE, read_config
+from pipeline.models.directory import CHAT_TEMPLATES, EXPANSION_FILE, read_config
 from pipeline.models.shape import read_shape
 
 DEPTH_KEYS = ("num_hidden_layers", "n_layer", "n_layers", "num_layers")  # in the config.json of one family or another
@@ -44,7 +44,7 @@ def model_facts(directory: Path) -> dict[str, Any]:
 
 def _has_chat_template(directory: Path) -> bool:
     """Whether a tokenizer brings a chat template: in files of its own, or in its config."""
-    files = ("chat_template.jinja", "chat_template.json", "additional_chat_templates")
+    files = ("chat_template.jinja", "chat_template.json", CHAT_TEMPLATES)
     if any((directory / name).exists() for name in files):
         return True
     try:

@@ -92,4 +92,4 @@ def test_rows_are_foreseen_as_the_packer_lays_them(text_data):
     assert len(spans) == 2 * len(set(spans)) == 16
     assert found > 2 * stream.tokens["a"] / 2 / 300
     assert rows_ahead(text_data, {**params, "replay": 0.5}, ("packing", "shares", "replay"))(2.0) > 1.5 * found
-    assert rows_ahead(object(), params, ()) is None
+    assert rows_ahead(None, params, ()) is None

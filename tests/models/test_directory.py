@@ -1,5 +1,6 @@
 from transformers import PreTrainedTokenizerFast
 
+from pipeline.models import directory
 from pipeline.models.directory import copy_side_files
 from pipeline.models.tiny import CHAT_TEMPLATE, byte_tokenizer
 
@@ -11,3 +12,9 @@ def test_named_chat_templates_go_along_with_a_model(tmp_path):
     copy_side_files(tmp_path / "source", tmp_path / "target")
     copy_side_files(tmp_path / "source", tmp_path / "target")  # over what a killed attempt left
     assert PreTrainedTokenizerFast.from_pretrained(tmp_path / "target").chat_template == tokenizer.chat_template
+
+
+def test_the_folder_of_templates_is_transformers_own():
+    from transformers.utils import CHAT_TEMPLATE_DIR
+
+    assert directory.CHAT_TEMPLATES == CHAT_TEMPLATE_DIR
