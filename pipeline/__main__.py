@@ -112,7 +112,8 @@ def _wants_report(config: dict[str, Any]) -> bool:
 
 def run_variant(config: dict[str, Any], name: str, overrides: list[str]) -> str | None:
     """Build what `config` asks for, except the report. Returns what its gate found to be lost, if anything."""
-    from pipeline.engine import artifact, runner
+    from pipeline.engine import artifact
+    from pipeline.engine.run import runner
     from pipeline.lineage.build import build
     from pipeline.lineage.variant import AFTER, save_variant
 
@@ -143,7 +144,7 @@ def verify_resume(config: dict[str, Any]) -> None:
         ConfigError: the asked-for model is not made by training.
         PipelineError: it does not, or it could not be tried.
     """
-    from pipeline.engine.resume_check import check_resume
+    from pipeline.engine.run.resume_check import check_resume
     from pipeline.engine.stage import find_stage
     from pipeline.lineage.build import build
     from pipeline.lineage.entries import MODEL
@@ -164,7 +165,8 @@ def verify_resume(config: dict[str, Any]) -> None:
 
 def run_report(config: dict[str, Any]) -> None:
     """Compare all recorded cells of this run whose artifacts are still there, and show the result."""
-    from pipeline.engine import artifact, runner
+    from pipeline.engine import artifact
+    from pipeline.engine.run import runner
 
     if config["dry_run"]:
         return

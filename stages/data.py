@@ -10,9 +10,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pipeline.data.hub import Repository, is_commit
-from pipeline.engine import worker
-from pipeline.engine.forecast import Forecast, Request
+from pipeline.data.sources.hub import Repository, is_commit
+from pipeline.engine.process import worker
+from pipeline.engine.run.forecast import Forecast, Request
 from pipeline.engine.stage import Stage
 from pipeline.typed import checked
 
@@ -65,7 +65,7 @@ def run(context: worker.Context) -> dict[str, Any]:
     from pipeline.data.corpus import Place
     from pipeline.engine.artifact import model_dir
     from pipeline.models import load_tokenizer
-    from pipeline.models.embedding import embedding_rows
+    from pipeline.models.architecture.embedding import embedding_rows
 
     if not context.is_main:
         return {}
@@ -77,7 +77,7 @@ def run(context: worker.Context) -> dict[str, Any]:
 
 
 def _encoding(launch: dict[str, Any]) -> Any:
-    from pipeline.data.encoding import Encoding
+    from pipeline.data.tokens.encoding import Encoding
 
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     directory = Path(launch["token_cache"]).absolute() if launch["token_cache"] else None

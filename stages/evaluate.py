@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING, Any
 from hydra.errors import HydraException
 from hydra.utils import get_class, instantiate
 
-from pipeline.engine import worker
-from pipeline.engine.forecast import Forecast, Request
-from pipeline.engine.sources import sources
+from pipeline.engine.process import worker
+from pipeline.engine.run.forecast import Forecast, Request
+from pipeline.engine.sources.kinds import sources
 from pipeline.engine.stage import Stage
 from pipeline.typed import checked
 
@@ -51,7 +51,7 @@ STAGE = Stage(
 
 def forecast(request: Request) -> Forecast:
     """Refuse settings of a benchmark that make no sense, and a model that cannot be asked for it."""
-    from pipeline.evaluation import backends
+    from pipeline.evaluation.remote import backends
 
     params = request.params
     benchmark = _benchmark(params["benchmark"])
@@ -71,14 +71,14 @@ def forecast(request: Request) -> Forecast:
 
 def check_network(params: dict[str, Any]) -> None:
     """Raise ValueError for rows of the hub that this machine cannot have; it says what to download."""
-    from pipeline.evaluation.rows import reach as reach_rows
+    from pipeline.evaluation.tasks.rows import reach as reach_rows
 
     reach_rows((source["repo"], source["revision"]) for _, source in sources(params, "hub"))
 
 
 def mirror_advice(settings: Mapping[str, Any]) -> str:
     """What to download where a benchmark's mirror is not there; empty where none is missing."""
-    from pipeline.evaluation.rows import mirror
+    from pipeline.evaluation.tasks.rows import mirror
 
     found = settings.get("splits")
     splits = found.values() if isinstance(found, Mapping) else ()
@@ -89,7 +89,7 @@ def mirror_advice(settings: Mapping[str, Any]) -> str:
 
 def backend_for(settings: Mapping[str, Any], asked: str) -> str:
     """The backend that runs a benchmark where `asked` is wanted: `local` for one that no other can."""
-    from pipeline.evaluation import backends
+    from pipeline.evaluation.remote import backends
 
     try:
         return backends.nearest(get_class(settings["_target_"]), asked)
@@ -123,7 +123,7 @@ def run(context: worker.Context) -> dict[str, Any]:
 
 def _check_endpoint(settings: Mapping[str, Any]) -> None:
     """Refuse settings that reach nothing. A key that is not there yet is only told: it may not be needed any more."""
-    from pipeline.evaluation.endpoint import Endpoint
+    from pipeline.evaluation.remote.endpoint import Endpoint
 
     endpoint = Endpoint.of(settings)
     try:
@@ -151,7 +151,7 @@ def _inputs(context: worker.Context) -> Inputs:
 
 
 def _outcome(benchmark: Any, backend: str | None, model: Any, tokenizer: Any, inputs: Inputs) -> Outcome:
-    from pipeline.evaluation import backends
+    from pipeline.evaluation.remote import backends
 
     if backend == "hf":
         return benchmark.score(backends.reference(model, tokenizer), inputs)
@@ -159,7 +159,7 @@ def _outcome(benchmark: Any, backend: str | None, model: Any, tokenizer: Any, in
 
 
 def _outcome_of_server(benchmark: Any, directory: Path, context: worker.Context, inputs: Inputs) -> Outcome:
-    from pipeline.evaluation import backends
+    from pipeline.evaluation.remote import backends
     from pipeline.models import load_tokenizer
 
     context.progress(note="reaching the server")

@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING, Any
 
 from hydra.utils import instantiate
 
-from pipeline.engine import worker
 from pipeline.engine.artifact import model_dir
-from pipeline.engine.forecast import Forecast, Request
+from pipeline.engine.process import worker
+from pipeline.engine.run.forecast import Forecast, Request
 from pipeline.engine.stage import Stage
-from pipeline.models.facts import model_facts
+from pipeline.models.architecture.facts import model_facts
 from pipeline.typed import checked
 
 if TYPE_CHECKING:
@@ -71,8 +71,8 @@ def run(context: worker.Context) -> dict[str, Any]:
     from pipeline.expansion.base import read_source
     from pipeline.expansion.verify import verify_identity
     from pipeline.expansion.writer import write_expansion
+    from pipeline.reporting.figures.stack_figure import write_inspection
     from pipeline.reporting.stack import read_stack
-    from pipeline.reporting.stack_figure import write_inspection
 
     target, scratch = context.directory / "model", context.directory / "scratch"
     scratch.mkdir(exist_ok=True)
@@ -98,7 +98,7 @@ def run(context: worker.Context) -> dict[str, Any]:
 
 
 def _counts(target: Path, plan: Plan, num_source_blocks: int) -> dict[str, int]:
-    from pipeline.models.safetensors_io import ITEM_BITS, read_index
+    from pipeline.models.files.safetensors_io import ITEM_BITS, read_index
 
     sizes = {name: t.num_bytes * 8 // ITEM_BITS[t.dtype] for name, t in read_index(target).items()}
     buffers = set(plan.buffers)

@@ -15,8 +15,8 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from pipeline.engine import worker
-from pipeline.engine.forecast import Forecast, Request
+from pipeline.engine.process import worker
+from pipeline.engine.run.forecast import Forecast, Request
 from pipeline.engine.stage import ANY_ROLE, Stage
 
 STAGE = Stage(

@@ -16,8 +16,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from pipeline.engine import worker
-from pipeline.engine.forecast import Forecast, Request
+from pipeline.engine.process import worker
+from pipeline.engine.run.forecast import Forecast, Request
 from pipeline.engine.stage import ANY_ROLE, Stage
 
 ITEMS_PAGE = "items.html"
@@ -100,15 +100,15 @@ def _check_models(variant: str, models: Sequence[Mapping[str, Any]], benchmarks:
 
 
 def run(context: worker.Context) -> dict[str, Any]:
-    from pipeline.reporting.blocks import block_sections
     from pipeline.reporting.collect import collect
     from pipeline.reporting.compare import compare
-    from pipeline.reporting.data import data_sections
-    from pipeline.reporting.figures import draw
-    from pipeline.reporting.items_page import items_html
-    from pipeline.reporting.page import html, report_markdown
-    from pipeline.reporting.parts import part_sections
-    from pipeline.reporting.values import data, headline
+    from pipeline.reporting.figures.draw import draw
+    from pipeline.reporting.pages.blocks import block_sections
+    from pipeline.reporting.pages.data import data_sections
+    from pipeline.reporting.pages.items_page import items_html
+    from pipeline.reporting.pages.page import html, report_markdown
+    from pipeline.reporting.pages.parts import part_sections
+    from pipeline.reporting.pages.values import data, headline
 
     params = context.params
     collection = collect(params["name"], params["variants"], params["benchmarks"], context.inputs)

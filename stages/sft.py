@@ -9,11 +9,11 @@ from typing import Any
 
 from hydra.utils import instantiate
 
-from pipeline.engine import worker
 from pipeline.engine.artifact import model_dir
-from pipeline.engine.forecast import Forecast, Request
+from pipeline.engine.process import worker
+from pipeline.engine.run.forecast import Forecast, Request
 from pipeline.engine.stage import Stage
-from pipeline.models.facts import model_facts
+from pipeline.models.architecture.facts import model_facts
 from pipeline.training.recipe import check_request, forecast_lines, train, whole_lengths
 from pipeline.training.settings import Settings
 from pipeline.typed import checked

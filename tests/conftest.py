@@ -34,7 +34,7 @@ def pytest_configure(config):
 @pytest.fixture(scope="session")
 def make_model(tmp_path_factory):
     """A function that saves a tiny random model of the given config and dtype, once per configuration."""
-    from pipeline.models.tiny import save_random
+    from pipeline.models.architecture.tiny import save_random
 
     made: dict[str, Path] = {}
 

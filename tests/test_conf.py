@@ -15,12 +15,14 @@ from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
 import pipeline.__main__ as driver
-from pipeline.engine import launch, runner
 from pipeline.engine.errors import ConfigError
+from pipeline.engine.process import launch
+from pipeline.engine.run import runner
 from pipeline.engine.stage import find_stage
 from pipeline.lineage.build import build
 from pipeline.lineage.variant import Variant, load_variant, save_variant
-from pipeline.training import attention, blocks, distributed
+from pipeline.training.kernels import attention, blocks
+from pipeline.training.parallel import distributed
 
 CONF = Path(__file__).parent.parent / "conf"
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from pipeline.engine import artifact
-from pipeline.engine.hashes import write_atomic
+from pipeline.engine.sources.hashes import write_atomic
 from pipeline.file_modes import grant, umask
 
 
@@ -54,7 +54,7 @@ def test_a_committed_artifact_whoever_wrote_its_files(mask, tmp_path):
 
 
 def test_models_that_the_library_saves(mask, tmp_path):
-    from pipeline.models.tiny import save_random
+    from pipeline.models.architecture.tiny import save_random
     from tests.conftest import TINY_LLAMA
 
     save_random(tmp_path / "model", TINY_LLAMA, "float32", 0)
@@ -62,9 +62,9 @@ def test_models_that_the_library_saves(mask, tmp_path):
 
 
 def test_a_model_that_is_written_again_and_one_in_old_files(mask, tmp_path):
-    from pipeline.models.bin import convert_bin
+    from pipeline.models.architecture.tiny import save_random
     from pipeline.models.directory import materialise
-    from pipeline.models.tiny import save_random
+    from pipeline.models.files.bin import convert_bin
     from tests.conftest import TINY_LLAMA
 
     save_random(tmp_path / "model", TINY_LLAMA, "float32", 0)

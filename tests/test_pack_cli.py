@@ -10,10 +10,10 @@ import torch
 
 from pipeline import pack
 from pipeline.expansion.base import read_source
-from pipeline.expansion.block import BlockExpansion
+from pipeline.expansion.methods.block import BlockExpansion
 from pipeline.expansion.writer import write_expansion
 from pipeline.models import load
-from pipeline.models.safetensors_io import read_bytes, read_index
+from pipeline.models.files.safetensors_io import read_bytes, read_index
 from pipeline.models.save import save_trained
 
 ROOT = Path(__file__).parent.parent
@@ -105,7 +105,7 @@ def test_an_interrupt_leaves_nothing_behind(places, tmp_path, monkeypatch, capsy
     def stop(*_):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("pipeline.expansion.pack_extract.hash_file", stop)
+    monkeypatch.setattr("pipeline.expansion.pack.extract.hash_file", stop)
     assert pack.main(["extract", str(artifact), str(tmp_path / "p"), "--base", str(base)]) == 130
     assert "stopped" in capsys.readouterr().err and list(tmp_path.iterdir()) == []
 

@@ -307,9 +307,9 @@ def test_a_gate_fails_a_run_and_says_why(arguments, tmp_path):
     for index in range(8):  # bytes that no text of the training has: what it learns there, these must pay
         (folder / f"{index}.txt").write_text(f"{'абвгдежзик'[index]} слово о полку " * 8)
     source = f"{{kind:local,path:'{folder}',include:['**'],exclude:[]}}"
-    origin = f"origin:{{_target_:pipeline.data.documents.LocalFiles,source:{source}}}"
+    origin = f"origin:{{_target_:pipeline.data.sources.documents.LocalFiles,source:{source}}}"
     rest = "weight:1.0,text_field:text,boundary:null,max_symbol_fraction:null"
-    documents = f"{{_target_:pipeline.data.documents.Text,{origin},{rest}}}"
+    documents = f"{{_target_:pipeline.data.sources.documents.Text,{origin},{rest}}}"
     arguments = [one for one in arguments if "sft" not in one and "expand" not in one]
     arguments += ["launch=inprocess", "launch.cpu=true", "expand=none", "sft=none", "strategy@pretrain.strategy=full"]
     arguments += [f"benchmark.domain.documents={documents}", "+evaluate.gate.benchmarks.domain=0.01"]
@@ -332,7 +332,7 @@ def test_a_gate_fails_a_run_and_says_why(arguments, tmp_path):
 def test_a_judge_that_goes_down_is_named_and_the_same_command_goes_on(arguments, tmp_path):
     """Through the whole pipeline: two of four turns are rated, then the judge is gone; later it is asked for two."""
     from tests.evaluation.judge_server import serving
-    from tests.evaluation.test_endpoint import ROWS
+    from tests.evaluation.remote.test_endpoint import ROWS
 
     folder = tmp_path / "bench"
     (folder / "reference_answer").mkdir(parents=True)

@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.engine import resume_check
 from pipeline.engine.artifact import MANIFEST
+from pipeline.engine.run import resume_check
 from tests.children import PATIENCE_S
 
 ROOT = Path(__file__).parent.parent

@@ -67,7 +67,7 @@ def test_what_does_not_fit_is_named(key, value, wanted):
 
 
 def test_sections_within_are_looked_at():
-    target = "pipeline.expansion.block.BlockExpansion"
+    target = "pipeline.expansion.methods.block.BlockExpansion"
     section = {"sources": [{"_target_": target, "num_groups": "two"}]}
     with pytest.raises(ValueError, match=r"^sources\.0\.num_groups='two' must be a whole number"):
         checked(section)

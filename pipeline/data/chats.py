@@ -10,9 +10,11 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from pipeline.data.chat import ChatEncoder, UnfitChatError
-from pipeline.data.contamination import Contamination, Decontamination
-from pipeline.data.conversations import Chat
+from pipeline.data.chat.conversations import Chat
+from pipeline.data.chat.encoder import ChatEncoder, UnfitChatError
+from pipeline.data.chat.template import TemplateSettings, read_template
+from pipeline.data.clean.contamination import Contamination, Decontamination
+from pipeline.data.clean.split import HeldOut, Split
 from pipeline.data.corpus import (
     Corpus,
     Item,
@@ -25,14 +27,12 @@ from pipeline.data.corpus import (
     write_overlap,
     write_rejected,
 )
-from pipeline.data.encoding import in_processes
-from pipeline.data.files import Listing, Locate
-from pipeline.data.rows import Rejected, Unused
-from pipeline.data.split import HeldOut, Split
-from pipeline.data.spool import Spool
-from pipeline.data.template import TemplateSettings, read_template
-from pipeline.data.tokens import write_store
-from pipeline.data.vocabulary import NoRowError, check_rows
+from pipeline.data.sources.files import Listing, Locate
+from pipeline.data.sources.rows import Rejected, Unused
+from pipeline.data.tokens.encoding import in_processes
+from pipeline.data.tokens.spool import Spool
+from pipeline.data.tokens.store import write_store
+from pipeline.data.tokens.vocabulary import NoRowError, check_rows
 
 _BATCH = 200
 _FEW_BATCHES = 20

@@ -12,13 +12,13 @@ from typing import Any, overload
 
 import numpy as np
 
-from pipeline.data.contamination import Contamination
-from pipeline.data.encoding import Encoding
-from pipeline.data.files import Listing, Locate
-from pipeline.data.rows import Rejected, Unused, escaped
-from pipeline.data.split import HeldOut, Split, split_documents
-from pipeline.data.spool import Spool
-from pipeline.data.vocabulary import highest_id
+from pipeline.data.clean.contamination import Contamination
+from pipeline.data.clean.split import HeldOut, Split, split_documents
+from pipeline.data.sources.files import Listing, Locate
+from pipeline.data.sources.rows import Rejected, Unused, escaped
+from pipeline.data.tokens.encoding import Encoding
+from pipeline.data.tokens.spool import Spool
+from pipeline.data.tokens.vocabulary import highest_id
 
 MANIFEST = "sources.json"
 REJECTED = "rejected.jsonl"

@@ -9,13 +9,13 @@ from typing import Any
 
 import numpy as np
 
-from pipeline.data.chat import ChatEncoder
+from pipeline.data.chat.encoder import ChatEncoder
+from pipeline.data.chat.template import TemplateSettings
 from pipeline.data.corpus import read_sources
-from pipeline.data.mixture import PackedStream, Packing
-from pipeline.data.packing import Overlong, Span, build_row, cut
-from pipeline.data.schedule import Replay, Shares
-from pipeline.data.template import TemplateSettings
-from pipeline.data.tokens import TokenStore, encode_documents, open_store
+from pipeline.data.packing.mixture import PackedStream, Packing
+from pipeline.data.packing.rows import Overlong, Span, build_row, cut
+from pipeline.data.packing.schedule import Replay, Shares
+from pipeline.data.tokens.store import TokenStore, encode_documents, open_store
 
 
 def open_stream(

@@ -9,7 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from pipeline.data.contamination import Contamination, Decontamination
+from pipeline.data.clean.contamination import Contamination, Decontamination
+from pipeline.data.clean.split import HeldOut, Split
 from pipeline.data.corpus import (
     Corpus,
     Item,
@@ -22,14 +23,13 @@ from pipeline.data.corpus import (
     write_overlap,
     write_rejected,
 )
-from pipeline.data.documents import Document, Text
-from pipeline.data.encoding import TokenCache, encode_all
-from pipeline.data.rows import Rejected, Unused
-from pipeline.data.split import HeldOut, Split
-from pipeline.data.spool import Spool
-from pipeline.data.text_encoder import TextEncoder
-from pipeline.data.tokens import open_store, write_store
-from pipeline.data.vocabulary import check_rows, highest_id
+from pipeline.data.sources.documents import Document, Text
+from pipeline.data.sources.rows import Rejected, Unused
+from pipeline.data.tokens.encoding import TokenCache, encode_all
+from pipeline.data.tokens.spool import Spool
+from pipeline.data.tokens.store import open_store, write_store
+from pipeline.data.tokens.text_encoder import TextEncoder
+from pipeline.data.tokens.vocabulary import check_rows, highest_id
 
 
 @dataclass(frozen=True)

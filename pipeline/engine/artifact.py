@@ -14,7 +14,7 @@ from typing import Any
 
 from pipeline.engine.errors import ArtifactError
 from pipeline.engine.graph import SHORT, Node, identify
-from pipeline.engine.hashes import HashCache, sha256_file, write_atomic
+from pipeline.engine.sources.hashes import HashCache, sha256_file, write_atomic
 from pipeline.file_modes import grant
 
 MANIFEST, CONFIG, LOG = "manifest.json", "config.yaml", "log.txt"

@@ -16,7 +16,7 @@ import psutil
 from filelock import FileLock, Timeout
 
 from pipeline.engine.errors import ArtifactError
-from pipeline.engine.hashes import write_atomic
+from pipeline.engine.sources.hashes import write_atomic
 
 POLL_S = 0.5
 WRITING = (".worker.lock", ".worker.pid")

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
-from pipeline.data.files import Listing, Locate
+from pipeline.data.sources.files import Listing, Locate
 
 HASH_LENGTH = 16
 
@@ -118,7 +118,7 @@ class Inputs:
         reference: the directory of a second model that this one is set against.
         directory: where a benchmark may keep what it must not lose when it is interrupted; found again by the next
             attempt, and kept beside the items.
-        endpoint: how a service is reached that the benchmark asks (`pipeline.evaluation.endpoint`).
+        endpoint: how a service is reached that the benchmark asks (`pipeline.evaluation.remote.endpoint`).
     """
 
     locate: Locate

@@ -8,10 +8,10 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
-from pipeline.expansion.anatomy import Anatomy
+from pipeline.expansion.architecture_cache import Anatomy
 from pipeline.expansion.layout import Slot
 from pipeline.models.directory import read_config, read_expansion
-from pipeline.models.safetensors_io import Stored, read_index
+from pipeline.models.files.safetensors_io import Stored, read_index
 
 if TYPE_CHECKING:
     from pipeline.data.corpus import Place

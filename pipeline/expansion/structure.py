@@ -12,8 +12,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from pipeline.expansion.interpret import PLUS, SCALED, STREAM, ZERO, Fact, Valueless, interpret, order_of_use
-from pipeline.models.own import register_own
+from pipeline.expansion.zero_propagation import PLUS, SCALED, STREAM, ZERO, Fact, Valueless, interpret, order_of_use
+from pipeline.models.architecture.custom_models import register_own
 
 _OWN_INDEX = re.compile(r"^(layer|block|decoder|attn|attention|self_attn)?_?(idx|id|index|number)$")
 _TOKENS = 6  # enough to be told apart from any other dimension of a tiny model, few enough to be fast

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from pipeline.expansion.layout import Slot
 
 if TYPE_CHECKING:
-    from pipeline.expansion.anatomy import Anatomy
+    from pipeline.expansion.architecture_cache import Anatomy
 
 # Lists of block indices, and counts of blocks from the bottom, have no form that tells them from other numbers; these
 # are transformers' names for them.

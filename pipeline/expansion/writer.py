@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pipeline.models.directory import Form, begin_model, commit_model, write_weights
-from pipeline.models.safetensors_io import ITEM_BITS, Planned, Stored, read_header, read_pieces, sample_hash
+from pipeline.models.files.safetensors_io import ITEM_BITS, Planned, Stored, read_header, read_pieces, sample_hash
 
 if TYPE_CHECKING:  # torch comes with these; copying does without it
     import torch

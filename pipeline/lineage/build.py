@@ -8,7 +8,7 @@ from typing import Any
 
 from pipeline.engine.errors import ConfigError
 from pipeline.engine.graph import Node
-from pipeline.engine.locations import localize
+from pipeline.engine.sources.locations import localize
 from pipeline.engine.stage import find_stage
 from pipeline.lineage import gate
 from pipeline.lineage.benchmarks import Evaluations

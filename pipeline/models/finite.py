@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
-from pipeline.models.tensor_file import Stored, read_pieces
+from pipeline.models.files.tensor_file import Stored, read_pieces
 
 if TYPE_CHECKING:
     import torch
@@ -76,7 +76,7 @@ def first_not_finite(model: Any, ids_BT: torch.Tensor) -> str | None:
     """
     import torch
 
-    from pipeline.models.blocks import decoder_blocks, hooked
+    from pipeline.models.architecture.blocks import decoder_blocks, hooked
 
     broken: list[str] = []
 

@@ -7,11 +7,11 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from pipeline.models.architecture.custom_models import register_own
 from pipeline.models.directory import read_config
-from pipeline.models.own import register_own
+from pipeline.models.files.reference import is_reference, read_reference
+from pipeline.models.files.tokenizer_files import check_converted, check_tokenizer, is_converted
 from pipeline.models.plain_decoding import plain_decoding
-from pipeline.models.reference import is_reference, read_reference
-from pipeline.models.tokenizer_files import check_converted, check_tokenizer, is_converted
 
 if TYPE_CHECKING:
     import torch

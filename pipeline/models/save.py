@@ -9,9 +9,9 @@ from typing import Any
 
 import torch
 
-from pipeline.models.aliases import aliases, stored_name, untied
+from pipeline.models.architecture.aliases import aliases, stored_name, untied
 from pipeline.models.directory import CONFIG_FILE, Form, rewrite
-from pipeline.models.safetensors_io import Planned, Stored, read_index
+from pipeline.models.files.safetensors_io import Planned, Stored, read_index
 
 DTYPES = {
     "F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16,

@@ -14,7 +14,7 @@ from pipeline.reporting.diagnosis import Diagnosis, read_diagnosis
 from pipeline.reporting.facts import Facts, model_directory, read_facts
 from pipeline.reporting.items_file import read_items
 from pipeline.reporting.stack import Stack, read_stack
-from pipeline.reporting.statistics import Floats, Items
+from pipeline.reporting.statistics.intervals import Floats, Items
 
 GROUPS = ("domain", "general", "retention")
 

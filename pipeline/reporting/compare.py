@@ -9,9 +9,7 @@ from functools import partial
 from pathlib import Path
 
 from pipeline.reporting.collect import Benchmark, Cell, Collection, Row
-from pipeline.reporting.labels import cell_labels
-from pipeline.reporting.permutation import holm, permutation_test
-from pipeline.reporting.statistics import (
+from pipeline.reporting.statistics.intervals import (
     Difference,
     Items,
     Score,
@@ -21,6 +19,8 @@ from pipeline.reporting.statistics import (
     paired_difference,
     score,
 )
+from pipeline.reporting.statistics.permutation import holm, permutation_test
+from pipeline.reporting.tables.labels import cell_labels
 
 BITS_PER_BYTE = "bits_per_byte"
 KEPT_GROUPS = ("general", "retention")

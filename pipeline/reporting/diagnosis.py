@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from pipeline.reporting.stack import origins
-from pipeline.reporting.statistics import Floats, Items
+from pipeline.reporting.statistics.intervals import Floats, Items
 
 
 @dataclass(frozen=True)

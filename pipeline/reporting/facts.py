@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pipeline.models.safetensors_io import read_index
+from pipeline.models.files.safetensors_io import read_index
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pipeline.reporting.statistics import Floats, Items
+from pipeline.reporting.statistics.intervals import Floats, Items
 
 FILE, EARLIER = "items.parquet", "items.json"
 NUMERIC = ["id", "hash", "category", "numerator", "denominator", "parts"]

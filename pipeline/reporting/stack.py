@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.models.directory import EXPANSION_FILE, read_expansion
-from pipeline.models.safetensors_io import Stored, read_index
-from pipeline.reporting.wording import count, percent
+from pipeline.models.files.safetensors_io import Stored, read_index
+from pipeline.reporting.tables.wording import count, percent
 
 ADAMW_BYTES = 12  # a trainable parameter: fp32 master weight and two fp32 moments
 GRADIENT_BYTES = 4  # a trainable parameter: fp32, as its master weight

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from pipeline.training.cost.memory import Knobs
 from pipeline.training.deadline import Deadline
-from pipeline.training.distributed import Layout
-from pipeline.training.memory import Knobs
+from pipeline.training.parallel.distributed import Layout
 from pipeline.training.runtime import Runtime
 
 _COPIED = ("cpu", "attention", "checkpointing", "compile", "loggers", "loss_chunk", "preflight", "wide_products")
@@ -21,13 +21,13 @@ class Device:
 
     Attributes:
         cpu: compute on the CPU even if there is a GPU.
-        attention: the kernel, see `pipeline.training.attention`.
-        checkpointing: which activations are recomputed rather than kept, see `pipeline.training.blocks`.
+        attention: the kernel, see `pipeline.training.kernels.attention`.
+        checkpointing: which activations are recomputed rather than kept, see `pipeline.training.kernels.blocks`.
         compile: compile each block: true, false or "auto".
         loggers: Accelerate's trackers by name ("tensorboard", "wandb", ...); metrics.jsonl is written always.
         loss_chunk: tokens whose logits are in memory at once.
         preflight: look for labels and try one step before the run.
-        wide_products: multiply bf16 in fp32, see `pipeline.training.products`: true, false or "auto".
+        wide_products: multiply bf16 in fp32, see `pipeline.training.kernels.fp32_matmul`: true, false or "auto".
         layout: how parameters lie over the processes.
         knobs: of this launch, those that bear on memory.
     """

@@ -12,33 +12,33 @@ from typing import Any
 import torch
 
 from pipeline.models import load
-from pipeline.models.aliases import is_untied
-from pipeline.models.blocks import decoder_blocks
+from pipeline.models.architecture.aliases import is_untied
+from pipeline.models.architecture.blocks import decoder_blocks
 from pipeline.models.directory import read_expansion
 from pipeline.models.save import check_savable, tensor_hashes
-from pipeline.training.attention import choose_attention
-from pipeline.training.blocks import choose_compile, prepare_blocks
-from pipeline.training.count import count_cost
+from pipeline.training.cost.count import count_cost
+from pipeline.training.cost.flops import cost_of
+from pipeline.training.cost.forecast import known_shape
+from pipeline.training.cost.memory import Memory
+from pipeline.training.cost.peak import peak
+from pipeline.training.cost.preflight import check_labels, expect, loading_explained, probe, shortage_explained
+from pipeline.training.cost.throughput import peak_memory_bytes, utilisation
 from pipeline.training.device import Device
-from pipeline.training.distributed import distribute, handlers, main_takes_its_time, own_part
-from pipeline.training.flops import cost_of
-from pipeline.training.forecast import known_shape
-from pipeline.training.head import head_of
-from pipeline.training.isolation import mixes_documents
+from pipeline.training.kernels.attention import choose_attention
+from pipeline.training.kernels.blocks import choose_compile, prepare_blocks
+from pipeline.training.kernels.document_separation import mixes_documents
+from pipeline.training.kernels.fp32_matmul import choose_wide, wide_products
+from pipeline.training.kernels.head import head_of
+from pipeline.training.kernels.loss import PackedLoss
 from pipeline.training.loop import train
-from pipeline.training.loss import PackedLoss
-from pipeline.training.memory import Memory
-from pipeline.training.optim import build_adamw
-from pipeline.training.peak import peak
-from pipeline.training.preflight import check_labels, expect, loading_explained, probe, shortage_explained
-from pipeline.training.products import choose_wide, wide_products
-from pipeline.training.quantised import held_tensors, hold_frozen
+from pipeline.training.methods.optim import build_adamw
+from pipeline.training.methods.quantised import held_tensors, hold_frozen
+from pipeline.training.methods.strategy import Strategy
+from pipeline.training.parallel.distributed import distribute, handlers, main_takes_its_time, own_part
 from pipeline.training.reload_check import check_rows
 from pipeline.training.runtime import Row, RowStream, Runtime
 from pipeline.training.saving import Prepared, loaded_dtype, run_dtype, save_and_check
 from pipeline.training.settings import Settings
-from pipeline.training.strategy import Strategy
-from pipeline.training.throughput import peak_memory_bytes, utilisation
 
 
 def fit(

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from pipeline.models.durable import sync
+from pipeline.models.files.atomic_io import sync
 
 
 class Journal:

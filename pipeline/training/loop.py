@@ -11,15 +11,15 @@ from typing import Any
 import numpy as np
 import torch
 
-from pipeline.training.checkpoint import load_checkpoint, save_checkpoint
-from pipeline.training.distributed import clip, unsynchronized, whole
+from pipeline.training.cost.throughput import Throughput
 from pipeline.training.journal import Journal
-from pipeline.training.loss import IGNORED
-from pipeline.training.optim import learning_rate, set_learning_rate
+from pipeline.training.kernels.loss import IGNORED
+from pipeline.training.methods.optim import learning_rate, set_learning_rate
+from pipeline.training.parallel.checkpoint import load_checkpoint, save_checkpoint
+from pipeline.training.parallel.distributed import clip, unsynchronized, whole
 from pipeline.training.runtime import Row, RowStream, Runtime, StoppedError
 from pipeline.training.settings import Settings
 from pipeline.training.spikes import SpikeGuard
-from pipeline.training.throughput import Throughput
 from pipeline.training.trackers import Trackers
 
 

@@ -6,9 +6,9 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
-from pipeline.data.schedule import check_shares
+from pipeline.data.packing.schedule import check_shares
+from pipeline.training.methods.strategy import Strategy
 from pipeline.training.settings import Settings
-from pipeline.training.strategy import Strategy
 
 
 class Workspace(Protocol):
@@ -74,7 +74,7 @@ def forecast_lines(
         earlier: gives manifests of earlier training, whose rates are this machine's.
     """
     from pipeline.data.prepared import rows_ahead
-    from pipeline.training.forecast import tell
+    from pipeline.training.cost.forecast import tell
 
     return tell(shape, strategy, params, launch, rows_ahead(data, params, mixing), earlier)
 

@@ -9,8 +9,8 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from pipeline.training.cost.flops import Cost
 from pipeline.training.deadline import Deadline
-from pipeline.training.flops import Cost
 
 Row = Mapping[str, np.ndarray]
 

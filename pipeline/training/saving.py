@@ -12,14 +12,14 @@ import torch
 
 from pipeline.models import load
 from pipeline.models.directory import Form, read_config, read_expansion
-from pipeline.models.safetensors_io import read_index
+from pipeline.models.files.safetensors_io import read_index
 from pipeline.models.save import as_stored, save_trained
-from pipeline.training.distributed import is_sharded, whole
-from pipeline.training.flops import Cost
+from pipeline.training.cost.flops import Cost
+from pipeline.training.methods.strategy import Strategy
+from pipeline.training.parallel.distributed import is_sharded, whole
 from pipeline.training.reload_check import Conditions, check_bytes, check_reloaded, release, remember
 from pipeline.training.runtime import Row
 from pipeline.training.settings import Settings
-from pipeline.training.strategy import Strategy
 
 
 @dataclass(frozen=True)

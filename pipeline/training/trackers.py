@@ -7,7 +7,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from pipeline.models.durable import write_text
+from pipeline.models.files.atomic_io import write_text
 
 
 class Trackers:

@@ -63,7 +63,7 @@ class Measured:
 
 def make_base(directory: Path, again: Path, shape: dict[str, int]) -> None:
     """A Llama of incompressible bytes, written as it is drawn; in `again` as many as its expansion copies twice."""
-    from pipeline.models.safetensors_io import Planned, write_shards
+    from pipeline.models.files.safetensors_io import Planned, write_shards
 
     hidden, inner, vocab = shape["hidden"], shape["intermediate"], shape["vocab"]
     square, wide = (hidden, hidden), (inner, hidden)
@@ -104,7 +104,7 @@ def _noise(num_bytes: int) -> Iterator[bytes]:
 def run_ours(base: Path, target: Path, shard_bytes: int, save: str) -> None:
     """Plan and write, saying how long each took and where memory stood in between."""
     from pipeline.expansion.base import read_source
-    from pipeline.expansion.block import BlockExpansion
+    from pipeline.expansion.methods.block import BlockExpansion
     from pipeline.expansion.writer import write_expansion
 
     source = read_source(base, base.parent / "memory")

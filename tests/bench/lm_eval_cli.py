@@ -53,7 +53,7 @@ def main() -> None:
 
 def compare(name: str, overrides: Sequence[str], asked: argparse.Namespace) -> list[dict[str, Any]]:
     """One line for each task of a benchmark."""
-    from pipeline.evaluation.variants import write
+    from pipeline.evaluation.tasks.variants import write
 
     benchmark, inputs = built(name, [*overrides, f"benchmark.{name}.limit={asked.limit}"], asked.cache)
     with tempfile.TemporaryDirectory() as scratch:
@@ -131,8 +131,8 @@ def language_model(directory: Path, backend: str) -> Any:
     """lm-evaluation-harness' model interface: ours, or its own."""
     import torch
 
-    from pipeline.evaluation.backends import reference
-    from pipeline.evaluation.loglikelihood import SharedPrefixLM
+    from pipeline.evaluation.remote.backends import reference
+    from pipeline.evaluation.tasks.loglikelihood import SharedPrefixLM
     from pipeline.models import load, load_tokenizer
 
     model, tokenizer = load(directory, dtype=torch.float32), load_tokenizer(directory)

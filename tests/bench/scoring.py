@@ -75,7 +75,7 @@ def ways_of(asked: argparse.Namespace) -> list[tuple[str, Callable[[Sequence[Any
     import torch
     from lm_eval.models.huggingface import HFLM
 
-    from pipeline.evaluation.loglikelihood import SharedPrefixLM
+    from pipeline.evaluation.tasks.loglikelihood import SharedPrefixLM
     from pipeline.models import load, load_tokenizer
 
     model, tokenizer = load(asked.model, dtype=torch.float32), load_tokenizer(asked.model)
@@ -107,11 +107,11 @@ def choices(requests: Sequence[Any], scores: Sequence[tuple[float, bool]], task:
 
 def built_requests(asked: argparse.Namespace) -> list[Any]:
     """lm-evaluation-harness' own requests for the first items after a fixed shuffle."""
-    from pipeline.data.documents import PackageFiles
-    from pipeline.evaluation import definitions
+    from pipeline.data.sources.documents import PackageFiles
     from pipeline.evaluation.base import Inputs
-    from pipeline.evaluation.rows import read_rows
-    from pipeline.evaluation.variants import Variant, load
+    from pipeline.evaluation.tasks import definitions
+    from pipeline.evaluation.tasks.rows import read_rows
+    from pipeline.evaluation.tasks.variants import Variant, load
 
     task, folder, _ = SETS[asked.task]
     inputs = Inputs(lambda source: asked.cache / PACKAGE, lambda source: [])

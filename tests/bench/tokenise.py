@@ -40,7 +40,7 @@ WAYS = {
 
 def read_texts(paths: list[Path]) -> list[str]:
     """Every text below the paths, by name."""
-    from pipeline.data.formats import Row, rows_of_file
+    from pipeline.data.sources.formats import Row, rows_of_file
 
     texts = []
     for path in paths:
@@ -57,9 +57,9 @@ def _wanted(path: Path) -> bool:
 
 def ours(tokenizer: Any, texts: list[str], num_processes: int, directory: Path) -> Iterator[np.ndarray]:
     """Tokenise into a store, and give its ids in order."""
-    from pipeline.data.encoding import Encoding, encode_all
-    from pipeline.data.tokens import open_store, write_store
-    from pipeline.data.vocabulary import highest_id
+    from pipeline.data.tokens.encoding import Encoding, encode_all
+    from pipeline.data.tokens.store import open_store, write_store
+    from pipeline.data.tokens.vocabulary import highest_id
 
     encoded = ((ids, None) for ids in encode_all(tokenizer, texts, Encoding(num_processes)))
     write_store(directory, "bench", encoded, highest_id(tokenizer) + 1)
@@ -70,7 +70,7 @@ def mapped(tokenizer: Any, texts: list[str], num_processes: int | None, director
     """Tokenise as the documentation of `datasets` does, and give the ids in order."""
     import datasets
 
-    from pipeline.data.special_tokens import SpecialTokens
+    from pipeline.data.tokens.special_tokens import SpecialTokens
 
     special = SpecialTokens.of(tokenizer)
     datasets.disable_progress_bars()
@@ -94,8 +94,8 @@ def run_way(way: str, model: Path, paths: list[Path]) -> dict[str, Any]:
     """Time one way in this process."""
     from transformers import AutoTokenizer
 
-    from pipeline.data.tokens import token_dtype
-    from pipeline.data.vocabulary import highest_id
+    from pipeline.data.tokens.store import token_dtype
+    from pipeline.data.tokens.vocabulary import highest_id
 
     tokenizer, texts = AutoTokenizer.from_pretrained(model), read_texts(paths)
     kind, num_processes = WAYS[way]
@@ -123,10 +123,10 @@ def second_start(model: Path, paths: list[Path]) -> dict[str, float]:
     """Seconds of opening a finished store and reading its first row, and of copying it, checked, from the cache."""
     from transformers import AutoTokenizer
 
-    from pipeline.data.encoding import Encoding, TokenCache, encode_all
     from pipeline.data.prepared import open_stream
-    from pipeline.data.tokens import write_store
-    from pipeline.data.vocabulary import highest_id
+    from pipeline.data.tokens.encoding import Encoding, TokenCache, encode_all
+    from pipeline.data.tokens.store import write_store
+    from pipeline.data.tokens.vocabulary import highest_id
 
     tokenizer, texts = AutoTokenizer.from_pretrained(model), read_texts(paths)
     num_rows = highest_id(tokenizer) + 1

@@ -172,8 +172,8 @@ def rotated(found: Sequence[Way], by: int) -> Iterator[Way]:
 
 
 def environment(way: Way, threads: int) -> dict[str, str]:
-    """Of this process, with the allocator settings of `pipeline.engine.launch` or without."""
-    from pipeline.engine.launch import MALLOC
+    """Of this process, with the allocator settings of `pipeline.engine.process.launch` or without."""
+    from pipeline.engine.process.launch import MALLOC
 
     chosen = {k: v for k, v in os.environ.items() if k not in MALLOC} | (MALLOC if way.keeps_buffers else {})
     return chosen | {
@@ -207,7 +207,7 @@ def needed_flops(model: Path, seq_len: int) -> dict[str, float]:
 def grow(base: Path, target: Path) -> None:
     """The base with six identity blocks."""
     from pipeline.expansion.base import read_source
-    from pipeline.expansion.block import BlockExpansion
+    from pipeline.expansion.methods.block import BlockExpansion
     from pipeline.expansion.writer import write_expansion
 
     source = read_source(base)
@@ -218,7 +218,7 @@ def random_base(tokenizer_of: Path, target: Path) -> None:
     """A Llama of 1B parameters with the tokenizer and the vocabulary of another model."""
     import shutil
 
-    from pipeline.models.tiny import save_random
+    from pipeline.models.architecture.tiny import save_random
 
     vocab = json.loads((tokenizer_of / "config.json").read_text())["vocab_size"]
     save_random(target, {**LLAMA_1B, "vocab_size": vocab}, "bfloat16", seed=0)
@@ -290,7 +290,7 @@ def main() -> None:
     arguments = parser.parse_args()
     import torch
 
-    from pipeline.training.products import multiplies_bf16
+    from pipeline.training.kernels.fp32_matmul import multiplies_bf16
 
     if arguments.cuda and not torch.cuda.is_available():
         sys.exit("--cuda: this machine has no CUDA device; everything else is ready, run the same command where one is")

@@ -112,12 +112,12 @@ def run_ours(arguments: argparse.Namespace) -> None:
     """A post-pretraining stage as the pipeline runs it; --launch changes its launch settings."""
     import yaml
 
-    from pipeline.data.mixture import PackedStream
-    from pipeline.data.tokens import TokenStore
+    from pipeline.data.packing.mixture import PackedStream
+    from pipeline.data.tokens.store import TokenStore
     from pipeline.training.device import launch_options
     from pipeline.training.fit import fit
+    from pipeline.training.methods.strategy import NewBlocks
     from pipeline.training.settings import Settings
-    from pipeline.training.strategy import NewBlocks
 
     conf = Path(__file__).resolve().parents[2] / "conf"
     launch = yaml.safe_load((conf / "launch" / "local.yaml").read_text())
@@ -240,7 +240,7 @@ def run_rates(arguments: argparse.Namespace) -> None:
     import torch
     import transformers
 
-    from pipeline.training.products import choose_wide, wide_products
+    from pipeline.training.kernels.fp32_matmul import choose_wide, wide_products
 
     config = transformers.AutoConfig.from_pretrained(str(arguments.model))
     device = "cuda" if torch.cuda.is_available() else "cpu"

@@ -7,7 +7,7 @@ from pydoc import locate
 import pytest
 import yaml
 
-from pipeline.data.hub import is_commit
+from pipeline.data.sources.hub import is_commit
 
 CONF = Path(__file__).parents[2] / "conf" / "data"
 FILES = sorted(CONF.rglob("*.yaml"))

@@ -6,18 +6,18 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from pipeline.data.chat import ChatEncoder
+from pipeline.data.chat.conversations import Chats, MessageList
+from pipeline.data.chat.encoder import ChatEncoder
 from pipeline.data.chats import ChatData
-from pipeline.data.conversations import Chats, MessageList
+from pipeline.data.clean.split import HeldOut
 from pipeline.data.corpus import Place, read_sources
-from pipeline.data.documents import LocalFiles, Text
-from pipeline.data.encoding import Encoding
-from pipeline.data.mixture import PackedStream
-from pipeline.data.packing import unpack
-from pipeline.data.split import HeldOut
-from pipeline.data.spool import Spool
+from pipeline.data.packing.mixture import PackedStream
+from pipeline.data.packing.rows import unpack
+from pipeline.data.sources.documents import LocalFiles, Text
 from pipeline.data.text import TextData
-from pipeline.data.tokens import open_store
+from pipeline.data.tokens.encoding import Encoding
+from pipeline.data.tokens.spool import Spool
+from pipeline.data.tokens.store import open_store
 
 HELD_OUT = HeldOut(bytes=None, fraction=0.1, threshold=0.5, seed=1)
 ROLES = {"user": "user", "assistant": "assistant"}

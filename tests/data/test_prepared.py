@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from pipeline.data.prepared import keep_chat_template, open_stream, rows_ahead, unused, validation_rows
-from pipeline.data.tokens import write_store
-from pipeline.models.tiny import CHAT_TEMPLATE, byte_tokenizer
+from pipeline.data.tokens.store import write_store
+from pipeline.models.architecture.tiny import CHAT_TEMPLATE, byte_tokenizer
 
 
 @pytest.fixture

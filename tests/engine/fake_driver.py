@@ -9,9 +9,10 @@ import os
 import sys
 from pathlib import Path
 
-from pipeline.engine import launch, runner
 from pipeline.engine.errors import EXIT_INTERRUPTED, Interrupted, PipelineError
 from pipeline.engine.graph import Node
+from pipeline.engine.process import launch
+from pipeline.engine.run import runner
 
 
 def nodes_of(specs):

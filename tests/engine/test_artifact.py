@@ -7,10 +7,12 @@ import time
 
 import pytest
 
-from pipeline.engine import artifact, ground, runner
+from pipeline.engine import artifact
 from pipeline.engine.artifact import model_dir
 from pipeline.engine.errors import ArtifactError, ConfigError, PipelineError, StageError
-from pipeline.engine.hashes import HashCache
+from pipeline.engine.run import output_dir as ground
+from pipeline.engine.run import runner
+from pipeline.engine.sources.hashes import HashCache
 
 
 @pytest.fixture
@@ -85,7 +87,7 @@ def test_same_size_corruption_is_found_in_what_is_about_to_be_read(tmp_path, bui
 
 
 def test_verified_files_are_hashed_once(built, tmp_path, monkeypatch):
-    from pipeline.engine import hashes
+    from pipeline.engine.sources import hashes
 
     first = HashCache(tmp_path / "c")
     artifact.verify(built, first)

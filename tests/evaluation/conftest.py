@@ -7,9 +7,9 @@ import pytest
 import torch
 import transformers
 
-from pipeline.data.documents import LocalFiles
+from pipeline.data.sources.documents import LocalFiles
 from pipeline.evaluation.base import Inputs
-from pipeline.models.tiny import byte_tokenizer
+from pipeline.models.architecture.tiny import byte_tokenizer
 
 SIZES = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2}
 WIDTHS = {"vocab_size": 300, "intermediate_size": 48, "max_position_embeddings": 2048, "initializer_range": 0.3}

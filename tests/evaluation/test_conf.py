@@ -11,8 +11,8 @@ from hydra.utils import instantiate
 from omegaconf import MissingMandatoryValue, OmegaConf, open_dict
 
 import pipeline.__main__  # noqa: F401  # registers the resolvers of conf/
-from pipeline.data.documents import HubDataset, LocalFiles, PackageFiles
-from pipeline.evaluation.rows import Mirror
+from pipeline.data.sources.documents import HubDataset, LocalFiles, PackageFiles
+from pipeline.evaluation.tasks.rows import Mirror
 
 CONF = Path(__file__).parents[2] / "conf"
 SUITES = {"paper"}
@@ -79,7 +79,9 @@ def test_a_task_can_be_scored_whole_from_the_hub_and_from_a_mirror(name):
     hub = [f"benchmark.{name}.{change}" for change in ("splits=null", "revision=0123abc", "adapter=none")]
     built, *_ = composed(name, *hub)
     assert (built.splits, built.revision) == (None, "0123abc")
-    mirror = f"{{{split}: {{_target_: pipeline.data.documents.LocalFiles, source: {{kind: local, path: /mirror}}}}}}"
+    mirror = (
+        f"{{{split}: {{_target_: pipeline.data.sources.documents.LocalFiles, source: {{kind: local, path: /mirror}}}}}}"
+    )
     built, *_ = composed(name, f"~benchmark.{name}.splits", f"+benchmark.{name}.splits={mirror}")
     assert built.splits == {split: LocalFiles({"kind": "local", "path": "/mirror"})}
 

@@ -7,7 +7,7 @@ import torch
 import transformers
 
 from pipeline.expansion.base import read_source
-from pipeline.expansion.block import BlockExpansion
+from pipeline.expansion.methods.block import BlockExpansion
 from pipeline.expansion.structure import build
 from pipeline.expansion.verify import verify_identity
 from pipeline.expansion.writer import write_expansion

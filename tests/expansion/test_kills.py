@@ -8,14 +8,14 @@ import torch
 import transformers
 
 from pipeline.expansion.base import read_source
-from pipeline.expansion.block import BlockExpansion
-from pipeline.expansion.pack import attach, detach, extract
-from pipeline.expansion.pack_format import open_pack
+from pipeline.expansion.methods.block import BlockExpansion
+from pipeline.expansion.pack.attach import attach, detach, extract
+from pipeline.expansion.pack.format import open_pack
 from pipeline.expansion.writer import write_expansion
 from pipeline.models import load
-from pipeline.models.bin import convert_bin
 from pipeline.models.directory import check_directory, materialise
-from pipeline.models.safetensors_io import read_index, tensors_hash
+from pipeline.models.files.bin import convert_bin
+from pipeline.models.files.safetensors_io import read_index, tensors_hash
 from pipeline.models.save import save_trained
 from tests.expansion.kills import in_process, killed_at_call, num_calls
 
@@ -94,7 +94,8 @@ def test_killed_at_any_point_it_leaves_nothing_that_looks_complete(places, tmp_p
 
 
 def test_the_files_beside_the_weights_are_on_the_disk_before_they_get_their_names(places, tmp_path, monkeypatch):
-    from pipeline.models import directory, durable
+    from pipeline.models import directory
+    from pipeline.models.files import atomic_io as durable
 
     synced = []
     monkeypatch.setattr(durable, "sync", lambda path: synced.append(path.name))

@@ -18,11 +18,12 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from pipeline.expansion.base import Recipe, read_source
-from pipeline.expansion.block import BlockExpansion
+from pipeline.expansion.methods.block import BlockExpansion
 from pipeline.expansion.writer import write_expansion
-from pipeline.models import durable, load
+from pipeline.models import load
 from pipeline.models.directory import check_directory, materialise
-from pipeline.models.safetensors_io import read_header, read_index, tensors_hash, weight_files
+from pipeline.models.files import atomic_io as durable
+from pipeline.models.files.safetensors_io import read_header, read_index, tensors_hash, weight_files
 from tests.expansion.kills import in_process, killed_at_call
 
 UP = "model.layers.2.mlp.up_proj.weight"
@@ -99,7 +100,7 @@ def test_what_the_source_says_of_its_format_is_kept(make_model, tmp_path):
 def test_neighbours_are_copied_in_one_call(make_model, tmp_path, monkeypatch):
     calls = []
     monkeypatch.setattr(
-        "pipeline.models.tensor_file.copy_at", lambda *args: calls.append(args) or durable.copy_at(*args)
+        "pipeline.models.files.tensor_file.copy_at", lambda *args: calls.append(args) or durable.copy_at(*args)
     )
     source = make_model()
     expand(source, tmp_path)

@@ -16,9 +16,9 @@ from safetensors.torch import load_file
 ROOT = Path(__file__).parents[2]
 STAGE = '''"""The mean of two models of one architecture."""
 
-from pipeline.engine import worker
+from pipeline.engine.process import worker
 from pipeline.engine.artifact import model_dir
-from pipeline.engine.forecast import Forecast
+from pipeline.engine.run.forecast import Forecast
 from pipeline.engine.stage import Stage
 
 STAGE = Stage(version=1, makes="model", inputs={"a": "model", "b": "model"}, section="mean", single_process=True)

@@ -1,7 +1,7 @@
 import pytest
 
 from pipeline.engine.errors import ConfigError
-from pipeline.engine.locations import localize
+from pipeline.engine.sources.locations import localize
 from pipeline.lineage.template_files import template_files_as_sources
 
 

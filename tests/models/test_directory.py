@@ -1,8 +1,8 @@
 from transformers import PreTrainedTokenizerFast
 
 from pipeline.models import directory
+from pipeline.models.architecture.tiny import CHAT_TEMPLATE, byte_tokenizer
 from pipeline.models.directory import copy_side_files
-from pipeline.models.tiny import CHAT_TEMPLATE, byte_tokenizer
 
 
 def test_named_chat_templates_go_along_with_a_model(tmp_path):

@@ -10,14 +10,14 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from pipeline.evaluation.base import Item, Outcome
-from pipeline.evaluation.scoring import TokenScorer
+from pipeline.evaluation.tasks.scoring import TokenScorer
 from pipeline.expansion.base import read_source
-from pipeline.expansion.block import BlockExpansion
+from pipeline.expansion.methods.block import BlockExpansion
 from pipeline.expansion.verify import verify_identity
 from pipeline.expansion.writer import write_expansion
 from pipeline.models import load
+from pipeline.models.files.safetensors_io import read_index
 from pipeline.models.finite import check_finite, check_weights
-from pipeline.models.safetensors_io import read_index
 
 
 def changed(source, target, change):

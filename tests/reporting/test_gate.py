@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from pipeline.reporting.gate import Gate, message, record
-from tests.reporting.test_statistics import make_items, text
+from tests.reporting.statistics.test_intervals import make_items, text
 
 GATE = Gate({"acc": 0.05}, None, "shown", 0.95, 1000, 0)
 

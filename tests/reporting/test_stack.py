@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.models.safetensors_io import Stored
+from pipeline.models.files.safetensors_io import Stored
+from pipeline.reporting.figures.stack_figure import stack_figure, write_inspection
 from pipeline.reporting.stack import build_stack, byte_size, cost_rows, inspection, origins, read_stack
-from pipeline.reporting.stack_figure import stack_figure, write_inspection
 from tests.reporting.synthetic import write_json, write_safetensors
 
 BLOCK = {"self_attn.o_proj.weight": (4, 4), "mlp.experts.0.down_proj.weight": (4, 6), "norm.weight": (4,)}

@@ -1,6 +1,6 @@
 """Requests as the engine gives them to a stage's `forecast`."""
 
-from pipeline.engine.forecast import Input, Request
+from pipeline.engine.run.forecast import Input, Request
 
 
 def request(params, facts=None, data=None, **settings):

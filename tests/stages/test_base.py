@@ -14,12 +14,12 @@ import torch
 from safetensors.numpy import save_file as save_arrays
 from safetensors.torch import load_file, save_file
 
-from pipeline.data.vocabulary import highest_id
-from pipeline.engine.forecast import Request
+from pipeline.data.tokens.vocabulary import highest_id
+from pipeline.engine.run.forecast import Request
 from pipeline.models import load
+from pipeline.models.architecture.embedding import embedding_rows
+from pipeline.models.architecture.facts import model_facts
 from pipeline.models.directory import read_config
-from pipeline.models.embedding import embedding_rows
-from pipeline.models.facts import model_facts
 from stages import base
 from tests.data.tokenizers_of_kinds import make
 

@@ -16,7 +16,7 @@ from transformers import PreTrainedTokenizerFast
 
 from pipeline.data.corpus import read_sources
 from pipeline.data.prepared import validation_rows
-from pipeline.data.tokens import open_store
+from pipeline.data.tokens.store import open_store
 from stages import data as stage
 from tests.data.tokenizers_of_kinds import make
 from tests.stages.requests import request
@@ -85,7 +85,13 @@ def test_a_revision_that_may_move_is_said_and_resolved():
 
 
 def test_the_check_names_what_is_wrong():
-    held_out = {"_target_": "pipeline.data.split.HeldOut", "bytes": 1, "fraction": 0.1, "threshold": 0.5, "seed": 1}
+    held_out = {
+        "_target_": "pipeline.data.clean.split.HeldOut",
+        "bytes": 1,
+        "fraction": 0.1,
+        "threshold": 0.5,
+        "seed": 1,
+    }
     with pytest.raises(ValueError, match="one of bytes and fraction"):
         stage.forecast(request(_params(held_out=held_out)))
     with pytest.raises(ValueError, match=r"data\.sources is empty"):
@@ -98,7 +104,7 @@ def test_the_check_names_what_is_wrong():
 
 def test_the_check_needs_no_torch():
     code = (
-        "import sys; from stages import data; from pipeline.engine.forecast import Request; "
+        "import sys; from stages import data; from pipeline.engine.run.forecast import Request; "
         f"data.forecast(Request({_params('python_and_math')!r})); "
         "assert not {'torch', 'transformers', 'datasets', 'pyarrow'} & set(sys.modules)"
     )

@@ -8,7 +8,7 @@ import pytest
 
 from pipeline.evaluation.base import content_hash, score
 from pipeline.evaluation.items import read_items
-from pipeline.models.tiny import save_random
+from pipeline.models.architecture.tiny import save_random
 from stages import evaluate
 from tests.stages.requests import request
 
@@ -23,7 +23,7 @@ CONFIG = {
     "max_position_embeddings": 512,
 }
 BENCHMARK = {
-    "_target_": "pipeline.evaluation.perplexity.HeldOutText",
+    "_target_": "pipeline.evaluation.text.perplexity.HeldOutText",
     "documents": None,
     "sources": None,
     "window": 32,
@@ -33,9 +33,9 @@ BENCHMARK = {
 }
 
 CODE = {
-    "_target_": "pipeline.evaluation.code.CodeBenchmark",
-    "rows": {"_target_": "pipeline.data.documents.LocalFiles"},
-    "form": {"_target_": "pipeline.evaluation.problems.HumanEval", "stop": [], "strip_prompt": True},
+    "_target_": "pipeline.evaluation.code.benchmark.CodeBenchmark",
+    "rows": {"_target_": "pipeline.data.sources.documents.LocalFiles"},
+    "form": {"_target_": "pipeline.evaluation.code.problems.HumanEval", "stop": [], "strip_prompt": True},
     "limits": {
         "_target_": "pipeline.evaluation.sandbox.Limits", "cpu_s": 20, "wall_s": 99.0, "memory_mb": 256, "processes": 8,
         "scratch_mb": 4, "output_kb": 64, "packages": [],
@@ -130,7 +130,7 @@ def test_what_is_wrong_is_found_before_the_model_is_loaded(context, monkeypatch)
         assert inputs.reference == model and inputs.directory.is_dir()
         raise ValueError("not like this")
 
-    monkeypatch.setattr("pipeline.evaluation.perplexity.HeldOutText.prepare", refuse, raising=False)
+    monkeypatch.setattr("pipeline.evaluation.text.perplexity.HeldOutText.prepare", refuse, raising=False)
     monkeypatch.setattr(evaluate, "_model", lambda directory: pytest.fail("the model was loaded"))
     asked = context.make("asked")
     asked.access["endpoint"], asked.inputs["reference"] = {"url": "u"}, asked.inputs["model"]
@@ -156,10 +156,11 @@ def test_an_endpoint_is_checked_with_the_request(monkeypatch):
 def test_checking_needs_no_torch():
     code = (
         "import sys; from stages import evaluate\n"
-        "from pipeline.engine.forecast import Request\n"
+        "from pipeline.engine.run.forecast import Request\n"
         f"evaluate.forecast(Request({{'benchmark': {BENCHMARK!r}}}))\n"
-        "import pipeline.evaluation.harness, pipeline.evaluation.chat, pipeline.evaluation.shift\n"
-        "import pipeline.evaluation.mt_bench, pipeline.evaluation.mint, pipeline.evaluation.positions\n"
+        "import pipeline.evaluation.tasks.harness, pipeline.evaluation.text.chat, pipeline.evaluation.text.shift\n"
+        "import pipeline.evaluation.judge.mt_bench, pipeline.evaluation.judge.mint\n"
+        "import pipeline.evaluation.text.positions\n"
         "assert not {'torch', 'lm_eval', 'datasets'} & set(sys.modules), 'heavy import'"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
@@ -168,8 +169,8 @@ def test_checking_needs_no_torch():
 def piqa(rows, limit=None):
     settings = {"task": "piqa/piqa", "metric": "acc_norm", "filter": None, "num_fewshot": None, "until": None}
     settings |= {"average": "documents", "limit": limit, "adapter": "none", "revision": None}
-    source = {"_target_": "pipeline.data.documents.LocalFiles", "source": {"kind": "local", "path": str(rows)}}
-    return {"_target_": "pipeline.evaluation.harness.HarnessTask", **settings, "splits": {"validation": source}}
+    source = {"_target_": "pipeline.data.sources.documents.LocalFiles", "source": {"kind": "local", "path": str(rows)}}
+    return {"_target_": "pipeline.evaluation.tasks.harness.HarnessTask", **settings, "splits": {"validation": source}}
 
 
 def test_lm_evaluation_harness_own_loop_gives_the_same_items(context, tmp_path):
@@ -198,7 +199,7 @@ def test_a_backend_that_cannot_score_a_benchmark_is_refused():
 
 def hub_rows(repo):
     source = {"kind": "hub", "repo": repo, "revision": "0" * 40}
-    row_source = {"_target_": "pipeline.data.documents.HubDataset", "source": source}
+    row_source = {"_target_": "pipeline.data.sources.documents.HubDataset", "source": source}
     return {"benchmark": {"splits": {"train": row_source, "test": row_source}}}
 
 
@@ -220,7 +221,7 @@ def test_rows_that_cannot_be_had_are_named_before_anything_is_built(tmp_path):
 
 def test_a_mirror_that_is_not_there_comes_with_its_command(tmp_path):
     def mirror(folder):
-        return {"_target_": "pipeline.evaluation.rows.Mirror", "source": {"kind": "local", "path": str(folder)}}
+        return {"_target_": "pipeline.evaluation.tasks.rows.Mirror", "source": {"kind": "local", "path": str(folder)}}
 
     missing = tmp_path / "openai" / "gsm8k"
     told = evaluate.mirror_advice({"splits": {"train": mirror(missing), "test": mirror(missing)}})
@@ -249,7 +250,7 @@ def human_eval(context):
 def test_programs_are_written_by_the_server_that_was_asked_for(human_eval, monkeypatch):
     from pipeline.models import load, load_tokenizer
     from tests.evaluation.judge_server import settings
-    from tests.evaluation.test_completions import server
+    from tests.evaluation.remote.test_completions import server
 
     local = human_eval("local")
     expected = evaluate.run(local)

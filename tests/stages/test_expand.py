@@ -11,8 +11,9 @@ import torch
 import yaml
 from safetensors.torch import load_file, save_file
 
-from pipeline.engine import artifact, worker
+from pipeline.engine import artifact
 from pipeline.engine.graph import identify
+from pipeline.engine.process import worker
 from pipeline.expansion import writer
 from pipeline.models import load
 from pipeline.models.directory import read_expansion
@@ -20,23 +21,25 @@ from stages import expand
 from tests.stages.requests import request
 
 METHODS = {
-    "block": {"_target_": "pipeline.expansion.block.BlockExpansion", "num_groups": 2},
-    "copy": {"_target_": "pipeline.expansion.block.BlockExpansion", "num_groups": 2, "init": "copy"},
-    "random": {"_target_": "pipeline.expansion.block.BlockExpansion", "num_groups": 2, "init": "random"},
+    "block": {"_target_": "pipeline.expansion.methods.block.BlockExpansion", "num_groups": 2},
+    "copy": {"_target_": "pipeline.expansion.methods.block.BlockExpansion", "num_groups": 2, "init": "copy"},
+    "random": {"_target_": "pipeline.expansion.methods.block.BlockExpansion", "num_groups": 2, "init": "random"},
     "adept": {
-        "_target_": "pipeline.expansion.adept.Adept", "num_new_blocks": 2, "window": 16, "max_tokens": 32,
+        "_target_": "pipeline.expansion.methods.adept.Adept", "num_new_blocks": 2, "window": 16, "max_tokens": 32,
         "general": {
-            "_target_": "pipeline.data.documents.Text", "weight": 1.0, "text_field": "text",
+            "_target_": "pipeline.data.sources.documents.Text", "weight": 1.0, "text_field": "text",
             "boundary": None, "max_symbol_fraction": None,
-            "origin": {"_target_": "pipeline.data.documents.LocalFiles", "source": {"kind": "local", "content": "x"}},
+            "origin": {
+                "_target_": "pipeline.data.sources.documents.LocalFiles", "source": {"kind": "local", "content": "x"},
+            },
         },
     },
     "lesa": {
-        "_target_": "pipeline.expansion.lesa.Lesa", "num_groups": 2, "hidden": 8, "num_epochs": 1, "batch_size": 64,
-        "lr": 1e-3, "norm_weight": 5e-5, "seed": 0,
+        "_target_": "pipeline.expansion.methods.lesa.Lesa", "num_groups": 2, "hidden": 8, "num_epochs": 1,
+        "batch_size": 64, "lr": 1e-3, "norm_weight": 5e-5, "seed": 0,
     },
-    "soft_moe": {"_target_": "pipeline.expansion.soft_moe.SoftMoe", "mode": "exact"},
-    "soft_moe, faithful": {"_target_": "pipeline.expansion.soft_moe.SoftMoe", "mode": "faithful"},
+    "soft_moe": {"_target_": "pipeline.expansion.methods.soft_moe.SoftMoe", "mode": "exact"},
+    "soft_moe, faithful": {"_target_": "pipeline.expansion.methods.soft_moe.SoftMoe", "mode": "faithful"},
 }  # fmt: skip
 INEXACT = ("copy", "random", "lesa", "soft_moe, faithful")
 

@@ -10,7 +10,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from pipeline.engine.forecast import Request
+from pipeline.engine.run.forecast import Request
 from stages import report
 from tests.reporting.synthetic import (
     BENCHMARKS,
@@ -190,6 +190,6 @@ def test_groups_are_those_that_the_library_knows():
 def test_the_stage_is_light_and_the_library_knows_no_torch():
     code = (
         "import sys, stages.report; assert not {'numpy', 'matplotlib', 'torch'} & set(sys.modules);"
-        "import pipeline.reporting.page, pipeline.reporting.figures; assert 'torch' not in sys.modules"
+        "import pipeline.reporting.pages.page, pipeline.reporting.figures.draw; assert 'torch' not in sys.modules"
     )
     subprocess.run([sys.executable, "-c", code], check=True)

@@ -3,7 +3,7 @@
 import pytest
 
 from pipeline.expansion.base import read_source
-from pipeline.expansion.block import BlockExpansion
+from pipeline.expansion.methods.block import BlockExpansion
 from pipeline.expansion.writer import write_expansion
 
 

@@ -23,13 +23,13 @@ import numpy as np
 import torch
 from transformers.models.llama import modeling_llama  # noqa: F401
 
-from pipeline.data.mixture import PackedStream
-from pipeline.data.tokens import TokenStore
+from pipeline.data.packing.mixture import PackedStream
+from pipeline.data.tokens.store import TokenStore
 from pipeline.training.device import launch_options
 from pipeline.training.fit import fit
+from pipeline.training.methods.strategy import Full, Lora, NewBlocks
 from pipeline.training.runtime import StoppedError
 from pipeline.training.settings import Settings
-from pipeline.training.strategy import Full, Lora, NewBlocks
 from tests.training import knobs
 
 LAUNCH = {**knobs.LAUNCH, "micro_batch": 1}

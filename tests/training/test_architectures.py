@@ -8,13 +8,13 @@ import torch
 
 from pipeline.models import load
 from pipeline.models.directory import read_expansion
-from pipeline.training.head import head_of
-from pipeline.training.isolation import documents_apart, mixes_documents
-from pipeline.training.loss import PackedLoss
+from pipeline.training.kernels.document_separation import documents_apart, mixes_documents
+from pipeline.training.kernels.head import head_of
+from pipeline.training.kernels.loss import PackedLoss
 from tests.expansion.architectures import EXACT
 from tests.expansion.test_architectures import saved
+from tests.training.kernels.test_attention import packed, shifted
 from tests.training.processes import curve, run_on_ranks
-from tests.training.test_attention import packed, shifted
 from tests.training.test_fit import same, train, weights
 from tests.training.test_fit import store as store
 

@@ -7,18 +7,18 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from pipeline.data.mixture import PackedStream
-from pipeline.data.tokens import TokenStore
+from pipeline.data.packing.mixture import PackedStream
+from pipeline.data.tokens.store import TokenStore
 from pipeline.expansion.base import read_source
-from pipeline.expansion.block import BlockExpansion
+from pipeline.expansion.methods.block import BlockExpansion
 from pipeline.expansion.writer import write_expansion
 from pipeline.models import load
 from pipeline.models.directory import read_expansion
 from pipeline.training.device import launch_options
 from pipeline.training.fit import audit_frozen, fit
+from pipeline.training.methods.strategy import Full, Lora, NewBlocks
 from pipeline.training.runtime import StoppedError
 from pipeline.training.settings import Settings
-from pipeline.training.strategy import Full, Lora, NewBlocks
 from tests.training.knobs import LAUNCH, SETTINGS
 
 

@@ -8,14 +8,14 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from pipeline.data.mixture import PackedStream
-from pipeline.data.tokens import TokenStore
+from pipeline.data.packing.mixture import PackedStream
+from pipeline.data.tokens.store import TokenStore
 from pipeline.models import load
 from pipeline.training.device import launch_options
 from pipeline.training.fit import fit
-from pipeline.training.optim import build_adamw, set_learning_rate
+from pipeline.training.methods.optim import build_adamw, set_learning_rate
+from pipeline.training.methods.strategy import Full, Lora, NewBlocks
 from pipeline.training.settings import Settings
-from pipeline.training.strategy import Full, Lora, NewBlocks
 from tests.training import knobs
 
 LAUNCH = {**knobs.LAUNCH, "checkpoint_every_s": 1e9, "keep_checkpoints": 1}

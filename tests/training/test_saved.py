@@ -12,11 +12,11 @@ from safetensors.torch import load_file, save_file
 
 from pipeline.models import directory, load
 from pipeline.models.directory import as_copies, read_expansion, rewrite
-from pipeline.models.safetensors_io import read_index
+from pipeline.models.files.safetensors_io import read_index
 from pipeline.models.save import as_stored
 from pipeline.training import saving
+from pipeline.training.methods.strategy import Full, Lora, NewBlocks
 from pipeline.training.reload_check import NUM_TOKENS, check_rows
-from pipeline.training.strategy import Full, Lora, NewBlocks
 from tests.training.test_fit import store as store
 from tests.training.test_fit import train
 
@@ -151,7 +151,7 @@ def test_an_expanded_model_trains_whichever_of_the_tied_names_are_stored(
 
 
 def bytes_of(stored):
-    from pipeline.models.safetensors_io import read_bytes
+    from pipeline.models.files.safetensors_io import read_bytes
 
     return read_bytes(stored)
 
@@ -209,7 +209,7 @@ def altered(monkeypatch, change):
 def spoilt(tensors, name):
     from dataclasses import replace
 
-    from pipeline.models.safetensors_io import read_bytes
+    from pipeline.models.files.safetensors_io import read_bytes
 
     planned = tensors[name]
     content = bytearray(read_bytes(planned.content) if hasattr(planned.content, "file") else planned.content)

@@ -1,6 +1,6 @@
 """Adds a number to the sum of its inputs."""
 
-from pipeline.engine import worker
+from pipeline.engine.process import worker
 from pipeline.engine.stage import ANY_ROLE, Stage
 
 STAGE = Stage(version=1, makes="number", inputs={ANY_ROLE: "number"})

@@ -1,7 +1,7 @@
 """Tells beforehand what it costs: as many as its inputs together, and its own."""
 
-from pipeline.engine import worker
-from pipeline.engine.forecast import Forecast
+from pipeline.engine.process import worker
+from pipeline.engine.run.forecast import Forecast
 from pipeline.engine.stage import ANY_ROLE, Stage
 
 STAGE = Stage(version=1, makes="number", inputs={ANY_ROLE: "number"})

@@ -4,7 +4,7 @@ import errno
 import os
 import signal
 
-from pipeline.engine import worker
+from pipeline.engine.process import worker
 from pipeline.engine.stage import ANY_ROLE, Stage
 
 STAGE = Stage(version=1, makes="number", inputs={ANY_ROLE: "number"})

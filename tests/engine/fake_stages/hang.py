@@ -5,7 +5,7 @@ import subprocess
 import sys
 import time
 
-from pipeline.engine import worker
+from pipeline.engine.process import worker
 from pipeline.engine.stage import ANY_ROLE, Stage
 
 STAGE = Stage(version=1, makes="number", inputs={ANY_ROLE: "number"})

@@ -5,8 +5,8 @@ It waits for the file that `until` names, if any."""
 import os
 import time
 
-from pipeline.engine import worker
-from pipeline.engine.forecast import Forecast
+from pipeline.engine.process import worker
+from pipeline.engine.run.forecast import Forecast
 from pipeline.engine.stage import ANY_ROLE, Stage
 
 STAGE = Stage(version=1, makes="number", inputs={ANY_ROLE: "number"})

@@ -1,6 +1,6 @@
 """Stops by itself, as before a time limit, until it was started often enough; then it is done."""
 
-from pipeline.engine import worker
+from pipeline.engine.process import worker
 from pipeline.engine.stage import ANY_ROLE, Stage
 
 STAGE = Stage(version=1, makes="number", inputs={ANY_ROLE: "number"}, resumable=True)

@@ -3,7 +3,7 @@
 import os
 import time
 
-from pipeline.engine import worker
+from pipeline.engine.process import worker
 from pipeline.engine.stage import ANY_ROLE, Stage
 
 STAGE = Stage(version=1, makes="number", inputs={ANY_ROLE: "number"}, resumable=True)

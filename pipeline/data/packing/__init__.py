@@ -1,0 +1,1 @@
+"""Documents of a mixture laid into rows of one length."""

@@ -1,0 +1,1 @@
+"""Files, packages, archives and the hub as rows, in a fixed order."""

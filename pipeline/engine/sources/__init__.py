@@ -1,0 +1,1 @@
+"""Where sources lie on disk, and what identifies them."""

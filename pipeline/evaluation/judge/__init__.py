@@ -1,0 +1,1 @@
+"""Conversations and episodes that are judged: MT-Bench and MINT."""

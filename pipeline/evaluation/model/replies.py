@@ -1,0 +1,113 @@
+"""A chat model's replies: its template around a conversation, greedy or sampled decoding, many conversations at once.
+
+A reply depends on nothing but the conversation and its seed: not on what else is asked in the same run, nor on what an
+interrupted run asked before, as far as the order of float sums allows (see `pipeline.evaluation.model.decoding`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from collections.abc import Set as AbstractSet
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from pipeline.data.chat.encoder import ChatEncoder
+from pipeline.data.chat.template import TemplateSettings
+
+
+@dataclass(frozen=True)
+class Reply:
+    """What the model said, without the token that ends its turn; `is_cut` if it was stopped by its length."""
+
+    text: str
+    is_cut: bool
+
+
+class Speaker(Protocol):
+    """What continues conversations that are tokens already: a model in this process, or one behind a server.
+
+    `window` is how many tokens a conversation and its reply may have together.
+    """
+
+    @property
+    def tokenizer(self) -> Any: ...
+    @property
+    def window(self) -> int: ...
+
+    def turns(
+        self,
+        prompts: Sequence[Sequence[int]],
+        lengths: Sequence[int],
+        ends: AbstractSet[int],
+        stop: Sequence[str],
+        temperature: float,
+        seeds: Sequence[int],
+    ) -> list[Reply]:
+        """What follows each prompt, in their order.
+
+        Args:
+            lengths: of each reply in tokens, at most.
+            ends: tokens that end a reply and are no part of it.
+            stop: texts that end a reply and are part of it.
+            temperature: 0 decodes greedily.
+            seeds: of each reply's draws.
+        """
+        ...
+
+
+class ChatReplies:
+    """Replies of a causal language model through a chat template, rendered as for training: `template`, or the
+    tokenizer's own if that is None.
+
+    Raises ValueError if there is none.
+    """
+
+    def __init__(self, speaker: Speaker, template: TemplateSettings | str | None) -> None:
+        self._speaker, self._tokenizer = speaker, speaker.tokenizer
+        self._encoder = require_template(self._tokenizer, template)
+        self._ends = self._end_tokens()
+
+    def replies(
+        self,
+        conversations: Sequence[Sequence[Mapping[str, str]]],
+        *,
+        max_new_tokens: int,
+        temperature: float,
+        seeds: Sequence[int],
+        stop: Sequence[str] = (),
+    ) -> list[Reply]:
+        """The assistant's next turn in each of several conversations, in their order; temperature 0 is greedy.
+
+        A conversation that fills the model's window gets none. A reply ends with the first text of `stop`.
+        """
+        prompts = [self._encoder.prompt(messages) for messages in conversations]
+        lengths = [min(max_new_tokens, self._speaker.window - len(prompt)) for prompt in prompts]
+        asked = [i for i, length in enumerate(lengths) if length > 0]
+        said = self._speaker.turns(
+            [prompts[i] for i in asked],
+            [lengths[i] for i in asked],
+            self._ends,
+            stop,
+            temperature,
+            [seeds[i] for i in asked],
+        )
+        found = dict(zip(asked, said, strict=True))
+        return [found.get(i, Reply("", True)) for i in range(len(prompts))]
+
+    def _end_tokens(self) -> set[int]:
+        """The end-of-text token, and the first special token that the template puts after an assistant's turn."""
+        closing = (self._encoder.closing_tokens() or [])[:1]
+        ends = {self._tokenizer.convert_tokens_to_ids(token) for token in closing}
+        return ends | ({self._tokenizer.eos_token_id} - {None})
+
+
+def require_template(tokenizer: Any, template: TemplateSettings | str | None) -> ChatEncoder:
+    """What renders conversations with the chat template to use. Raises ValueError if there is none."""
+    settings = template if isinstance(template, TemplateSettings) else TemplateSettings(template)
+    if not (settings.template or tokenizer.chat_template):
+        name = getattr(tokenizer, "name_or_path", "") or "the model"
+        raise ValueError(
+            f"{name} has no chat template, which a conversation needs; set the benchmark's `template` to one, or its "
+            "`models` to those that were instruction-tuned, such as [tuned]"
+        )
+    return ChatEncoder(tokenizer, settings)

@@ -1,0 +1,229 @@
+"""A model behind an OpenAI-compatible server (`POST <url>/completions`), such as vLLM's: scores and texts.
+
+Prompts are sent as token ids of the model's own tokenizer, BOS among them, and a server adds none to ids: it is asked
+what the model here would see. A server that serves other weights, or in another precision, gives other numbers: that is
+why a result names its backend.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from collections.abc import Set as AbstractSet
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+import requests
+from lm_eval.api.model import TemplateLM
+
+from pipeline.data.tokens.text_encoder import TextEncoder
+from pipeline.evaluation.model.generation import check, cut, occurrences, row_seed
+from pipeline.evaluation.model.replies import Reply
+from pipeline.evaluation.remote.endpoint import SHOWN, Endpoint, UnusableError, ask, whole_text
+from pipeline.evaluation.tasks.harness_encoding import HarnessEncoding
+
+T = TypeVar("T")
+R = TypeVar("R")
+_SEEDS = 1 << 31  # servers take a signed 32-bit seed
+
+
+@dataclass(frozen=True)
+class CompletionModel:
+    """A model at an endpoint.
+
+    Attributes:
+        model: the name that the server knows it by.
+        endpoint: how it is reached.
+        sleep: waits so many seconds.
+    """
+
+    model: str
+    endpoint: Endpoint
+    sleep: Callable[[float], None] = time.sleep
+
+    def ask(self, accept: Callable[[list[dict[str, Any]]], R], **body: Any) -> R:
+        """What `accept` makes of the choices of one completion request; it raises UnusableError if they will not do.
+
+        Raises what `endpoint.ask` raises.
+        """
+        whole = {"model": self.model, **body}
+        return ask(self.endpoint, "completions", whole, lambda reply: accept(_choices(reply)), self.sleep)
+
+    def each(self, task: Callable[[T], R], jobs: Sequence[T], progress: Callable[..., None], note: str) -> list[R]:
+        """`task` over all jobs, so many at once as the endpoint allows, in order."""
+        results = []
+        with ThreadPoolExecutor(self.endpoint.num_parallel) as pool:
+            try:
+                for result in pool.map(task, jobs):
+                    results.append(result)
+                    progress(step=len(results), total=len(jobs), note=note)
+            except BaseException:
+                pool.shutdown(cancel_futures=True)
+                raise
+        return results
+
+
+def _choices(response: requests.Response) -> list[dict[str, Any]]:
+    try:
+        choices = sorted(response.json()["choices"], key=lambda choice: choice.get("index", 0))
+        return [{**one, "text": whole_text(one["text"])} if "text" in one else one for one in choices]
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise UnusableError(f"the reply is no completion: {response.text[:SHOWN]!r}") from error
+
+
+class RemoteGenerator:
+    """Texts by a server: see `Generator` and `Speaker` in `pipeline.evaluation.model`."""
+
+    def __init__(
+        self, model: CompletionModel, tokenizer: Any, window: int, progress: Callable[..., None] = lambda **_: None
+    ) -> None:
+        self._model, self.tokenizer, self.window, self._progress = model, tokenizer, window, progress
+        self._encoder = TextEncoder(tokenizer)
+
+    def generate(
+        self,
+        prompts: list[str],
+        stop: list[str],
+        max_new_tokens: int,
+        temperature: float,
+        top_p: float,
+        num_samples: int,
+        seed: int,
+    ) -> list[list[str]]:
+        """See `Generator`. Raises what `CompletionModel.ask` raises, too."""
+        check(max_new_tokens, temperature, top_p, num_samples)
+        if max_new_tokens >= self.window:
+            raise ValueError(f"max_new_tokens={max_new_tokens} leaves no room in the model's {self.window} positions")
+        count = num_samples if temperature else 1
+        encoded = [self._encoder.prompt(prompt)[-(self.window - max_new_tokens) :] for prompt in prompts]
+        seeds = [row_seed(seed, p, o, 0) % _SEEDS for p, o in zip(prompts, occurrences(prompts), strict=True)]
+
+        def texts_of(job: tuple[list[int], int]) -> list[str]:
+            tokens, own_seed = job
+            settings = {"temperature": temperature, "top_p": top_p, "n": count, "seed": own_seed}
+            return self.complete(tokens, stop, max_new_tokens, count, **settings)
+
+        texts = self._model.each(texts_of, list(zip(encoded, seeds, strict=True)), self._progress, "answers written")
+        return [row * (num_samples // count) for row in texts]
+
+    def turns(
+        self,
+        prompts: Sequence[Sequence[int]],
+        lengths: Sequence[int],
+        ends: AbstractSet[int],
+        stop: Sequence[str],
+        temperature: float,
+        seeds: Sequence[int],
+    ) -> list[Reply]:
+        """See `pipeline.evaluation.model.replies.Speaker`. Raises what `CompletionModel.ask` raises, too.
+
+        A server knows the end-of-text token; one that ends a turn is told to it as a text and, in vLLM's own field, as
+        a token, for servers leave special tokens out of what they search for texts.
+        """
+        others = sorted(ends - {self.tokenizer.eos_token_id})
+        marks = [self.tokenizer.decode([token]) for token in others]
+        asked = {"stop": [*stop, *marks]} if stop or marks else {}
+        tokens = {"stop_token_ids": others} if others else {}
+        jobs = list(zip(prompts, lengths, seeds, strict=True))
+
+        def turn(job: tuple[Sequence[int], int, int]) -> Reply:
+            prompt, length, seed = job
+            settings = {"temperature": temperature, "top_p": 1.0, "seed": seed % _SEEDS, **asked, **tokens}
+            reply = self._model.ask(_only, prompt=list(prompt), max_tokens=length, **settings)
+            return _closed(reply, stop, marks)
+
+        return self._model.each(turn, jobs, lambda **_: None, "turns")
+
+    def complete(self, tokens: list[int], stop: Sequence[str], length: int, count: int, **settings: Any) -> list[str]:
+        """`count` texts after a prompt of tokens, each cut before the first of `stop`."""
+
+        def accept(choices: list[dict[str, Any]]) -> list[str]:
+            texts = [choice.get("text") for choice in choices]
+            if len(texts) != count or not all(isinstance(text, str) for text in texts):
+                raise UnusableError(f"the reply has {len(texts)} texts, {count} were asked for")
+            return [cut(str(text), stop) for text in texts]
+
+        stops = {"stop": list(stop)} if stop else {}
+        return self._model.ask(accept, prompt=tokens, max_tokens=length, **stops, **settings)
+
+
+def _only(choices: list[dict[str, Any]]) -> dict[str, Any]:
+    if len(choices) != 1 or not isinstance(choices[0].get("text"), str):
+        raise UnusableError(f"the reply has {len(choices)} texts, 1 was asked for")
+    return choices[0]
+
+
+def _closed(choice: dict[str, Any], stop: Sequence[str], marks: Sequence[str]) -> Reply:
+    """The reply with the text of `stop` that ended it, which most servers leave out and vLLM names in `stop_reason`."""
+    text = cut(choice["text"], marks)
+    found = [text.find(one) + len(one) for one in stop if one in text]
+    if found:
+        return Reply(text[: min(found)], False)
+    reason = choice.get("stop_reason")
+    if isinstance(reason, str) and reason in stop:
+        return Reply(text + reason, False)
+    return Reply(text, choice.get("finish_reason") == "length")
+
+
+class RemoteLM(HarnessEncoding, TemplateLM):
+    """lm-evaluation-harness' model interface over a server that echoes a prompt with its log-probabilities.
+
+    `loglikelihood_rolling` is not offered.
+    """
+
+    def __init__(self, model: CompletionModel, tokenizer: Any, window: int, progress: Callable[..., None]) -> None:
+        super().__init__()
+        self.tokenizer, self._model, self._window, self._progress = tokenizer, model, window, progress
+        self.encoder = TextEncoder(tokenizer)
+
+    @property
+    def eot_token_id(self) -> int:
+        """The token that ends a text."""
+        return self.tokenizer.eos_token_id
+
+    @property
+    def prefix_token_id(self) -> int:
+        """The last token before a continuation without a context."""
+        return self.encoder.before_text[-1]
+
+    def _loglikelihood_tokens(self, requests: Any, disable_tqdm: bool = True, **_: Any) -> list[tuple[float, bool]]:
+        jobs = [(context + continuation, len(continuation)) for _, context, continuation in requests]
+        return self._model.each(self._scored, jobs, self._progress, "options scored")
+
+    def _scored(self, job: tuple[list[int], int]) -> tuple[float, bool]:
+        tokens, count = job[0][-(self._window - 1) :], job[1]  # the server writes one token more
+
+        def accept(choices: list[dict[str, Any]]) -> tuple[float, bool]:
+            try:
+                logprobs = choices[0]["logprobs"]
+                values = logprobs["token_logprobs"][len(tokens) - count : len(tokens)]
+                best = [max(top.values()) for top in logprobs["top_logprobs"][len(tokens) - count : len(tokens)]]
+            except (KeyError, TypeError, IndexError, AttributeError, ValueError) as error:
+                raise UnusableError("the reply echoes no log-probabilities of the prompt") from error
+            if len(values) != count or any(value is None for value in values):
+                raise UnusableError(f"the reply has log-probabilities of {len(values)} tokens, {count} are needed")
+            return float(sum(values)), all(a >= b for a, b in zip(values, best, strict=True))
+
+        asked = {"max_tokens": 1, "temperature": 0.0, "logprobs": 1, "echo": True}
+        return self._model.ask(accept, prompt=tokens, **asked)
+
+    def generate_until(self, requests: Any, disable_tqdm: bool = True) -> list[str]:
+        """The text after each request's context, up to one of its stops or the end-of-text token."""
+        from lm_eval.models.utils import normalize_gen_kwargs
+
+        generator = RemoteGenerator(self._model, self.tokenizer, self._window)
+        eos = self.tokenizer.decode([self.eot_token_id])
+
+        def text_of(request: Any) -> str:
+            settings: dict[str, Any] = dict(normalize_gen_kwargs(request.args[1], 256))
+            until, length = [*settings.pop("until", []), eos], settings.pop("max_gen_toks")
+            tokens = self.tok_encode(request.args[0])[-(self._window - length) :]
+            named = {key: settings[key] for key in ("temperature", "top_p") if key in settings}
+            return generator.complete(tokens, until, length, 1, **{"temperature": 0.0, **named})[0]
+
+        return self._model.each(text_of, list(requests), self._progress, "answers written")
+
+    def loglikelihood_rolling(self, requests: Any, disable_tqdm: bool = True) -> list[float]:
+        """Raises NotImplementedError: text is scored with the model in this process."""
+        raise NotImplementedError("rolling log-likelihoods need the model in this process: evaluate.backend=local")

@@ -1,0 +1,1 @@
+"""Tasks of lm-evaluation-harness and their like: options ranked by log-likelihood."""

@@ -1,0 +1,1 @@
+"""What a model makes of given text: bits per byte, positions, token shift, updates of blocks."""

@@ -1,0 +1,194 @@
+"""What each new block does: the size of its update to the stream, and what leaving it out costs on held-out text."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from statistics import NormalDist
+from typing import Any
+
+from pipeline.evaluation.base import Inputs, Item, Outcome, score
+from pipeline.evaluation.text.perplexity import HeldOutText
+from pipeline.models.directory import EXPANSION_FILE, read_expansion
+
+
+@dataclass(frozen=True)
+class Removal:
+    """The loss of a model without some blocks, set against the whole model's document by document.
+
+    Attributes:
+        positions: of the blocks left out.
+        value: bits per byte more than the whole model pays; positive means that the blocks help.
+        stderr, low, high: of `value` over documents, a normal interval; nan for a single document.
+        numerators: bits of each document, in the order of the items.
+    """
+
+    positions: tuple[int, ...]
+    value: float
+    stderr: float
+    low: float
+    high: float
+    numerators: tuple[float, ...]
+
+    @property
+    def is_harmless(self) -> bool:
+        """The loss is not shown to rise: the interval does not lie above zero. False where there is no interval."""
+        return self.low <= 0
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain data; what is not a number is null."""
+        plain = {name: list(value) if isinstance(value, tuple) else value for name, value in vars(self).items()}
+        return {
+            name: None if isinstance(value, float) and math.isnan(value) else value for name, value in plain.items()
+        }
+
+
+@dataclass(frozen=True)
+class Diagnosis(Outcome):
+    """The whole model's items, and under `diagnosis` what was found by leaving blocks out."""
+
+    diagnosis: Mapping[str, Any] = field(default_factory=dict)
+
+    def facts(self) -> dict[str, Any]:
+        """As of any outcome, with the diagnosis."""
+        return {**super().facts(), "diagnosis": dict(self.diagnosis)}
+
+
+@dataclass(frozen=True)
+class BlockDiagnostics(HeldOutText):
+    """Diagnose the blocks that an expansion added, as recorded in the model's `expansion.json`.
+
+    Measured are the relative update |block(x) - x| / |x| of every block, old and new, as a mean over tokens; the loss
+    without each new block, its output replaced by its input; the loss without all of them, which is the base's where
+    nothing else was trained; and the loss without all candidates together. A candidate for dropping is a new block
+    whose removal does not raise the loss outside its confidence interval. Costs add up in no simple way (two blocks
+    may stand in for each other), so the candidates' joint cost is measured, not summed.
+
+    A full pass per new block, and at most four more. A block whose output has its input's bits everywhere is not
+    scored again: leaving it out changes nothing. A model without new blocks gives its own loss and updates alone.
+
+    Attributes:
+        confidence: of the intervals, between 0 and 1.
+        others: as for HeldOutText.
+    """
+
+    confidence: float
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not 0 < self.confidence < 1:
+            raise ValueError(f"confidence={self.confidence} is not between 0 and 1; 0.95 is usual")
+
+    def run(self, model: Any, tokenizer: Any, inputs: Inputs) -> Diagnosis:
+        """Items are those of the whole model: numerator bits, denominator UTF-8 bytes of a document."""
+        from pipeline.evaluation.tasks.scoring import TokenScorer
+        from pipeline.evaluation.text.updates import measure_updates
+        from pipeline.evaluation.text.windows import score_passages, windows
+        from pipeline.models.architecture.blocks import bypassed, decoder_blocks
+
+        blocks = decoder_blocks(model)
+        new = recorded_blocks(model, len(blocks))
+        passages = self._passages(model, tokenizer, inputs)
+        rows = [tokens for p in passages for tokens, _ in windows(p.tokens, p.scored, self.window)]
+        inputs.progress(note="sizes of updates")
+        updates = measure_updates(model, blocks, rows, TokenScorer(model).batch_tokens)
+
+        def score_without(positions: frozenset[int], progress: Callable[..., None]) -> Outcome:
+            with bypassed(blocks, positions):
+                return score_passages(model, passages, self.window, replace(inputs, progress=progress))
+
+        identities = frozenset(position for position, update in enumerate(updates) if update.is_identity)
+        passes = _Passes(score_without, identities, len(new) + 3, inputs.progress)
+        whole = passes.without(())
+        found = self._leave_out(whole, passes, [entry["position"] for entry in new])
+        found["blocks"] = [
+            {**entry, "is_identity": entry["position"] in identities, **left}
+            for entry, left in zip(new, found["blocks"], strict=True)
+        ]
+        sizes = [update.relative for update in updates]
+        diagnosis = {"confidence": self.confidence, "updates": sizes, **found}
+        return Diagnosis(whole.metric, whole.higher_is_better, whole.items, diagnosis=diagnosis)
+
+    def _leave_out(self, whole: Outcome, passes: _Passes, new: list[int]) -> dict[str, Any]:
+        """Each new block alone, all of them, and the candidates together."""
+
+        def removal(positions: Iterable[int]) -> Removal:
+            return compare(whole, passes.without(positions), tuple(positions), self.confidence)
+
+        single = [removal((position,)) for position in new]
+        harmless = [one.positions[0] for one in single if one.is_harmless]
+        return {
+            "blocks": [{"without": one.to_json(), "is_candidate": one.is_harmless} for one in single],
+            "without_all": removal(new).to_json() if new else None,
+            "without_candidates": removal(harmless).to_json() if harmless else None,
+        }
+
+
+class _Passes:
+    """The model's loss without sets of blocks, each set scored once.
+
+    Args:
+        score: scores the model without blocks at these positions, reporting progress to the second argument.
+        identities: positions of blocks that change nothing, which need not be left out.
+        at_most: so many sets will be asked for; for progress.
+    """
+
+    def __init__(
+        self,
+        score: Callable[[frozenset[int], Callable[..., None]], Outcome],
+        identities: frozenset[int],
+        at_most: int,
+        progress: Callable[..., None],
+    ) -> None:
+        self._score, self._identities, self._at_most, self._progress = score, identities, at_most, progress
+        self._done: dict[frozenset[int], Outcome] = {}
+
+    def without(self, positions: Iterable[int]) -> Outcome:
+        effective = frozenset(positions) - self._identities
+        if effective not in self._done:
+            self._done[effective] = self._score(effective, self._reporter(effective))
+        return self._done[effective]
+
+    def _reporter(self, positions: frozenset[int]) -> Callable[..., None]:
+        begun = len(self._done)
+        blocks = f"without block {', '.join(map(str, sorted(positions)))}" if positions else "whole model"
+
+        def report(step: int, total: int, **_: Any) -> None:
+            self._progress(step=begun * total + step, total=self._at_most * total, note=f"tokens scored, {blocks}")
+
+        return report
+
+
+def compare(whole: Outcome, without: Outcome, positions: tuple[int, ...], confidence: float) -> Removal:
+    """The paired difference of two outcomes on the same items, in bits per byte, with its linearised standard error."""
+    pairs = zip(whole.items, without.items, strict=True)
+    value, stderr, _ = score([replace(a, numerator=b.numerator - a.numerator) for a, b in pairs])
+    reach = NormalDist().inv_cdf((1 + confidence) / 2) * stderr
+    return Removal(positions, value, stderr, value - reach, value + reach, _numerators(without.items))
+
+
+def recorded_blocks(model: Any, num_blocks: int) -> list[dict[str, Any]]:
+    """The expansion map of the directory that a model was loaded from, by position; empty if nothing was added.
+
+    Raises:
+        ValueError: the model does not say where it came from, or the map does not fit it.
+    """
+    directory = Path(model.name_or_path)
+    if not model.name_or_path or not (directory / "config.json").is_file():
+        raise ValueError(
+            f"the model was loaded from {model.name_or_path!r}, which is no model directory; its {EXPANSION_FILE} says "
+            "which blocks are new, so load it from the directory that the expansion wrote"
+        )
+    blocks = sorted(read_expansion(directory).get("blocks", []), key=lambda entry: entry["position"])
+    if any(not 0 <= entry["position"] < num_blocks for entry in blocks):
+        raise ValueError(
+            f"{directory / EXPANSION_FILE} names block {blocks[-1]['position']}, but the model has {num_blocks} "
+            "blocks; it belongs to another model"
+        )
+    return blocks
+
+
+def _numerators(items: Iterable[Item]) -> tuple[float, ...]:
+    return tuple(item.numerator for item in items)

@@ -1,0 +1,1 @@
+"""The methods that grow a model, one file each."""

@@ -1,0 +1,96 @@
+"""ADEPT: copy the blocks that matter least for text in general. arXiv 2510.10071."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from typing import Any
+
+from pipeline.data.corpus import Place
+from pipeline.data.sources.documents import Text, describe
+from pipeline.expansion.base import Plan, Source
+from pipeline.expansion.layout import explicit
+from pipeline.expansion.methods.block import plan_stack, zeroed_writers
+from pipeline.expansion.methods.importance import Importance, measure, token_rows
+
+
+@dataclass(frozen=True)
+class Adept:
+    """Put an identity copy directly above each of the blocks whose bypassing raises the loss on general text least.
+
+    The copies start with zeroed residual writers, as LLaMA Pro's do, so that the expanded model is exact; they alone
+    train, each with the learning rate times 2(1 - I), where I in [0, 1] is the importance of its origin.
+
+    Two things differ from the paper. It divides blocks into units and computes the importance again and again while it
+    trains; here a whole block is one unit, and its importance is measured once, at the expansion. How I is brought into
+    [0, 1] is ours, see `Importance.shares`: the mean over the copied blocks is 1/2, so that on the average they learn
+    at the strategy's learning rate.
+
+    Attributes:
+        num_new_blocks: k, how many blocks are copied.
+        general: a source of documents that stand for what must not be forgotten. Not what forgetting is measured on.
+        window: tokens of one document, at most.
+        max_tokens: of all documents together; the model runs over them once for each of its blocks, and once more.
+    """
+
+    num_new_blocks: int
+    general: Text
+    window: int
+    max_tokens: int
+
+    def check(self, num_blocks: int) -> None:
+        """Raise ValueError where these settings do not fit a model of that depth."""
+        if not 1 <= self.num_new_blocks <= num_blocks:
+            raise ValueError(
+                f"num_new_blocks={self.num_new_blocks} must be from 1 to the model's {num_blocks} blocks; each is "
+                "copied once at most"
+            )
+        if self.window < 2 or self.max_tokens < 2:
+            raise ValueError(
+                f"window={self.window} and max_tokens={self.max_tokens} must be at least 2: a first token is never "
+                "predicted"
+            )
+
+    def plan(self, source: Source, place: Place) -> Plan:
+        """Measure, choose, plan; see `Expansion.plan`. What was measured is kept in the plan's notes.
+
+        Raises:
+            ValueError: the settings do not fit, the source of text is empty, or the architecture has no exact form.
+        """
+        self.check(source.anatomy.num_blocks)
+        importance = self._measure(source, place)
+        chosen = importance.least(self.num_new_blocks)
+        plan = plan_stack(
+            source,
+            explicit(source.anatomy.num_blocks, [(block, 1) for block in chosen], origin="last"),
+            zeroed_writers(source),
+            exact=True,
+            method="adept",
+            settings=self._settings(),
+            lr_scales={b: 2 * (1 - i) for b, i in zip(chosen, importance.shares(chosen), strict=True)},
+        )
+        return dataclasses.replace(plan, notes={**plan.notes, "importance": dataclasses.asdict(importance)})
+
+    def _measure(self, source: Source, place: Place) -> Importance:
+        import torch
+        from accelerate import PartialState
+
+        from pipeline.data.tokens.text_encoder import TextEncoder
+        from pipeline.models import load, load_tokenizer
+        from pipeline.models.architecture.embedding import embedding_rows
+
+        texts = (document.text for document in self.general.documents(place.locate, place.listing))
+        encoder = TextEncoder(load_tokenizer(source.directory), embedding_rows(source.directory))
+        rows = token_rows(encoder, texts, self.window, self.max_tokens)
+        # fp32 whatever the weights are stored in: two blocks may differ by less than bf16 resolves.
+        model = load(source.directory, dtype=torch.float32).to(PartialState().device)
+        blocks = list(model.get_submodule(source.anatomy.prefix.removesuffix(".")))
+        return measure(model, blocks, rows, place.progress)
+
+    def _settings(self) -> dict[str, Any]:
+        return {
+            "num_new_blocks": self.num_new_blocks,
+            "general": describe(self.general.origin),
+            "window": self.window,
+            "max_tokens": self.max_tokens,
+        }

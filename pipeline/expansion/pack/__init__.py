@@ -1,0 +1,1 @@
+"""Domain packs: the trained new blocks alone."""

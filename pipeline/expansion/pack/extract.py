@@ -1,0 +1,274 @@
+"""Taking the trained new blocks out of a model: which they are, and the proof that nothing else was trained."""
+
+from __future__ import annotations
+
+import datetime
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from pipeline.expansion.base import BlockNames, Source, find_blocks, read_source
+from pipeline.expansion.layout import Slot
+from pipeline.expansion.pack.config import pinned_config
+from pipeline.expansion.pack.format import (
+    FACTS,
+    WEIGHTS,
+    Pack,
+    PackBlock,
+    canonical,
+    check_name,
+    fresh_directory,
+    hash_file,
+    open_pack,
+)
+from pipeline.expansion.pack.gain import proportional, writers_of
+from pipeline.models.directory import read_config, read_expansion
+from pipeline.models.files.atomic_io import write_text
+from pipeline.models.files.safetensors_io import Planned, Stored, read_index, read_pieces, tensors_hash, write_file
+
+
+@dataclass(frozen=True)
+class Grown:
+    """A trained model beside its base.
+
+    Attributes:
+        directory: of the trained model.
+        tensors: its tensors by their names on disk.
+        config: its config.json.
+        record: its expansion record.
+        names: how its tensors name blocks.
+        stack: what each of its blocks is in terms of the base: itself, or a new one like it.
+        entries: the records of the blocks that the base has not, by position.
+    """
+
+    directory: Path
+    tensors: Mapping[str, Stored]
+    config: Mapping[str, Any]
+    record: Mapping[str, Any]
+    names: BlockNames
+    stack: tuple[Slot, ...]
+    entries: Mapping[int, Mapping[str, Any]]
+
+    @property
+    def old(self) -> list[int]:
+        """The position of each block of the base."""
+        return [position for position, slot in enumerate(self.stack) if not slot.new]
+
+
+def extract(
+    trained: Path, base: Path, target: Path, name: str, round: int | None = None, memory: Path | None = None
+) -> Pack:
+    """Write the blocks that `trained` has and `base` has not to the pack directory `target`.
+
+    Args:
+        trained: a model directory with expansion.json, after training.
+        base: the model directory that was expanded.
+        target: does not exist yet, or is empty.
+        name: of the pack.
+        round: take the blocks of this round of expansion alone; without it, of every round that the base lacks.
+        memory: where answers about architectures are kept; see `Anatomy`.
+
+    Returns:
+        The pack, opened.
+
+    Raises:
+        ValueError: an old tensor differs from the base's, there are no such blocks, or a directory is not what it
+            should be.
+    """
+    check_name(name)
+    source = read_source(base, memory)
+    grown = read_grown(trained, source)
+    chosen = _chosen(grown, round)
+    source.anatomy.check_grown(grown.config, grown.stack)
+    _check_old(source, grown)
+    blocks = _blocks(source, grown, chosen)
+    source.anatomy.save()
+    tensors = {}
+    for index, position in enumerate(chosen):
+        for rest, stored in sorted(_block_tensors(source, grown, position).items()):
+            # By a function, so that the file does not depend on where in another one the tensors lay.
+            pieces = partial(read_pieces, stored)
+            tensors[f"{index}.{rest}"] = Planned(stored.dtype, stored.shape, stored.num_bytes, pieces)
+    with fresh_directory(target) as unfinished:
+        weights = _write_weights(unfinished, tensors)
+        pack = Pack(
+            name=name,
+            model_type=str(source.config.get("model_type")),
+            base_hash=tensors_hash(base_tensors(source)),
+            base_blocks=source.anatomy.num_blocks,
+            blocks=blocks,
+            provenance=_provenance(grown, {block.round for block in blocks}),
+            weights=weights,
+            tensors=(),
+            base_config=pinned_config(source.config),
+        )
+        write_text(unfinished / FACTS, canonical(pack.record()) + "\n")
+    return open_pack(target)
+
+
+def base_tensors(source: Source) -> dict[str, Stored]:
+    """The tensors that pin a base: all, but those of numbered blocks behind its depth.
+
+    These (DeepSeek-V3's multi-token prediction) transformers does not load: what a pack adds does not depend on them.
+    """
+    prefix = source.blocks.prefix
+    return {n: t for n, t in source.tensors.items() if not n.startswith(prefix) or source.blocks.split(n)}
+
+
+def read_grown(trained: Path, source: Source) -> Grown:
+    """Look at a trained model beside its base.
+
+    Raises:
+        ValueError: it records no blocks that the base lacks, or is no expansion of this base.
+    """
+    record, tensors = read_expansion(trained), read_index(trained)
+    known = max((int(entry["round"]) for entry in source.expansion.get("blocks", [])), default=0)
+    entries = {int(e["position"]): e for e in record.get("blocks", []) if int(e["round"]) > known}
+    if not entries:
+        raise ValueError(f"{trained} records no new blocks that {source.directory} lacks; give an expanded model")
+    depth = source.anatomy.num_blocks + len(entries)
+    names = find_blocks(tensors, depth, source.anatomy)
+    if names.prefix != source.blocks.prefix or max(entries) >= depth:
+        raise ValueError(
+            f"{trained} names its blocks {names.prefix}0 to {names.prefix}{depth - 1} and new ones up to "
+            f"{max(entries)}, {source.directory} names its {source.blocks.prefix}0; they are not the same model's"
+        )
+    stack = tuple(_stack(entries, depth))
+    return Grown(trained, tensors, read_config(trained), record, names, stack, entries)
+
+
+def _stack(entries: Mapping[int, Mapping[str, Any]], depth: int) -> list[Slot]:
+    """What each block is in terms of the base; a block made from a new one counts as made from that one's origin."""
+    rounds = [int(entries[p]["round"]) if p in entries else 0 for p in range(depth)]
+    old = {p: index for index, p in enumerate(p for p in range(depth) if p not in entries)}
+    stack = []
+    for position in range(depth):
+        at = position
+        while at in entries:
+            before = [p for p in range(depth) if rounds[p] < rounds[at]]
+            at = before[int(entries[at]["origin"])]
+        stack.append(Slot(old[at], new=position in entries))
+    return stack
+
+
+def _chosen(grown: Grown, round: int | None) -> list[int]:
+    """Positions of the blocks to take."""
+    chosen = sorted(p for p, entry in grown.entries.items() if round in (None, entry["round"]))
+    if not chosen:
+        rounds = sorted({int(entry["round"]) for entry in grown.entries.values()})
+        raise ValueError(f"{grown.directory} has no new blocks of round {round}; it has those of {rounds}")
+    return chosen
+
+
+def _check_old(source: Source, grown: Grown) -> None:
+    """Every old tensor is the base's, byte for byte, and there is none that belongs to neither."""
+    expected = {}
+    for name, stored in base_tensors(source).items():
+        parts = source.blocks.split(name)
+        expected[name if parts is None else grown.names.join(grown.old[parts[0]], parts[1])] = (name, stored)
+    for name, stored in source.tensors.items():
+        if behind := source.blocks.behind(name):
+            target = grown.names.join(grown.names.num_blocks + behind[0], behind[1])
+            if target in grown.tensors:  # expansions of before these were carried along left them out
+                expected[target] = (name, stored)
+    for target, (name, stored) in expected.items():
+        if target not in grown.tensors:
+            raise ValueError(f"{grown.directory} has no {target}, which {source.directory} has as {name}")
+        if not same_bytes(stored, grown.tensors[target]):
+            raise ValueError(
+                "this model's old blocks were trained too (e.g. by full SFT); a pack holds only new blocks: "
+                f"{target} of {grown.directory} differs from {name} of {source.directory}. Extract from a model that "
+                "trained with strategy=new_blocks, such as the pretrain artifact, and give the base that was expanded"
+            )
+    split = grown.names.split
+    foreign = [n for n in grown.tensors if n not in expected and not ((at := split(n)) and at[0] in grown.entries)]
+    if foreign:
+        raise ValueError(
+            f"{grown.directory} has tensors that are neither the base's nor in a new block, which a pack cannot hold: "
+            f"{', '.join(foreign[:4])} ({len(foreign)})"
+        )
+
+
+def same_bytes(a: Stored, b: Stored) -> bool:
+    """Whether two stored tensors are equal in type, shape and every byte; 2 MiB are in memory at a time."""
+    if (a.dtype, a.shape, a.num_bytes) != (b.dtype, b.shape, b.num_bytes):
+        return False
+    if a.start == b.start and os.path.samefile(a.file, b.file):
+        return True
+    return all(one == other for one, other in zip(read_pieces(a), read_pieces(b), strict=True))
+
+
+def _block_tensors(source: Source, grown: Grown, position: int) -> dict[str, Stored]:
+    """The tensors of one new block by the rest of their names: as many and as large as its origin's.
+
+    Raises:
+        ValueError: they are not.
+    """
+    origin, prefix = grown.stack[position].source, f"{grown.names.prefix}{position}."
+    found = {name.removeprefix(prefix): t for name, t in grown.tensors.items() if name.startswith(prefix)}
+    check_like(source, origin, found, f"block {position} of {grown.directory}")
+    return found
+
+
+def check_like(source: Source, origin: int, found: Mapping[str, Stored], what: str) -> None:
+    """Raise ValueError unless a block's tensors have the names, types and shapes of those of a block of the base."""
+    expected = {rest: source.tensors[source.blocks.join(origin, rest)] for rest in source.by_block()[origin]}
+    for rest in sorted(set(expected) | set(found)):
+        sizes = [f"{t.dtype} {list(t.shape)}" if t else "missing" for t in (found.get(rest), expected.get(rest))]
+        if sizes[0] != sizes[1]:
+            raise ValueError(
+                f"{what} is not like block {origin} of {source.directory}, its origin: {rest} is {sizes[0]} here and "
+                f"{sizes[1]} there"
+            )
+
+
+def _blocks(source: Source, grown: Grown, chosen: Sequence[int]) -> tuple[PackBlock, ...]:
+    blocks: list[PackBlock] = []
+    for position in chosen:
+        entry, origin = grown.entries[position], grown.stack[position].source
+        after = sum(not slot.new for slot in grown.stack[:position]) - 1
+        try:
+            writers = writers_of(source, origin)
+        except ValueError:  # not every initialisation needs any; `gain` then refuses, and says what was found
+            writers = ()
+        blocks.append(
+            PackBlock(
+                after=after,
+                order=sum(block.after == after for block in blocks),
+                origin=origin,
+                group=entry.get("group"),
+                round=int(entry["round"]),
+                lr_scale=float(entry.get("lr_scale", 1.0)),
+                config=said_of(grown.config, source, position),
+                writers=writers,
+                scales=proportional(source, origin) if writers else (),
+            )
+        )
+    return tuple(blocks)
+
+
+def said_of(config: Mapping[str, Any], source: Source, position: int) -> dict[str, Any]:
+    """What an expanded model's config says of one block, by name: its entries in the lists that grew with the depth."""
+    section = config["text_config"] if "num_hidden_layers" in config.get("text_config", {}) else config
+    read = source.anatomy.text_config
+    depth = source.anatomy.num_blocks
+    lists = [n for n, v in section.items() if isinstance(v, list) and len(v) > max(depth, position)]
+    return {n: section[n][position] for n in sorted(lists) if isinstance(read.get(n), list) and len(read[n]) == depth}
+
+
+def _write_weights(directory: Path, tensors: Mapping[str, Planned]) -> dict[str, Any]:
+    write_file(directory / WEIGHTS, tensors, {"format": "pt"})
+    num_bytes = sum(planned.num_bytes for planned in tensors.values())
+    return {"sha256": hash_file(directory / WEIGHTS), "num_bytes": num_bytes}
+
+
+def _provenance(grown: Grown, rounds: set[int]) -> dict[str, Any]:
+    """How the blocks were made, by the model's record, and when they were taken out of it."""
+    last = max(int(entry["round"]) for entry in grown.record["blocks"])
+    entries = [*grown.record.get("rounds", []), {**grown.record, "round": last}]
+    made = [{key: e.get(key) for key in ("round", "method", "settings", "exact")} for e in entries]
+    now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+    return {"expansions": [entry for entry in made if entry["round"] in rounds], "extracted": now}

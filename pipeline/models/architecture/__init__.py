@@ -1,0 +1,1 @@
+"""What a config and its weights tell of a model, and modules that transformers lacks."""

@@ -1,0 +1,53 @@
+"""What the files of a model directory tell without its weights, for requests to be checked against."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from pipeline.models.architecture.shape import read_shape
+from pipeline.models.directory import CHAT_TEMPLATES, EXPANSION_FILE, read_config
+
+DEPTH_KEYS = ("num_hidden_layers", "n_layer", "n_layers", "num_layers")  # in the config.json of one family or another
+LENGTH_KEYS = ("max_position_embeddings", "n_positions", "max_seq_len", "max_sequence_length", "seq_length")  # likewise
+
+
+def depth(config: Mapping[str, Any]) -> int | None:
+    """How many blocks a config.json states, under the name that its family has for it."""
+    section = config.get("text_config") or config
+    return next((section[key] for key in DEPTH_KEYS if key in section), None)
+
+
+def longest(config: Mapping[str, Any]) -> int | None:
+    """How many positions a config.json states, under the name that its family has for it."""
+    section = config.get("text_config") or config
+    return next((section[key] for key in LENGTH_KEYS if key in section), None)
+
+
+def model_facts(directory: Path) -> dict[str, Any]:
+    """num_blocks, max_position_embeddings, shape (None: not known), chat_template and expanded (whether there is one).
+
+    Raises:
+        ValueError: its config.json is missing or damaged.
+    """
+    config = read_config(directory)
+    return {
+        "num_blocks": depth(config),
+        "max_position_embeddings": longest(config),
+        "shape": read_shape(directory),
+        "chat_template": _has_chat_template(directory),
+        "expanded": (directory / EXPANSION_FILE).is_file(),
+    }
+
+
+def _has_chat_template(directory: Path) -> bool:
+    """Whether a tokenizer brings a chat template: in files of its own, or in its config."""
+    files = ("chat_template.jinja", "chat_template.json", CHAT_TEMPLATES)
+    if any((directory / name).exists() for name in files):
+        return True
+    try:
+        return bool(json.loads((directory / "tokenizer_config.json").read_text()).get("chat_template"))
+    except (OSError, ValueError, AttributeError):
+        return False

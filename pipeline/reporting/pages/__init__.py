@@ -1,0 +1,1 @@
+"""The pages of a report, and what they say in sentences."""

@@ -1,0 +1,139 @@
+"""The page on which a person looks at single items: prompt, answers and what is right, model by model."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import jinja2
+import numpy as np
+
+from pipeline.reporting.collect import Benchmark
+from pipeline.reporting.compare import Comparison, Line, Unit
+from pipeline.reporting.items_file import ItemText, read_texts
+from pipeline.reporting.statistics.intervals import Items
+
+TEMPLATE = Path(__file__).with_name("items.html")
+# Inside a script element the browser looks for its end before anything else; these cannot end it.
+_HARMLESS = str.maketrans({"<": "\\u003c", ">": "\\u003e", "&": "\\u0026", "\u2028": "\\u2028", "\u2029": "\\u2029"})
+
+
+@dataclass(frozen=True)
+class _Answered:
+    """A model's items on a benchmark by id: the value of each, nan where nothing was judged, and its hash."""
+
+    line: Line
+    values: dict[str, float]
+    hashes: dict[str, str]
+    categories: dict[str, str]
+
+    @classmethod
+    def of(cls, line: Line, items: Items) -> _Answered:
+        with np.errstate(invalid="ignore", divide="ignore"):
+            values = items.numerators / items.denominators
+        categories = items.categories or ("",) * len(items.ids)
+        return cls(
+            line,
+            dict(zip(items.ids, values.tolist(), strict=True)),
+            dict(zip(items.ids, items.hashes, strict=True)),
+            dict(zip(items.ids, categories, strict=True)),
+        )
+
+
+def items_html(comparison: Comparison, *, per_benchmark: int, characters: int) -> str:
+    """The whole page, or "" if it would be empty. Nothing is loaded from elsewhere; all text is shown as text.
+
+    Args:
+        per_benchmark: so many items of each benchmark, those on which some model differs from its base first, then in
+            the order of their content hashes.
+        characters: what is longer is cut.
+    """
+    benchmarks = [b for b in comparison.benchmarks if per_benchmark] or []
+    shown = [_benchmark(comparison, b, per_benchmark, characters) for b in benchmarks]
+    shown = [benchmark for benchmark in shown if benchmark["items"]]
+    if not shown:
+        return ""
+    text = json.dumps({"benchmarks": shown}, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
+    environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined)
+    template = environment.from_string(TEMPLATE.read_text(encoding="utf-8"))
+    return template.render(name=comparison.collection.name, data=text.translate(_HARMLESS))
+
+
+def _benchmark(comparison: Comparison, benchmark: Benchmark, limit: int, characters: int) -> dict[str, Any]:
+    answered = [
+        _Answered.of(line, line.row.evaluations[benchmark.name])
+        for line in comparison.lines
+        if benchmark.name in line.row.evaluations
+    ]
+    bases = [_base_of(comparison, one, answered) for one in answered]
+    ids = _chosen(answered, bases)
+    unit = comparison.units[benchmark.name]
+    texts = [read_texts(one.line.row.directories[benchmark.name], ids[:limit]) for one in answered]
+    items = [_item(name, answered, bases, texts, characters) for name in ids[:limit]]
+    return {
+        "title": benchmark.title,
+        "note": benchmark.note,
+        "unit": unit.name,
+        "higher": unit.higher_is_better,
+        "digits": _digits(unit),
+        "scale": unit.scale,
+        "models": [one.line.label for one in answered],
+        "bases": [None if base is None else answered.index(base) for base in bases],
+        "total": len(ids),
+        "changed": sum(_is_changed(name, answered, bases) for name in ids),
+        "items": [item for item in items if item["prompt"] or any(item["answers"])],
+    }
+
+
+def _base_of(comparison: Comparison, one: _Answered, answered: Sequence[_Answered]) -> _Answered | None:
+    """The model that it is compared with, if that answered the benchmark too."""
+    base = comparison.reference(one.line)
+    return next((other for other in answered if other.line is base), None)
+
+
+def _chosen(answered: Sequence[_Answered], bases: Sequence[_Answered | None]) -> list[str]:
+    """All ids, those that changed first, each part in the order of the hashes."""
+    hashes = {name: digest for one in answered for name, digest in one.hashes.items()}
+    return sorted(hashes, key=lambda name: (not _is_changed(name, answered, bases), hashes[name], name))
+
+
+def _is_changed(name: str, answered: Sequence[_Answered], bases: Sequence[_Answered | None]) -> bool:
+    pairs = ((one.values.get(name), base.values.get(name)) for one, base in zip(answered, bases, strict=True) if base)
+    return any(own != other and not (own != own and other != other) for own, other in pairs)
+
+
+def _item(
+    name: str,
+    answered: Sequence[_Answered],
+    bases: Sequence[_Answered | None],
+    texts: Sequence[dict[str, ItemText]],
+    characters: int,
+) -> dict[str, Any]:
+    nothing = ItemText("", "", "")
+    found = [one.get(name, nothing) for one in texts]
+    golds = [_cut(text.gold, characters) for text in found]
+    values = [one.values.get(name) for one in answered]
+    return {
+        "id": name,
+        "category": next((one.categories[name] for one in answered if name in one.categories), ""),
+        "changed": _is_changed(name, answered, bases),
+        "prompt": _cut(next((text.prompt for text in found if text.prompt), ""), characters),
+        "golds": golds[:1] if len(set(golds)) == 1 else golds,
+        "answers": [_cut(text.answer, characters) for text in found],
+        "values": [None if value is None or not np.isfinite(value) else round(value, 6) for value in values],
+    }
+
+
+def _cut(text: str, characters: int) -> str:
+    """The head and the tail of a long text: a few-shot prompt has its question at the end."""
+    if len(text) <= characters:
+        return text
+    head, tail = characters // 3, characters - characters // 3
+    return f"{text[:head]}\n[… {len(text) - characters:,} characters …]\n{text[-tail:]}"
+
+
+def _digits(unit: Unit) -> int:
+    return 0 if unit.name == "%" else unit.digits

@@ -1,0 +1,245 @@
+"""The report as one self-contained HTML page, and as Markdown for a terminal."""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import jinja2
+
+from pipeline.reporting.collect import Collection
+from pipeline.reporting.compare import Comparison
+from pipeline.reporting.pages.verdict import Verdict, verdicts
+from pipeline.reporting.statistics.seeds import seed_lines
+from pipeline.reporting.tables.table import (
+    Table,
+    detectable_table,
+    differences_table,
+    facts_table,
+    gains_table,
+    markdown,
+    seed_tables,
+    split,
+    values_table,
+)
+from pipeline.reporting.tables.wording import duration, percent
+
+TEMPLATE = Path(__file__).with_name("page.html")
+FEW_ITEMS = 30  # below this, percentile intervals are noticeably too narrow
+ANSWERS = {
+    "yes": "yes",
+    "no": "no",
+    "partly": "partly",
+    "no_loss": "no loss shown",
+    "unclear": "not shown",
+    "unknown": "not measured",
+    "absent": "no expansion",
+    "better": "better",
+    "worse": "worse",
+    "mixed": "mixed",
+}
+
+
+@dataclass(frozen=True)
+class Plot:
+    """A figure of the page: its SVG file, heading, description for those who cannot see it, and how to read it."""
+
+    path: Path
+    title: str
+    alt: str
+    caption: str
+
+    @property
+    def source(self) -> str:
+        return "data:image/svg+xml;base64," + base64.b64encode(self.path.read_bytes()).decode()
+
+
+@dataclass(frozen=True)
+class Section:
+    """Something about one model, folded on the page: sentences, a figure and a table.
+
+    Attributes:
+        is_open: unfolded at first.
+        in_text: shown in the Markdown form too, which is printed at the end of a run.
+        values: the same as plain JSON values.
+    """
+
+    title: str
+    sentences: tuple[str, ...]
+    plot: Plot | None
+    table: Table
+    is_open: bool
+    in_text: bool
+    values: dict[str, Any] = field(default_factory=dict)
+
+
+def html(
+    comparison: Comparison,
+    plots: list[Plot],
+    sections: Sequence[Section] = (),
+    parts: Sequence[Section] = (),
+    items_page: str = "",
+) -> str:
+    """The whole page. Nothing in it is loaded from elsewhere, and all text from artifacts is escaped.
+
+    `sections` are about blocks, `parts` about what lies inside a benchmark's score; `items_page` names the file beside
+    this one that shows single items, if there is one.
+    """
+    environment = jinja2.Environment(
+        autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined
+    )
+    template = environment.from_string(TEMPLATE.read_text(encoding="utf-8"))
+    collection = comparison.collection
+    return template.render(
+        name=collection.name,
+        summary=summary(comparison),
+        verdicts=verdicts(comparison),
+        answers=ANSWERS,
+        gains=gains_table(comparison),
+        tables=[part for table in result_tables(comparison) for part in split(table)],
+        notes=notes(comparison),
+        corrected=corrected(comparison),
+        parts=parts,
+        items_page=items_page,
+        facts=facts_table(comparison),
+        plots=plots,
+        sections=sections,
+        benchmarks=comparison.benchmarks,
+        cells=cell_legend(comparison),
+        method=method(comparison),
+        provenance=collection.provenance,
+        commits=_distinct(collection, "git"),
+        packages=_distinct(collection, "packages"),
+        commands=_distinct(collection, "command"),
+        duration=duration,
+    )
+
+
+def result_tables(comparison: Comparison) -> list[Table]:
+    """Differences against the base, what was too small to tell, scores, and all of it over seeds."""
+    single = [differences_table(comparison), detectable_table(comparison), values_table(comparison)]
+    return [*single, *seed_tables(comparison, seed_lines(comparison))]
+
+
+def corrected(comparison: Comparison) -> str:
+    """Which changes against a base hold after correcting for the number of comparisons; "" if there is one or none."""
+    adjusted = comparison.corrected()
+    if len(adjusted) < 2:
+        return ""
+    alpha, titles = 1 - comparison.confidence, {b.name: b.title for b in comparison.benchmarks}
+    lines = {line.label: line for line in comparison.lines}
+    marked = {key: lines[key[0]].differences[key[1]].mark for key in adjusted}
+
+    def named(holds: bool) -> str:
+        return "; ".join(
+            f"{label} on {titles[name]} ({marked[label, name]})"
+            for (label, name), p in adjusted.items()
+            if (p <= alpha) is holds and marked[label, name] in ("better", "worse")
+        )
+
+    head = f"Corrected for all {len(adjusted)} comparisons with a base (paired permutation test, Holm)"
+    chance = f" These alone would not hold, and some may be chance: {named(False)}." if named(False) else ""
+    return f"{head}, these changes hold at {percent(alpha)}: {named(True) or 'none'}.{chance}"
+
+
+def notes(comparison: Comparison) -> list[str]:
+    """What evaluations say must be read with their scores."""
+    titles = {benchmark.name: benchmark.title for benchmark in comparison.benchmarks}
+    return [
+        f"{titles[name]}, {line.label}: {note}"
+        for line in comparison.lines
+        for name, found in line.row.notes.items()
+        if name in titles
+        for note in found
+    ]
+
+
+def report_markdown(comparison: Comparison, sections: Sequence[Section] = ()) -> str:
+    """The page's text without figures, at most about 120 columns wide in its tables."""
+    parts = [f"# {_inline(comparison.collection.name)}", summary(comparison)]
+    parts += [_verdict_markdown(verdict, len(comparison.collection.cells) > 1) for verdict in verdicts(comparison)]
+    for table in (gains_table(comparison), *result_tables(comparison), facts_table(comparison)):
+        if table.rows:
+            parts += [f"## {table.caption}", markdown(table)]
+    if text := corrected(comparison):
+        parts.append(_inline(text))
+    if found := notes(comparison):
+        parts += ["## Notes", "\n".join(f"- {_inline(note)}" for note in found)]
+    for section in sections:
+        if section.in_text:
+            sentences = "\n".join(f"- {_inline(sentence)}" for sentence in section.sentences)
+            parts += [f"## {_inline(section.title)}", sentences, markdown(section.table)]
+    legend = cell_legend(comparison)
+    if legend:
+        parts += ["## Cells", "\n".join(f"- **{_inline(label)}**: `{cell}`" for label, cell in legend)]
+    parts += ["## Method", "\n".join(f"- {sentence}" for sentence in method(comparison))]
+    return "\n\n".join(parts) + "\n"
+
+
+def summary(comparison: Comparison) -> str:
+    """One line on what was compared."""
+    models, benchmarks = len(comparison.lines), len(comparison.benchmarks)
+    cells = len(comparison.collection.cells)
+    text = f"{models} models, {benchmarks} benchmark{'s' if benchmarks != 1 else ''}"
+    return text + (f", {cells} cells." if cells > 1 else ".")
+
+
+def cell_legend(comparison: Comparison) -> list[tuple[str, str]]:
+    """(label, full override string) of each cell; empty if there is only one."""
+    return [] if len(comparison.labels) == 1 else [(label, cell) for cell, label in comparison.labels.items()]
+
+
+def method(comparison: Comparison) -> list[str]:
+    """How the numbers were made and what they do not cover."""
+    confidence = percent(comparison.confidence)
+    tail = (1 - comparison.confidence) / 2
+    sentences = [
+        "A score is the sum of the items' numerators over the sum of their denominators; its standard error is that of "
+        "a ratio estimator over items.",
+        f"Differences are paired over identical items (ids and content hashes agree). Intervals are {confidence} "
+        f"percentile intervals from {comparison.num_bootstrap:,} bootstrap draws of items. Better and worse mean that "
+        "the interval excludes zero; identical means that every item has exactly the same value, and that the models "
+        "are the same by construction or the values too fine to agree by chance. Where every answer is right or wrong "
+        "and all agree, the interval is the exact one (Clopper-Pearson) of the share of items that may still differ.",
+        "Beyond the general shift: domain gain minus the gain on general text, both in bits per byte against the base, "
+        "with independent draws of the two sets.",
+        "What the base could do already is read off the general and the retention measures. Their mean change is over "
+        "those that are accuracies, in percentage points, each measure counting the same.",
+        "The intervals cover the choice of items. They do not cover training seeds, and they are not corrected for the "
+        f"number of comparisons: of many unchanged measures about {percent(2 * tail)} will look changed. What holds "
+        "after Holm's correction is said below the results.",
+        "Too small to tell: where an interval contains zero, the true change that the same comparison would call "
+        f"better or worse with a probability of {percent(comparison.power)}. A smaller one may be there and not show.",
+    ]
+    if seed_lines(comparison):
+        sentences.append(
+            "Over seeds: runs whose settings differ by seeds only. Intervals are Student's t over the runs and, in "
+            "quadrature, the error over items, which all runs share; runs that share a stage share its chance."
+        )
+    few = [b.title for b in comparison.benchmarks if _num_items(comparison, b.name) < FEW_ITEMS]
+    if few:
+        sentences.append(f"Fewer than {FEW_ITEMS} items, so the intervals are too narrow or missing: {', '.join(few)}.")
+    return sentences
+
+
+def _num_items(comparison: Comparison, benchmark: str) -> int:
+    return min(line.scores[benchmark].n for line in comparison.lines if benchmark in line.scores)
+
+
+def _verdict_markdown(verdict: Verdict, many: bool) -> str:
+    title = f"## Verdict: {_inline(verdict.label)}" if many else "## Verdict"
+    lines = [f"- **{f.question} {ANSWERS[f.answer].capitalize()}.** {f.text}" for f in verdict.findings]
+    return title + "\n\n" + "\n".join(_inline(line) for line in lines)
+
+
+def _inline(text: str) -> str:
+    """Markdown passes HTML through, so what comes from artifacts must not look like a tag."""
+    return text.replace("<", "&lt;")
+
+
+def _distinct(collection: Collection, attribute: str) -> list[str]:
+    values = [getattr(source, attribute) for source in collection.provenance]
+    return [value for value in dict.fromkeys(values) if value]

@@ -1,0 +1,116 @@
+"""The report as plain values: everything that its tables and sentences show, and a few numbers about it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+from pipeline.reporting.compare import Comparison, Gains, Line
+from pipeline.reporting.pages.page import Section, notes
+from pipeline.reporting.pages.verdict import expanded_lines, verdicts
+from pipeline.reporting.statistics.intervals import Difference
+from pipeline.reporting.statistics.power import detectable
+from pipeline.reporting.statistics.seeds import seed_lines, seed_values
+
+
+def data(comparison: Comparison, sections: Sequence[Section] = (), parts: Sequence[Section] = ()) -> dict[str, Any]:
+    """Everything the tables and sentences show, as plain JSON values; what is not finite becomes null."""
+    return {
+        "name": comparison.collection.name,
+        "confidence": comparison.confidence,
+        "num_bootstrap": comparison.num_bootstrap,
+        "benchmarks": {b.name: {"title": b.title, "group": b.group, "note": b.note} for b in comparison.benchmarks},
+        "power": comparison.power,
+        "models": [_line_data(line, comparison.power) for line in comparison.lines],
+        "corrected_p": [
+            {"model": label, "benchmark": name, "p": p} for (label, name), p in comparison.corrected().items()
+        ],
+        "over_seeds": seed_values(seed_lines(comparison)),
+        "notes": notes(comparison),
+        "against_first_cell": [{"cell": rival.cell, "gains": _gains_data(rival.gains)} for rival in comparison.rivals],
+        "verdicts": [
+            {
+                "cell": verdict.cell,
+                "findings": [{"question": f.question, "answer": f.answer, "text": f.text} for f in verdict.findings],
+            }
+            for verdict in verdicts(comparison)
+        ],
+        "blocks": [section.values for section in sections],
+        "parts": [section.values for section in parts],
+    }
+
+
+def headline(comparison: Comparison) -> dict[str, Any]:
+    """A few numbers per cell about the model it ends with. With several cells, keys start with the cell's label."""
+    metrics: dict[str, Any] = {"num_models": len(comparison.lines), "num_benchmarks": len(comparison.benchmarks)}
+    for cell in comparison.collection.cells:
+        prefix = f"{comparison.labels[cell.name]}/" if len(comparison.collection.cells) > 1 else ""
+        for grown in expanded_lines(comparison, cell):
+            if grown.differences:
+                key = f"{prefix}{grown.name}_equals_{grown.row.reference}"
+                metrics[key] = all(d.is_equal for d in grown.differences.values())
+        line = comparison.last_line(cell)
+        if line is None or line.gains is None:
+            continue
+        for key, gain in (("domain_gain", line.gains.domain), ("beyond_general_shift", line.gains.beyond)):
+            if gain is not None:
+                metrics[prefix + key] = gain.value
+        kept = comparison.kept(line)
+        if kept:
+            metrics[f"{prefix}num_worse"] = sum(line.differences[b.name].mark == "worse" for b in kept)
+    return metrics
+
+
+def _line_data(line: Line, power: float) -> dict[str, Any]:
+    facts = line.row.facts
+    return {
+        "label": line.label,
+        "row": line.name,
+        "cells": list(line.cells),
+        "fingerprint": line.row.fingerprint,
+        "num_parameters": facts.num_parameters,
+        "num_new_parameters": facts.num_new,
+        "trainable_share": facts.trainable_share,
+        "tokens": facts.tokens,
+        "wall_time_s": facts.wall_time_s,
+        "peak_memory_bytes": facts.peak_memory_bytes,
+        "mfu": facts.mfu,
+        "mfu_6nd": facts.mfu_6nd,
+        "scores": {
+            name: {"value": s.value, "stderr": _finite(s.stderr), "n": s.n} for name, s in sorted(line.scores.items())
+        },
+        "differences": {
+            name: {**(_difference_data(d) or {}), "detectable": _finite(detectable(d, power)), "p": line.p_values[name]}
+            for name, d in sorted(line.differences.items())
+        },
+        "gains": None if line.gains is None else _gains_data(line.gains),
+    }
+
+
+def _gains_data(gains: Gains) -> dict[str, Any]:
+    return {
+        "domain": _difference_data(gains.domain),
+        "general": _difference_data(gains.general),
+        "beyond_general_shift": _difference_data(gains.beyond),
+        "retention": _difference_data(gains.retention),
+        "retention_unit": gains.retention_unit,
+        "num_retention": gains.num_retention,
+    }
+
+
+def _difference_data(difference: Difference | None) -> dict[str, Any] | None:
+    if difference is None:
+        return None
+    return {
+        "value": difference.value,
+        "stderr": _finite(difference.stderr),
+        "low": _finite(difference.low),
+        "high": _finite(difference.high),
+        "n": difference.n,
+        "mark": difference.mark,
+    }
+
+
+def _finite(value: float) -> float | None:
+    return value if math.isfinite(value) else None

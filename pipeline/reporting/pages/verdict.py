@@ -1,0 +1,222 @@
+"""What the numbers say, in plain sentences. All of it is computed, bad news as plainly as good."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from pipeline.reporting.collect import Benchmark, Cell
+from pipeline.reporting.compare import Comparison, Gains, Line, Rival
+from pipeline.reporting.tables.wording import estimate, interval, listing, number
+
+BITS = "bits per byte"
+WORDS = {"better": "better", "worse": "worse", "within": "cannot be told apart", "identical": "identical"}
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One question and its answer.
+
+    `answer` is one of: yes, no, partly; unclear (the interval contains zero); no_loss (none shown, which is not proof
+    of none); better, worse, mixed (of two cells); unknown (not measured); absent (no such model).
+    """
+
+    question: str
+    answer: str
+    text: str
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """The findings about one cell."""
+
+    cell: str
+    label: str
+    findings: tuple[Finding, ...]
+
+
+def verdicts(comparison: Comparison) -> tuple[Verdict, ...]:
+    """One verdict per cell; the findings of the first cell come first."""
+    found = []
+    for cell in comparison.collection.cells:
+        grown = expanded_lines(comparison, cell)
+        findings = [_exactness(comparison, line) for line in grown] or [_nothing_expanded()]
+        findings += _training_findings(comparison, cell)
+        findings += [_against_first(rival) for rival in comparison.rivals if rival.cell == cell.name]
+        found.append(Verdict(cell.name, comparison.labels[cell.name], tuple(findings)))
+    return tuple(found)
+
+
+def _training_findings(comparison: Comparison, cell: Cell) -> list[Finding]:
+    lines = [comparison.line(cell.name, row.name) for row in cell.rows if row.training and row.reference]
+    trained = [line for line in lines if line is not None]
+    if not trained:
+        text = "This cell has no trained model, so there is no gain and no forgetting to report."
+        return [Finding("Was the domain learned?", "unknown", text)]
+    return [_domain(comparison, line) for line in trained] + [_retention(comparison, line) for line in trained]
+
+
+def expanded_lines(comparison: Comparison, cell: Cell) -> list[Line]:
+    """The models of a cell that were compared with their sources when they were made: those that an expansion grew."""
+    rows = [row for row in cell.rows if row.reference and row.facts.max_abs_difference is not None]
+    return [line for row in rows if (line := comparison.line(cell.name, row.name)) is not None]
+
+
+def _nothing_expanded() -> Finding:
+    question = "Does the expanded model equal the base exactly?"
+    return Finding(question, "absent", "This cell has no expanded model: the base was trained as it is.")
+
+
+def _exactness(comparison: Comparison, line: Line) -> Finding:
+    question = f"Does the {line.name} model equal the {line.row.reference} exactly?"
+    logits, note = line.row.facts.max_abs_difference, line.row.facts.proof_note
+    how = f" ({note})" if note else ""
+    proof = "" if logits is None else f" In the expansion's own check, logits differ by at most {logits:g}{how}."
+    if not line.differences:
+        answer = "unknown" if logits is None else "no" if logits else "yes"
+        return Finding(
+            question, answer, f"The {line.name} model and the {line.row.reference} share no evaluated measure.{proof}"
+        )
+    changed = [b for b in comparison.benchmarks if b.name in line.differences and not line.differences[b.name].is_equal]
+    n = sum(difference.n for difference in line.differences.values())
+    if not changed:
+        measures = _measures(len(line.differences))
+        return Finding(question, "yes", f"All {n:,} items of {measures} have exactly the same value.{proof}")
+    details = listing([_detail(comparison, line, b) for b in changed])
+    text = f"The expansion itself changed the model on {len(changed)} of {_measures(len(line.differences))}: {details}."
+    return Finding(question, "no", text + proof)
+
+
+def _domain(comparison: Comparison, line: Line) -> Finding:
+    question = f"Did the {line.name} model learn the domain beyond a general shift?"
+    gains = line.gains
+    assert gains is not None
+    if gains.domain is None:
+        return Finding(question, "unknown", _domain_by_other_measures(comparison, line))
+    domain = f"On the domain text it gained {estimate(gains.domain, 4, BITS)} over the base"
+    if gains.general is None or gains.beyond is None:
+        text = f"{domain}. General text was not measured, so a general shift cannot be told apart."
+        return Finding(question, "unknown", text)
+    general = f"on general text {estimate(gains.general, 4, BITS)}"
+    beyond = estimate(gains.beyond, 4, BITS)
+    endings = {
+        "better": ("yes", f"beyond the general shift that is {beyond}"),
+        "worse": ("no", f"general text gained more than the domain: the difference is {beyond}"),
+        "within": ("unclear", f"the difference, {beyond}, cannot be told from zero"),
+        "identical": ("no", f"nothing changed: the difference is {beyond}"),
+    }
+    answer, ending = endings[gains.beyond.mark]
+    if gains.beyond.mark == "better" and gains.domain.mark != "better":
+        # The domain can be ahead of general text only because general text got worse: that is not learning.
+        answer = "no"
+        ending += ", but only because general text got worse: the domain itself is no better than before"
+    elif gains.beyond.mark == "better" and gains.general.mark == "worse":
+        ending += ". Part of that is general text getting worse; the domain gain alone is the smaller, safer number"
+    return Finding(question, answer, f"{domain}, {general}; {ending}.")
+
+
+def _domain_by_other_measures(comparison: Comparison, line: Line) -> str:
+    measured = [b for b in comparison.benchmarks if b.group == "domain" and b.name in line.differences]
+    if not measured:
+        return "No domain measure was evaluated on both this model and the base."
+    details = listing([_detail(comparison, line, b) for b in measured])
+    return f"No domain measure is in {BITS}, so it cannot be set against general text. Domain measures: {details}."
+
+
+def _retention(comparison: Comparison, line: Line) -> Finding:
+    question = f"Did the {line.name} model keep what the base could do?"
+    measured = comparison.kept(line)
+    assert line.gains is not None
+    if not measured:
+        return Finding(
+            question, "unknown", "No general or retention measure was evaluated on both this model and the base."
+        )
+    by_mark = {
+        mark: [b for b in measured if line.differences[b.name].mark == mark]
+        for mark in ("worse", "better", "within", "identical")
+    }
+    worse, better = by_mark["worse"], by_mark["better"]
+    if worse:
+        details = listing([_detail(comparison, line, b) for b in worse])
+        text = f"{len(worse)} of {_measures(len(measured))} {_are(worse)} worse outside the interval: {details}."
+    else:
+        text = f"None of {_measures(len(measured))} is worse outside its interval."
+    if better:
+        text += f" Better outside the interval: {listing([_detail(comparison, line, b) for b in better])}."
+    if by_mark["within"]:
+        text += _largest_possible_loss(comparison, line, by_mark["within"])
+    text += _mean_change(line.gains)
+    return Finding(question, _retention_answer(line, measured, len(worse)), text)
+
+
+def _retention_answer(line: Line, measured: list[Benchmark], num_worse: int) -> str:
+    within = [line.differences[b.name] for b in measured if line.differences[b.name].mark == "within"]
+    mean = line.gains.retention if line.gains else None
+    if (mean is not None and mean.mark == "worse") or num_worse > len(measured) / 2:
+        return "no"
+    if num_worse:
+        return "partly"
+    if within and all(math.isinf(difference.low) for difference in within):
+        return "unknown"
+    return "no_loss" if within else "yes"
+
+
+def _largest_possible_loss(comparison: Comparison, line: Line, within: list[Benchmark]) -> str:
+    """An interval that contains zero is no proof of retention: say how much may hide in it."""
+    worst, name = 0.0, ""
+    for b in within:
+        difference, unit = line.differences[b.name], comparison.units[b.name]
+        bound = difference.low if difference.higher_is_better else -difference.high
+        if unit.name == "%" and math.isfinite(bound) and bound < worst:
+            worst, name = bound, b.title
+    if not name:
+        return ""
+    return f" The intervals that contain zero still allow a loss of up to {number(-worst * 100, 1)} points ({name})."
+
+
+def _mean_change(gains: Gains) -> str:
+    if gains.retention is None or gains.num_retention < 2:
+        return ""
+    return f" Mean change over {_measures(gains.num_retention)}: {_retention_estimate(gains)}."
+
+
+def _retention_estimate(gains: Gains) -> str:
+    assert gains.retention is not None
+    return estimate(gains.retention, 2, gains.retention_unit)
+
+
+def _against_first(rival: Rival) -> Finding:
+    """Cells side by side, so that a baseline that does better is not left for the reader to find."""
+    question = f"How does {rival.label} end up against {rival.reference_label}?"
+    parts = []
+    for name, gain in (("domain text", rival.gains.domain), ("general text", rival.gains.general)):
+        if gain is not None:
+            parts.append(f"{name}: {WORDS[gain.mark]}, {estimate(gain, 4, BITS)}")
+    if rival.gains.retention is not None:
+        parts.append(f"kept measures: {WORDS[rival.gains.retention.mark]}, {_retention_estimate(rival.gains)}")
+    marks = {gain.mark for gain in (rival.gains.domain, rival.gains.retention) if gain is not None}
+    if not parts:
+        return Finding(question, "unknown", "The two cells share no evaluated measure.")
+    answer = "unclear"
+    if marks <= {"better", "within", "identical"} and "better" in marks:
+        answer = "better"
+    elif marks <= {"worse", "within", "identical"} and "worse" in marks:
+        answer = "worse"
+    elif {"better", "worse"} <= marks:
+        answer = "mixed"
+    return Finding(question, answer, f"Item by item, positive is in favour of {rival.label}: {'; '.join(parts)}.")
+
+
+def _detail(comparison: Comparison, line: Line, benchmark: Benchmark) -> str:
+    difference, unit = line.differences[benchmark.name], comparison.units[benchmark.name]
+    value = number(difference.value * unit.scale, unit.digits, signed=True)
+    name = "points" if unit.name == "%" else unit.name
+    return f"{benchmark.title} {value} {name} {interval(difference, unit.digits, unit.scale)}"
+
+
+def _measures(number_of: int) -> str:
+    return f"{number_of} measure" + ("s" if number_of != 1 else "")
+
+
+def _are(found: list[Benchmark]) -> str:
+    return "is" if len(found) == 1 else "are"

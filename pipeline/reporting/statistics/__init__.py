@@ -1,0 +1,1 @@
+"""Intervals, tests and what an experiment of this size can show."""

@@ -1,0 +1,141 @@
+"""Runs that differ by seeds only, put together: mean, spread over seeds, and what is left of a gain.
+
+The intervals between models (`statistics`) cover the choice of items for one training run. These cover the training
+seed too: Student's t over the runs, and in quadrature with it the error over items, which all runs share.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from pipeline.reporting.collect import Cell
+from pipeline.reporting.compare import Comparison, Line
+from pipeline.reporting.statistics.intervals import Difference, Score
+from pipeline.reporting.tables.labels import cell_labels, split_overrides
+
+
+@dataclass(frozen=True)
+class Spread:
+    """Values of n runs: mean, standard deviation (of a sample), and the interval of the mean over seeds and items.
+
+    `low` and `high` are infinite where there is one run.
+    """
+
+    mean: float
+    deviation: float
+    low: float
+    high: float
+    n: int
+
+    @property
+    def mark(self) -> str:
+        """`higher` or `lower` (the interval excludes zero), or `within`."""
+        return "higher" if self.low > 0 else "lower" if self.high < 0 else "within"
+
+
+@dataclass(frozen=True)
+class SeedLine:
+    """One kind of model over the seeds of its runs.
+
+    Attributes:
+        scores: benchmark -> over runs; gains: benchmark -> difference against the base, over runs.
+    """
+
+    label: str
+    num_runs: int
+    scores: dict[str, Spread]
+    gains: dict[str, Spread]
+
+
+def spread(values: Sequence[float], confidence: float, stderrs: Sequence[float] = ()) -> Spread:
+    """Mean, standard deviation and interval of runs with different seeds on the same items.
+
+    Half its width is sqrt((t * deviation)^2 / n + (z * stderr)^2): seeds vary from run to run; `stderrs`, each run's
+    standard error over items, do not shrink with more runs, as all have the same items (their mean square is taken).
+
+    Raises:
+        ValueError: there are no runs.
+    """
+    from scipy import stats
+
+    if not values:
+        raise ValueError("found no runs; at least one is required")
+    n, mean = len(values), float(np.mean(values))
+    if n == 1:
+        return Spread(mean, math.nan, -math.inf, math.inf, 1)
+    deviation = float(np.std(values, ddof=1))
+    over_seeds = float(stats.t.ppf((1 + confidence) / 2, n - 1)) * deviation / math.sqrt(n)
+    over_items = (
+        float(stats.norm.ppf((1 + confidence) / 2)) * math.sqrt(np.mean(np.square(stderrs))) if stderrs else 0.0
+    )
+    reach = math.hypot(over_seeds, over_items)
+    return Spread(mean, deviation, mean - reach, mean + reach, n)
+
+
+def seed_groups(cells: Sequence[Cell]) -> dict[str, list[Cell]]:
+    """Cells by their overrides without seeds, where there are several; the key is what they have in common."""
+    groups: dict[str, list[Cell]] = {}
+    for cell in cells:
+        kept = [part for part in split_overrides(cell.name) if not _is_seed(part)]
+        groups.setdefault(",".join(kept) or "default", []).append(cell)
+    return {name: members for name, members in groups.items() if len(members) > 1}
+
+
+def seed_lines(comparison: Comparison) -> list[SeedLine]:
+    """Every row that at least two seeds trained anew, of every group of cells that differ by seeds only."""
+    groups = seed_groups(comparison.collection.cells)
+    labels = cell_labels(list(groups))
+    lines = []
+    for name, cells in groups.items():
+        for row in dict.fromkeys(row.name for cell in cells for row in cell.rows):
+            runs = _distinct(comparison, cells, row)
+            if len(runs) > 1:
+                label = row if len(groups) == 1 else f"{row} · {labels[name]}"
+                lines.append(_line(label, runs, comparison.confidence))
+    return lines
+
+
+def seed_values(lines: Sequence[SeedLine]) -> list[dict[str, Any]]:
+    """The same as plain JSON values."""
+
+    def plain(found: dict[str, Spread]) -> dict[str, Any]:
+        return {
+            name: {key: value if math.isfinite(value) else None for key, value in vars(one).items()}
+            for name, one in sorted(found.items())
+        }
+
+    return [
+        {"label": line.label, "num_runs": line.num_runs, "scores": plain(line.scores), "gains": plain(line.gains)}
+        for line in lines
+    ]
+
+
+def _distinct(comparison: Comparison, cells: Sequence[Cell], row: str) -> list[Line]:
+    """The lines of a row, each model once: seeds of later stages share the models of earlier ones."""
+    found: dict[Path, Line] = {}
+    for cell in cells:
+        line = comparison.line(cell.name, row)
+        if line is not None:
+            found.setdefault(line.row.model, line)
+    return list(found.values())
+
+
+def _line(label: str, runs: Sequence[Line], confidence: float) -> SeedLine:
+    def over(found: Sequence[Mapping[str, Score | Difference]]) -> dict[str, Spread]:
+        named = {name: [one[name] for one in found if name in one] for name in found[0]}
+        return {
+            name: spread([one.value for one in ones], confidence, [one.stderr for one in ones])
+            for name, ones in named.items()
+        }
+
+    return SeedLine(label, len(runs), over([run.scores for run in runs]), over([run.differences for run in runs]))
+
+
+def _is_seed(override: str) -> bool:
+    return override.partition("=")[0].lstrip("+").rpartition(".")[2] == "seed"

@@ -1,0 +1,1 @@
+"""Numbers as readers see them, in tables."""

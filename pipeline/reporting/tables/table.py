@@ -1,0 +1,290 @@
+"""Tables as data (strings in cells), and their Markdown form for a terminal. The page renders the same data as HTML."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from pipeline.reporting.collect import Benchmark
+from pipeline.reporting.compare import Comparison, Line
+from pipeline.reporting.statistics.intervals import Difference
+from pipeline.reporting.statistics.power import detectable, is_too_small
+from pipeline.reporting.statistics.seeds import SeedLine
+from pipeline.reporting.tables.wording import (
+    MISSING,
+    count,
+    difference_parts,
+    duration,
+    memory,
+    number,
+    percent,
+    score_text,
+)
+
+GROUP_TITLES = {"domain": "Domain", "general": "General", "retention": "Retention"}
+TERMINAL_WIDTH = 118
+PAGE_COLUMNS = 6
+
+
+@dataclass(frozen=True)
+class Column:
+    """A column's group (the header above it), title, unit with direction, and number of items."""
+
+    group: str
+    title: str
+    unit: str = ""
+    n: int | None = None
+
+    @property
+    def subtitle(self) -> str:
+        return ", ".join(part for part in (self.unit, f"n={self.n:,}" if self.n is not None else "") if part)
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One cell: its text and, for a difference, its mark (`better`, `worse`, `within`, `identical`) and interval."""
+
+    text: str
+    mark: str = ""
+    interval: str = ""
+
+
+@dataclass(frozen=True)
+class Table:
+    """`rows_are` heads the first column, which names what a row is about."""
+
+    caption: str
+    columns: tuple[Column, ...]
+    rows: tuple[tuple[str, tuple[Entry, ...]], ...]
+    rows_are: str = "Model"
+
+    @property
+    def groups(self) -> list[tuple[str, int]]:
+        """Group titles with the number of consecutive columns each spans."""
+        spans: list[tuple[str, int]] = []
+        for column in self.columns:
+            if spans and spans[-1][0] == column.group:
+                spans[-1] = (column.group, spans[-1][1] + 1)
+            else:
+                spans.append((column.group, 1))
+        return spans
+
+
+def values_table(comparison: Comparison) -> Table:
+    """Every model's score ± standard error on every benchmark."""
+
+    def entry(line: Line, b: Benchmark) -> Entry:
+        return Entry(score_text(line.scores.get(b.name), comparison.units[b.name]))
+
+    return _table(comparison, "Scores ± standard error", comparison.lines, entry)
+
+
+def differences_table(comparison: Comparison) -> Table:
+    """Every model minus the base of its cell, with the interval and the mark."""
+
+    def entry(line: Line, b: Benchmark) -> Entry:
+        unit = comparison.units[b.name]
+        return _difference_entry(line.differences.get(b.name), unit.digits, unit.scale)
+
+    caption = f"Difference against the base [{percent(comparison.confidence)} confidence interval]"
+    lines = [line for line in comparison.lines if line.gains is not None]
+    return _table(comparison, caption, lines, entry)
+
+
+def detectable_table(comparison: Comparison) -> Table:
+    """How large a change would have shown, where none did; empty if every comparison has an answer."""
+
+    def entry(line: Line, b: Benchmark) -> Entry:
+        difference, unit = line.differences.get(b.name), comparison.units[b.name]
+        if difference is None or not is_too_small(difference):
+            return Entry(MISSING)
+        return Entry(number(detectable(difference, comparison.power) * unit.scale, unit.digits))
+
+    caption = f"Too small to tell: the change that would show, with a power of {percent(comparison.power)}"
+    lines = [line for line in comparison.lines if line.gains is not None]
+    table = _table(comparison, caption, lines, entry)
+    shown = [i for i in range(len(table.columns)) if any(entries[i].text != MISSING for _, entries in table.rows)]
+    rows = tuple((label, tuple(entries[i] for i in shown)) for label, entries in table.rows)
+    return Table(caption, tuple(table.columns[i] for i in shown), rows if shown else ())
+
+
+def seed_tables(comparison: Comparison, lines: Sequence[SeedLine]) -> list[Table]:
+    """Scores over seeds, and differences against the base over seeds; none if no runs differ by seeds only."""
+    if not lines:
+        return []
+
+    def scores(line: SeedLine, b: Benchmark) -> Entry:
+        found, unit = line.scores.get(b.name), comparison.units[b.name]
+        if found is None:
+            return Entry(MISSING)
+        values = (number(value * unit.scale, unit.digits) for value in (found.mean, found.deviation))
+        return Entry(" ± ".join(values), "", f"{found.n} runs")
+
+    def gains(line: SeedLine, b: Benchmark) -> Entry:
+        found, unit = line.gains.get(b.name), comparison.units[b.name]
+        if found is None:
+            return Entry(MISSING)
+        value = number(found.mean * unit.scale, unit.digits, signed=True)
+        if not math.isfinite(found.low):
+            return Entry(value)
+        bounds = (number(bound * unit.scale, unit.digits, signed=True) for bound in (found.low, found.high))
+        good = {"higher": unit.higher_is_better, "lower": not unit.higher_is_better}.get(found.mark)
+        return Entry(value, "within" if good is None else "better" if good else "worse", f"[{', '.join(bounds)}]")
+
+    columns = tuple(_column(comparison, b) for b in comparison.benchmarks)
+
+    def table(caption: str, entry: Callable[[SeedLine, Benchmark], Entry]) -> Table:
+        rows = tuple((one.label, tuple(entry(one, b) for b in comparison.benchmarks)) for one in lines)
+        return Table(caption, columns, rows)
+
+    interval = f"[{percent(comparison.confidence)} interval over seeds and items]"
+    return [
+        table("Over seeds: mean ± standard deviation", scores),
+        table(f"Over seeds: difference against the base {interval}", gains),
+    ]
+
+
+def gains_table(comparison: Comparison) -> Table:
+    """What every model gained over its base, summed up over each group; positive is better in every column."""
+    lines = [(line, line.gains) for line in comparison.lines if line.gains is not None]
+    unit = f"{lines[0][1].retention_unit}, mean of {max(g.num_retention for _, g in lines)}" if lines else ""
+    columns = (
+        Column("", "Domain gain", "bits/byte"),
+        Column("", "General-text gain", "bits/byte"),
+        Column("", "Beyond general shift", "bits/byte"),
+        Column("", "Kept, mean change", unit),
+        Column("", "Kept", "measures worse"),
+    )
+    rows = []
+    for line, gains in lines:
+        bits = [_difference_entry(gain, 4) for gain in (gains.domain, gains.general, gains.beyond)]
+        rows.append((line.label, (*bits, _difference_entry(gains.retention, 2), _num_worse(comparison, line))))
+    shown = [i for i in range(len(columns)) if any(entries[i].text != MISSING for _, entries in rows)]
+    kept = tuple((label, tuple(entries[i] for i in shown)) for label, entries in rows)
+    caption = f"Gains over the base, positive is better [{percent(comparison.confidence)} confidence interval]"
+    return Table(caption, tuple(columns[i] for i in shown), kept if shown else ())
+
+
+def _num_worse(comparison: Comparison, line: Line) -> Entry:
+    kept = comparison.kept(line)
+    worse = sum(line.differences[b.name].mark == "worse" for b in kept)
+    return Entry(f"{worse} of {len(kept)}" if kept else MISSING)
+
+
+def facts_table(comparison: Comparison) -> Table:
+    """Size and cost of every model."""
+    titles = ("Parameters", "New", "Trained", "Tokens", "Wall time", "Peak memory", "MFU (by 6ND)")
+    rows = []
+    for line in comparison.lines:
+        facts, share = line.row.facts, line.row.facts.trainable_share
+        texts = (
+            count(facts.num_parameters),
+            count(facts.num_new),
+            MISSING if share is None else percent(share),
+            count(facts.tokens),
+            duration(facts.wall_time_s),
+            memory(facts.peak_memory_bytes),
+            _utilisation(facts.mfu, facts.mfu_6nd),
+        )
+        rows.append((line.label, tuple(Entry(text) for text in texts)))
+    return Table("Models", tuple(Column("", title) for title in titles), tuple(rows))
+
+
+def _utilisation(needed: float | None, six_nd: float | None) -> str:
+    return MISSING if needed is None or six_nd is None else f"{percent(needed)} ({percent(six_nd)})"
+
+
+def split(table: Table, num_columns: int = PAGE_COLUMNS) -> list[Table]:
+    """The table in parts of about equal size with at most `num_columns` columns each."""
+    num_parts = max(1, math.ceil(len(table.columns) / num_columns))
+    size = math.ceil(len(table.columns) / num_parts)
+    starts = range(0, len(table.columns), size) if size else [0]
+    return [
+        Table(
+            table.caption if start == 0 else f"{table.caption}, continued",
+            table.columns[start : start + size],
+            tuple((label, entries[start : start + size]) for label, entries in table.rows),
+            table.rows_are,
+        )
+        for start in starts
+    ]
+
+
+def markdown(table: Table, width: int = TERMINAL_WIDTH) -> str:
+    """The table in as many aligned Markdown tables as keep every line within `width` characters, groups kept whole."""
+    names = [table.rows_are, "", *(label for label, _ in table.rows)]
+    columns = [
+        [column.title, column.subtitle, *(_plain(entries[i]) for _, entries in table.rows)]
+        for i, column in enumerate(table.columns)
+    ]
+    room = width - _width(names) - 1
+    parts = []
+    for indices in _chunks([_width(cells) for cells in columns], [column.group for column in table.columns], room):
+        groups = ", ".join(dict.fromkeys(table.columns[i].group for i in indices if table.columns[i].group))
+        text = _markdown_chunk([names, *(columns[i] for i in indices)])
+        parts.append(f"**{groups}**\n\n{text}" if groups else text)
+    return "\n\n".join(parts)
+
+
+def _chunks(widths: Sequence[int], groups: Sequence[str], room: int) -> list[list[int]]:
+    """Column indices in runs that fit; a group that does not fit whole beside the others starts a run of its own."""
+    chunks: list[list[int]] = [[]]
+    used = 0
+    for i, width in enumerate(widths):
+        starts = i == 0 or groups[i] != groups[i - 1]
+        needed = (
+            sum(w for w, group in zip(widths[i:], groups[i:], strict=True) if group == groups[i]) if starts else width
+        )
+        if chunks[-1] and used + needed > room:
+            chunks.append([])
+            used = 0
+        chunks[-1].append(i)
+        used += width
+    return chunks
+
+
+def _table(
+    comparison: Comparison, caption: str, lines: Sequence[Line], entry: Callable[[Line, Benchmark], Entry]
+) -> Table:
+    columns = [_column(comparison, b) for b in comparison.benchmarks]
+    rows = [(line.label, tuple(entry(line, b) for b in comparison.benchmarks)) for line in lines]
+    return Table(caption, tuple(columns), tuple(rows))
+
+
+def _difference_entry(difference: Difference | None, digits: int, scale: float = 1.0) -> Entry:
+    value, interval = difference_parts(difference, digits, scale)
+    return Entry(value, difference.mark if difference else "", interval)
+
+
+def _column(comparison: Comparison, benchmark: Benchmark) -> Column:
+    unit = comparison.units[benchmark.name]
+    n = max(line.scores[benchmark.name].n for line in comparison.lines if benchmark.name in line.scores)
+    arrow = "↑" if unit.higher_is_better else "↓"
+    return Column(GROUP_TITLES[benchmark.group], benchmark.title, f"{unit.name} {arrow}", n)
+
+
+def _plain(entry: Entry) -> str:
+    return " ".join(part for part in (entry.text, entry.interval, entry.mark) if part)
+
+
+def _width(cells: Sequence[str]) -> int:
+    return max(map(len, cells)) + 3  # a separator and two spaces
+
+
+def _markdown_chunk(columns: list[list[str]]) -> str:
+    widths = [_width(cells) - 3 for cells in columns]
+    escaped = [[_escape(text) for text in cells] for cells in columns]
+    lines = []
+    for r in range(len(columns[0])):
+        cells = [
+            escaped[c][r].ljust(widths[c]) if c == 0 else escaped[c][r].rjust(widths[c]) for c in range(len(columns))
+        ]
+        lines.append("| " + " | ".join(cells) + " |")
+    rule = "|".join([":" + "-" * (widths[0] + 1), *("-" * (w + 1) + ":" for w in widths[1:])])
+    lines.insert(1, f"|{rule}|")
+    return "\n".join(lines)
+
+
+def _escape(text: str) -> str:
+    return text.replace("|", "\\|").replace("<", "&lt;")

@@ -1,0 +1,89 @@
+"""Numbers as readers see them."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from pipeline.reporting.compare import Unit
+    from pipeline.reporting.statistics.intervals import Difference, Score
+
+MISSING = "–"
+
+
+def number(value: float, digits: int, *, signed: bool = False) -> str:
+    """A fixed number of decimals with a true minus sign; a value that rounds to zero carries no sign."""
+    if not math.isfinite(value):
+        return MISSING
+    text = f"{abs(value):.{digits}f}"
+    if not float(text):
+        return text
+    return ("−" if value < 0 else "+" if signed else "") + text
+
+
+def score_text(score: Score | None, unit: Unit) -> str:
+    if score is None:
+        return MISSING
+    return f"{number(score.value * unit.scale, unit.digits)} ± {number(score.stderr * unit.scale, unit.digits)}"
+
+
+def interval(difference: Difference, digits: int, scale: float = 1.0) -> str:
+    """`[low, high]`, or a note that one item gives none."""
+    if not math.isfinite(difference.low):
+        return "[no interval]"
+    low, high = (number(bound * scale, digits, signed=True) for bound in (difference.low, difference.high))
+    return f"[{low}, {high}]"
+
+
+def difference_parts(difference: Difference | None, digits: int, scale: float = 1.0) -> tuple[str, str]:
+    """The value and its interval; an exact zero is 0 without an interval, so that it differs from a rounded one."""
+    if difference is None:
+        return MISSING, ""
+    if difference.identical:
+        return "0", ""
+    return number(difference.value * scale, digits, signed=True), interval(difference, digits, scale)
+
+
+def estimate(difference: Difference, digits: int, unit: str) -> str:
+    """For sentences: `+0.0312 bits per byte (95 % CI +0.0280 to +0.0340)`."""
+    if difference.identical:
+        return f"exactly 0 {unit}"
+    value = number(difference.value, digits, signed=True)
+    if not math.isfinite(difference.low):
+        return f"{value} {unit} (one item, so no interval)"
+    low, high = (number(bound, digits, signed=True) for bound in (difference.low, difference.high))
+    return f"{value} {unit} ({percent(difference.confidence)} CI {low} to {high})"
+
+
+def percent(share: float) -> str:
+    return f"{share * 100:.4g} %"
+
+
+def count(value: int | None) -> str:
+    """134,515,008 as 134.5 M."""
+    if value is None:
+        return MISSING
+    for size, suffix in ((1e12, " T"), (1e9, " B"), (1e6, " M"), (1e4, " k")):
+        if value >= size:
+            shown = value / (1e3 if suffix == " k" else size)
+            return f"{shown:.1f}{suffix}"
+    return f"{value:,}"
+
+
+def duration(seconds: float | None) -> str:
+    if seconds is None:
+        return MISSING
+    if seconds < 60:
+        return f"{seconds:.0f} s"
+    minutes = round(seconds / 60)
+    return f"{minutes} min" if minutes < 60 else f"{minutes // 60} h {minutes % 60:02d} min"
+
+
+def memory(num_bytes: int | None) -> str:
+    return MISSING if num_bytes is None else f"{num_bytes / 2**30:.1f} GiB"
+
+
+def listing(parts: list[str]) -> str:
+    """`a`, `a and b`, `a, b and c`."""
+    return parts[0] if len(parts) == 1 else ", ".join(parts[:-1]) + " and " + parts[-1]

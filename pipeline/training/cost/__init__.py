@@ -1,0 +1,1 @@
+"""FLOPs, memory and time, before and while it trains."""

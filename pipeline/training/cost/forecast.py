@@ -1,0 +1,186 @@
+"""What a training stage will cost, told before it runs: for a person who is about to wait for it. Imports no torch."""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pipeline.models.architecture.shape import Shape, read_shape
+from pipeline.training.cost.flops import Cost, Trains, cost_of
+from pipeline.training.cost.memory import Knobs, Memory, memory_of
+from pipeline.training.methods.strategy import Strategy
+from pipeline.training.settings import Settings
+
+UNKNOWN_MODEL = "cost not known before the stage runs: this model's shape, or what the strategy trains in it, is not"
+
+
+@dataclass(frozen=True)
+class Forecast:
+    """A training stage's cost.
+
+    Attributes:
+        num_steps: None where it depends on data that are not prepared yet.
+        seq_len, batch_size: rows of a step over all processes.
+        num_processes: that share a step.
+    """
+
+    num_parameters: int
+    num_trainable: int
+    cost: Cost
+    memory: Memory
+    seq_len: int
+    batch_size: int
+    num_steps: int | None
+    num_processes: int
+
+    @property
+    def step_flops(self) -> float:
+        """At most: every row one document, every token labelled."""
+        return self.cost.of_rows(self.seq_len, self.batch_size)
+
+    @property
+    def flops(self) -> float | None:
+        """Of the whole run, over all processes."""
+        return None if self.num_steps is None else self.num_steps * self.step_flops
+
+    def seconds(self, flops_per_s: float) -> float | None:
+        """At this rate of needed FLOPs on each process."""
+        return None if self.flops is None else self.flops / (flops_per_s * self.num_processes)
+
+
+def forecast(
+    shape: Shape,
+    strategy: Strategy,
+    params: Mapping[str, Any],
+    launch: Mapping[str, Any],
+    rows_of: Callable[[float], float] | None = None,
+) -> Forecast | None:
+    """The cost of a training stage with these params on a model of this shape; None for a strategy not known here.
+
+    Args:
+        launch: the launch knobs.
+        rows_of: gives the rows that so many epochs of the prepared data take; None: they are not prepared.
+
+    Raises:
+        ValueError: params that cannot be run.
+    """
+    settings, trains = Settings.of(params), strategy.footprint()
+    if trains is None or not trains.fits(shape):
+        return None
+    in_epochs = settings.num_epochs is not None
+    steps = None if in_epochs and rows_of is None else settings.total_steps(rows_of or (lambda _: 0))
+    return Forecast(
+        num_parameters=shape.num_parameters + trains.num_added(shape),
+        num_trainable=trains.num_trainable(shape),
+        cost=cost_of(shape, trains),
+        memory=memory_of(shape, trains, settings.seq_len, settings.precision, Knobs.of(launch), settings.frozen_dtype),
+        seq_len=settings.seq_len,
+        batch_size=settings.batch_size,
+        num_steps=steps,
+        num_processes=launch["num_processes"],
+    )
+
+
+def known_shape(source: Path, strategy: Strategy) -> tuple[Shape, Trains] | None:
+    """The shape of the model saved in `source` and what a strategy trains in it, where both can be told."""
+    shape, trains = read_shape(source), strategy.footprint()
+    return None if shape is None or trains is None or not trains.fits(shape) else (shape, trains)
+
+
+def tell(
+    shape: Shape | None,
+    strategy: Strategy,
+    params: Mapping[str, Any],
+    launch: Mapping[str, Any],
+    rows_of: Callable[[float], float] | None,
+    earlier: Callable[[], Iterable[Mapping[str, Any]]],
+) -> list[str]:
+    """What to tell a person of a training stage, whatever is known of its model.
+
+    Args:
+        shape: of its model; None: not known.
+        params, launch: of the stage.
+        rows_of: see `forecast`; asked only for a length in epochs.
+        earlier: gives the manifests of training runs, whose rates are this machine's.
+    """
+    found = None if shape is None else forecast(shape, strategy, params, launch, rows_of)
+    if found is None:
+        return [UNKNOWN_MODEL]
+    return lines(found, known_rate(earlier(), socket.gethostname(), params["precision"]))
+
+
+def lines(found: Forecast, rate: tuple[float, str] | None) -> list[str]:
+    """The forecast in a few lines; `rate` is needed FLOP/s of one process, and where that was seen."""
+    share = found.num_trainable / found.num_parameters
+    parameters = f"parameters  {found.num_parameters:,}; {found.num_trainable:,} train ({share:.1%})"
+    return [parameters, _memory_line(found.memory), _flops_line(found), _time_line(found, rate)]
+
+
+def known_rate(manifests: Iterable[Mapping[str, Any]], host: str, precision: str) -> tuple[float, str] | None:
+    """The rate of needed FLOPs that the latest committed run of this host and precision reached on each process.
+
+    Args:
+        manifests: of artifacts of training stages.
+    """
+    fitting = [
+        (manifest["provenance"].get("finished", ""), manifest)
+        for manifest in manifests
+        if manifest["provenance"].get("host") == host
+        and manifest["params"].get("precision") == precision
+        and manifest["metrics"].get("flops_per_s")
+    ]
+    if not fitting:
+        return None
+    latest = max(fitting, key=lambda entry: entry[0])[1]
+    return latest["metrics"]["flops_per_s"], f"{latest['label']} of {latest['fingerprint'][:12]} reached here"
+
+
+def _memory_line(memory: Memory) -> str:
+    parts = {
+        "frozen weights": memory.frozen,
+        "fp32 weights": memory.master,
+        "gradients": memory.gradients,
+        "optimizer": memory.optimizer,
+        "activations": memory.activations,
+        "loss": memory.loss,
+    }
+    told = ", ".join(f"{name} {size(number)}" for name, number in parts.items() if number)
+    return f"memory      about {size(memory.total)} a process: {told}"
+
+
+def _flops_line(found: Forecast) -> str:
+    tokens = found.batch_size * found.seq_len
+    share = found.step_flops / found.cost.six_nd(tokens)
+    total = "steps not known before the data are prepared" if found.flops is None else f"{_big(found.flops)}FLOP in all"
+    steps = "" if found.num_steps is None else f" x {found.num_steps:,} steps"
+    return f"FLOPs       {_big(found.step_flops)}FLOP a step{steps}, {total}; {share:.0%} of 6ND"
+
+
+def _time_line(found: Forecast, rate: tuple[float, str] | None) -> str:
+    if rate is None or (seconds := found.seconds(rate[0])) is None:
+        return "time        told after the first steps; no earlier run on this host has measured a rate"
+    return f"time        about {_duration(seconds)} of training at the {_big(rate[0])}FLOP/s that {rate[1]}"
+
+
+def size(num_bytes: float) -> str:
+    """Binary units, three digits: 1.21 GiB."""
+    for exponent, unit in ((40, "TiB"), (30, "GiB"), (20, "MiB")):
+        if num_bytes >= 2**exponent:
+            return f"{num_bytes / 2**exponent:.3g} {unit}"
+    return f"{num_bytes / 2**10:.3g} KiB"
+
+
+def _big(number: float) -> str:
+    for exponent, sign in ((21, "Z"), (18, "E"), (15, "P"), (12, "T"), (9, "G"), (6, "M")):
+        if number >= 10**exponent:
+            return f"{number / 10**exponent:.3g} {sign}"
+    return f"{number:.3g} "
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 120:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"

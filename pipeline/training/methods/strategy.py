@@ -1,0 +1,187 @@
+"""Which parameters train. Each strategy is a frozen dataclass named by `_target_`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol
+
+from pipeline.models.architecture.aliases import aliases
+from pipeline.training.cost.flops import Trains
+
+if TYPE_CHECKING:  # a request is checked without
+    import torch
+    from torch import nn
+
+_WRAPPED, _ADAPTED = "base_model.model.", ".base_layer.weight"  # how peft names what it adapts
+
+
+class Strategy(Protocol):
+    """Marks what trains, and hands back what was trained under the names of the saved model."""
+
+    needs_new_parameters: ClassVar[bool]
+    """Whether it can train only a model that was expanded."""
+
+    def footprint(self) -> Trains | None:
+        """What it trains, for estimates of memory and FLOPs; None: not known beforehand."""
+
+    def apply(self, model: Any, new_parameters: Sequence[str]) -> Any:
+        """Set `requires_grad` on exactly what trains and return the model to train."""
+
+    def lr_scales(self, expansion: Mapping[str, Any]) -> dict[str, float]:
+        """What the learning rate is multiplied by, for parameters for which that is not 1, by name."""
+
+    def writes(self, model: Any) -> dict[str, torch.Tensor]:
+        """Before training: what `trained` will give, with the values of before."""
+
+    def trained(self, model: Any) -> dict[str, torch.Tensor]:
+        """After training: the tensors that may differ from the source, by the source's names."""
+
+
+@dataclass(frozen=True)
+class NewBlocks:
+    """Train exactly the parameters that the expansion created (LLaMA Pro, section 3.2), by their recorded names."""
+
+    needs_new_parameters: ClassVar[bool] = True
+
+    def footprint(self) -> Trains:
+        """See `Strategy.footprint`."""
+        return Trains("new_blocks")
+
+    def apply(self, model: nn.Module, new_parameters: Sequence[str]) -> nn.Module:
+        """Freeze everything but `new_parameters`.
+
+        Raises:
+            ValueError: there are none, or the model lacks one: it is not the model that was expanded.
+        """
+        if not new_parameters:
+            raise ValueError(
+                "strategy new_blocks found no new parameters: the model was not expanded. "
+                "Expand it (expand=block), or train with strategy full or lora"
+            )
+        parameters = dict(model.named_parameters())
+        # What a new block has and no gradient reaches: DeepSeek-V3 keeps the bias of its routing as a buffer.
+        buffers = {name for name, _ in model.named_buffers()}
+        missing = sorted(set(new_parameters) - set(parameters) - buffers)
+        if missing:
+            raise ValueError(f"the model has no parameter named {', '.join(missing[:4])} ({len(missing)} missing)")
+        wanted = set(new_parameters)
+        for name, parameter in parameters.items():
+            parameter.requires_grad_(name in wanted)
+        return model
+
+    def lr_scales(self, expansion: Mapping[str, Any]) -> dict[str, float]:
+        """What the expansion recorded for each new block (ADEPT, arXiv 2510.10071); other methods recorded 1."""
+        by_position = {block["position"]: block.get("lr_scale", 1.0) for block in expansion["blocks"]}
+        scales = {name: by_position.get(_position(name), 1.0) for name in expansion["module_parameters"]}
+        return {name: scale for name, scale in scales.items() if scale != 1.0}
+
+    def writes(self, model: nn.Module) -> dict[str, torch.Tensor]:
+        """See `Strategy.writes`."""
+        return _trainable(model)
+
+    def trained(self, model: nn.Module) -> dict[str, torch.Tensor]:
+        """See `Strategy.trained`."""
+        return _trainable(model)
+
+
+@dataclass(frozen=True)
+class Full:
+    """Train every parameter, all at one learning rate: the scales of new blocks are for training them alone."""
+
+    needs_new_parameters: ClassVar[bool] = False
+
+    def footprint(self) -> Trains:
+        """See `Strategy.footprint`."""
+        return Trains("full")
+
+    def apply(self, model: nn.Module, new_parameters: Sequence[str]) -> nn.Module:
+        """See `Strategy.apply`."""
+        return model.requires_grad_(True)
+
+    def lr_scales(self, expansion: Mapping[str, Any]) -> dict[str, float]:
+        """None; see the class."""
+        return {}
+
+    def writes(self, model: nn.Module) -> dict[str, torch.Tensor]:
+        """See `Strategy.writes`."""
+        return _trainable(model)
+
+    def trained(self, model: nn.Module) -> dict[str, torch.Tensor]:
+        """See `Strategy.trained`."""
+        return _trainable(model)
+
+
+@dataclass(frozen=True)
+class Lora:
+    """Train low-rank updates of the linear layers (peft) and merge them into the weights at the end.
+
+    LoRA, arXiv 2106.09685. `target_modules` is peft's: "all-linear", or a list of module names.
+    """
+
+    rank: int
+    alpha: float
+    dropout: float
+    target_modules: str | list[str]
+    needs_new_parameters: ClassVar[bool] = False
+
+    def footprint(self) -> Trains | None:
+        """See `Strategy.footprint`."""
+        return Trains("lora", self.rank) if self.target_modules == "all-linear" else None
+
+    def apply(self, model: nn.Module, new_parameters: Sequence[str]) -> nn.Module:
+        """Wrap the model's linear layers.
+
+        Raises:
+            ValueError: no module matches `target_modules` (peft), or one has its weight in common with another: merged,
+                the update of one would change both.
+        """
+        import peft
+
+        targets = self.target_modules if isinstance(self.target_modules, str) else list(self.target_modules)
+        config = peft.LoraConfig(
+            r=self.rank,
+            lora_alpha=self.alpha,
+            lora_dropout=self.dropout,
+            target_modules=targets,
+            task_type="CAUSAL_LM",
+        )
+        adapted = peft.get_peft_model(model, config)
+        _refuse_shared(model)
+        return adapted
+
+    def lr_scales(self, expansion: Mapping[str, Any]) -> dict[str, float]:
+        """None: no parameter that trains is a new block's own."""
+        return {}
+
+    def writes(self, model: Any) -> dict[str, torch.Tensor]:
+        """The weights that carry an adapter."""
+        adapted = {n: p for n, p in model.named_parameters() if n.endswith(_ADAPTED)}
+        return {f"{n.removeprefix(_WRAPPED).removesuffix(_ADAPTED)}.weight": p for n, p in adapted.items()}
+
+    def trained(self, model: Any) -> dict[str, torch.Tensor]:
+        """Merge, and return the weights that carried an adapter."""
+        adapted = list(self.writes(model))
+        merged = dict(model.merge_and_unload().named_parameters())
+        return {name: merged[name] for name in adapted}
+
+
+def _refuse_shared(model: Any) -> None:
+    for name, names in aliases(model).items():
+        if name.endswith(_ADAPTED):
+            module = name.removesuffix(_ADAPTED)
+            others = [other for other in names if other != name]
+            raise ValueError(
+                f"strategy lora adapts {module}, whose weight is also {', '.join(others)}: merged, its update would "
+                f"change both. Leave {module.rpartition('.')[2]} out of target_modules (all-linear does), or use "
+                "strategy full"
+            )
+
+
+def _position(name: str) -> int | None:
+    """The block that a parameter is in: the first number of its name ("model.layers.4.mlp.experts.1.up_proj")."""
+    return next((int(part) for part in name.split(".") if part.isdigit()), None)
+
+
+def _trainable(model: nn.Module) -> dict[str, torch.Tensor]:
+    return {name: p for name, p in model.named_parameters() if p.requires_grad}

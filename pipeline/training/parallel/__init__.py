@@ -1,0 +1,1 @@
+"""Several processes: sharding, and checkpoints that any number of them reads."""

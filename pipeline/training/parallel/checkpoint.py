@@ -1,0 +1,163 @@
+"""Checkpoints: trainable weights, optimizer state and a JSON state, each complete or absent. No pickle.
+
+A checkpoint is a directory `step-<n>` written under another name, fsynced and renamed, so that a crash while writing
+leaves the one before it. Frozen tensors are not in it: they are in the model that training started from.
+
+Every process writes the parts that it holds (torch.distributed.checkpoint, as safetensors with the place of each part
+in its header), and reads the parts that it needs: a run goes on with another number of processes, replicated or
+sharded. The processes must see one file system.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch.distributed.checkpoint import HuggingFaceStorageReader, HuggingFaceStorageWriter, load, save
+
+from pipeline.models.files.atomic_io import sync
+from pipeline.training.parallel.zero import ZeroOptimizer
+
+_PREFIX = "step-"
+_STATE = "state.json"
+_MOMENT = "/"  # between the name of a parameter and that of a part of its optimizer state
+_COUNT = "step"  # the part that counts the updates of a parameter: no dimension, so not to be read in slices
+
+
+def save_checkpoint(
+    folder: Path,
+    step: int,
+    trainable: Mapping[str, torch.Tensor],
+    optimizer: Any,
+    state: Mapping[str, Any],
+    keep: int = 2,
+) -> None:
+    """Write `folder/step-<step>` atomically and delete all but the newest `keep`; called by every process.
+
+    Args:
+        trainable: parameters by name, as the optimizer holds them, replicated or sharded; those of a `ZeroOptimizer`
+            are gathered on every process.
+        state: plain JSON data; that of the main process is kept.
+    """
+    final = folder / f"{_PREFIX}{step:08d}"
+    partial = folder / f".{final.name}.partial"
+    if _is_main():
+        _clear(folder)
+        partial.mkdir(parents=True)
+    _wait()
+    if isinstance(optimizer, ZeroOptimizer):
+        trainable, optimizer = optimizer.whole()
+    tensors = {**{n: p.detach() for n, p in trainable.items()}, **_moments(trainable, optimizer)}
+    writer = HuggingFaceStorageWriter(str(partial), save_distributed=True)
+    with _quiet():
+        save(tensors, storage_writer=writer, no_dist=_alone())
+    if _is_main():
+        (partial / _STATE).write_text(json.dumps({"step": step, **state}))
+        for path in (*partial.iterdir(), partial):
+            sync(path)
+        shutil.rmtree(final, ignore_errors=True)
+        partial.rename(final)
+        sync(folder)
+        for old in _steps(folder)[:-keep]:
+            shutil.rmtree(old)
+    _wait()
+
+
+def load_checkpoint(folder: Path, trainable: Mapping[str, torch.nn.Parameter], optimizer: Any) -> dict[str, Any] | None:
+    """Put the newest checkpoint's tensors into parameters and optimizer, and return its state; None if there is none.
+
+    Called by every process.
+
+    Raises:
+        ValueError: the checkpoint belongs to other parameters.
+    """
+    steps = _steps(folder)
+    if not steps:
+        return None
+    if isinstance(optimizer, ZeroOptimizer):
+        whole, held = optimizer.whole()
+        state = _read(steps[-1], whole, held)
+        optimizer.put(whole, held.state)
+        return state
+    return _read(steps[-1], trainable, optimizer)
+
+
+def _read(checkpoint: Path, trainable: Mapping[str, torch.nn.Parameter], optimizer: Any) -> dict[str, Any]:
+    reader = HuggingFaceStorageReader(str(checkpoint))
+    stored = reader.read_metadata().state_dict_metadata
+    _check_names({key for key in stored if _MOMENT not in key}, set(trainable), checkpoint)
+    tensors: dict[str, Any] = {}
+    for key, kept in stored.items():
+        name, is_moment, part = key.partition(_MOMENT)
+        parameter = trainable[name].detach()
+        like = torch.empty(kept.size, device=parameter.device) if part == _COUNT else parameter
+        tensors[key] = torch.zeros_like(like, dtype=kept.properties.dtype) if is_moment else parameter
+    with _quiet():
+        load(tensors, storage_reader=reader, no_dist=_alone())
+    for key, tensor in tensors.items():
+        name, is_moment, part = key.partition(_MOMENT)
+        if is_moment:
+            optimizer.state[trainable[name]][part] = _as_kept(part, tensor, optimizer)
+    return json.loads((checkpoint / _STATE).read_text())
+
+
+def _moments(trainable: Mapping[str, torch.Tensor], optimizer: Any) -> dict[str, torch.Tensor]:
+    """Optimizer state by parameter and part."""
+    return {
+        f"{name}{_MOMENT}{part}": value.detach().reshape(1) if part == _COUNT else value.detach()
+        for name, parameter in trainable.items()
+        for part, value in optimizer.state.get(parameter, {}).items()
+    }
+
+
+def _as_kept(part: str, tensor: torch.Tensor, optimizer: Any) -> torch.Tensor:
+    """The form in which torch's AdamW holds a part: a fused one counts steps where the parameters are."""
+    if part != _COUNT:
+        return tensor
+    fused = any(group.get("fused") or group.get("capturable") for group in optimizer.param_groups)
+    return tensor.reshape(()) if fused else tensor.reshape(()).cpu()
+
+
+def _check_names(found: set[str], wanted: set[str], checkpoint: Path) -> None:
+    if odd := sorted(found ^ wanted):
+        raise ValueError(
+            f"{checkpoint} holds other parameters than those that train: {', '.join(odd[:4])} ({len(odd)})"
+        )
+
+
+def _clear(folder: Path) -> None:
+    """Remove what was being written when an earlier process was killed."""
+    for left in folder.glob(f".{_PREFIX}*.partial"):
+        shutil.rmtree(left)
+
+
+def _steps(folder: Path) -> list[Path]:
+    return sorted(p for p in folder.glob(f"{_PREFIX}*") if p.is_dir())
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without torch's warning that a run of one process is one of one process."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="torch.distributed is disabled")
+        yield
+
+
+def _alone() -> bool:
+    return not (dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1)
+
+
+def _is_main() -> bool:
+    return _alone() or dist.get_rank() == 0
+
+
+def _wait() -> None:
+    if not _alone():
+        dist.barrier()

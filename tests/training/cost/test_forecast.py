@@ -1,0 +1,78 @@
+"""What dry_run tells of a training stage."""
+
+import subprocess
+import sys
+
+import pytest
+
+from pipeline.models.architecture.shape import shape_of
+from pipeline.training.cost.forecast import UNKNOWN_MODEL, known_rate, tell
+from pipeline.training.methods.strategy import Full, Lora, NewBlocks
+from tests.training.cost.test_flops import LLAMA, NEW
+from tests.training.test_fit import settings
+
+LAUNCH = {"micro_batch": 2, "loss_chunk": 512, "num_processes": 1}
+SHAPE = shape_of(LLAMA).with_new(set(NEW))
+NEW_BLOCKS, OTHER = NewBlocks(), Lora(4, 8, 0.0, ["q_proj"])
+
+
+def told(shape=SHAPE, rows_of=None, earlier=(), launch=LAUNCH, strategy=NEW_BLOCKS, **changes):
+    return tell(shape, strategy, vars(settings(**changes)), launch, rows_of, lambda: earlier)
+
+
+def manifest(finished="1", host="here", precision="fp32", rate=2e9):
+    return {
+        "label": "pretrain",
+        "fingerprint": "f" * 64,
+        "params": {"precision": precision},
+        "metrics": {"flops_per_s": rate} if rate else {},
+        "provenance": {"host": host, "finished": finished},
+    }
+
+
+def test_parameters_memory_flops_and_time():
+    parameters, memory, flops, time = told()
+    new = 2 * SHAPE.blocks[0].num_parameters
+    assert f"{SHAPE.num_parameters:,}; {new:,} train" in parameters
+    assert all(part in memory for part in ("frozen weights", "optimizer", "activations"))
+    assert "x 6 steps" in flops and "of 6ND" in flops
+    assert "no earlier run on this host" in time
+
+
+def test_time_at_a_rate_that_was_measured_here(monkeypatch):
+    monkeypatch.setattr("socket.gethostname", lambda: "here")
+    line = told(earlier=[manifest(rate=2e6)], num_steps=1000)[-1]
+    assert "2 MFLOP/s that pretrain of ffffffffffff reached here" in line and "h of training" in line
+    assert "no earlier run" in told(earlier=[manifest(host="elsewhere")])[-1]
+
+
+def test_the_latest_rate_of_this_host_and_precision_counts():
+    runs = [
+        manifest("2", rate=5.0), manifest("3", rate=7.0), manifest("1", rate=3.0), manifest("9", rate=None),
+        manifest("8", host="there", rate=11.0), manifest("8", precision="bf16", rate=13.0),
+    ]  # fmt: skip
+    assert known_rate(runs, "here", "fp32")[0] == 7.0
+    assert known_rate([], "here", "fp32") is None
+
+
+@pytest.mark.parametrize(("rows_of", "steps"), [(None, "steps not known"), (lambda passes: 40 * passes, "x 20 steps")])
+def test_epochs_need_the_data(rows_of, steps):
+    assert steps in told(num_steps=None, num_epochs=2.0, rows_of=rows_of)[2]
+
+
+def test_what_is_not_known_is_said_so():
+    assert told(shape=None) == [UNKNOWN_MODEL] == told(strategy=OTHER) == told(shape=shape_of(LLAMA))
+
+
+def test_full_training_costs_what_6nd_says_and_attention():
+    assert "of 6ND" in told(strategy=Full())[2] and "frozen weights" not in told(strategy=Full())[1]
+
+
+def test_dry_run_shows_it(tmp_path):
+    command = [
+        sys.executable, "-m", "pipeline", "dry_run=true", "stage=pretrain", "experiment=llama_pro",
+        f"paths.outputs={tmp_path}",
+    ]  # fmt: skip
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert "8,357,482,496; 1,619,066,880 train (19.4%)" in done.stdout
+    assert "2.55 ZFLOP in all; 78% of 6ND" in done.stdout

@@ -1,0 +1,67 @@
+"""What trains is exactly what was asked for, by name."""
+
+import itertools
+
+import pytest
+import torch
+
+from pipeline.models import load
+from pipeline.training.methods.optim import build_adamw, learning_rate
+from pipeline.training.methods.strategy import Full, Lora, NewBlocks
+
+
+def test_new_blocks_matches_whole_names_only(make_model):
+    """Block 1 must not take block 10 to 13 along, as a substring rule does."""
+    model = load(make_model("float32", num_hidden_layers=14))
+    wanted = [n for n, _ in model.named_parameters() if n.startswith("model.layers.1.")]
+    NewBlocks().apply(model, wanted)
+    assert [n for n, p in model.named_parameters() if p.requires_grad] == wanted and len(wanted) == 9
+
+
+def test_new_blocks_refuses_an_unexpanded_model(make_model):
+    with pytest.raises(ValueError, match="was not expanded"):
+        NewBlocks().apply(load(make_model()), [])
+    with pytest.raises(ValueError, match=r"no parameter named model\.layers\.9"):
+        NewBlocks().apply(load(make_model()), ["model.layers.9.mlp.up_proj.weight"])
+
+
+def test_full_trains_everything(make_model):
+    model = Full().apply(load(make_model()).requires_grad_(False), [])
+    assert all(p.requires_grad for p in model.parameters())
+
+
+def test_lora_merges_to_what_it_computed(make_model):
+    model = load(make_model())
+    before = {n: p.clone() for n, p in model.named_parameters()}
+    strategy = Lora(rank=4, alpha=8, dropout=0.0, target_modules=["q_proj", "down_proj"])
+    wrapped = strategy.apply(model, [])
+    with torch.no_grad():
+        for parameter in wrapped.parameters():
+            if parameter.requires_grad:
+                parameter.normal_(std=0.1)
+    ids = torch.arange(20)[None]
+    with torch.no_grad():
+        expected = wrapped(input_ids=ids).logits
+    trained = strategy.trained(wrapped)
+    assert set(trained) == {n for n in before if "q_proj" in n or "down_proj" in n}
+    assert all(not torch.equal(before[n], trained[n]) for n in trained)
+    fresh = load(make_model())
+    fresh.load_state_dict(trained, strict=False)
+    with torch.no_grad():
+        torch.testing.assert_close(fresh(input_ids=ids).logits, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_norms_and_biases_do_not_decay(make_model):
+    model = load(make_model("float32", attention_bias=True))
+    optimizer = build_adamw(model.named_parameters(), 1e-3, (0.9, 0.95), 1e-8, 0.1)
+    decaying, free = optimizer.param_groups
+    assert decaying["weight_decay"] == 0.1 and all(p.ndim == 2 for p in decaying["params"])
+    assert free["weight_decay"] == 0.0 and all(p.ndim == 1 for p in free["params"])
+    assert len(decaying["params"]) + len(free["params"]) == len(list(model.parameters()))
+
+
+def test_learning_rate_warms_up_and_follows_a_cosine():
+    rates = [learning_rate(s, 100, 1.0, 0.06, 0.1) for s in range(100)]
+    assert rates[:6] == pytest.approx([1 / 6, 2 / 6, 3 / 6, 4 / 6, 5 / 6, 1.0])
+    assert rates[6] == 1.0 and rates[53] == pytest.approx(0.55, abs=0.01) and rates[-1] == pytest.approx(0.1, abs=0.01)
+    assert all(a >= b for a, b in itertools.pairwise(rates[5:]))
