@@ -102,7 +102,7 @@ def _add_attach(commands: Any) -> None:
         "them; repeat for several",
     )
     command.add_argument(
-        "--whole",
+        "--full",
         action="store_true",
         help="copy the base's weights, for any software; otherwise they are referred to, and `materialise` copies them",
     )
@@ -190,7 +190,7 @@ def _attach(options: argparse.Namespace) -> None:
     gains = dict(options.gain)
     if len(gains) < len(options.gain):
         raise ConfigError("a pack or a block has two gains; give one for each")
-    save: Any = "whole" if options.whole else "reference"
+    save: Any = "full" if options.full else "delta"
     plan = attach(_model(options.base), options.packs, options.to, gains, save, memory=_memory())
     num_new = sum(slot.new for slot in plan.stack)
     print(f"{options.to}: {len(plan.stack)} blocks, {len(plan.stack) - num_new} of the base and {num_new} of packs")

@@ -62,7 +62,7 @@ def check_network(params: dict[str, Any]) -> None:
 
 def run(context: worker.Context) -> dict[str, Any]:
     """Write the data artifact (see `pipeline.data.corpus`) and return documents, tokens and bytes by source."""
-    from pipeline.data.corpus import Place
+    from pipeline.data.corpus import Workspace
     from pipeline.engine.artifact import model_dir
     from pipeline.models import load_tokenizer
     from pipeline.models.architecture.embedding import embedding_rows
@@ -71,7 +71,9 @@ def run(context: worker.Context) -> dict[str, Any]:
         return {}
     params, commits = _pinned(context.params)
     base, encoding = model_dir(context.inputs["base"]), _encoding(context.launch)
-    place = Place(context.locate, context.listing, context.directory, context.progress, encoding, embedding_rows(base))
+    place = Workspace(
+        context.locate, context.listing, context.directory, context.progress, encoding, embedding_rows(base)
+    )
     metrics = _build(params).prepare(load_tokenizer(base), place)
     return {**metrics, "commits": commits} if commits else metrics
 

@@ -20,7 +20,7 @@ from pipeline.engine.stage import Stage
 from pipeline.typed import checked
 
 if TYPE_CHECKING:
-    from pipeline.evaluation.base import Benchmark, Inputs, Outcome
+    from pipeline.evaluation.base import Benchmark, Outcome, Workspace
 
 NO_CHAT_TEMPLATE = (
     "the model has no chat template, and no stage of this run gives it one; set the benchmark's `template` to one, "
@@ -132,25 +132,25 @@ def _check_endpoint(settings: Mapping[str, Any]) -> None:
         warnings.warn(str(error), stacklevel=2)
 
 
-def _inputs(context: worker.Context) -> Inputs:
+def _inputs(context: worker.Context) -> Workspace:
     from pipeline.engine.artifact import model_dir
-    from pipeline.evaluation.base import Inputs
+    from pipeline.evaluation.base import Workspace
 
     launch = context.launch
-    return Inputs(
+    return Workspace(
         context.locate,
         context.listing,
         context.inputs.get("data"),
         context.progress,
         isolation=launch["isolation"],
-        workers=launch["judges"],
+        workers=launch["sandbox_workers"],
         reference=model_dir(context.inputs["reference"]) if "reference" in context.inputs else None,
         directory=context.directory,
         endpoint=context.access.get("endpoint"),
     )
 
 
-def _outcome(benchmark: Any, backend: str | None, model: Any, tokenizer: Any, inputs: Inputs) -> Outcome:
+def _outcome(benchmark: Any, backend: str | None, model: Any, tokenizer: Any, inputs: Workspace) -> Outcome:
     from pipeline.evaluation.remote import backends
 
     if backend == "hf":
@@ -158,7 +158,7 @@ def _outcome(benchmark: Any, backend: str | None, model: Any, tokenizer: Any, in
     return benchmark.run(model, tokenizer, inputs)
 
 
-def _outcome_of_server(benchmark: Any, directory: Path, context: worker.Context, inputs: Inputs) -> Outcome:
+def _outcome_of_server(benchmark: Any, directory: Path, context: worker.Context, inputs: Workspace) -> Outcome:
     from pipeline.evaluation.remote import backends
     from pipeline.models import load_tokenizer
 

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from pipeline.expansion.base import Plan
     from pipeline.expansion.verify import Proof
 
-FORMS = ("whole", "reference")
+FORMS = ("full", "delta")
 
 
 @dataclass(frozen=True)
@@ -67,7 +67,7 @@ def run(context: worker.Context) -> dict[str, Any]:
 
     A method that does not claim to be exact is compared too, and how far it is off is kept.
     """
-    from pipeline.data.corpus import Place
+    from pipeline.data.corpus import Workspace
     from pipeline.expansion.base import read_source
     from pipeline.expansion.verify import verify_identity
     from pipeline.expansion.writer import write_expansion
@@ -80,7 +80,7 @@ def run(context: worker.Context) -> dict[str, Any]:
     memory = context.launch.get("architecture_cache")
     source = read_source(model_dir(context.inputs["model"]), Path(memory).absolute() if memory else None)
     context.progress(note="planning")
-    plan = expansion.plan(source, Place(context.locate, context.listing, scratch, context.progress))
+    plan = expansion.plan(source, Workspace(context.locate, context.listing, scratch, context.progress))
     context.progress(note="writing")
     source.anatomy.save()
     plan = write_expansion(plan, source, target, save=context.params["save"])

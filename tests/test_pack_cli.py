@@ -57,7 +57,7 @@ def test_the_whole_way(places, tmp_path, capsys):
 def test_show(places, tmp_path, capsys):
     base, artifact = places
     pack.main(["extract", str(artifact), str(tmp_path / "p"), "--base", str(base), "--name", "law"])
-    pack.main(["attach", str(base), str(tmp_path / "p"), "--to", str(tmp_path / "whole"), "--whole"])
+    pack.main(["attach", str(base), str(tmp_path / "p"), "--to", str(tmp_path / "whole"), "--full"])
     capsys.readouterr()
     assert pack.main(["show", str(tmp_path / "p")]) == 0
     text = capsys.readouterr().out

@@ -177,7 +177,7 @@ def test_another_family_in_an_old_format_goes_all_the_way(arguments, make_model,
     tensors = load_file(directory / "model.safetensors")
     (directory / "model.safetensors").unlink()
     torch.save(tensors, directory / "pytorch_model.bin")
-    run([*local(arguments, directory), "stage=pretrain", "launch=inprocess", "expand.save=reference"])
+    run([*local(arguments, directory), "stage=pretrain", "launch=inprocess", "expand.save=delta"])
     outputs = tmp_path / "outputs"
     grown, trained = manifest(artifacts(outputs, "expand")[0]), manifest(artifacts(outputs, "pretrain")[0])
     assert grown["metrics"]["exact"] and grown["metrics"]["num_blocks"] == 6

@@ -18,7 +18,7 @@ from pipeline.data.clean.split import HeldOut, Split
 from pipeline.data.corpus import (
     Corpus,
     Item,
-    Place,
+    Workspace,
     check_sources,
     counts,
     finish,
@@ -79,7 +79,7 @@ class ChatData:
         check_sources(self.sources, self.bad_rows)
         TemplateSettings(None, self.date, self.template_options)
 
-    def prepare(self, tokenizer: Any, place: Place) -> dict[str, Any]:
+    def prepare(self, tokenizer: Any, place: Workspace) -> dict[str, Any]:
         """Write tokens, targets, offsets, ids and held-out chats of every source and `sources.json`; return metrics.
 
         Raises ValueError for an empty source, one that cannot be split, or a template that is none.
@@ -115,7 +115,7 @@ def _warn_of_no_end(encoder: ChatEncoder) -> None:
         )
 
 
-def _items(source: ChatSource, encoder: ChatEncoder, place: Place) -> Iterator[Item | Rejected | Unused]:
+def _items(source: ChatSource, encoder: ChatEncoder, place: Workspace) -> Iterator[Item | Rejected | Unused]:
     """Parts of a record: the plain text, the chat as JSON, its token ids, its targets, and a byte if the template left
     out reasoning; by processes if many."""
     chats = source.read(place.locate, place.listing)
@@ -177,7 +177,7 @@ def _encoded(corpus: Corpus, index: int) -> tuple[np.ndarray, np.ndarray]:
     return np.frombuffer(ids, dtype=np.int64), np.frombuffer(targets, dtype=np.uint8)
 
 
-def _write(corpus: Corpus, source: int, name: str, split: Split, num_rows: int, place: Place) -> dict[str, Any]:
+def _write(corpus: Corpus, source: int, name: str, split: Split, num_rows: int, place: Workspace) -> dict[str, Any]:
     train, held = corpus.of(source, split, False), corpus.of(source, split, True)
     documents, tokens = write_store(place.directory, name, (_encoded(corpus, i) for i in train), num_rows)
     write_ids(place.directory, name, (corpus.ids[i] for i in train))

@@ -35,7 +35,7 @@ Item = tuple[str, tuple[bytes, ...]]
 
 
 @dataclass(frozen=True)
-class Place:
+class Workspace:
     """What preparing needs from outside: where sources lie, where to write, whom to tell (`progress(note=...)`), how to
     tokenise, and the rows of the model's embedding; None where no model is known."""
 
@@ -186,13 +186,13 @@ def write_ids(directory: Path, name: str, ids: Iterable[str]) -> None:
     write_held_out(directory / f"{name}.ids.jsonl", (json.dumps(identity, ensure_ascii=False) for identity in ids))
 
 
-def write_rejected(place: Place, corpus: Corpus) -> None:
+def write_rejected(place: Workspace, corpus: Corpus) -> None:
     """Write `rejected.jsonl`: the first rows of every reason and source that were not used."""
     lines = (json.dumps(line, ensure_ascii=False) for bad in corpus.bad for line in bad.lines)
     write_held_out(place.directory / REJECTED, lines)
 
 
-def write_overlap(place: Place, overlap: Contamination) -> dict[str, Any]:
+def write_overlap(place: Workspace, overlap: Contamination) -> dict[str, Any]:
     """Write `overlap.jsonl`: every document left out, with the item it overlaps and the words; return the summary."""
     write_held_out(place.directory / OVERLAP, (json.dumps(line, ensure_ascii=False) for line in overlap.lines))
     return overlap.summary()
@@ -206,7 +206,7 @@ def counts(corpus: Corpus, source: int) -> dict[str, dict[str, int]]:
 
 
 def finish(
-    place: Place, kind: str, tokenizer: Any, sources: dict[str, dict], split: Split, extra: dict[str, Any]
+    place: Workspace, kind: str, tokenizer: Any, sources: dict[str, dict], split: Split, extra: dict[str, Any]
 ) -> dict[str, Any]:
     """Write `sources.json`, which says everything about the artifact, and return the stage's metrics."""
     summary = {

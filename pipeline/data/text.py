@@ -14,7 +14,7 @@ from pipeline.data.clean.split import HeldOut, Split
 from pipeline.data.corpus import (
     Corpus,
     Item,
-    Place,
+    Workspace,
     check_sources,
     counts,
     finish,
@@ -51,7 +51,7 @@ class TextData:
     def __post_init__(self) -> None:
         check_sources(self.sources, self.bad_rows, self.replay)
 
-    def prepare(self, tokenizer: Any, place: Place) -> dict[str, Any]:
+    def prepare(self, tokenizer: Any, place: Workspace) -> dict[str, Any]:
         """Write tokens, offsets, ids and held-out documents of every source and `sources.json`; return metrics.
 
         Raises ValueError for an empty source, one that cannot be split, or a bad row that is to be refused.
@@ -77,7 +77,7 @@ class TextData:
         return finish(place, "text", tokenizer, done, split, extra)
 
 
-def _items(source: Text, place: Place) -> Iterator[Item | Rejected | Unused]:
+def _items(source: Text, place: Workspace) -> Iterator[Item | Rejected | Unused]:
     for item in source.read(place.locate, place.listing):
         if isinstance(item, Document):
             try:
@@ -88,7 +88,7 @@ def _items(source: Text, place: Place) -> Iterator[Item | Rejected | Unused]:
             yield item
 
 
-def _write(corpus: Corpus, source: int, name: str, split: Split, tokenizer: Any, place: Place) -> dict[str, Any]:
+def _write(corpus: Corpus, source: int, name: str, split: Split, tokenizer: Any, place: Workspace) -> dict[str, Any]:
     train, held = corpus.of(source, split, False), corpus.of(source, split, True)
     documents, tokens = _tokenise(corpus, train, name, tokenizer, place)
     _check_held_out((corpus[i] for i in held), tokenizer, place.rows(tokenizer))
@@ -105,7 +105,7 @@ def _write(corpus: Corpus, source: int, name: str, split: Split, tokenizer: Any,
     }
 
 
-def _tokenise(corpus: Corpus, train: list[int], name: str, tokenizer: Any, place: Place) -> tuple[int, int]:
+def _tokenise(corpus: Corpus, train: list[int], name: str, tokenizer: Any, place: Workspace) -> tuple[int, int]:
     """Write the tokens of these documents, or copy those that are kept from another time; (documents, tokens)."""
     kept = TokenCache(place.encoding.directory) if place.encoding.directory else None
     num_rows = place.rows(tokenizer)

@@ -105,7 +105,7 @@ def _no_progress(**fields: Any) -> None:
 
 
 @dataclass(frozen=True)
-class Inputs:
+class Workspace:
     """What a benchmark may read besides the model.
 
     Attributes:
@@ -135,7 +135,7 @@ class Inputs:
 class Benchmark(Protocol):
     """A frozen dataclass named by `_target_`; its fields are the keys of one file of conf/benchmark."""
 
-    def run(self, model: Any, tokenizer: Any, inputs: Inputs) -> Outcome:
+    def run(self, model: Any, tokenizer: Any, inputs: Workspace) -> Outcome:
         """Score a loaded fp32 causal language model."""
         ...
 

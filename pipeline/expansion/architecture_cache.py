@@ -15,15 +15,19 @@ from pipeline.models.files.atomic_io import write_text
 
 if TYPE_CHECKING:
     from pipeline.expansion.layout import Slot
-    from pipeline.expansion.structure import Structure
+    from pipeline.expansion.structure import MetaModel
 
 _PACKAGES = ("torch", "transformers")
 _SOURCES = (
-    "architecture_cache.py", "structure.py", "zero_propagation.py", "pack/gain.py", "../models/architecture/soft_moe.py",
-)  # fmt: skip
+    "architecture_cache.py",
+    "structure.py",
+    "zero_propagation.py",
+    "pack/gain.py",
+    "../models/architecture/soft_moe.py",
+)
 
 
-class Anatomy:
+class Architecture:
     """The blocks of the model that a config.json describes.
 
     What is not known yet is found by building the model without weights (see `structure`), which takes seconds, most of
@@ -45,7 +49,7 @@ class Anatomy:
         self._is_new = False
 
     @cached_property
-    def structure(self) -> Structure:
+    def structure(self) -> MetaModel:
         """The model without weights.
 
         Raises:
@@ -109,11 +113,11 @@ class Anatomy:
         return tuple(self.remembered(f"parameters {stored}", lambda: list(self.structure.parameters_from(stored))))
 
     def writers(self, block: int) -> tuple[str, ...]:
-        """The residual writers of a block; see `Structure.writers`."""
+        """The residual writers of a block; see `MetaModel.writers`."""
         return tuple(self.remembered(f"writers {block}", lambda: list(self.structure.writers(block))))
 
     def norms(self, block: int) -> tuple[str, ...]:
-        """The norms that switch a block off; see `Structure.norms`."""
+        """The norms that switch a block off; see `MetaModel.norms`."""
         return tuple(self.remembered(f"norms {block}", lambda: list(self.structure.norms(block))))
 
     def zero_centred(self, block: int, norm: str) -> bool:

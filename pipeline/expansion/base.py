@@ -8,13 +8,13 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
-from pipeline.expansion.architecture_cache import Anatomy
+from pipeline.expansion.architecture_cache import Architecture
 from pipeline.expansion.layout import Slot
 from pipeline.models.directory import read_config, read_expansion
 from pipeline.models.files.safetensors_io import Stored, read_index
 
 if TYPE_CHECKING:
-    from pipeline.data.corpus import Place
+    from pipeline.data.corpus import Workspace
 
 
 _FLOATS = ("F64", "F32", "F16", "BF16")
@@ -127,7 +127,7 @@ class Source:
     tensors: Mapping[str, Stored]
     config: Mapping[str, Any]
     expansion: Mapping[str, Any]
-    anatomy: Anatomy
+    anatomy: Architecture
     blocks: BlockNames
 
     def by_block(self) -> list[list[str]]:
@@ -179,7 +179,7 @@ class Expansion(Protocol):
     def check(self, num_blocks: int) -> None:
         """Raise ValueError where this method cannot be applied to a model of that depth."""
 
-    def plan(self, source: Source, place: Place) -> Plan:
+    def plan(self, source: Source, place: Workspace) -> Plan:
         """Plan the expansion of a saved model.
 
         Args:
@@ -218,7 +218,7 @@ class BlockNames:
         return f"{self.prefix}{index}.{rest}"
 
 
-def find_blocks(names: Iterable[str], num_blocks: int, anatomy: Anatomy | None = None) -> BlockNames:
+def find_blocks(names: Iterable[str], num_blocks: int, anatomy: Architecture | None = None) -> BlockNames:
     """Find the one prefix under which the checkpoint numbers `num_blocks` blocks from 0.
 
     Args:
@@ -247,7 +247,7 @@ def find_blocks(names: Iterable[str], num_blocks: int, anatomy: Anatomy | None =
     return BlockNames(outer[0], num_blocks)
 
 
-def _leads(prefix: str, names: Sequence[str], anatomy: Anatomy) -> bool:
+def _leads(prefix: str, names: Sequence[str], anatomy: Architecture) -> bool:
     """Whether transformers reads what is stored under this prefix into the model's blocks."""
     first = next(name for name in names if name.startswith(f"{prefix}0."))
     return any(target.startswith(f"{anatomy.prefix}0.") for target in anatomy.targets(first))
@@ -258,14 +258,14 @@ def read_source(directory: Path, memory: Path | None = None) -> Source:
 
     Args:
         directory: a `save_pretrained` directory.
-        memory: where answers about architectures are kept; see `Anatomy`.
+        memory: where answers about architectures are kept; see `Architecture`.
 
     Raises:
         ValueError: it is damaged, quantised, or of an architecture that transformers cannot build.
     """
     config, tensors = read_config(directory), read_index(directory)
     _check_says_unquantised(directory, config)
-    anatomy = Anatomy(config, memory)
+    anatomy = Architecture(config, memory)
     _check_unquantised(directory, tensors, anatomy)
     blocks = find_blocks(tensors, anatomy.num_blocks, anatomy)
     return Source(directory, tensors, config, read_expansion(directory), anatomy, blocks)
@@ -282,7 +282,7 @@ def _check_says_unquantised(directory: Path, config: Mapping[str, Any]) -> None:
             )
 
 
-def _check_unquantised(directory: Path, tensors: Mapping[str, Stored], anatomy: Anatomy) -> None:
+def _check_unquantised(directory: Path, tensors: Mapping[str, Stored], anatomy: Architecture) -> None:
     """Codes are no values: zeros of them are another number, and they neither add up nor train."""
     for name, stored in tensors.items():
         if stored.dtype not in _FLOATS and anatomy.parameters_from(name):

@@ -13,14 +13,14 @@ import torch
 from torch import nn
 
 from pipeline.expansion.zero_propagation import PLUS, SCALED, STREAM, ZERO, Fact, Valueless, interpret, order_of_use
-from pipeline.models.architecture.custom_models import register_own
+from pipeline.models.architecture.custom_models import register_custom_models
 
 _OWN_INDEX = re.compile(r"^(layer|block|decoder|attn|attention|self_attn)?_?(idx|id|index|number)$")
 _TOKENS = 6  # enough to be told apart from any other dimension of a tiny model, few enough to be fast
 
 
 @dataclass(frozen=True)
-class Portrait:
+class BlockSignature:
     """A block without its weights: what must be equal if two blocks are to compute the same with the same weights.
 
     Attributes:
@@ -31,7 +31,7 @@ class Portrait:
     parts: tuple[tuple[str, str, tuple[tuple[str, Any], ...]], ...]
     shapes: tuple[tuple[str, tuple[int, ...]], ...]
 
-    def difference(self, other: Portrait) -> str:
+    def difference(self, other: BlockSignature) -> str:
         """The first thing in which two portraits differ, in words; empty if they are equal."""
         for (path, kind, mine), (_, other_kind, theirs) in zip(self.parts, other.parts, strict=False):
             where = path or "the block"
@@ -47,7 +47,7 @@ class Portrait:
 
 
 @dataclass
-class Structure:
+class MetaModel:
     """A causal language model built on the meta device.
 
     Attributes:
@@ -110,7 +110,7 @@ class Structure:
         return dict(self.blocks[block].named_parameters())
 
     @cached_property
-    def portraits(self) -> list[Portrait]:
+    def portraits(self) -> list[BlockSignature]:
         """One a block."""
         return [_portrait(block) for block in self.blocks]
 
@@ -239,7 +239,7 @@ class Structure:
                 )
 
 
-def build(config: Mapping[str, Any]) -> Structure:
+def build(config: Mapping[str, Any]) -> MetaModel:
     """Build the model of a config.json on the meta device and run it once to see how its blocks are called.
 
     The last few are kept: a plan, its check and a pack ask for the same ones.
@@ -251,12 +251,12 @@ def build(config: Mapping[str, Any]) -> Structure:
 
 
 @lru_cache(maxsize=8)
-def _build(text: str) -> Structure:
+def _build(text: str) -> MetaModel:
     import transformers
 
     settings = json.loads(text)
     model_type = settings.pop("model_type", None)
-    register_own(model_type)
+    register_custom_models(model_type)
     try:
         loaded = transformers.AutoConfig.for_model(model_type, **settings)
         loaded._attn_implementation = "eager"
@@ -283,7 +283,7 @@ def _build(text: str) -> Structure:
         )
     name, calls = next(iter(seen.items()))
     blocks = list(dict(lists)[name])
-    return Structure(
+    return MetaModel(
         prefix=f"{name}.",
         model=model,
         config=loaded,
@@ -333,7 +333,7 @@ def _call(block: nn.Module, args: Any, kwargs: Any, stream: torch.Tensor) -> Any
     return block(**{**kwargs, "hidden_states": stream})
 
 
-def _portrait(block: nn.Module) -> Portrait:
+def _portrait(block: nn.Module) -> BlockSignature:
     parts = []
     for path, module in block.named_modules():
         plain: list[tuple[str, Any]] = []
@@ -346,4 +346,4 @@ def _portrait(block: nn.Module) -> Portrait:
                 plain.append((name, tuple(value)))
         parts.append((path, type(module).__name__, tuple(sorted(plain))))
     tensors = [*block.named_parameters(), *block.named_buffers()]
-    return Portrait(tuple(parts), tuple((name, tuple(tensor.shape)) for name, tensor in tensors))
+    return BlockSignature(tuple(parts), tuple((name, tuple(tensor.shape)) for name, tensor in tensors))

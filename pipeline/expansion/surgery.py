@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from pipeline.expansion.layout import Slot
 
 if TYPE_CHECKING:
-    from pipeline.expansion.architecture_cache import Anatomy
+    from pipeline.expansion.architecture_cache import Architecture
 
 # Lists of block indices, and counts of blocks from the bottom, have no form that tells them from other numbers; these
 # are transformers' names for them.
@@ -24,7 +24,7 @@ _NOT_PER_BLOCK = (
 )  # fmt: skip
 
 
-def grow_config(config: Mapping[str, Any], stack: Sequence[Slot], anatomy: Anatomy) -> dict[str, Any]:
+def grow_config(config: Mapping[str, Any], stack: Sequence[Slot], anatomy: Architecture) -> dict[str, Any]:
     """The source's config.json for the new stack, each new block inheriting what is said of its origin.
 
     What the source leaves to a rule over indices (a sliding window in every sixth block) is written out as the list

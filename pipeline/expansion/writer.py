@@ -22,7 +22,7 @@ _PIECE_ITEMS = 2**20  # how much of a computed tensor is in memory; part of what
 
 
 def write_expansion(
-    plan: Plan, source: Source, target: Path, shard_bytes: int = 5 * 10**9, save: Form = "whole"
+    plan: Plan, source: Source, target: Path, shard_bytes: int = 5 * 10**9, save: Form = "full"
 ) -> Plan:
     """Write the expanded model to `target`, with `expansion.json` beside it.
 
@@ -34,7 +34,7 @@ def write_expansion(
         source: a model, whole or by reference.
         target: is created; a model in it is replaced.
         shard_bytes: the largest shard, bytes.
-        save: "whole" writes a plain `save_pretrained` directory. "reference" writes only the tensors that are not
+        save: "full" writes a plain `save_pretrained` directory. "delta" writes only the tensors that are not
             copies, and where in the source's files the others are; our own loader makes one model of it.
 
     Returns:

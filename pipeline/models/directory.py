@@ -18,8 +18,8 @@ CONFIG_FILE = "config.json"
 EXPANSION_FILE = "expansion.json"
 CHAT_TEMPLATES = "additional_chat_templates"
 """transformers' folder of named chat templates."""
-Form = Literal["whole", "reference"]
-FORMS = ("whole", "reference")
+Form = Literal["full", "delta"]
+FORMS = ("full", "delta")
 _WEIGHT_SUFFIXES = (".safetensors", ".bin", ".pt", ".pth", ".gguf", ".h5", ".msgpack", ".onnx")
 
 
@@ -109,7 +109,7 @@ def begin_model(source: Path, target: Path, reads: Iterable[Path] = ()) -> None:
 
 
 def write_weights(
-    target: Path, tensors: Mapping[str, Planned], shard_bytes: int = 5 * 10**9, save: Form = "whole"
+    target: Path, tensors: Mapping[str, Planned], shard_bytes: int = 5 * 10**9, save: Form = "full"
 ) -> list[Path]:
     """Write the weights of a model: all of them, or those that are not copies, with references for those that are.
 
@@ -118,7 +118,7 @@ def write_weights(
     """
     if save not in FORMS:
         raise ValueError(f"save={save!r} is not known; use one of {', '.join(FORMS)}")
-    return write_reference(target, tensors) if save == "reference" else write_shards(target, tensors, shard_bytes)
+    return write_reference(target, tensors) if save == "delta" else write_shards(target, tensors, shard_bytes)
 
 
 def commit_model(target: Path, config: str, expansion: str | None) -> None:
@@ -150,7 +150,7 @@ def write_untied(directory: Path, target: Path) -> None:
     if directory == target:
         write_text(target / CONFIG_FILE, config)
     else:
-        rewrite(directory, target, as_copies(read_index(directory)), save="reference", config=config)
+        rewrite(directory, target, as_copies(read_index(directory)), save="delta", config=config)
 
 
 def rewrite(
@@ -158,7 +158,7 @@ def rewrite(
     target: Path,
     tensors: Mapping[str, Planned],
     shard_bytes: int = 5 * 10**9,
-    save: Form = "whole",
+    save: Form = "full",
     config: str | None = None,
 ) -> None:
     """Write a model of the same record and tokenizer as `source` with these weights; by default of its config too."""

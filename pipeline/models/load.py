@@ -7,7 +7,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pipeline.models.architecture.custom_models import register_own
+from pipeline.models.architecture.custom_models import register_custom_models
 from pipeline.models.directory import read_config
 from pipeline.models.files.reference import is_reference, read_reference
 from pipeline.models.files.tokenizer_files import check_converted, check_tokenizer, is_converted
@@ -46,7 +46,7 @@ def load(
     options["ignore_mismatched_sizes"] = True  # they are in the report, and refused below by name and shape
     if ATTENTION[attention]:
         options["attn_implementation"] = ATTENTION[attention]
-    register_own(read_config(Path(path)).get("model_type"))
+    register_custom_models(read_config(Path(path)).get("model_type"))
     with _quiet_loading():
         load_form = _load_referred if is_reference(Path(path)) else _load_whole
         model, report = load_form(Path(path), trust_remote_code, options)

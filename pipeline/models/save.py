@@ -26,7 +26,7 @@ def save_trained(
     target: Path,
     trained: Mapping[str, torch.Tensor],
     shard_bytes: int = 5 * 10**9,
-    save: Form = "whole",
+    save: Form = "full",
     untie: bool = False,
 ) -> None:
     """Write `source`'s model to `target` with the tensors in `trained` in place of the old ones.
@@ -36,7 +36,7 @@ def save_trained(
         target: is created.
         trained: by their names in `source`'s weights; any float dtype, same shapes.
         shard_bytes: the largest shard, bytes.
-        save: "whole", or "reference" to write what trained alone and refer to where the rest lies.
+        save: "full", or "delta" to write what trained alone and refer to where the rest lies.
         untie: the model's tied tensors are two, whatever its config says (`is_untied`): the new config says so.
 
     Raises:

@@ -57,8 +57,8 @@ class Provenance:
 
 
 @dataclass(frozen=True)
-class Row:
-    """One model of one cell with everything known about it. `model` and `training` are artifact directories.
+class Model:
+    """One model of one variant with everything known about it. `model` and `training` are artifact directories.
 
     `stage` made it from `parents` (role -> name); `reference` names the model that it is compared with, if any;
     `is_exact`: every step from there to it was shown to change nothing when it was made. `diagnoses` are the
@@ -67,7 +67,7 @@ class Row:
     """
 
     name: str
-    cell: str
+    variant: str
     model: Path
     fingerprint: str
     training: Path | None
@@ -85,48 +85,48 @@ class Row:
 
 
 @dataclass(frozen=True)
-class Cell:
+class Variant:
     """One configuration of a sweep, or the only one of a single run: its models, parents before what came of them."""
 
     name: str
-    rows: tuple[Row, ...]
+    rows: tuple[Model, ...]
 
-    def reference_of(self, row: Row) -> Row | None:
+    def reference_of(self, row: Model) -> Model | None:
         """The model that a row is compared with."""
         return None if row.reference is None else self.row(row.reference)
 
-    def row(self, name: str) -> Row | None:
+    def row(self, name: str) -> Model | None:
         return next((row for row in self.rows if row.name == name), None)
 
 
 @dataclass(frozen=True)
 class Collection:
     name: str
-    cells: tuple[Cell, ...]
+    variants: tuple[Variant, ...]
     benchmarks: tuple[Benchmark, ...]
     provenance: tuple[Provenance, ...]
 
 
 def collect(
     name: str,
-    cells: list[dict[str, Any]],
+    variants: list[dict[str, Any]],
     benchmarks: Mapping[str, Mapping[str, str]],
     inputs: Mapping[str, Path],
 ) -> Collection:
-    """Read all artifacts that `cells` names by role; `inputs` maps roles to directories.
+    """Read all artifacts that `variants` names by role; `inputs` maps roles to directories.
 
     Raises:
         ValueError: naming the directory, if an artifact lacks a file or a file does not hold what it should.
     """
     reader = _Reader(inputs)
-    read = tuple(_read_cell(cell, reader) for cell in cells)
+    read = tuple(_read_variant(variant, reader) for variant in variants)
     described = [Benchmark(key, b["title"], b["group"], b.get("note") or "") for key, b in benchmarks.items()]
     described.sort(key=lambda b: GROUPS.index(b.group))
     return Collection(name, read, tuple(described), tuple(_provenance(d) for d in sorted(set(inputs.values()))))
 
 
 class _Reader:
-    """Reads each artifact once, however many cells share it."""
+    """Reads each artifact once, however many variants share it."""
 
     def __init__(self, inputs: Mapping[str, Path]) -> None:
         self._inputs = inputs
@@ -156,14 +156,14 @@ class _Reader:
         return self._items[directory]
 
 
-def _read_cell(cell: dict[str, Any], reader: _Reader) -> Cell:
-    rows: dict[str, Row] = {}
-    for model in cell["models"]:
-        rows[model["name"]] = _read_row(model, cell["variant"], reader, rows)
-    return Cell(cell["variant"], tuple(rows.values()))
+def _read_variant(variant: dict[str, Any], reader: _Reader) -> Variant:
+    rows: dict[str, Model] = {}
+    for model in variant["models"]:
+        rows[model["name"]] = _read_row(model, variant["variant"], reader, rows)
+    return Variant(variant["variant"], tuple(rows.values()))
 
 
-def _read_row(row: dict[str, Any], cell: str, reader: _Reader, earlier: Mapping[str, Row]) -> Row:
+def _read_row(row: dict[str, Any], variant: str, reader: _Reader, earlier: Mapping[str, Model]) -> Model:
     model = reader.directory(row["model"])
     manifest = read_manifest(model)
     training = model if "num_trainable" in (manifest.get("metrics") or {}) else None
@@ -172,9 +172,9 @@ def _read_row(row: dict[str, Any], cell: str, reader: _Reader, earlier: Mapping[
     above = parent == row["reference"] or (parent is not None and earlier[parent].is_exact)
     found = {benchmark: reader.diagnosis(role) for benchmark, role in row["evaluations"].items()}
     diagnoses = {benchmark: diagnosis for benchmark, diagnosis in found.items() if diagnosis is not None}
-    return Row(
+    return Model(
         name=row["name"],
-        cell=cell,
+        variant=variant,
         model=model,
         fingerprint=str(manifest.get("fingerprint", "")),
         training=training,

@@ -1,4 +1,4 @@
-"""Every model of a report against the base of its cell: scores, differences and the gains drawn from them."""
+"""Every model of a report against the base of its variant: scores, differences and the gains drawn from them."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 
-from pipeline.reporting.collect import Benchmark, Cell, Collection, Row
+from pipeline.reporting.collect import Benchmark, Collection, Model, Variant
 from pipeline.reporting.statistics.intervals import (
     Difference,
     Items,
@@ -20,7 +20,7 @@ from pipeline.reporting.statistics.intervals import (
     score,
 )
 from pipeline.reporting.statistics.permutation import holm, permutation_test
-from pipeline.reporting.tables.labels import cell_labels
+from pipeline.reporting.tables.labels import variant_labels
 
 BITS_PER_BYTE = "bits_per_byte"
 KEPT_GROUPS = ("general", "retention")
@@ -47,8 +47,8 @@ class Gains:
 
 
 @dataclass(frozen=True)
-class Line:
-    """One model of the report: a row of one cell, or of several cells that share it.
+class ModelResult:
+    """One model of the report: a row of one variant, or of several variants that share it.
 
     `differences` is empty for a model without a reference, such as a base; `gains` is then None. `p_values` are those
     of a paired permutation test of each difference.
@@ -56,8 +56,8 @@ class Line:
 
     label: str
     name: str
-    cells: tuple[str, ...]
-    row: Row
+    variants: tuple[str, ...]
+    row: Model
     scores: dict[str, Score]
     differences: dict[str, Difference]
     gains: Gains | None
@@ -65,10 +65,10 @@ class Line:
 
 
 @dataclass(frozen=True)
-class Rival:
-    """The last model of one cell against the last model of the first cell, item by item."""
+class Baseline:
+    """The last model of one variant against the last model of the first variant, item by item."""
 
-    cell: str
+    variant: str
     label: str
     reference_label: str
     gains: Gains
@@ -89,26 +89,26 @@ class Comparison:
     collection: Collection
     benchmarks: tuple[Benchmark, ...]  # those that at least one model was evaluated on
     units: dict[str, Unit]
-    labels: dict[str, str]  # cell name -> short label
-    lines: tuple[Line, ...]
-    rivals: tuple[Rival, ...]
+    labels: dict[str, str]  # variant name -> short label
+    lines: tuple[ModelResult, ...]
+    baselines: tuple[Baseline, ...]
     confidence: float
     num_bootstrap: int
     power: float
 
-    def line(self, cell: str, name: str) -> Line | None:
-        """The model of row `name` in a cell."""
-        return next((line for line in self.lines if line.name == name and cell in line.cells), None)
+    def line(self, variant: str, name: str) -> ModelResult | None:
+        """The model of row `name` in a variant."""
+        return next((line for line in self.lines if line.name == name and variant in line.variants), None)
 
-    def reference(self, line: Line) -> Line | None:
+    def reference(self, line: ModelResult) -> ModelResult | None:
         """The model that a line is compared with."""
-        return None if line.row.reference is None else self.line(line.cells[0], line.row.reference)
+        return None if line.row.reference is None else self.line(line.variants[0], line.row.reference)
 
     def trained_names(self) -> list[str]:
         """Names of the models that a training made, each once, in the order of the lineage."""
         return list(dict.fromkeys(line.name for line in self.lines if line.row.training is not None))
 
-    def kept(self, line: Line) -> list[Benchmark]:
+    def kept(self, line: ModelResult) -> list[Benchmark]:
         """The measures, of those a model shares with its base, of what the base could do already."""
         return [b for b in self.benchmarks if b.group in KEPT_GROUPS and b.name in line.differences]
 
@@ -121,10 +121,10 @@ class Comparison:
         label, benchmark = key
         return next(line.differences[benchmark] for line in self.lines if line.label == label)
 
-    def last_line(self, cell: Cell) -> Line | None:
-        """The model a cell ends with, if that is compared with another."""
-        last = cell.rows[-1]
-        return None if last.reference is None else self.line(cell.name, last.name)
+    def last_line(self, variant: Variant) -> ModelResult | None:
+        """The model a variant ends with, if that is compared with another."""
+        last = variant.rows[-1]
+        return None if last.reference is None else self.line(variant.name, last.name)
 
 
 def compare(collection: Collection, *, confidence: float, num_bootstrap: int, seed: int, power: float) -> Comparison:
@@ -135,23 +135,23 @@ def compare(collection: Collection, *, confidence: float, num_bootstrap: int, se
     """
     differ = partial(paired_difference, confidence=confidence, num_bootstrap=num_bootstrap, seed=seed)
     test = partial(permutation_test, num_draws=num_bootstrap, seed=seed)
-    labels = cell_labels([cell.name for cell in collection.cells])
+    labels = variant_labels([variant.name for variant in collection.variants])
     units = _units(collection)
-    groups = [(merged, cells) for merged, cells in _merged_rows(collection)]
-    lines = [_line(row, cells, collection, labels, units, differ, test) for row, cells in groups]
-    rivals = _rivals(collection, labels, units, differ)
+    groups = [(merged, variants) for merged, variants in _merged_rows(collection)]
+    lines = [_line(row, variants, collection, labels, units, differ, test) for row, variants in groups]
+    baselines = _baselines(collection, labels, units, differ)
     benchmarks = tuple(b for b in collection.benchmarks if b.name in units)
-    return Comparison(collection, benchmarks, units, labels, tuple(lines), rivals, confidence, num_bootstrap, power)
+    return Comparison(collection, benchmarks, units, labels, tuple(lines), baselines, confidence, num_bootstrap, power)
 
 
-def _merged_rows(collection: Collection) -> list[tuple[Row, list[Cell]]]:
-    """Rows with the cells that share them: same name, model and reference. What was measured of them is united."""
-    merged: dict[tuple[str, Path, Path | None], tuple[Row, list[Cell]]] = {}
-    for cell in collection.cells:
-        for row in cell.rows:
-            reference = cell.reference_of(row)
+def _merged_rows(collection: Collection) -> list[tuple[Model, list[Variant]]]:
+    """Rows with the variants that share them: same name, model and reference. What was measured of them is united."""
+    merged: dict[tuple[str, Path, Path | None], tuple[Model, list[Variant]]] = {}
+    for variant in collection.variants:
+        for row in variant.rows:
+            reference = variant.reference_of(row)
             key = (row.name, row.model, reference.model if reference else None)
-            known, cells = merged.get(key, (row, []))
+            known, variants = merged.get(key, (row, []))
             known = replace(
                 known,
                 evaluations={**row.evaluations, **known.evaluations},
@@ -159,35 +159,35 @@ def _merged_rows(collection: Collection) -> list[tuple[Row, list[Cell]]]:
                 notes={**row.notes, **known.notes},
                 directories={**row.directories, **known.directories},
             )
-            merged[key] = (known, [*cells, cell])
+            merged[key] = (known, [*variants, variant])
     return list(merged.values())
 
 
 def _line(
-    row: Row,
-    cells: list[Cell],
+    row: Model,
+    variants: list[Variant],
     collection: Collection,
     labels: dict[str, str],
     units: dict[str, Unit],
     differ: Callable[..., Difference],
     test: Callable[..., float],
-) -> Line:
+) -> ModelResult:
     base_evaluations: dict[str, Items] = {}
-    for cell in cells:
-        reference = cell.reference_of(row)
+    for variant in variants:
+        reference = variant.reference_of(row)
         base_evaluations = {**(reference.evaluations if reference else {}), **base_evaluations}
     # The expansion compares logits, bit for bit, when it is written: that is more than equal answers could show.
     differ = partial(differ, same_model=row.is_exact)
     is_compared = row.reference is not None
     differences = _differences(row.name, row.evaluations, base_evaluations, differ) if is_compared else {}
     gains = _gains(differences, base_evaluations, collection, units) if is_compared else None
-    names = tuple(cell.name for cell in cells)
+    names = tuple(variant.name for variant in variants)
     label = row.name
-    if len(names) < len(collection.cells):
+    if len(names) < len(collection.variants):
         label += " · " + " / ".join(labels[name] for name in names)
     scores = {name: score(items) for name, items in row.evaluations.items()}
     p_values = {name: test(row.evaluations[name], base_evaluations[name], stream=name) for name in differences}
-    return Line(label, row.name, names, row, scores, differences, gains, p_values)
+    return ModelResult(label, row.name, names, row, scores, differences, gains, p_values)
 
 
 def _differences(
@@ -240,8 +240,8 @@ def _inverse_stderrs(names: Iterable[str], reference: dict[str, Items]) -> dict[
 
 def _units(collection: Collection) -> dict[str, Unit]:
     items: dict[str, list[Items]] = {}
-    for cell in collection.cells:
-        for row in cell.rows:
+    for variant in collection.variants:
+        for row in variant.rows:
             for name, found in row.evaluations.items():
                 items.setdefault(name, []).append(found)
     return {name: _unit(found) for name, found in items.items()}
@@ -256,23 +256,23 @@ def _unit(items: list[Items]) -> Unit:
     return Unit(first.metric, 1.0, 3, first.higher_is_better)
 
 
-def _rivals(
+def _baselines(
     collection: Collection, labels: dict[str, str], units: dict[str, Unit], differ: Callable[..., Difference]
-) -> tuple[Rival, ...]:
-    """Only where cells start from one reference and end with a model of one name: else there are other causes."""
-    first, *others = collection.cells
+) -> tuple[Baseline, ...]:
+    """Only where variants start from one reference and end with a model of one name: else there are other causes."""
+    first, *others = collection.variants
     start = first.reference_of(first.rows[-1])
     if start is None:
         return ()
-    rivals = []
-    for cell in others:
-        reference = cell.reference_of(cell.rows[-1])
-        if reference is None or reference.model != start.model or cell.rows[-1].name != first.rows[-1].name:
+    baselines = []
+    for variant in others:
+        reference = variant.reference_of(variant.rows[-1])
+        if reference is None or reference.model != start.model or variant.rows[-1].name != first.rows[-1].name:
             continue
-        if cell.rows[-1].model == first.rows[-1].model:
+        if variant.rows[-1].model == first.rows[-1].model:
             continue
-        model, other = cell.rows[-1].evaluations, first.rows[-1].evaluations
-        differences = _differences(cell.rows[-1].name, model, other, differ)
+        model, other = variant.rows[-1].evaluations, first.rows[-1].evaluations
+        differences = _differences(variant.rows[-1].name, model, other, differ)
         gains = _gains(differences, other, collection, units)
-        rivals.append(Rival(cell.name, labels[cell.name], labels[first.name], gains))
-    return tuple(rivals)
+        baselines.append(Baseline(variant.name, labels[variant.name], labels[first.name], gains))
+    return tuple(baselines)

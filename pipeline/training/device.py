@@ -12,7 +12,7 @@ from pipeline.training.deadline import Deadline
 from pipeline.training.parallel.distributed import Layout
 from pipeline.training.runtime import Runtime
 
-_COPIED = ("cpu", "attention", "checkpointing", "compile", "loggers", "loss_chunk", "preflight", "wide_products")
+_COPIED = ("cpu", "attention", "checkpointing", "compile", "loggers", "loss_chunk", "preflight", "fp32_matmul")
 
 
 @dataclass(frozen=True)
@@ -27,7 +27,7 @@ class Device:
         loggers: Accelerate's trackers by name ("tensorboard", "wandb", ...); metrics.jsonl is written always.
         loss_chunk: tokens whose logits are in memory at once.
         preflight: look for labels and try one step before the run.
-        wide_products: multiply bf16 in fp32, see `pipeline.training.kernels.fp32_matmul`: true, false or "auto".
+        fp32_matmul: multiply bf16 in fp32, see `pipeline.training.kernels.fp32_matmul`: true, false or "auto".
         layout: how parameters lie over the processes.
         knobs: of this launch, those that bear on memory.
     """
@@ -39,7 +39,7 @@ class Device:
     loggers: Sequence[str]
     loss_chunk: int
     preflight: bool
-    wide_products: bool | str
+    fp32_matmul: bool | str
     layout: Layout
     knobs: Knobs
 

@@ -27,7 +27,7 @@ from pipeline.training.device import Device
 from pipeline.training.kernels.attention import choose_attention
 from pipeline.training.kernels.blocks import choose_compile, prepare_blocks
 from pipeline.training.kernels.document_separation import mixes_documents
-from pipeline.training.kernels.fp32_matmul import choose_wide, wide_products
+from pipeline.training.kernels.fp32_matmul import choose_fp32_matmul, fp32_matmul
 from pipeline.training.kernels.head import head_of
 from pipeline.training.kernels.loss import PackedLoss
 from pipeline.training.loop import train
@@ -70,7 +70,7 @@ def fit(
     with loading_explained(settings, device.knobs):
         ready = _prepare(accelerator, source, strategy, settings, num_steps, device)
     frozen_before = _hashes(ready.frozen)
-    with wide_products(ready.facts["wide_products"]):
+    with fp32_matmul(ready.facts["fp32_matmul"]):
         tried = _try_a_step(accelerator, settings, stream, runtime, device, ready, num_steps, expected)
         compiling = {"validation", *(() if tried else ("step",))} if ready.facts["compiled"] else ()
         with shortage_explained(settings.seq_len, device.knobs):
@@ -143,7 +143,7 @@ def _prepare(
     model.train()
     # A product and a sum for each weight and token, forwards and backwards.
     num_flops = 4.0 * counts["num_parameters"] * num_steps * settings.batch_size * settings.seq_len
-    wide = choose_wide(device.wide_products, accelerator.device, settings.precision, device.compile)
+    wide = choose_fp32_matmul(device.fp32_matmul, accelerator.device, settings.precision, device.compile)
     compiled = choose_compile(device.compile, accelerator.device, num_flops, settings.precision, wide)
     if apart:
         compiled = _apart(loaded, device)
@@ -161,7 +161,7 @@ def _prepare(
     )
     # These very parameters: a sharded model shows others in their place as long as a unit is gathered.
     frozen = {name: p for name, p in model.named_parameters() if not p.requires_grad} | held_tensors(model)
-    facts = {**counts, "attention": attention, "compiled": compiled, "wide_products": wide, "one_document_a_row": apart}
+    facts = {**counts, "attention": attention, "compiled": compiled, "fp32_matmul": wide, "one_document_a_row": apart}
     return Prepared(loaded, untied, model, loss_model, optimizer, trainable, frozen, cost, facts)
 
 

@@ -21,7 +21,7 @@ class Settings:
 
     Exactly one of `num_steps`, `num_tokens` and `num_epochs` sets the length. `batch_size` counts rows of `seq_len`
     tokens over all processes and micro batches of one optimizer step. `frozen_dtype` holds what does not train in fewer
-    bits: see `training.methods.quantised`. `save` is the form of the result: "whole", or "reference" to write what
+    bits: see `training.methods.quantised`. `save` is the form of the result: "full", or "delta" to write what
     trained alone and refer to the source's files for the rest.
     """
 

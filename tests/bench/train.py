@@ -48,7 +48,7 @@ TRICKS = {
         "ours, recompute elementwise": {"checkpointing": "selective", "compile": False},
         "ours, recompute all": {"checkpointing": "full", "compile": False},
         "ours, logits at once": {"loss_chunk": 10**9, "compile": False},
-        "ours, torch's bf16 products": {"wide_products": False, "compile": False},
+        "ours, torch's bf16 products": {"fp32_matmul": False, "compile": False},
     },
     "cuda": {
         "ours, not compiled": {"compile": False},

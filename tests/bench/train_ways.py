@@ -240,7 +240,7 @@ def run_rates(arguments: argparse.Namespace) -> None:
     import torch
     import transformers
 
-    from pipeline.training.kernels.fp32_matmul import choose_wide, wide_products
+    from pipeline.training.kernels.fp32_matmul import choose_fp32_matmul, fp32_matmul
 
     config = transformers.AutoConfig.from_pretrained(str(arguments.model))
     device = "cuda" if torch.cuda.is_available() else "cpu"
@@ -248,7 +248,7 @@ def run_rates(arguments: argparse.Namespace) -> None:
     tokens, inner, outer = arguments.micro * arguments.seq_len, config.hidden_size, config.intermediate_size
     x, w, g = (torch.randn(*s, device=device, dtype=dtype) for s in ((tokens, inner), (outer, inner), (tokens, outer)))
     passes = {"forward": lambda: x @ w.T, "by_input": lambda: g @ w, "by_weight": lambda: g.T @ x}
-    with wide_products(choose_wide("auto", torch.device(device), arguments.precision, "auto")):
+    with fp32_matmul(choose_fp32_matmul("auto", torch.device(device), arguments.precision, "auto")):
         rates = {name: 2 * tokens * inner * outer / best_seconds(product) / 1e12 for name, product in passes.items()}
     report(rates=rates, threads=torch.get_num_threads(), torch=torch.__version__)
 

@@ -10,7 +10,7 @@ from pipeline.data.chat.conversations import Chats, MessageList
 from pipeline.data.chat.encoder import ChatEncoder
 from pipeline.data.chats import ChatData
 from pipeline.data.clean.split import HeldOut
-from pipeline.data.corpus import Place, read_sources
+from pipeline.data.corpus import Workspace, read_sources
 from pipeline.data.packing.mixture import PackedStream
 from pipeline.data.packing.rows import unpack
 from pipeline.data.sources.documents import LocalFiles, Text
@@ -26,7 +26,7 @@ ROLES = {"user": "user", "assistant": "assistant"}
 def _place(root, out):
     out.mkdir()
     notes = []
-    place = Place(
+    place = Workspace(
         lambda source: root / source["path"],
         lambda source: sorted(path.name for path in (root / source["path"]).iterdir()),
         out,

@@ -8,7 +8,7 @@ import torch
 import transformers
 
 from pipeline.data.sources.documents import LocalFiles
-from pipeline.evaluation.base import Inputs
+from pipeline.evaluation.base import Workspace
 from pipeline.models.architecture.tiny import byte_tokenizer
 
 SIZES = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2}
@@ -51,4 +51,4 @@ def local(tmp_path):
 
 @pytest.fixture
 def inputs():
-    return Inputs(lambda source: Path(source["path"]), lambda source: [Path(source["path"]).name])
+    return Workspace(lambda source: Path(source["path"]), lambda source: [Path(source["path"]).name])

@@ -35,7 +35,7 @@ def planned(model, memory, init="zero_writers"):
 
 
 @pytest.mark.parametrize(
-    ("model_type", "init", "save"), [("llama", "zero_writers", "reference"), ("qwen3", "zero_norms", "whole")]
+    ("model_type", "init", "save"), [("llama", "zero_writers", "delta"), ("qwen3", "zero_norms", "full")]
 )
 def test_a_known_architecture_is_planned_and_written_without_torch(make_model, tmp_path, model_type, init, save):
     model, memory = make_model("bfloat16", model_type=model_type), tmp_path / "memory"

@@ -30,7 +30,7 @@ UP = "model.layers.2.mlp.up_proj.weight"
 UP_BELOW, UP_ABOVE = "model.layers.1.mlp.up_proj.weight", "model.layers.2.mlp.up_proj.weight"
 
 
-def expand(source, target, shard_bytes=5 * 10**9, save="whole", recipes=None, made=None, **settings):
+def expand(source, target, shard_bytes=5 * 10**9, save="full", recipes=None, made=None, **settings):
     found = read_source(source)
     plan = BlockExpansion(2, 1, **settings).plan(found)
     plan = dataclasses.replace(plan, recipes={**plan.recipes, **(recipes or {})}, made=made)
@@ -176,7 +176,7 @@ def test_the_writer_needs_no_tensor_library():
 # What is made
 
 
-@pytest.mark.parametrize("save", ["whole", "reference"])
+@pytest.mark.parametrize("save", ["full", "delta"])
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32, torch.float16])
 def test_each_kind_of_recipe(make_model, tmp_path, dtype, save):
     source = make_model(str(dtype).removeprefix("torch."))
@@ -239,7 +239,7 @@ def test_a_plan_for_another_model_is_refused(make_model, tmp_path, recipe):
 
 
 def test_an_unknown_form_is_refused(make_model, tmp_path):
-    with pytest.raises(ValueError, match="save='half' is not known; use one of whole, reference"):
+    with pytest.raises(ValueError, match="save='half' is not known; use one of full, delta"):
         expand(make_model(), tmp_path, save="half")
 
 
@@ -249,7 +249,7 @@ def test_blocks_are_pinned_to_what_they_were_copied_from(make_model, tmp_path):
     tensors = load_file(source / "model.safetensors")
     tensors[UP_BELOW][0, 0] += 1
     save_file(tensors, source / "model.safetensors", {"format": "pt"})
-    after = [b.source_hash for b in expand(source, tmp_path / "b", save="reference").blocks]
+    after = [b.source_hash for b in expand(source, tmp_path / "b", save="delta").blocks]
     assert before[0] != after[0] and before[1] == after[1] and len(before[0]) == 64
 
 
@@ -274,7 +274,7 @@ def complete(target, expected):
     return by_us
 
 
-@pytest.mark.parametrize("save", ["whole", "reference"])
+@pytest.mark.parametrize("save", ["full", "delta"])
 @pytest.mark.parametrize("over_another", [False, True])
 def test_killed_before_any_step_it_leaves_no_model(sharded, tmp_path, save, over_another):
     found = read_source(sharded)
@@ -286,9 +286,9 @@ def test_killed_before_any_step_it_leaves_no_model(sharded, tmp_path, save, over
 
     write()
     expected, finished = tensors_hash(read_index(target)), []
-    for step in range(0, 400, 1 if save == "reference" else 3):
+    for step in range(0, 400, 1 if save == "delta" else 3):
         if over_another:
-            write_expansion(plan, found, target, 80_000, "whole" if save == "reference" else "reference")
+            write_expansion(plan, found, target, 80_000, "full" if save == "delta" else "delta")
         else:
             shutil.rmtree(target)
         process = in_process(killed_at_call, step, write)

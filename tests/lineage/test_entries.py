@@ -9,7 +9,7 @@ from pipeline.lineage.entries import read_lineage
 
 SECTIONS = {
     "model": {"source": {"kind": "random"}},
-    "expand": {"skip": False, "per_group": 1, "save": "whole"},
+    "expand": {"skip": False, "per_group": 1, "save": "full"},
     "pretrain": {
         "skip": False,
         "lr": 1.0,

@@ -171,7 +171,7 @@ def write_json(path: Path, content: Any) -> None:
     path.write_text(json.dumps(content), encoding="utf-8")
 
 
-def params(cells: list[dict[str, Any]], **changes: Any) -> dict[str, Any]:
+def params(variants: list[dict[str, Any]], **changes: Any) -> dict[str, Any]:
     return {
         "name": "terms of service",
         "confidence": 0.95,
@@ -179,7 +179,7 @@ def params(cells: list[dict[str, Any]], **changes: Any) -> dict[str, Any]:
         "seed": 0,
         "power": 0.8,
         "items": {"per_benchmark": 20, "characters": 200},
-        "variants": cells,
+        "variants": variants,
         "benchmarks": BENCHMARKS,
         **changes,
     }
@@ -198,7 +198,7 @@ def none(*names: str) -> dict[str, float]:
     return dict.fromkeys(names or BENCHMARKS, 0.0)
 
 
-def one_cell(artifacts: Artifacts, cell: str = "default", *, seed: int = 0, full: bool = False) -> dict[str, Any]:
+def one_variant(artifacts: Artifacts, variant: str = "default", *, seed: int = 0, full: bool = False) -> dict[str, Any]:
     """Base, expanded (unless `full`), post-pretrained and tuned; full fine-tuning learns as much and forgets more."""
     gains = {
         "domain_text": 0.041,
@@ -221,17 +221,17 @@ def one_cell(artifacts: Artifacts, cell: str = "default", *, seed: int = 0, full
     new = 0 if full else 250
     rows = [artifacts.row("base", "smol", "base", none())]
     if not full:
-        rows.append(artifacts.row("expanded", f"{cell}/expanded", "expand", none(), num_new=250))
-    rows.append(artifacts.row("post-pretrained", f"{cell}/p", "pretrain", gains, num_new=new, seed=seed + 1))
-    rows.append(artifacts.row("tuned", f"{cell}/t", "sft", tuned, num_new=new, seed=seed + 1))
-    return chain(cell, rows)
+        rows.append(artifacts.row("expanded", f"{variant}/expanded", "expand", none(), num_new=250))
+    rows.append(artifacts.row("post-pretrained", f"{variant}/p", "pretrain", gains, num_new=new, seed=seed + 1))
+    rows.append(artifacts.row("tuned", f"{variant}/t", "sft", tuned, num_new=new, seed=seed + 1))
+    return chain(variant, rows)
 
 
 def sweep(artifacts: Artifacts, values: list[int]) -> list[dict[str, Any]]:
     """`expand.num_groups` over values: base and post-pretrained only."""
-    cells = []
+    variants = []
     for i, value in enumerate(values):
-        cell = f"pretrain.lr=2e-4,expand.num_groups={value}"
+        variant = f"pretrain.lr=2e-4,expand.num_groups={value}"
         gain = 0.02 + 0.008 * i
         gains = {
             "domain_text": gain,
@@ -245,5 +245,5 @@ def sweep(artifacts: Artifacts, values: list[int]) -> list[dict[str, Any]]:
             artifacts.row("base", "smol", "base", none()),
             artifacts.row("post-pretrained", f"groups{value}", "pretrain", gains, num_new=50 * value, seed=i + 1),
         ]
-        cells.append(chain(cell, rows))
-    return cells
+        variants.append(chain(variant, rows))
+    return variants

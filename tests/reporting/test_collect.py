@@ -14,7 +14,7 @@ from tests.reporting.synthetic import (
     chain,
     choice_items,
     none,
-    one_cell,
+    one_variant,
     write_json,
     write_safetensors,
 )
@@ -25,37 +25,37 @@ def artifacts(tmp_path):
     return Artifacts(tmp_path)
 
 
-def collected(artifacts, cells):
-    return collect("a run", cells, BENCHMARKS, artifacts.inputs)
+def collected(artifacts, variants):
+    return collect("a run", variants, BENCHMARKS, artifacts.inputs)
 
 
 def test_everything_a_cell_names_is_read(artifacts):
-    collection = collected(artifacts, [one_cell(artifacts)])
-    (cell,) = collection.cells
-    assert [row.name for row in cell.rows] == ["base", "expanded", "post-pretrained", "tuned"]
-    tuned = cell.row("tuned")
+    collection = collected(artifacts, [one_variant(artifacts)])
+    (variant,) = collection.variants
+    assert [row.name for row in variant.rows] == ["base", "expanded", "post-pretrained", "tuned"]
+    tuned = variant.row("tuned")
     assert tuned.facts == Facts(1250, 250, 250, 0.2, 1_638_400, 754.2, 3 * 2**30, mfu=0.25, mfu_6nd=0.4)
     assert tuned.curve.stage == "sft" and tuned.curve.loss.size == 400 and tuned.curve.val_loss.size == 5
-    assert cell.row("expanded").facts.max_abs_difference == 0.0
+    assert variant.row("expanded").facts.max_abs_difference == 0.0
     assert [b.group for b in collection.benchmarks] == ["domain"] + ["general"] * 4 + ["retention"]
     assert collection.provenance[0].git == "4f0c2d9"
     assert collection.provenance[0].command == "python -m pipeline experiment=tos"
 
 
 def test_an_unknown_role_is_named(artifacts):
-    cell = one_cell(artifacts)
-    cell["models"][0]["evaluations"]["sciq"] = "evaluate-000000000000"
+    variant = one_variant(artifacts)
+    variant["models"][0]["evaluations"]["sciq"] = "evaluate-000000000000"
     with pytest.raises(ValueError, match="'evaluate-000000000000' is not among"):
-        collected(artifacts, [cell])
+        collected(artifacts, [variant])
 
 
 @pytest.mark.parametrize("name", ["manifest.json", "items.parquet", "metrics.jsonl"])
 def test_a_missing_file_names_its_directory(artifacts, name):
-    cell = one_cell(artifacts)
+    variant = one_variant(artifacts)
     directory = next(d for d in artifacts.inputs.values() if (d / name).exists())
     (directory / name).unlink()
     with pytest.raises(ValueError, match=f"{directory.name} has no {name}"):
-        collected(artifacts, [cell])
+        collected(artifacts, [variant])
 
 
 @pytest.mark.parametrize(
@@ -68,32 +68,32 @@ def test_a_missing_file_names_its_directory(artifacts, name):
     ],
 )
 def test_damaged_items_name_their_directory(artifacts, content, message):
-    cell = chain("default", [artifacts.row("base", "smol", "base", none("sciq"))])
-    directory = artifacts.inputs[cell["models"][0]["evaluations"]["sciq"]]
+    variant = chain("default", [artifacts.row("base", "smol", "base", none("sciq"))])
+    directory = artifacts.inputs[variant["models"][0]["evaluations"]["sciq"]]
     (directory / "items.parquet").unlink()
     write_json(directory / "items.json", content)
     with pytest.raises(ValueError, match=message) as error:
-        collected(artifacts, [cell])
+        collected(artifacts, [variant])
     assert directory.name in str(error.value)
 
 
 def test_items_of_earlier_versions_are_read(artifacts):
-    cell = chain("default", [artifacts.row("base", "smol", "base", none("sciq"))])
-    before = collected(artifacts, [cell]).cells[0].rows[0].evaluations["sciq"]
-    directory = artifacts.inputs[cell["models"][0]["evaluations"]["sciq"]]
+    variant = chain("default", [artifacts.row("base", "smol", "base", none("sciq"))])
+    before = collected(artifacts, [variant]).variants[0].rows[0].evaluations["sciq"]
+    directory = artifacts.inputs[variant["models"][0]["evaluations"]["sciq"]]
     write_json(directory / "items.json", choice_items("sciq", 0.0, 200, 0))
     (directory / "items.parquet").unlink()
-    after = collected(artifacts, [cell]).cells[0].rows[0].evaluations["sciq"]
+    after = collected(artifacts, [variant]).variants[0].rows[0].evaluations["sciq"]
     assert after.ids == before.ids and after.hashes == before.hashes
     assert np.array_equal(after.numerators, before.numerators)
 
 
 def test_a_torn_file_of_items_names_its_directory(artifacts):
-    cell = chain("default", [artifacts.row("base", "smol", "base", none("sciq"))])
-    file = artifacts.inputs[cell["models"][0]["evaluations"]["sciq"]] / "items.parquet"
+    variant = chain("default", [artifacts.row("base", "smol", "base", none("sciq"))])
+    file = artifacts.inputs[variant["models"][0]["evaluations"]["sciq"]] / "items.parquet"
     file.write_bytes(file.read_bytes()[:-40])
     with pytest.raises(ValueError, match=file.parent.name):
-        collected(artifacts, [cell])
+        collected(artifacts, [variant])
 
 
 def test_a_step_logged_twice_counts_once(artifacts):

@@ -66,7 +66,7 @@ def context(tmp_path):
             listing=lambda source: [],
             progress=lambda **fields: seen.append(fields),
             is_main=is_main,
-            launch={"isolation": "full", "judges": 1},
+            launch={"isolation": "full", "sandbox_workers": 1},
             access={},
         )
 
@@ -240,7 +240,7 @@ def human_eval(context):
 
     def make(name, **params):
         one = context.make(name)
-        one.params, one.launch = {"benchmark": settings, **params}, {"isolation": "limits", "judges": 1}
+        one.params, one.launch = {"benchmark": settings, **params}, {"isolation": "limits", "sandbox_workers": 1}
         one.locate, one.listing = (lambda source: rows), (lambda source: [rows.name])
         return one
 
@@ -293,7 +293,7 @@ def test_programs_are_refused_where_no_model_was_loaded_yet(context, monkeypatch
     evaluate.forecast(request(params, launch={"isolation": "limits"}))
     evaluate.forecast(request(params))
     worker = context.make("worker")
-    worker.params, worker.launch = params, {"isolation": "full", "judges": 1}
+    worker.params, worker.launch = params, {"isolation": "full", "sandbox_workers": 1}
     worker.locate, worker.listing = (lambda source: rows), (lambda source: [rows.name])
     monkeypatch.setattr(evaluate, "_model", lambda directory: pytest.fail("the model was loaded"))
     with pytest.raises(RuntimeError, match="unshare: not permitted"):

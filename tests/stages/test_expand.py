@@ -56,7 +56,7 @@ def source(make_model, tmp_path):
     return base
 
 
-def context(source, tmp_path, method, save="whole"):
+def context(source, tmp_path, method, save="full"):
     texts, out = tmp_path / "texts", tmp_path / "out"
     for folder in (texts, out):
         folder.mkdir(exist_ok=True)
@@ -123,7 +123,7 @@ writer_of_old = writer.write_expansion
 def test_what_claims_to_be_exact_and_is_not_fails_and_is_not_committed(source, tmp_path, monkeypatch):
     """Through the worker, which commits what a stage returns from."""
     monkeypatch.setattr(writer, "write_expansion", sabotaged)
-    params = {"method": METHODS["block"], "save": "whole"}
+    params = {"method": METHODS["block"], "save": "full"}
     config = {
         "stage": "expand", "label": "", "version": expand.STAGE.version, "params": params, "launch": {},
         "argv": ["test"],

@@ -18,7 +18,7 @@ from tests.reporting.synthetic import (
     chain,
     choice_items,
     none,
-    one_cell,
+    one_variant,
     params,
     sweep,
     write_items,
@@ -32,10 +32,10 @@ def artifacts(tmp_path):
     return Artifacts(tmp_path / "artifacts")
 
 
-def run(artifacts, tmp_path, cells, **changes):
+def run(artifacts, tmp_path, variants, **changes):
     directory = tmp_path / "report"
     directory.mkdir(exist_ok=True)
-    request = params(cells, **changes)
+    request = params(variants, **changes)
     report.forecast(Request(request))
     context = SimpleNamespace(
         directory=directory, params=request, inputs=artifacts.inputs, is_main=True, progress=lambda **fields: None
@@ -45,11 +45,11 @@ def run(artifacts, tmp_path, cells, **changes):
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
-    """A report on one cell: its metrics, its directory, and how to make it again elsewhere."""
+    """A report on one variant: its metrics, its directory, and how to make it again elsewhere."""
     path = tmp_path_factory.mktemp("finished")
     artifacts = Artifacts(path / "artifacts")
-    cells = [one_cell(artifacts)]
-    return *run(artifacts, path, cells), lambda other: run(artifacts, other, cells)
+    variants = [one_variant(artifacts)]
+    return *run(artifacts, path, variants), lambda other: run(artifacts, other, variants)
 
 
 class Page(HTMLParser):
@@ -95,8 +95,8 @@ def test_the_page_is_complete_in_itself(finished):
 
 
 def test_two_cells(artifacts, tmp_path):
-    cells = [one_cell(artifacts), one_cell(artifacts, "expand=none", seed=3, full=True)]
-    metrics, directory = run(artifacts, tmp_path, cells)
+    variants = [one_variant(artifacts), one_variant(artifacts, "expand=none", seed=3, full=True)]
+    metrics, directory = run(artifacts, tmp_path, variants)
     assert metrics["default/num_worse"] < metrics["expand=none/num_worse"]
     assert "expand=none/expanded_equals_base" not in metrics
     text = (directory / "report.md").read_text()
@@ -110,8 +110,8 @@ def test_a_sweep_is_drawn_over_its_number(artifacts, tmp_path):
 
 
 def test_missing_stages_leave_out_what_they_would_show(artifacts, tmp_path):
-    cell = chain("default", [artifacts.row("base", "smol", "base", none("sciq"))])
-    metrics, directory = run(artifacts, tmp_path, [cell])
+    variant = chain("default", [artifacts.row("base", "smol", "base", none("sciq"))])
+    metrics, directory = run(artifacts, tmp_path, [variant])
     assert {path.name for path in directory.iterdir()} == {"report.md", "index.html", "data.json"}
     assert metrics == {"num_models": 1, "num_benchmarks": 1}
     assert "no trained model" in (directory / "report.md").read_text()
@@ -119,9 +119,9 @@ def test_missing_stages_leave_out_what_they_would_show(artifacts, tmp_path):
 
 def test_text_from_artifacts_is_escaped(artifacts, tmp_path):
     benchmarks = {**BENCHMARKS, "sciq": {"title": "<b>Sci|Q</b>", "group": "general", "note": "<i>&</i>"}}
-    cell = one_cell(artifacts, "x=<script>alert(1)</script>$a$")
-    other = one_cell(artifacts, "x=2", seed=2)
-    _, directory = run(artifacts, tmp_path, [cell, other], name='<img src=x onerror="1">', benchmarks=benchmarks)
+    variant = one_variant(artifacts, "x=<script>alert(1)</script>$a$")
+    other = one_variant(artifacts, "x=2", seed=2)
+    _, directory = run(artifacts, tmp_path, [variant, other], name='<img src=x onerror="1">', benchmarks=benchmarks)
     text = (directory / "index.html").read_text()
     assert "<script" not in text and "<b>Sci" not in text and "<img src=x" not in text and "<i>&" not in text
     assert "&lt;script&gt;alert(1)" in text and "&lt;b&gt;Sci|Q" in text
@@ -130,14 +130,14 @@ def test_text_from_artifacts_is_escaped(artifacts, tmp_path):
 
 
 def test_single_items_have_a_page_of_their_own(artifacts, tmp_path):
-    cell = one_cell(artifacts)
-    for row in cell["models"]:
+    variant = one_variant(artifacts)
+    for row in variant["models"]:
         directory = artifacts.inputs[row["evaluations"]["sciq"]]
         content = choice_items("sciq", 0.0, 200, 0)
         for item in content["items"]:
             item.update(prompt=f"Question {item['id']}?", answer="yes", parts={"half": (item["numerator"], 1.0)})
         write_items(directory, {**content, "notes": ["<b>Two</b> answers are missing."]})
-    _, directory = run(artifacts, tmp_path, [cell])
+    _, directory = run(artifacts, tmp_path, [variant])
     page, items = (directory / "index.html").read_text(), (directory / "items.html").read_text()
     assert '<a href="items.html">' in page and "Question sciq/" in items
     assert "SciQ, base: &lt;b&gt;Two&lt;/b&gt; answers are missing." in page and "Inside SciQ" in page
@@ -145,7 +145,7 @@ def test_single_items_have_a_page_of_their_own(artifacts, tmp_path):
     parts = json.loads((directory / "data.json").read_text())["parts"]
     assert parts[0]["models"]["base"]["all"]["half"]["n"] == 200
     (tmp_path / "without").mkdir()
-    _, directory = run(artifacts, tmp_path / "without", [cell], items={"per_benchmark": 0, "characters": 9})
+    _, directory = run(artifacts, tmp_path / "without", [variant], items={"per_benchmark": 0, "characters": 9})
     assert not (directory / "items.html").exists() and "items.html" not in (directory / "index.html").read_text()
 
 

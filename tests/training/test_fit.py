@@ -87,7 +87,7 @@ def test_frozen_tensors_stay_and_new_ones_move(expanded, store, tmp_path, precis
 def test_saved_by_reference_it_holds_what_trained_alone(expanded, store, tmp_path):
     """And the same model comes out of it."""
     train(expanded, tmp_path / "whole", store)
-    train(expanded, tmp_path / "thin", store, save="reference")
+    train(expanded, tmp_path / "thin", store, save="delta")
     assert set(load_file(tmp_path / "thin/model/blocks.safetensors")) == set(read_expansion(expanded)["new_parameters"])
     assert not (tmp_path / "thin/model/model.safetensors").exists()
     thin, whole = (dict(load(tmp_path / run / "model").named_parameters()) for run in ("thin", "whole"))

@@ -74,7 +74,7 @@ def layout(make_model, rng, root, **fixed):
         tensors = {name.removeprefix("transformer."): tensor for name, tensor in tensors.items()}
     write(source, tensors, chance["sharded"])
     if chance["referred"]:
-        rewrite(source, root / "referring", as_copies(read_index(source)), save="reference")
+        rewrite(source, root / "referring", as_copies(read_index(source)), save="delta")
         source = root / "referring"
     return source, chance
 
@@ -111,7 +111,7 @@ def check(source, run, watched, dtype, save):
     assert all(torch.equal(p, expected.get_parameter(n)) for n, p in found.named_parameters())
     assert torch.equal(logits(found), logits(expected))
     assert read_index(run / "model").keys() == read_index(source).keys()
-    if save == "whole":
+    if save == "full":
         stock = transformers.AutoModelForCausalLM.from_pretrained(run / "model", dtype=torch.float32)
         assert torch.equal(logits(stock), logits(expected))
 
@@ -120,7 +120,7 @@ def check(source, run, watched, dtype, save):
 def test_files_laid_out_by_chance_hold_what_was_trained(make_model, store, tmp_path, seed):
     rng = np.random.default_rng(seed)
     source, chance = layout(make_model, rng, tmp_path)
-    strategy, save = [Full(), LORA][rng.integers(2)], str(rng.choice(["whole", "reference"]))
+    strategy, save = [Full(), LORA][rng.integers(2)], str(rng.choice(["full", "delta"]))
     watched = Watched(strategy)
     dtype = getattr(torch, chance["dtype"])
     train(source, tmp_path / "run", store, watched, num_steps=2, save=save, validate_every=2)
@@ -132,7 +132,7 @@ def test_files_laid_out_by_chance_hold_what_was_trained(make_model, store, tmp_p
     assert config.get("tie_word_embeddings", True) == (chance["stores"] != "apart")
 
 
-@pytest.mark.parametrize("save", ["whole", "reference"])
+@pytest.mark.parametrize("save", ["full", "delta"])
 @pytest.mark.parametrize("name", ["llama", "gpt2"])
 @pytest.mark.parametrize("stores", ["table", "head", "both", "apart"])
 def test_an_expanded_model_trains_whichever_of_the_tied_names_are_stored(
@@ -164,13 +164,13 @@ def test_a_tied_tensor_that_is_stored_in_two_dtypes_stays_one(make_model, store,
     write(source, tensors, sharded=False)
     watched = Watched(Full())
     train(source, tmp_path / "run", store, watched, num_steps=2)
-    check(source, tmp_path / "run", watched, torch.bfloat16, "whole")
+    check(source, tmp_path / "run", watched, torch.bfloat16, "full")
     after = load_file(tmp_path / "run" / "model" / "model.safetensors")
     assert after["lm_head.weight"].dtype == torch.float32
     assert torch.equal(after["lm_head.weight"], after["model.embed_tokens.weight"].float())
 
 
-@pytest.mark.parametrize("save", ["whole", "reference"])
+@pytest.mark.parametrize("save", ["full", "delta"])
 @pytest.mark.parametrize(
     ("strategy", "changes"),
     [
@@ -217,7 +217,7 @@ def spoilt(tensors, name):
     return {**tensors, name: replace(planned, content=bytes(content))}
 
 
-@pytest.mark.parametrize("save", ["whole", "reference"])
+@pytest.mark.parametrize("save", ["full", "delta"])
 @pytest.mark.parametrize("name", ["model.layers.1.mlp.up_proj.weight", "model.layers.2.mlp.up_proj.weight"])
 def test_a_bit_that_was_written_wrong_is_found(make_model, grow, store, tmp_path, monkeypatch, name, save):
     source = grow(make_model("bfloat16"))
@@ -228,7 +228,7 @@ def test_a_bit_that_was_written_wrong_is_found(make_model, grow, store, tmp_path
     assert (tmp_path / "checkpoints").is_dir()  # from which another try goes on
 
 
-@pytest.mark.parametrize("save", ["whole", "reference"])
+@pytest.mark.parametrize("save", ["full", "delta"])
 def test_a_name_of_a_tied_tensor_that_was_left_behind_is_found(make_model, store, tmp_path, monkeypatch, save):
     fixed = {"model": "llama", "dtype": "bfloat16", "stores": "both", "sharded": False, "bare": False}
     source, _ = layout(make_model, np.random.default_rng(0), tmp_path, referred=False, **fixed)

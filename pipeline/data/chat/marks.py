@@ -106,7 +106,7 @@ class Marked:
 
 
 @dataclass(frozen=True)
-class Place:
+class Workspace:
     """Where a part stands in a rendering: characters [start, stop)."""
 
     part: int
@@ -114,7 +114,7 @@ class Place:
     stop: int
 
 
-def places(rendered: str, marked: Marked) -> tuple[str, list[Place]] | None:
+def places(rendered: str, marked: Marked) -> tuple[str, list[Workspace]] | None:
     """A rendering without its marks, and where its parts stand, in order; None if a mark does not stand as it was put.
 
     A part that a template repeats has several places.
@@ -140,27 +140,27 @@ def _without(rendered: str) -> tuple[str, list[tuple[int, int]]]:
     return "".join(pieces[0::2]), found
 
 
-def _around(text: str, position: int, number: int, parts: Sequence[Part]) -> Place | None:
+def _around(text: str, position: int, number: int, parts: Sequence[Part]) -> Workspace | None:
     core = parts[number].text
     start = position - len(core) // 2
     fits = start >= 0 and text[start : start + len(core)] == core
-    return Place(number, start, start + len(core)) if fits else None
+    return Workspace(number, start, start + len(core)) if fits else None
 
 
-def _pairs(found: Sequence[tuple[int, int]]) -> list[Place] | None:
-    edges: list[Place] = []
+def _pairs(found: Sequence[tuple[int, int]]) -> list[Workspace] | None:
+    edges: list[Workspace] = []
     opened: dict[int, int] = {}
     for position, number in found:
         if number % 2 == 0:
             opened[number] = position
         elif number - 1 in opened:
-            edges.append(Place(number // 2, opened.pop(number - 1), position))
+            edges.append(Workspace(number // 2, opened.pop(number - 1), position))
         else:
             return None
     return None if opened else _in_order(edges)
 
 
-def _in_order(found: Iterable[Place]) -> list[Place]:
+def _in_order(found: Iterable[Workspace]) -> list[Workspace]:
     return sorted(found, key=lambda place: (place.start, place.stop))
 
 

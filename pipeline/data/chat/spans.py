@@ -12,7 +12,7 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from pipeline.data.chat.marks import Marked, Message, Place, places
+from pipeline.data.chat.marks import Marked, Message, Workspace, places
 from pipeline.data.chat.template import ChatTemplate, UnfitChatError
 from pipeline.data.chat.turn_borders import TurnBorders
 
@@ -71,7 +71,7 @@ class Aligner:
 
     def _marked(
         self, text: str, messages: Sequence[Message], tools: Sequence[Message], options: Mapping[str, Any] | None
-    ) -> tuple[Marked, list[Place]]:
+    ) -> tuple[Marked, list[Workspace]]:
         for inside in (False, True):
             marked = Marked.of(messages, tools, inside)
             try:
@@ -112,7 +112,7 @@ class _Rendering:
         borders: TurnBorders,
         text: str,
         marked: Marked,
-        found: Sequence[Place],
+        found: Sequence[Workspace],
         options: Mapping[str, Any] | None,
     ) -> None:
         self._template, self._borders, self._text = template, borders, text
@@ -127,7 +127,7 @@ class _Rendering:
             raise UnfitChatError(CANNOT, f"others speak within message {index}")
         return Turn(index, self._start(index, said), said, last.stop, self._stop(index, last))
 
-    def _prefix(self, stop: int, prompt: bool) -> tuple[str, list[Place]]:
+    def _prefix(self, stop: int, prompt: bool) -> tuple[str, list[Workspace]]:
         """What is rendered of the first messages alone; nothing if the template refuses them."""
         try:
             rendered = self._template.render(self._marked.messages[:stop], self._marked.tools, self._options, prompt)
@@ -158,7 +158,7 @@ class _Rendering:
         cut = borders.line_or_token(gap[:common]) if prompted is None else prompted
         return begin + cut if cut else said
 
-    def _stop(self, index: int, last: Place) -> int:
+    def _stop(self, index: int, last: Workspace) -> int:
         """Where a turn is closed."""
         borders, silent, after = self._borders, last.stop, self._text[last.stop :]
         has_calls = bool(self._marked.messages[index].get("tool_calls"))
@@ -176,7 +176,7 @@ class _Rendering:
             raise UnfitChatError(CANNOT, f"where the calls of message {index} end")
         return silent + end
 
-    def _closings(self, index: int, last: Place) -> Iterator[str]:
+    def _closings(self, index: int, last: Workspace) -> Iterator[str]:
         """What follows a turn's last words where it is the last: by itself, and before a generation prompt."""
         for prompt in (False, True):
             text, found = self._prefix(index + 1, prompt)
@@ -185,13 +185,13 @@ class _Rendering:
                 yield text[stop:].removesuffix(self._template.generation_prompt if prompt else "")
 
 
-def _stop(place: Place) -> int:
+def _stop(place: Workspace) -> int:
     return place.stop
 
 
-def _first(found: Sequence[Place]) -> list[Place]:
+def _first(found: Sequence[Workspace]) -> list[Workspace]:
     """The first place of every part, in order."""
-    there: dict[int, Place] = {}
+    there: dict[int, Workspace] = {}
     for place in found:
         there.setdefault(place.part, place)
     return list(there.values())
@@ -207,7 +207,7 @@ def _joined(blocks: Sequence[tuple[int, int]]) -> list[tuple[int, int]]:
     return joined
 
 
-def _check_said(marked: Marked, found: Sequence[Place], messages: Sequence[Message]) -> bool:
+def _check_said(marked: Marked, found: Sequence[Workspace], messages: Sequence[Message]) -> bool:
     """Whether reasoning was left out. Raises UnfitChatError if anything else was."""
     there = {place.part for place in found}
     missing = [part for number, part in enumerate(marked.parts) if number not in there]

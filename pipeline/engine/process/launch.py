@@ -49,7 +49,7 @@ CHOICES = {
     "attention": ("auto", "documents", "sdpa", "eager", "flex", "flash"),
     "checkpointing": ("off", "selective", "full"),
     "compile": ("auto", True, False),
-    "wide_products": ("auto", True, False),
+    "fp32_matmul": ("auto", True, False),
     "sharding": ("none", "fsdp2", *DEEPSPEED),
 }
 AT_LEAST = {"micro_batch": 1, "loss_chunk": 1, "keep_checkpoints": 1, "checkpoint_every_s": 0, "grace_s": 0}

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipeline.data.sources.documents import RowSource
-from pipeline.evaluation.base import Inputs, Item, Outcome, content_hash, score
+from pipeline.evaluation.base import Item, Outcome, Workspace, content_hash, score
 from pipeline.evaluation.code.pass_at_k import pass_at_k
 from pipeline.evaluation.code.problems import Form, Problem, cut, rows_of
 from pipeline.evaluation.sandbox import Limits, Ran, Sandbox, check_isolation
@@ -69,18 +69,18 @@ class CodeBenchmark:
         """Refuse before any work what `prepare` would refuse after it. Raises ValueError."""
         check_isolation(self.limits, isolation)
 
-    def prepare(self, model: Path, inputs: Inputs) -> None:
+    def prepare(self, model: Path, inputs: Workspace) -> None:
         """Refuse unreadable problems and a machine that cannot isolate, before the model is loaded."""
         self.problems(inputs)
         Sandbox(self.limits, inputs.isolation, 1)
 
-    def run(self, model: Any, tokenizer: Any, inputs: Inputs) -> Outcome:
+    def run(self, model: Any, tokenizer: Any, inputs: Workspace) -> Outcome:
         """One item per problem: numerator pass@k for the first k, denominator 1."""
         from pipeline.evaluation.model.generation import LocalGenerator
 
         return self.measure(LocalGenerator(model, tokenizer, inputs.progress), inputs)
 
-    def measure(self, generator: Generator, inputs: Inputs) -> Outcome:
+    def measure(self, generator: Generator, inputs: Workspace) -> Outcome:
         """As `run`, with programs from anything that generates. Raises SandboxError if the sandbox fails."""
         problems = self.problems(inputs)
         answers = generator.generate(
@@ -89,7 +89,7 @@ class CodeBenchmark:
         )  # fmt: skip
         return self.judge(problems, answers, inputs)
 
-    def problems(self, inputs: Inputs) -> list[Problem]:
+    def problems(self, inputs: Workspace) -> list[Problem]:
         """The problems to be answered. Raises ValueError if there is none or a row cannot be read."""
         rows = rows_of(self.rows, inputs)
         found = self.form.problems(rows, inputs)
@@ -97,7 +97,7 @@ class CodeBenchmark:
             raise ValueError("the benchmark's source holds no problem; correct its path, include or exclude")
         return [found[number] for number in smallest_hashes(rows, self.limit)]
 
-    def judge(self, problems: Sequence[Problem], answers: Sequence[Sequence[str]], inputs: Inputs) -> Outcome:
+    def judge(self, problems: Sequence[Problem], answers: Sequence[Sequence[str]], inputs: Workspace) -> Outcome:
         """The outcome of these answers, `num_samples` for each problem, however they came to be."""
         kept = [[cut(answer, self.form.stop) for answer in of_one] for of_one in answers]
         pairs = zip(problems, kept, strict=True)
@@ -132,7 +132,7 @@ def _by_part(items: Sequence[Item], name: str) -> list[Item]:
     return [replace(item, numerator=item.parts[name][0], denominator=item.parts[name][1]) for item in items]
 
 
-def _counted(ran: Iterator[Ran], total: int, inputs: Inputs) -> Iterator[Ran]:
+def _counted(ran: Iterator[Ran], total: int, inputs: Workspace) -> Iterator[Ran]:
     for done, one in enumerate(ran, 1):
         inputs.progress(step=done, total=total, note="programs judged")
         yield one

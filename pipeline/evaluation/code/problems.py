@@ -13,7 +13,7 @@ from typing import Any, Protocol
 
 from pipeline.data.sources.documents import RowSource
 from pipeline.data.sources.rows import Row, field_value
-from pipeline.evaluation.base import Inputs
+from pipeline.evaluation.base import Workspace
 from pipeline.evaluation.sandbox import Ran
 
 Fields = Mapping[str, Any]
@@ -60,12 +60,12 @@ class Form(Protocol):
         """Texts that end an answer."""
         ...
 
-    def problems(self, rows: Sequence[Fields], inputs: Inputs) -> list[Problem]:
+    def problems(self, rows: Sequence[Fields], inputs: Workspace) -> list[Problem]:
         """The problems of these rows. Raises ValueError if a row lacks a column."""
         ...
 
 
-def rows_of(origin: RowSource, inputs: Inputs) -> list[Fields]:
+def rows_of(origin: RowSource, inputs: Workspace) -> list[Fields]:
     """All rows of a source. Raises ValueError for a row that cannot be read: a benchmark needs every one."""
     rows = []
     for row in origin.rows(inputs.locate, inputs.listing):
@@ -92,7 +92,7 @@ class HumanEval:
     stop: Sequence[str]
     strip_prompt: bool
 
-    def problems(self, rows: Sequence[Fields], inputs: Inputs) -> list[Problem]:
+    def problems(self, rows: Sequence[Fields], inputs: Workspace) -> list[Problem]:
         """See `Form`."""
         return [self._problem(row) for row in rows]
 
@@ -119,7 +119,7 @@ class Mbpp:
     columns: Mapping[str, str]
     with_setup: bool
 
-    def problems(self, rows: Sequence[Fields], inputs: Inputs) -> list[Problem]:
+    def problems(self, rows: Sequence[Fields], inputs: Workspace) -> list[Problem]:
         """See `Form`."""
         return [self._problem(self.read(row)) for row in rows]
 
@@ -160,7 +160,7 @@ class FewShotMbpp(Mbpp):
         if any(part not in self.template for part in ("{text}", "{tests}", "{code}")):
             raise ValueError("template must hold {text}, {tests} and {code}, where a problem's parts go")
 
-    def problems(self, rows: Sequence[Fields], inputs: Inputs) -> list[Problem]:
+    def problems(self, rows: Sequence[Fields], inputs: Workspace) -> list[Problem]:
         """See `Form`. Raises ValueError if an example is missing."""
         known = {row["task_id"]: row for row in rows_of(self.examples, inputs)}
         if missing := [number for number in self.example_ids if number not in known]:
@@ -208,7 +208,7 @@ class ProgramOfThought:
         if "{question}" not in self.template or "{code}" not in self.template:
             raise ValueError("template must hold {question} and {code}, where a problem's parts go")
 
-    def problems(self, rows: Sequence[Fields], inputs: Inputs) -> list[Problem]:
+    def problems(self, rows: Sequence[Fields], inputs: Workspace) -> list[Problem]:
         """See `Form`."""
         shots = rows_of(self.examples, inputs)
         shown = [self.template.replace("{code}", r["code"]).replace("{question}", r["question"]) for r in shots]

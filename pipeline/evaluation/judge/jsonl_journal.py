@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 
-class Kept:
+class JsonlJournal:
     """A file of JSON lines: read once, then appended to, each line flushed to the disk. Safe between threads.
 
     A last line that was torn by a crash is dropped. Raises ValueError if another line is damaged.

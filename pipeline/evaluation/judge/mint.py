@@ -17,9 +17,9 @@ from typing import Any, ClassVar
 from pipeline.data.chat.template import TemplateSettings, read_template
 from pipeline.data.sources.documents import RowSource
 from pipeline.data.sources.rows import Row
-from pipeline.evaluation.base import Inputs, Item, Outcome, RunProgram, content_hash
+from pipeline.evaluation.base import Item, Outcome, RunProgram, Workspace, content_hash
 from pipeline.evaluation.judge.grading import GRADES
-from pipeline.evaluation.judge.jsonl_journal import Kept
+from pipeline.evaluation.judge.jsonl_journal import JsonlJournal
 from pipeline.evaluation.judge.session import Session
 from pipeline.evaluation.model.replies import ChatReplies, Speaker, require_template
 from pipeline.evaluation.sandbox import Limits, Sandbox, check_isolation
@@ -117,7 +117,7 @@ class Mint:
         """Refuse before any work a machine that cannot isolate what the model writes. Raises ValueError."""
         check_isolation(self.limits, isolation)
 
-    def prepare(self, model: Path, inputs: Inputs) -> None:
+    def prepare(self, model: Path, inputs: Workspace) -> None:
         """Refuse a missing chat template or file, and a machine that cannot isolate, before the model is loaded."""
         from pipeline.models import load_tokenizer
 
@@ -125,20 +125,20 @@ class Mint:
         self.check_isolation(inputs.isolation)
         self._problems(inputs)
 
-    def run(self, model: Any, tokenizer: Any, inputs: Inputs) -> Outcome:
+    def run(self, model: Any, tokenizer: Any, inputs: Workspace) -> Outcome:
         """One item per problem: numerator 1 if it is solved within the largest limit, denominator 1."""
         from pipeline.evaluation.model.generation import LocalGenerator
 
         return self.measure(LocalGenerator(model, tokenizer), inputs)
 
-    def measure(self, speaker: Speaker, inputs: Inputs) -> Outcome:
+    def measure(self, speaker: Speaker, inputs: Workspace) -> Outcome:
         """As `run`, with turns from anything that speaks. Raises SandboxError if the sandbox fails."""
         sandbox = Sandbox(self.limits, inputs.isolation, inputs.workers)
         replies = ChatReplies(speaker, self._settings(inputs))
         if inputs.directory is None:
             raise ValueError("MINT needs a directory to keep its episodes in")
         problems, prelude = self._problems(inputs), self._prelude(inputs)
-        kept = Kept(inputs.directory / EPISODES)
+        kept = JsonlJournal(inputs.directory / EPISODES)
         played = {(record["id"], record["limit"]): record for record in kept}
         total = len(problems) * len(self.turn_limits)
         left = [(p, limit) for p in problems for limit in self.turn_limits if (p.id, limit) not in played]
@@ -154,7 +154,7 @@ class Mint:
         sandbox.close()
         return Outcome(METRIC, True, tuple(self._item(problem, played) for problem in problems))
 
-    def _settings(self, inputs: Inputs) -> TemplateSettings:
+    def _settings(self, inputs: Workspace) -> TemplateSettings:
         return TemplateSettings(read_template(self.template, inputs.locate), self.date, self.template_options)
 
     def episode(self, problem: Problem, limit: int, session: Session) -> Episode:
@@ -212,7 +212,7 @@ class Mint:
         }
         return re.sub(r"\{(\w+)\}", lambda match: fields.get(match[1], match[0]), self.instructions).strip()
 
-    def _problems(self, inputs: Inputs) -> list[Problem]:
+    def _problems(self, inputs: Workspace) -> list[Problem]:
         problems = []
         for name, task in self.tasks.items():
             for row in task.rows.rows(inputs.locate, inputs.listing):
@@ -225,7 +225,7 @@ class Mint:
             raise ValueError("tasks: there is no problem in them")
         return sorted(chosen, key=lambda problem: problem.id)
 
-    def _prelude(self, inputs: Inputs) -> str:
+    def _prelude(self, inputs: Workspace) -> str:
         rows = self.tools.rows(inputs.locate, inputs.listing) if self.tools else ()
         return "\n\n".join(str(row.fields["text"]) for row in rows if isinstance(row, Row))
 

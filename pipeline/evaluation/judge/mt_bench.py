@@ -15,8 +15,8 @@ from typing import Any, ClassVar
 from pipeline.data.chat.template import TemplateSettings, read_template
 from pipeline.data.sources.documents import RowSource
 from pipeline.data.sources.rows import Row
-from pipeline.evaluation.base import Inputs, Item, Outcome, content_hash
-from pipeline.evaluation.judge.jsonl_journal import Kept
+from pipeline.evaluation.base import Item, Outcome, Workspace, content_hash
+from pipeline.evaluation.judge.jsonl_journal import JsonlJournal
 from pipeline.evaluation.judge.judging import PROMPTS, Asked, JudgePrompt, judge_prompts, judgements
 from pipeline.evaluation.judge.questions import Question, read_questions, read_references
 from pipeline.evaluation.model.replies import ChatReplies, Speaker, require_template
@@ -77,7 +77,7 @@ class MTBench:
         if self.max_new_tokens < 1 or (self.max_items is not None and self.max_items < 1):
             raise ValueError("max_new_tokens and max_items must be at least 1 (max_items may be null)")
 
-    def prepare(self, model: Path, inputs: Inputs) -> None:
+    def prepare(self, model: Path, inputs: Workspace) -> None:
         """Refuse a missing chat template, key or file before the model is loaded. Raises ValueError."""
         from pipeline.models import load_tokenizer
 
@@ -85,7 +85,7 @@ class MTBench:
         Endpoint.of(inputs.endpoint).key()
         self._read(inputs)
 
-    def run(self, model: Any, tokenizer: Any, inputs: Inputs) -> Outcome:
+    def run(self, model: Any, tokenizer: Any, inputs: Workspace) -> Outcome:
         """One item per question: numerator the sum of its turns' ratings, denominator their number.
 
         Raises:
@@ -96,7 +96,7 @@ class MTBench:
 
         return self.measure(LocalGenerator(model, tokenizer), inputs)
 
-    def measure(self, speaker: Speaker, inputs: Inputs) -> Outcome:
+    def measure(self, speaker: Speaker, inputs: Workspace) -> Outcome:
         """As `run`, with replies from anything that speaks. Raises what `run` raises."""
         if inputs.directory is None:
             raise ValueError("MT-Bench needs a directory to keep answers and judgements in")
@@ -105,10 +105,10 @@ class MTBench:
         judged = self._judge(questions, prompts, answers, inputs)
         return self._outcome(questions, prompts, answers, judged)
 
-    def _settings(self, inputs: Inputs) -> TemplateSettings:
+    def _settings(self, inputs: Workspace) -> TemplateSettings:
         return TemplateSettings(read_template(self.template, inputs.locate), self.date, self.template_options)
 
-    def _read(self, inputs: Inputs) -> tuple[list[Question], dict[str, JudgePrompt]]:
+    def _read(self, inputs: Workspace) -> tuple[list[Question], dict[str, JudgePrompt]]:
         references = read_references(self._rows("references", inputs))
         questions = read_questions(self._rows("questions", inputs), references, self.reference_categories)
         if unknown := sorted({question.category for question in questions} - set(self.temperatures)):
@@ -118,16 +118,16 @@ class MTBench:
         chosen = sorted(questions[: self.max_items], key=lambda question: question.id)
         return chosen, judge_prompts(list(self._rows("prompts", inputs)))
 
-    def _rows(self, name: str, inputs: Inputs) -> Iterator[Mapping[str, Any]]:
+    def _rows(self, name: str, inputs: Workspace) -> Iterator[Mapping[str, Any]]:
         for row in getattr(self, name).rows(inputs.locate, inputs.listing):
             if not isinstance(row, Row):
                 raise ValueError(f"{name}: row {row.id} is {row.reason}; every row is needed")
             yield row.fields
 
-    def _answer(self, replies: ChatReplies, questions: Sequence[Question], inputs: Inputs) -> dict[str, list[str]]:
+    def _answer(self, replies: ChatReplies, questions: Sequence[Question], inputs: Workspace) -> dict[str, list[str]]:
         """Every question's answers, turn by turn; those of an earlier attempt are taken as they are."""
         assert inputs.directory is not None
-        kept = Kept(inputs.directory / ANSWERS)
+        kept = JsonlJournal(inputs.directory / ANSWERS)
         answers = {record["id"]: record["turns"] for record in kept}
         left = [question for question in questions if question.id not in answers]
         for temperature in sorted({self.temperatures[question.category] for question in left}):
@@ -162,11 +162,11 @@ class MTBench:
         questions: Sequence[Question],
         prompts: Mapping[str, JudgePrompt],
         answers: Mapping[str, list[str]],
-        inputs: Inputs,
+        inputs: Workspace,
     ) -> dict[tuple[str, int], dict[str, Any]]:
         """(question, turn) -> the kept judgement. Turns without a rating are asked for again."""
         assert inputs.directory is not None
-        kept, partial = Kept(inputs.directory / JUDGEMENTS), inputs.directory / PARTIAL
+        kept, partial = JsonlJournal(inputs.directory / JUDGEMENTS), inputs.directory / PARTIAL
         judge = ChatModel(self.judge, self.judge_temperature, self.judge_max_tokens, Endpoint.of(inputs.endpoint))
         turns = [(question, turn) for question in questions for turn in range(1, len(question.turns) + 1)]
         found = {(record["id"], record["turn"]): record for record in kept}

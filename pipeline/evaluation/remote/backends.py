@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pipeline.evaluation.base import Inputs, Outcome
+from pipeline.evaluation.base import Outcome, Workspace
 
 if TYPE_CHECKING:  # a request is checked without lm-evaluation-harness
     from pipeline.evaluation.remote.completions import CompletionModel
@@ -55,7 +55,7 @@ class Remote:
     tokenizer: Any
     window: int
 
-    def outcome(self, benchmark: Any, inputs: Inputs) -> Outcome:
+    def outcome(self, benchmark: Any, inputs: Workspace) -> Outcome:
         """The benchmark's outcome, through lm-evaluation-harness' model interface or as texts."""
         from pipeline.evaluation.remote.completions import RemoteGenerator, RemoteLM
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from pipeline.data.sources.documents import RowSource
-from pipeline.evaluation.base import Inputs, Item, Outcome, content_hash
+from pipeline.evaluation.base import Item, Outcome, Workspace, content_hash
 from pipeline.evaluation.tasks import definitions
 from pipeline.evaluation.tasks.rows import ADAPTERS, Absent, Rows, read_rows
 from pipeline.evaluation.tasks.samples import sample_texts
@@ -94,13 +94,13 @@ class HarnessTask:
             raise ValueError(f"{self.task}: limit={self.limit} must be at least 1, or null for every document")
         self._check_against(self._fields())
 
-    def run(self, model: Any, tokenizer: Any, inputs: Inputs) -> Outcome:
+    def run(self, model: Any, tokenizer: Any, inputs: Workspace) -> Outcome:
         """One item per document: its metric as numerator, denominator 1 (or its weight, see `average`)."""
         from pipeline.evaluation.tasks.loglikelihood import SharedPrefixLM
 
         return self.score(SharedPrefixLM(model, tokenizer, inputs.progress), inputs)
 
-    def score(self, lm: Any, inputs: Inputs) -> Outcome:
+    def score(self, lm: Any, inputs: Workspace) -> Outcome:
         """As `run`, with any model object of lm-evaluation-harness."""
         from lm_eval.evaluator import evaluate
 
@@ -113,7 +113,7 @@ class HarnessTask:
         metric = "log_perplexity" if is_perplexity else self.metric
         return Outcome(metric, not is_perplexity, tuple(self._weighted(items)))
 
-    def load_tasks(self, inputs: Inputs) -> list[Loaded]:
+    def load_tasks(self, inputs: Workspace) -> list[Loaded]:
         """The harness' tasks with the chosen rows; a subtask none of whose rows is chosen is left out.
 
         Raises:
@@ -126,7 +126,7 @@ class HarnessTask:
         is_cut = definitions.scored_split(self._fields()) != self._example_split()
         return [Loaded(task, one.numbers, one.category, is_cut) for task, one in zip(tasks, chosen, strict=True)]
 
-    def chosen(self, inputs: Inputs) -> list[Chosen]:
+    def chosen(self, inputs: Workspace) -> list[Chosen]:
         """What is to be loaded of each subtask with a chosen row.
 
         The rows of a variant are the chosen ones, unless examples come from the split that is scored.
@@ -201,7 +201,7 @@ class HarnessTask:
             if isinstance(origin := self.splits[split], Absent):
                 raise ValueError(f"{self.task}: the split {split!r} is needed; {origin.advice()}")
 
-    def _rows(self, split: str, inputs: Inputs) -> Rows:
+    def _rows(self, split: str, inputs: Workspace) -> Rows:
         rows = ADAPTERS[self.adapter](read_rows((self.splits or {})[split], inputs))
         if not rows:
             raise ValueError(f"{self.task}: the split {split!r} holds no row; at least one is required, so look at it")

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from pipeline.data.sources.documents import RowSource
-from pipeline.evaluation.base import Inputs, Item, Outcome, content_hash
+from pipeline.evaluation.base import Item, Outcome, Workspace, content_hash
 from pipeline.evaluation.tasks.harness import smallest_hashes
 from pipeline.evaluation.tasks.rows import Absent, Rows, read_rows
 
@@ -42,13 +42,13 @@ class LabelledOptions:
         if isinstance(origin := self._origin(), Absent):
             raise ValueError(f"{origin.repo}: {origin.advice()}")
 
-    def run(self, model: Any, tokenizer: Any, inputs: Inputs) -> Outcome:
+    def run(self, model: Any, tokenizer: Any, inputs: Workspace) -> Outcome:
         """One item per prompt: numerator 1 if the picked option is among the labels; macro-F1 beside."""
         from pipeline.evaluation.tasks.loglikelihood import SharedPrefixLM
 
         return self.score(SharedPrefixLM(model, tokenizer, inputs.progress), inputs)
 
-    def score(self, lm: Any, inputs: Inputs) -> Outcome:
+    def score(self, lm: Any, inputs: Workspace) -> Outcome:
         """As `run`, with any model object of lm-evaluation-harness that counts tokens (`tok_encode`)."""
         rows = [checked(number, row) for number, row in enumerate(read_rows(self._origin(), inputs))]
         if not rows:

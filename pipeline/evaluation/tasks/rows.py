@@ -18,7 +18,7 @@ from pipeline.data.sources.documents import RowSource
 from pipeline.data.sources.files import Listing, Locate
 from pipeline.data.sources.hub import HubError, Repository
 from pipeline.data.sources.rows import Rejected, Row
-from pipeline.evaluation.base import Inputs
+from pipeline.evaluation.base import Workspace
 
 Rows = list[dict[str, Any]]
 
@@ -174,7 +174,7 @@ def download(repo: str, revision: str) -> str:
     )
 
 
-def read_rows(origin: RowSource, inputs: Inputs) -> Rows:
+def read_rows(origin: RowSource, inputs: Workspace) -> Rows:
     """Every row of a source as plain columns.
 
     Raises:

@@ -9,7 +9,7 @@ from pathlib import Path
 from statistics import NormalDist
 from typing import Any
 
-from pipeline.evaluation.base import Inputs, Item, Outcome, score
+from pipeline.evaluation.base import Item, Outcome, Workspace, score
 from pipeline.evaluation.text.perplexity import HeldOutText
 from pipeline.models.directory import EXPANSION_FILE, read_expansion
 
@@ -81,7 +81,7 @@ class BlockDiagnostics(HeldOutText):
         if not 0 < self.confidence < 1:
             raise ValueError(f"confidence={self.confidence} is not between 0 and 1; 0.95 is usual")
 
-    def run(self, model: Any, tokenizer: Any, inputs: Inputs) -> Diagnosis:
+    def run(self, model: Any, tokenizer: Any, inputs: Workspace) -> Diagnosis:
         """Items are those of the whole model: numerator bits, denominator UTF-8 bytes of a document."""
         from pipeline.evaluation.tasks.scoring import TokenScorer
         from pipeline.evaluation.text.updates import measure_updates

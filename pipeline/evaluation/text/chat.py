@@ -11,7 +11,7 @@ from pipeline.data.chat.encoder import ChatEncoder, UnfitChatError
 from pipeline.data.chat.template import TemplateSettings, read_template
 from pipeline.data.chats import ChatSource
 from pipeline.data.corpus import read_sources
-from pipeline.evaluation.base import Inputs, Outcome, content_hash
+from pipeline.evaluation.base import Outcome, Workspace, content_hash
 from pipeline.evaluation.text.passages import Passage, by_hash, check_bounds, held_out, within
 
 Messages = Sequence[Mapping[str, str]]
@@ -48,7 +48,7 @@ class HeldOutChat:
         check_bounds(self, "window", "max_items", "max_tokens")
         TemplateSettings(None, self.date, self.template_options or {})
 
-    def run(self, model: Any, tokenizer: Any, inputs: Inputs) -> Outcome:
+    def run(self, model: Any, tokenizer: Any, inputs: Workspace) -> Outcome:
         """One item per conversation: numerator bits of the assistant's turns, denominator their UTF-8 bytes."""
         from pipeline.evaluation.text.windows import score_passages
 
@@ -56,7 +56,7 @@ class HeldOutChat:
         passages = (self._passage(encoder, identity, chat) for identity, chat in by_hash(self._chats(inputs)))
         return score_passages(model, within(passages, self.max_items, self.max_tokens), self.window, inputs)
 
-    def _settings(self, inputs: Inputs) -> TemplateSettings:
+    def _settings(self, inputs: Workspace) -> TemplateSettings:
         known = TemplateSettings()
         if self.chats is None and inputs.data is not None:
             known = TemplateSettings.recorded(read_sources(inputs.data))
@@ -64,7 +64,7 @@ class HeldOutChat:
         options = known.options if self.template_options is None else self.template_options
         return TemplateSettings(template, self.date or known.date, options)
 
-    def _chats(self, inputs: Inputs) -> Iterator[tuple[str, Any]]:
+    def _chats(self, inputs: Workspace) -> Iterator[tuple[str, Any]]:
         if self.chats is None:
             return ((identity, _content(chat)) for identity, chat in held_out(inputs, self.sources, None))
         chats = self.chats.read(inputs.locate, inputs.listing)

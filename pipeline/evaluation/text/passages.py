@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from pipeline.data.corpus import read_sources
-from pipeline.evaluation.base import Inputs, content_hash
+from pipeline.evaluation.base import Workspace, content_hash
 
 
 @dataclass(frozen=True)
@@ -31,7 +31,7 @@ class Passage:
     text: str = ""
 
 
-def held_out(inputs: Inputs, names: Sequence[str] | None, key: str | None) -> Iterator[tuple[str, Any]]:
+def held_out(inputs: Workspace, names: Sequence[str] | None, key: str | None) -> Iterator[tuple[str, Any]]:
     """("source/id", value of `key`, or all of them) of the data artifact's held-out documents.
 
     Raises ValueError if there is no artifact or it has no source of a name.

@@ -8,7 +8,7 @@ from typing import Any
 
 from pipeline.data.sources.documents import Text
 from pipeline.data.tokens.text_encoder import TextEncoder
-from pipeline.evaluation.base import Inputs, Outcome, content_hash, num_rows
+from pipeline.evaluation.base import Outcome, Workspace, content_hash, num_rows
 from pipeline.evaluation.text.passages import Passage, by_hash, check_bounds, held_out, within
 
 _MAX_CHARACTERS_PER_TOKEN = 64  # what is encoded of a long document before it is cut to its first tokens
@@ -44,18 +44,18 @@ class HeldOutText:
     def __post_init__(self) -> None:
         check_bounds(self, "window", "max_document_tokens", "max_items", "max_tokens")
 
-    def run(self, model: Any, tokenizer: Any, inputs: Inputs) -> Outcome:
+    def run(self, model: Any, tokenizer: Any, inputs: Workspace) -> Outcome:
         """One item per document: numerator its bits, denominator its UTF-8 bytes."""
         from pipeline.evaluation.text.windows import score_passages
 
         return score_passages(model, self._passages(model, tokenizer, inputs), self.window, inputs)
 
-    def _passages(self, model: Any, tokenizer: Any, inputs: Inputs) -> list[Passage]:
+    def _passages(self, model: Any, tokenizer: Any, inputs: Workspace) -> list[Passage]:
         encoder = TextEncoder(tokenizer, num_rows(model))
         passages = (self._passage(encoder, identity, text) for identity, text in by_hash(self._texts(inputs)))
         return within(passages, self.max_items, self.max_tokens)
 
-    def _texts(self, inputs: Inputs) -> Iterator[tuple[str, str]]:
+    def _texts(self, inputs: Workspace) -> Iterator[tuple[str, str]]:
         if self.documents is None:
             return held_out(inputs, self.sources, "text")
         return ((document.id, document.text) for document in self.documents.documents(inputs.locate, inputs.listing))

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from pipeline.evaluation.base import Inputs, Outcome
+from pipeline.evaluation.base import Outcome, Workspace
 from pipeline.evaluation.text.perplexity import HeldOutText
 from pipeline.evaluation.text.shift import check_edges, range_name
 
@@ -31,7 +31,7 @@ class PositionLoss(HeldOutText):
         super().__post_init__()
         check_edges(self.edges)
 
-    def run(self, model: Any, tokenizer: Any, inputs: Inputs) -> Outcome:
+    def run(self, model: Any, tokenizer: Any, inputs: Workspace) -> Outcome:
         """One item per document: numerator bits, denominator bytes; a part per range: bits over tokens."""
         from pipeline.evaluation.text.windows import score_tokens
 

@@ -20,7 +20,7 @@ from pipeline.data.sources.documents import RowSource, describe
 from pipeline.data.sources.rows import Row, field_value
 from pipeline.data.tokens.text_encoder import TextEncoder
 from pipeline.data.tokens.vocabulary import check_rows
-from pipeline.evaluation.base import Inputs, Item, Outcome, content_hash, num_rows
+from pipeline.evaluation.base import Item, Outcome, Workspace, content_hash, num_rows
 from pipeline.evaluation.text.passages import by_hash, check_bounds
 
 if TYPE_CHECKING:
@@ -75,7 +75,7 @@ class TokenShift:
                 f"max_new_tokens={self.max_new_tokens} leaves no room for a prompt in window={self.window}"
             )
 
-    def run(self, model: Any, tokenizer: Any, inputs: Inputs) -> Outcome:
+    def run(self, model: Any, tokenizer: Any, inputs: Workspace) -> Outcome:
         """One item per prompt: numerator its unshifted tokens, denominator its tokens.
 
         Raises:
@@ -102,7 +102,7 @@ class TokenShift:
             items.append(self._item(text, answer, compare(model, base, ids, answer), tokenizer))
         return Outcome(METRIC, True, tuple(items))
 
-    def _encoded(self, tokenizer: Any, inputs: Inputs) -> Iterator[tuple[str, list[int]]]:
+    def _encoded(self, tokenizer: Any, inputs: Workspace) -> Iterator[tuple[str, list[int]]]:
         """The chosen prompts, as text and as ids."""
         room, found = self.window - self.max_new_tokens, 0
         ids_of = self._ids(tokenizer)
@@ -116,7 +116,7 @@ class TokenShift:
         if not found:
             raise ValueError(f"no prompt of {describe(self.prompts)} has from 1 to {room} tokens; widen `window`")
 
-    def _texts(self, inputs: Inputs) -> Iterator[tuple[str, str]]:
+    def _texts(self, inputs: Workspace) -> Iterator[tuple[str, str]]:
         texts: dict[str, str] = {}
         for row in self.prompts.rows(inputs.locate, inputs.listing):
             if not isinstance(row, Row):

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from pipeline.data.tokens.vocabulary import check_rows
-from pipeline.evaluation.base import Inputs, Item, Outcome, num_rows
+from pipeline.evaluation.base import Item, Outcome, Workspace, num_rows
 from pipeline.evaluation.tasks.scoring import IGNORED, TokenScorer, batches
 from pipeline.evaluation.text.passages import Passage
 
@@ -36,12 +36,12 @@ class Scored:
     positions: Sequence[Sequence[tuple[int, float]]]
 
 
-def score_passages(model: Any, passages: Sequence[Passage], size: int, inputs: Inputs) -> Outcome:
+def score_passages(model: Any, passages: Sequence[Passage], size: int, inputs: Workspace) -> Outcome:
     """One item per passage: numerator its bits, denominator its bytes. Windows of all passages share batches."""
     return score_tokens(model, passages, size, inputs).outcome
 
 
-def score_tokens(model: Any, passages: Sequence[Passage], size: int, inputs: Inputs) -> Scored:
+def score_tokens(model: Any, passages: Sequence[Passage], size: int, inputs: Workspace) -> Scored:
     """As `score_passages`, token by token. Raises NoRowError for a token that the model has no row for."""
     for passage in passages:
         check_rows(passage.tokens, num_rows(model), f"item {passage.id!r}")

@@ -6,7 +6,7 @@ import dataclasses
 from dataclasses import dataclass
 from typing import Any
 
-from pipeline.data.corpus import Place
+from pipeline.data.corpus import Workspace
 from pipeline.data.sources.documents import Text, describe
 from pipeline.expansion.base import Plan, Source
 from pipeline.expansion.layout import explicit
@@ -51,7 +51,7 @@ class Adept:
                 "predicted"
             )
 
-    def plan(self, source: Source, place: Place) -> Plan:
+    def plan(self, source: Source, place: Workspace) -> Plan:
         """Measure, choose, plan; see `Expansion.plan`. What was measured is kept in the plan's notes.
 
         Raises:
@@ -71,7 +71,7 @@ class Adept:
         )
         return dataclasses.replace(plan, notes={**plan.notes, "importance": dataclasses.asdict(importance)})
 
-    def _measure(self, source: Source, place: Place) -> Importance:
+    def _measure(self, source: Source, place: Workspace) -> Importance:
         import torch
         from accelerate import PartialState
 

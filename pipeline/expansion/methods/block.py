@@ -10,7 +10,7 @@ from pipeline.expansion.base import Plan, Recipe, Source, grow_map
 from pipeline.expansion.layout import Layout, Slot
 
 if TYPE_CHECKING:
-    from pipeline.data.corpus import Place
+    from pipeline.data.corpus import Workspace
 
 INITIALISATIONS = ("zero_writers", "copy", "zero_norms", "random", "average")
 EXACT = ("zero_writers", "zero_norms")
@@ -39,7 +39,7 @@ class BlockExpansion(Layout):
             raise ValueError(f"init={self.init!r} is not known; use one of {', '.join(INITIALISATIONS)}")
         self.slots(num_blocks)
 
-    def plan(self, source: Source, place: Place | None = None) -> Plan:
+    def plan(self, source: Source, place: Workspace | None = None) -> Plan:
         """See `Expansion.plan`; needs no place.
 
         Raises:
@@ -88,7 +88,7 @@ def plan_stack(
     look for from `num_hidden_layers` on) are copied to behind the new depth.
 
     Raises:
-        ValueError: the config cannot follow; see `grow_config` and `Anatomy.check_grown`.
+        ValueError: the config cannot follow; see `grow_config` and `Architecture.check_grown`.
     """
     from pipeline.expansion.surgery import grow_config
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import torch
 
-from pipeline.data.corpus import Place
+from pipeline.data.corpus import Workspace
 from pipeline.expansion.base import Plan, Recipe, Source
 from pipeline.expansion.layout import Layout, Slot
 from pipeline.expansion.methods.block import RecipeOf, copied_of, plan_stack
@@ -66,7 +66,7 @@ class Lesa(Layout):
             stack[-2:] = [stack[-1], stack[-2]]
         return stack
 
-    def plan(self, source: Source, place: Place) -> Plan:
+    def plan(self, source: Source, place: Workspace) -> Plan:
         """See `Expansion.plan`. What is predicted is written below `place.directory`, which must last until it is read.
 
         Raises:
@@ -79,7 +79,7 @@ class Lesa(Layout):
         plan = plan_stack(source, stack, _recipe_of(source, kinds, neighbours), False, "lesa", settings)
         return dataclasses.replace(plan, made=self._make(source, kinds, neighbours, place))
 
-    def _make(self, source: Source, kinds: Sequence[str], neighbours: Neighbours, place: Place) -> Path:
+    def _make(self, source: Source, kinds: Sequence[str], neighbours: Neighbours, place: Workspace) -> Path:
         """Predict kind by kind into a file that has room for all."""
         file = _reserve(source, kinds, neighbours, place.directory)
         room = read_header(file)

@@ -13,7 +13,7 @@ from pipeline.expansion.layout import Slot
 from pipeline.models.files.safetensors_io import Planned, write_file
 
 if TYPE_CHECKING:
-    from pipeline.data.corpus import Place
+    from pipeline.data.corpus import Workspace
 
 MODES = ("exact", "faithful")
 
@@ -39,7 +39,7 @@ class SoftMoe:
         if self.mode not in MODES:
             raise ValueError(f"expand.mode={self.mode!r} is not known; use one of {', '.join(MODES)}")
 
-    def plan(self, source: Source, place: Place) -> Plan:
+    def plan(self, source: Source, place: Workspace) -> Plan:
         """See `Expansion.plan`.
 
         The scalars' starting values, of which no source tensor has the shape, go to a file of a few KB in

@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from pipeline.expansion.architecture_cache import Anatomy
+from pipeline.expansion.architecture_cache import Architecture
 from pipeline.expansion.base import Plan, Source, find_blocks, read_source
 from pipeline.expansion.pack.config import differing
 from pipeline.expansion.pack.extract import base_tensors, extract
@@ -42,7 +42,7 @@ def attach(
     packs: Sequence[Path],
     target: Path,
     gains: Mapping[str, float] | None = None,
-    save: Form = "reference",
+    save: Form = "delta",
     shard_bytes: int = SHARD_BYTES,
     memory: Path | None = None,
 ) -> Plan:
@@ -55,9 +55,9 @@ def attach(
         gains: by pack name, 1 where none is given: each sublayer of the pack's blocks adds so much of what it would
             add; see `pack_gain`. 0 gives the base's logits bit for bit. "law.1" is the gain of block 1 of the pack law
             alone, counted from 0 at the bottom within the pack, as `inspect` lists them.
-        save: "reference" keeps the blocks alone and refers to the base's files, "whole" copies them.
+        save: "delta" keeps the blocks alone and refers to the base's files, "full" copies them.
         shard_bytes: the largest shard, bytes.
-        memory: where answers about architectures are kept; see `Anatomy`.
+        memory: where answers about architectures are kept; see `Architecture`.
 
     Raises:
         ValueError: a pack is of another base or damaged, two have one name, or a gain is not possible.
@@ -95,7 +95,7 @@ def detach(
         names: of packs; all without it.
         target: does not exist yet, or is empty.
         shard_bytes: the largest shard, bytes.
-        memory: where answers about architectures are kept; see `Anatomy`.
+        memory: where answers about architectures are kept; see `Architecture`.
 
     Returns:
         The new model's expansion record.
@@ -116,7 +116,7 @@ def detach(
         )
     with fresh_directory(target) as partial:
         if left:
-            form: Form = "reference" if is_reference(directory) else "whole"
+            form: Form = "delta" if is_reference(directory) else "full"
             return write_stack(source, left, base, partial, form, shard_bytes).record()
         source.anatomy.save()
         begin_model(directory, partial, {tensor.file for tensor in source.tensors.values()})
@@ -189,7 +189,7 @@ def _read_attached(directory: Path, memory: Path | None) -> tuple[Base, Source, 
         raise ValueError(f"{directory} records no attached packs; `attach` makes such models, `extract` makes packs")
     base = Base(**record["base"])
     config = json.loads(base.config)
-    anatomy = Anatomy(config, memory)
+    anatomy = Architecture(config, memory)
     places = {p: (i, j) for i, entry in enumerate(record["packs"]) for j, p in enumerate(entry["positions"])}
     depth = anatomy.num_blocks + len(places)
     names = find_blocks(stored, depth, anatomy)

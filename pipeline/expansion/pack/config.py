@@ -10,7 +10,7 @@ import copy
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from pipeline.models.architecture.custom_models import register_own
+from pipeline.models.architecture.custom_models import register_custom_models
 
 _WITHOUT_MEANING = {
     "transformers_version", "dtype", "torch_dtype", "architectures", "use_cache", "auto_map", "id2label", "label2id",
@@ -47,7 +47,7 @@ def _read(config: Mapping[str, Any]) -> dict[str, Any]:
 
     settings = copy.deepcopy(dict(config))
     model_type = settings.pop("model_type")
-    register_own(model_type)
+    register_custom_models(model_type)
     return transformers.AutoConfig.for_model(model_type, **settings).to_dict()
 
 

@@ -69,7 +69,7 @@ def extract(
         target: does not exist yet, or is empty.
         name: of the pack.
         round: take the blocks of this round of expansion alone; without it, of every round that the base lacks.
-        memory: where answers about architectures are kept; see `Anatomy`.
+        memory: where answers about architectures are kept; see `Architecture`.
 
     Returns:
         The pack, opened.
@@ -242,7 +242,7 @@ def _blocks(source: Source, grown: Grown, chosen: Sequence[int]) -> tuple[PackBl
                 group=entry.get("group"),
                 round=int(entry["round"]),
                 lr_scale=float(entry.get("lr_scale", 1.0)),
-                config=said_of(grown.config, source, position),
+                config=per_block_config(grown.config, source, position),
                 writers=writers,
                 scales=proportional(source, origin) if writers else (),
             )
@@ -250,7 +250,7 @@ def _blocks(source: Source, grown: Grown, chosen: Sequence[int]) -> tuple[PackBl
     return tuple(blocks)
 
 
-def said_of(config: Mapping[str, Any], source: Source, position: int) -> dict[str, Any]:
+def per_block_config(config: Mapping[str, Any], source: Source, position: int) -> dict[str, Any]:
     """What an expanded model's config says of one block, by name: its entries in the lists that grew with the depth."""
     section = config["text_config"] if "num_hidden_layers" in config.get("text_config", {}) else config
     read = source.anatomy.text_config

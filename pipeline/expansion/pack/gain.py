@@ -16,7 +16,7 @@ from pipeline.expansion.base import Source
 from pipeline.models.files.safetensors_io import Planned, Stored, read_pieces
 
 if TYPE_CHECKING:
-    from pipeline.expansion.structure import Structure
+    from pipeline.expansion.structure import MetaModel
 
 _DTYPES = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}
 
@@ -40,7 +40,7 @@ def proportional(source: Source, block: int) -> tuple[str, ...]:
     return source.stored_for(block, names) if names else ()
 
 
-def _proportional(structure: Structure, block: int) -> list[str]:
+def _proportional(structure: MetaModel, block: int) -> list[str]:
     for find in (structure.writers, lambda block: _last_norms(structure, block)):
         names = find(block)
         if names and structure.scales(block, names):
@@ -48,7 +48,7 @@ def _proportional(structure: Structure, block: int) -> list[str]:
     return []
 
 
-def _last_norms(structure: Structure, block: int) -> tuple[str, ...]:
+def _last_norms(structure: MetaModel, block: int) -> tuple[str, ...]:
     """The smallest set of vectors, as late in the block as can be, with which at zero it is the identity; or none."""
     from pipeline.expansion.zero_propagation import order_of_use
 

@@ -13,7 +13,7 @@ from typing import Any
 from pipeline.expansion.base import Plan, Recipe, Source
 from pipeline.expansion.layout import Slot
 from pipeline.expansion.methods.block import plan_stack
-from pipeline.expansion.pack.extract import check_like, said_of
+from pipeline.expansion.pack.extract import check_like, per_block_config
 from pipeline.expansion.pack.format import Pack, PackBlock
 from pipeline.expansion.pack.gain import scaled, scaled_tensors
 from pipeline.expansion.writer import write_expansion
@@ -64,7 +64,7 @@ class Base:
 
 
 @dataclass(frozen=True)
-class Place:
+class Workspace:
     """A block of a pack in the stack: which of the packs, which of its blocks, and that block's facts."""
 
     part: int
@@ -85,10 +85,10 @@ class Stack:
     parts: tuple[Attached, ...]
 
     @cached_property
-    def places(self) -> tuple[int | Place, ...]:
+    def places(self) -> tuple[int | Workspace, ...]:
         """The new order: blocks of the base by their indices, and blocks of packs."""
         found = [
-            Place(part, index, block)
+            Workspace(part, index, block)
             for part, attached in enumerate(self.parts)
             for index, block in enumerate(attached.pack.blocks)
         ]
@@ -153,7 +153,7 @@ class Stack:
         settings = {"gains": {name: gain for part in self.parts for name, gain in part.named().items()}}
         plan = plan_stack(self.source, self.slots(), recipe, exact, "packs", settings)
         self._check_config(plan)
-        lr_scales = {p: at.block.lr_scale for p, at in enumerate(self.places) if isinstance(at, Place)}
+        lr_scales = {p: at.block.lr_scale for p, at in enumerate(self.places) if isinstance(at, Workspace)}
         first = len(plan.blocks) - len(lr_scales)
         new = [dataclasses.replace(block, lr_scale=lr_scales[block.position]) for block in plan.blocks[first:]]
         notes = {"base": dataclasses.asdict(base), "packs": self._notes()}
@@ -173,7 +173,7 @@ class Stack:
                     tensors[self.source.blocks.join(position, rest)] = content
         return tensors
 
-    def _is_zeroed(self, place: int | Place, rest: str) -> bool:
+    def _is_zeroed(self, place: int | Workspace, rest: str) -> bool:
         if isinstance(place, int):
             return False
         return self.parts[place.part].gains[place.index] == 0 and rest in self.scales[place.part][place.index]
@@ -186,7 +186,7 @@ class Stack:
         for position, place in enumerate(self.places):
             if isinstance(place, int):
                 continue
-            trained, now = place.block.config, said_of(plan.config, self.source, position)
+            trained, now = place.block.config, per_block_config(plan.config, self.source, position)
             for name in sorted(set(trained) & set(now)):
                 if trained[name] != now[name]:
                     raise ValueError(
@@ -199,7 +199,7 @@ class Stack:
         """What `detach` reads: each pack's facts, its gain, and where its blocks are."""
         positions: list[dict[int, int]] = [{} for _ in self.parts]
         for position, place in enumerate(self.places):
-            if isinstance(place, Place):
+            if isinstance(place, Workspace):
                 positions[place.part][place.index] = position
         return [
             {

@@ -11,7 +11,7 @@ from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
-from pipeline.models.architecture.custom_models import register_own
+from pipeline.models.architecture.custom_models import register_custom_models
 
 TIED = "tie_word_embeddings"
 
@@ -114,7 +114,7 @@ def _empty_model(directory: Path) -> Any:
     import torch
     import transformers
 
-    register_own(json.loads((directory / "config.json").read_text()).get("model_type"))
+    register_custom_models(json.loads((directory / "config.json").read_text()).get("model_type"))
     config = transformers.AutoConfig.from_pretrained(str(directory), local_files_only=True)
     with torch.device("meta"):
         return transformers.AutoModelForCausalLM.from_config(config)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 
-def register_own(model_type: object) -> None:
+def register_custom_models(model_type: object) -> None:
     """Make an architecture of ours known to transformers' Auto classes; any other costs nothing.
 
     Args:

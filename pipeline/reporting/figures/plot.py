@@ -16,7 +16,7 @@ from matplotlib import pyplot
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from pipeline.reporting.compare import Comparison, Line
+from pipeline.reporting.compare import Comparison, ModelResult
 from pipeline.reporting.statistics.intervals import Floats
 from pipeline.reporting.tables.labels import swept_number
 
@@ -28,7 +28,7 @@ UNTRAINED, TRAINED = "D", ("o", "s", "^", "v", "P", "X", "p", "h")
 STAGE_TITLES = {"pretrain": "Post-pretraining", "sft": "Instruction tuning"}
 INK, FAINT = "#24292f", "#d0d7de"
 MAX_POINTS = 2000  # more points than pixels only make the file larger
-MAX_FAINT = 2  # with more cells than this, single steps behind the running means are clutter
+MAX_FAINT = 2  # with more variants than this, single steps behind the running means are clutter
 NUM_SMOOTH = 40  # the running mean spans this fraction (1 / NUM_SMOOTH) of a curve
 STYLE: Any = {
     "figure.facecolor": "white",
@@ -55,7 +55,7 @@ STYLE: Any = {
 
 
 def loss_figure(comparison: Comparison) -> Figure | None:
-    """Training loss over tokens, one axes per training stage, all cells in it; None if nothing was trained."""
+    """Training loss over tokens, one axes per training stage, all variants in it; None if nothing was trained."""
     with pyplot.rc_context(STYLE):
         stages = _stages(comparison)
         if not stages:
@@ -73,9 +73,9 @@ def loss_figure(comparison: Comparison) -> Figure | None:
 
 
 def sweep_figure(comparison: Comparison) -> Figure | None:
-    """Domain bits per byte over the number that the sweep varies; None if cells differ in something else."""
-    cells = comparison.collection.cells
-    swept = swept_number([cell.name for cell in cells]) if len(cells) > 2 else None
+    """Domain bits per byte over the number that the sweep varies; None if variants differ in something else."""
+    variants = comparison.collection.variants
+    swept = swept_number([variant.name for variant in variants]) if len(variants) > 2 else None
     measures = [
         b for b in comparison.benchmarks if b.group == "domain" and comparison.units[b.name].name == "bits/byte"
     ]
@@ -130,9 +130,9 @@ def save(figure: Figure, directory: Path, name: str) -> Path:
     return directory / f"{name}.svg"
 
 
-def colour_of(comparison: Comparison, line: Line) -> str:
-    """A cell's colour; a model that all of several cells share is drawn in ink."""
-    if len(line.cells) > 1:
+def colour_of(comparison: Comparison, line: ModelResult) -> str:
+    """A variant's colour; a model that all of several variants share is drawn in ink."""
+    if len(line.variants) > 1:
         return INK
     return PALETTE[_index(comparison, line) % len(PALETTE)]
 
@@ -145,12 +145,12 @@ def running_mean(values: Floats, span: int) -> Floats:
     return (sums[stop] - sums[start]) / (stop - start)
 
 
-def _references(comparison: Comparison, benchmark: str) -> list[Line]:
+def _references(comparison: Comparison, benchmark: str) -> list[ModelResult]:
     return [line for line in comparison.lines if line.row.reference is None and benchmark in line.scores]
 
 
-def _stages(comparison: Comparison) -> dict[str, list[Line]]:
-    stages: dict[str, list[Line]] = {}
+def _stages(comparison: Comparison) -> dict[str, list[ModelResult]]:
+    stages: dict[str, list[ModelResult]] = {}
     for line in comparison.lines:
         curve = line.row.curve
         if curve is not None and (curve.tokens.size or curve.val_tokens.size):
@@ -160,12 +160,12 @@ def _stages(comparison: Comparison) -> dict[str, list[Line]]:
     )
 
 
-def _draw_curve(ax: Axes, line: Line, comparison: Comparison) -> None:
+def _draw_curve(ax: Axes, line: ModelResult, comparison: Comparison) -> None:
     curve, colour, dash = line.row.curve, colour_of(comparison, line), _dash(comparison, line)
     assert curve is not None
     span = max(1, curve.loss.size // NUM_SMOOTH)
     thin = slice(None, None, max(1, math.ceil(curve.loss.size / MAX_POINTS)))
-    if span > 1 and len(comparison.collection.cells) <= MAX_FAINT:
+    if span > 1 and len(comparison.collection.variants) <= MAX_FAINT:
         ax.plot(curve.tokens[thin], curve.loss[thin], color=colour, lw=0.7, alpha=0.22)
     begun = slice(span // 2, None)  # a mean over the first few steps is as noisy as they are
     mean = running_mean(curve.loss, span)
@@ -182,11 +182,11 @@ def _draw_curve(ax: Axes, line: Line, comparison: Comparison) -> None:
     )
 
 
-def _curve_legend(figure: Figure, comparison: Comparison, lines: Sequence[Line]) -> None:
+def _curve_legend(figure: Figure, comparison: Comparison, lines: Sequence[ModelResult]) -> None:
     handles, names = [], []
-    many = len(comparison.collection.cells) > 1
+    many = len(comparison.collection.variants) > 1
     for line in lines:
-        label = " / ".join(comparison.labels[cell] for cell in line.cells)
+        label = " / ".join(comparison.labels[variant] for variant in line.variants)
         if many and label not in names:
             colour, dash = colour_of(comparison, line), _dash(comparison, line)
             handles.append(matplotlib.lines.Line2D([], [], color=colour, ls=dash, lw=2))
@@ -210,8 +210,8 @@ def _sweep_points(
 ) -> list[tuple[float, float, float, float]]:
     """(swept value, score, low, high): the interval of the paired difference, moved to the base's score."""
     points = []
-    for cell, value in zip(comparison.collection.cells, values, strict=True):
-        line = comparison.line(cell.name, row)
+    for variant, value in zip(comparison.collection.variants, values, strict=True):
+        line = comparison.line(variant.name, row)
         if line is None or measure not in line.scores:
             continue
         found, difference = line.scores[measure].value, line.differences.get(measure)
@@ -222,9 +222,9 @@ def _sweep_points(
     return sorted(points)
 
 
-def _index(comparison: Comparison, line: Line) -> int:
-    return [cell.name for cell in comparison.collection.cells].index(line.cells[0])
+def _index(comparison: Comparison, line: ModelResult) -> int:
+    return [variant.name for variant in comparison.collection.variants].index(line.variants[0])
 
 
-def _dash(comparison: Comparison, line: Line) -> str:
+def _dash(comparison: Comparison, line: ModelResult) -> str:
     return DASHES[_index(comparison, line) // len(PALETTE) % len(DASHES)]

@@ -11,8 +11,8 @@ from matplotlib import pyplot
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from pipeline.reporting.collect import Cell
-from pipeline.reporting.compare import Comparison, Line
+from pipeline.reporting.collect import Variant
+from pipeline.reporting.compare import Comparison, ModelResult
 from pipeline.reporting.figures.placement import place_labels
 from pipeline.reporting.figures.plot import INK, PALETTE, STYLE, colour_of, marker_of
 from pipeline.reporting.statistics.intervals import Difference, Floats
@@ -28,8 +28,8 @@ def tradeoff_figure(comparison: Comparison) -> Figure | None:
         figure, ax = pyplot.subplots(figsize=(8.6, 5.6))
         ax.axhline(0, color="#8c959f", lw=1)
         ax.axvline(0, color="#8c959f", lw=1)
-        for cell in comparison.collection.cells:
-            _draw_lineage(ax, comparison, [line for line in shown if cell.name in line.cells], cell)
+        for variant in comparison.collection.variants:
+            _draw_lineage(ax, comparison, [line for line in shown if variant.name in line.variants], variant)
         for line in shown:
             _draw_point(ax, line, comparison)
         labels = _tradeoff_labels(comparison, shown)
@@ -44,37 +44,37 @@ def tradeoff_figure(comparison: Comparison) -> Figure | None:
             f"({gains.retention_unit}, {interval} interval)  → better"
         )
         ax.margins(0.12)
-        if len(comparison.collection.cells) > 1:
+        if len(comparison.collection.variants) > 1:
             _marker_legend(ax, comparison, shown)
         figure.tight_layout()
         place_labels(ax, [(0.0, 0.0, _origin(shown), INK), *labels], avoid=[_extent(line) for line in shown])
         return figure
 
 
-def _draw_lineage(ax: Axes, comparison: Comparison, lines: Sequence[Line], cell: Cell) -> None:
+def _draw_lineage(ax: Axes, comparison: Comparison, lines: Sequence[ModelResult], variant: Variant) -> None:
     """From each model's parents to it; a parent that is not shown is passed over for its own, the reference is 0, 0."""
     points = {line.name: _point(line) for line in lines}
-    index = [c.name for c in comparison.collection.cells].index(cell.name)
+    index = [c.name for c in comparison.collection.variants].index(variant.name)
     colour = PALETTE[index % len(PALETTE)]
     for line in lines:
-        for start in _starts(cell, line.name, points):
+        for start in _starts(variant, line.name, points):
             ax.plot(*zip(start, _point(line), strict=True), color=colour, lw=1, alpha=0.4, zorder=2)
 
 
-def _starts(cell: Cell, name: str, points: Mapping[str, tuple[float, float]]) -> list[tuple[float, float]]:
-    row = cell.row(name)
+def _starts(variant: Variant, name: str, points: Mapping[str, tuple[float, float]]) -> list[tuple[float, float]]:
+    row = variant.row(name)
     if row is None or not row.parents:
         return [(0.0, 0.0)]
-    found = [[points[one]] if one in points else _starts(cell, one, points) for one in row.parents.values()]
+    found = [[points[one]] if one in points else _starts(variant, one, points) for one in row.parents.values()]
     return [point for points_of_one in found for point in points_of_one]
 
 
-def _origin(shown: Sequence[Line]) -> str:
+def _origin(shown: Sequence[ModelResult]) -> str:
     """What stands at 0, 0."""
     return " / ".join(dict.fromkeys(str(line.row.reference) for line in shown))
 
 
-def _draw_point(ax: Axes, line: Line, comparison: Comparison) -> None:
+def _draw_point(ax: Axes, line: ModelResult, comparison: Comparison) -> None:
     assert line.gains and line.gains.domain and line.gains.retention
     x, y = _point(line)
     ax.errorbar(
@@ -91,7 +91,7 @@ def _draw_point(ax: Axes, line: Line, comparison: Comparison) -> None:
     )
 
 
-def _extent(line: Line) -> tuple[float, float, float, float]:
+def _extent(line: ModelResult) -> tuple[float, float, float, float]:
     """left, right, bottom, top of a point's intervals."""
     assert line.gains and line.gains.domain and line.gains.retention
     bounds = []
@@ -101,7 +101,7 @@ def _extent(line: Line) -> tuple[float, float, float, float]:
     return bounds[0], bounds[1], bounds[2], bounds[3]
 
 
-def _point(line: Line) -> tuple[float, float]:
+def _point(line: ModelResult) -> tuple[float, float]:
     assert line.gains and line.gains.domain and line.gains.retention
     # Both are means over measures turned so that larger is better, whatever the metric's own direction.
     return line.gains.domain.value, line.gains.retention.value
@@ -114,21 +114,21 @@ def _error(difference: Difference) -> Floats | None:
     return np.maximum([[difference.value - difference.low], [difference.high - difference.value]], 0.0)
 
 
-def _tradeoff_labels(comparison: Comparison, shown: Sequence[Line]) -> list[tuple[float, float, str, str]]:
-    """One cell: every point by its row. Several: each cell's last point by the cell; the markers tell the rows."""
-    if len(comparison.collection.cells) == 1:
+def _tradeoff_labels(comparison: Comparison, shown: Sequence[ModelResult]) -> list[tuple[float, float, str, str]]:
+    """One variant: every point by its model. Several: each one's last point by the variant; markers tell the models."""
+    if len(comparison.collection.variants) == 1:
         return [(*_point(line), line.name, colour_of(comparison, line)) for line in shown]
     labels = {}
-    for cell in comparison.collection.cells:
-        lines = [line for line in shown if cell.name in line.cells]
+    for variant in comparison.collection.variants:
+        lines = [line for line in shown if variant.name in line.variants]
         if lines:
             last = lines[-1]
-            text = " / ".join(comparison.labels[name] for name in last.cells)
+            text = " / ".join(comparison.labels[name] for name in last.variants)
             labels[last.label] = (*_point(last), text, colour_of(comparison, last))
     return list(labels.values())
 
 
-def _marker_legend(ax: Axes, comparison: Comparison, shown: Sequence[Line]) -> None:
+def _marker_legend(ax: Axes, comparison: Comparison, shown: Sequence[ModelResult]) -> None:
     rows = list(dict.fromkeys(line.name for line in shown))
     marks = [marker_of(comparison, row) for row in rows]
     handles = [matplotlib.lines.Line2D([], [], color="#57606a", marker=mark, ls="", ms=7) for mark in marks]

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from pipeline.reporting.collect import Benchmark
-from pipeline.reporting.compare import Comparison, Line
+from pipeline.reporting.compare import Comparison, ModelResult
 from pipeline.reporting.diagnosis import DiagnosedBlock, Diagnosis, Removal
 from pipeline.reporting.figures.blocks_figure import diagnosis_figure
 from pipeline.reporting.figures.plot import save
@@ -46,7 +46,7 @@ def _file_names(kind: str) -> Iterator[str]:
     return (kind if i == 1 else f"{kind}-{i}" for i in itertools.count(1))
 
 
-def _diagnosed(comparison: Comparison) -> Iterator[tuple[Line, Benchmark]]:
+def _diagnosed(comparison: Comparison) -> Iterator[tuple[ModelResult, Benchmark]]:
     """The models that have new blocks, by benchmark."""
     for benchmark in comparison.collection.benchmarks:
         for line in comparison.lines:
@@ -55,12 +55,12 @@ def _diagnosed(comparison: Comparison) -> Iterator[tuple[Line, Benchmark]]:
                 yield line, benchmark
 
 
-def _base_of(comparison: Comparison, line: Line, benchmark: str) -> Diagnosis | None:
+def _base_of(comparison: Comparison, line: ModelResult, benchmark: str) -> Diagnosis | None:
     base = comparison.reference(line)
     return base.row.diagnoses.get(benchmark) if base is not None else None
 
 
-def _stack_section(line: Line, stack: Stack, directory: Path, name: str) -> Section:
+def _stack_section(line: ModelResult, stack: Stack, directory: Path, name: str) -> Section:
     sources = "; ".join(f"block {block.position} from block {block.origin}" for block in stack.new)
     alt = f"The stack of {stack.summary} {sources or 'No block is new'}."
     caption = "From the embeddings (left) to the head (right); new blocks by their position."
@@ -74,7 +74,7 @@ def _stack_section(line: Line, stack: Stack, directory: Path, name: str) -> Sect
     return Section(f"Stack: {line.label}", sentences, plot, table, False, False, _stack_values(line, stack))
 
 
-def _stack_values(line: Line, stack: Stack) -> dict[str, Any]:
+def _stack_values(line: ModelResult, stack: Stack) -> dict[str, Any]:
     return {
         "model": line.label,
         "num_blocks": len(stack.blocks),
@@ -85,7 +85,7 @@ def _stack_values(line: Line, stack: Stack) -> dict[str, Any]:
 
 
 def _diagnosis_section(
-    line: Line, title: str, diagnosis: Diagnosis, base: Diagnosis | None, directory: Path, names: Iterator[str]
+    line: ModelResult, title: str, diagnosis: Diagnosis, base: Diagnosis | None, directory: Path, names: Iterator[str]
 ) -> Section:
     values = _diagnosis_values(line, diagnosis)
     if diagnosis.is_untouched:
@@ -217,7 +217,7 @@ def _blocks_in_words(diagnosis: Diagnosis) -> str:
     return "; ".join(parts) + "."
 
 
-def _diagnosis_values(line: Line, diagnosis: Diagnosis) -> dict[str, Any]:
+def _diagnosis_values(line: ModelResult, diagnosis: Diagnosis) -> dict[str, Any]:
     return {
         "model": line.label,
         "updates": list(diagnosis.updates),

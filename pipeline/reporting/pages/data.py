@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from pipeline.reporting.collect import read_manifest
-from pipeline.reporting.compare import Comparison, Line
+from pipeline.reporting.compare import Comparison, ModelResult
 from pipeline.reporting.pages.page import Section
 from pipeline.reporting.tables.table import Column, Entry, Table
 from pipeline.reporting.tables.wording import MISSING, count, number, percent
@@ -33,7 +33,7 @@ def data_sections(comparison: Comparison) -> list[Section]:
     return sections
 
 
-def _section(line: Line, metrics: Mapping[str, Any]) -> Section:
+def _section(line: ModelResult, metrics: Mapping[str, Any]) -> Section:
     used = metrics.get("data") or {}
     # Empty documents are usual; anything else should be seen without unfolding the page.
     rejected = {reason for counts in used.get("rejected", {}).values() for reason in counts} - {"empty"}

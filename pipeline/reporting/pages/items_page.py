@@ -12,7 +12,7 @@ import jinja2
 import numpy as np
 
 from pipeline.reporting.collect import Benchmark
-from pipeline.reporting.compare import Comparison, Line, Unit
+from pipeline.reporting.compare import Comparison, ModelResult, Unit
 from pipeline.reporting.items_file import ItemText, read_texts
 from pipeline.reporting.statistics.intervals import Items
 
@@ -25,13 +25,13 @@ _HARMLESS = str.maketrans({"<": "\\u003c", ">": "\\u003e", "&": "\\u0026", "\u20
 class _Answered:
     """A model's items on a benchmark by id: the value of each, nan where nothing was judged, and its hash."""
 
-    line: Line
+    line: ModelResult
     values: dict[str, float]
     hashes: dict[str, str]
     categories: dict[str, str]
 
     @classmethod
-    def of(cls, line: Line, items: Items) -> _Answered:
+    def of(cls, line: ModelResult, items: Items) -> _Answered:
         with np.errstate(invalid="ignore", divide="ignore"):
             values = items.numerators / items.denominators
         categories = items.categories or ("",) * len(items.ids)

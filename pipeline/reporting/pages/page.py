@@ -108,7 +108,7 @@ def html(
         plots=plots,
         sections=sections,
         benchmarks=comparison.benchmarks,
-        cells=cell_legend(comparison),
+        variants=cell_legend(comparison),
         method=method(comparison),
         provenance=collection.provenance,
         commits=_distinct(collection, "git"),
@@ -160,7 +160,7 @@ def notes(comparison: Comparison) -> list[str]:
 def report_markdown(comparison: Comparison, sections: Sequence[Section] = ()) -> str:
     """The page's text without figures, at most about 120 columns wide in its tables."""
     parts = [f"# {_inline(comparison.collection.name)}", summary(comparison)]
-    parts += [_verdict_markdown(verdict, len(comparison.collection.cells) > 1) for verdict in verdicts(comparison)]
+    parts += [_verdict_markdown(verdict, len(comparison.collection.variants) > 1) for verdict in verdicts(comparison)]
     for table in (gains_table(comparison), *result_tables(comparison), facts_table(comparison)):
         if table.rows:
             parts += [f"## {table.caption}", markdown(table)]
@@ -174,7 +174,7 @@ def report_markdown(comparison: Comparison, sections: Sequence[Section] = ()) ->
             parts += [f"## {_inline(section.title)}", sentences, markdown(section.table)]
     legend = cell_legend(comparison)
     if legend:
-        parts += ["## Cells", "\n".join(f"- **{_inline(label)}**: `{cell}`" for label, cell in legend)]
+        parts += ["## Variants", "\n".join(f"- **{_inline(label)}**: `{variant}`" for label, variant in legend)]
     parts += ["## Method", "\n".join(f"- {sentence}" for sentence in method(comparison))]
     return "\n\n".join(parts) + "\n"
 
@@ -182,14 +182,14 @@ def report_markdown(comparison: Comparison, sections: Sequence[Section] = ()) ->
 def summary(comparison: Comparison) -> str:
     """One line on what was compared."""
     models, benchmarks = len(comparison.lines), len(comparison.benchmarks)
-    cells = len(comparison.collection.cells)
+    variants = len(comparison.collection.variants)
     text = f"{models} models, {benchmarks} benchmark{'s' if benchmarks != 1 else ''}"
-    return text + (f", {cells} cells." if cells > 1 else ".")
+    return text + (f", {variants} variants." if variants > 1 else ".")
 
 
 def cell_legend(comparison: Comparison) -> list[tuple[str, str]]:
-    """(label, full override string) of each cell; empty if there is only one."""
-    return [] if len(comparison.labels) == 1 else [(label, cell) for cell, label in comparison.labels.items()]
+    """(label, full override string) of each variant; empty if there is only one."""
+    return [] if len(comparison.labels) == 1 else [(label, variant) for variant, label in comparison.labels.items()]
 
 
 def method(comparison: Comparison) -> list[str]:

@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-from pipeline.reporting.compare import Comparison, Gains, Line
+from pipeline.reporting.compare import Comparison, Gains, ModelResult
 from pipeline.reporting.pages.page import Section, notes
 from pipeline.reporting.pages.verdict import expanded_lines, verdicts
 from pipeline.reporting.statistics.intervals import Difference
@@ -28,10 +28,12 @@ def data(comparison: Comparison, sections: Sequence[Section] = (), parts: Sequen
         ],
         "over_seeds": seed_values(seed_lines(comparison)),
         "notes": notes(comparison),
-        "against_first_cell": [{"cell": rival.cell, "gains": _gains_data(rival.gains)} for rival in comparison.rivals],
+        "against_first_variant": [
+            {"variant": baseline.variant, "gains": _gains_data(baseline.gains)} for baseline in comparison.baselines
+        ],
         "verdicts": [
             {
-                "cell": verdict.cell,
+                "variant": verdict.variant,
                 "findings": [{"question": f.question, "answer": f.answer, "text": f.text} for f in verdict.findings],
             }
             for verdict in verdicts(comparison)
@@ -42,15 +44,15 @@ def data(comparison: Comparison, sections: Sequence[Section] = (), parts: Sequen
 
 
 def headline(comparison: Comparison) -> dict[str, Any]:
-    """A few numbers per cell about the model it ends with. With several cells, keys start with the cell's label."""
+    """A few numbers per variant about the model it ends with. With several variants, keys start with their labels."""
     metrics: dict[str, Any] = {"num_models": len(comparison.lines), "num_benchmarks": len(comparison.benchmarks)}
-    for cell in comparison.collection.cells:
-        prefix = f"{comparison.labels[cell.name]}/" if len(comparison.collection.cells) > 1 else ""
-        for grown in expanded_lines(comparison, cell):
+    for variant in comparison.collection.variants:
+        prefix = f"{comparison.labels[variant.name]}/" if len(comparison.collection.variants) > 1 else ""
+        for grown in expanded_lines(comparison, variant):
             if grown.differences:
                 key = f"{prefix}{grown.name}_equals_{grown.row.reference}"
                 metrics[key] = all(d.is_equal for d in grown.differences.values())
-        line = comparison.last_line(cell)
+        line = comparison.last_line(variant)
         if line is None or line.gains is None:
             continue
         for key, gain in (("domain_gain", line.gains.domain), ("beyond_general_shift", line.gains.beyond)):
@@ -62,12 +64,12 @@ def headline(comparison: Comparison) -> dict[str, Any]:
     return metrics
 
 
-def _line_data(line: Line, power: float) -> dict[str, Any]:
+def _line_data(line: ModelResult, power: float) -> dict[str, Any]:
     facts = line.row.facts
     return {
         "label": line.label,
         "row": line.name,
-        "cells": list(line.cells),
+        "variants": list(line.variants),
         "fingerprint": line.row.fingerprint,
         "num_parameters": facts.num_parameters,
         "num_new_parameters": facts.num_new,

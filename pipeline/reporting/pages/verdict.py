@@ -5,8 +5,8 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from pipeline.reporting.collect import Benchmark, Cell
-from pipeline.reporting.compare import Comparison, Gains, Line, Rival
+from pipeline.reporting.collect import Benchmark, Variant
+from pipeline.reporting.compare import Baseline, Comparison, Gains, ModelResult
 from pipeline.reporting.tables.wording import estimate, interval, listing, number
 
 BITS = "bits per byte"
@@ -18,7 +18,7 @@ class Finding:
     """One question and its answer.
 
     `answer` is one of: yes, no, partly; unclear (the interval contains zero); no_loss (none shown, which is not proof
-    of none); better, worse, mixed (of two cells); unknown (not measured); absent (no such model).
+    of none); better, worse, mixed (of two variants); unknown (not measured); absent (no such model).
     """
 
     question: str
@@ -28,46 +28,46 @@ class Finding:
 
 @dataclass(frozen=True)
 class Verdict:
-    """The findings about one cell."""
+    """The findings about one variant."""
 
-    cell: str
+    variant: str
     label: str
     findings: tuple[Finding, ...]
 
 
 def verdicts(comparison: Comparison) -> tuple[Verdict, ...]:
-    """One verdict per cell; the findings of the first cell come first."""
+    """One verdict per variant; the findings of the first variant come first."""
     found = []
-    for cell in comparison.collection.cells:
-        grown = expanded_lines(comparison, cell)
+    for variant in comparison.collection.variants:
+        grown = expanded_lines(comparison, variant)
         findings = [_exactness(comparison, line) for line in grown] or [_nothing_expanded()]
-        findings += _training_findings(comparison, cell)
-        findings += [_against_first(rival) for rival in comparison.rivals if rival.cell == cell.name]
-        found.append(Verdict(cell.name, comparison.labels[cell.name], tuple(findings)))
+        findings += _training_findings(comparison, variant)
+        findings += [_against_first(baseline) for baseline in comparison.baselines if baseline.variant == variant.name]
+        found.append(Verdict(variant.name, comparison.labels[variant.name], tuple(findings)))
     return tuple(found)
 
 
-def _training_findings(comparison: Comparison, cell: Cell) -> list[Finding]:
-    lines = [comparison.line(cell.name, row.name) for row in cell.rows if row.training and row.reference]
+def _training_findings(comparison: Comparison, variant: Variant) -> list[Finding]:
+    lines = [comparison.line(variant.name, row.name) for row in variant.rows if row.training and row.reference]
     trained = [line for line in lines if line is not None]
     if not trained:
-        text = "This cell has no trained model, so there is no gain and no forgetting to report."
+        text = "This variant has no trained model, so there is no gain and no forgetting to report."
         return [Finding("Was the domain learned?", "unknown", text)]
     return [_domain(comparison, line) for line in trained] + [_retention(comparison, line) for line in trained]
 
 
-def expanded_lines(comparison: Comparison, cell: Cell) -> list[Line]:
-    """The models of a cell that were compared with their sources when they were made: those that an expansion grew."""
-    rows = [row for row in cell.rows if row.reference and row.facts.max_abs_difference is not None]
-    return [line for row in rows if (line := comparison.line(cell.name, row.name)) is not None]
+def expanded_lines(comparison: Comparison, variant: Variant) -> list[ModelResult]:
+    """The models of a variant that were compared with their sources when they were made: grown by an expansion."""
+    rows = [row for row in variant.rows if row.reference and row.facts.max_abs_difference is not None]
+    return [line for row in rows if (line := comparison.line(variant.name, row.name)) is not None]
 
 
 def _nothing_expanded() -> Finding:
     question = "Does the expanded model equal the base exactly?"
-    return Finding(question, "absent", "This cell has no expanded model: the base was trained as it is.")
+    return Finding(question, "absent", "This variant has no expanded model: the base was trained as it is.")
 
 
-def _exactness(comparison: Comparison, line: Line) -> Finding:
+def _exactness(comparison: Comparison, line: ModelResult) -> Finding:
     question = f"Does the {line.name} model equal the {line.row.reference} exactly?"
     logits, note = line.row.facts.max_abs_difference, line.row.facts.proof_note
     how = f" ({note})" if note else ""
@@ -87,7 +87,7 @@ def _exactness(comparison: Comparison, line: Line) -> Finding:
     return Finding(question, "no", text + proof)
 
 
-def _domain(comparison: Comparison, line: Line) -> Finding:
+def _domain(comparison: Comparison, line: ModelResult) -> Finding:
     question = f"Did the {line.name} model learn the domain beyond a general shift?"
     gains = line.gains
     assert gains is not None
@@ -115,7 +115,7 @@ def _domain(comparison: Comparison, line: Line) -> Finding:
     return Finding(question, answer, f"{domain}, {general}; {ending}.")
 
 
-def _domain_by_other_measures(comparison: Comparison, line: Line) -> str:
+def _domain_by_other_measures(comparison: Comparison, line: ModelResult) -> str:
     measured = [b for b in comparison.benchmarks if b.group == "domain" and b.name in line.differences]
     if not measured:
         return "No domain measure was evaluated on both this model and the base."
@@ -123,7 +123,7 @@ def _domain_by_other_measures(comparison: Comparison, line: Line) -> str:
     return f"No domain measure is in {BITS}, so it cannot be set against general text. Domain measures: {details}."
 
 
-def _retention(comparison: Comparison, line: Line) -> Finding:
+def _retention(comparison: Comparison, line: ModelResult) -> Finding:
     question = f"Did the {line.name} model keep what the base could do?"
     measured = comparison.kept(line)
     assert line.gains is not None
@@ -149,7 +149,7 @@ def _retention(comparison: Comparison, line: Line) -> Finding:
     return Finding(question, _retention_answer(line, measured, len(worse)), text)
 
 
-def _retention_answer(line: Line, measured: list[Benchmark], num_worse: int) -> str:
+def _retention_answer(line: ModelResult, measured: list[Benchmark], num_worse: int) -> str:
     within = [line.differences[b.name] for b in measured if line.differences[b.name].mark == "within"]
     mean = line.gains.retention if line.gains else None
     if (mean is not None and mean.mark == "worse") or num_worse > len(measured) / 2:
@@ -161,7 +161,7 @@ def _retention_answer(line: Line, measured: list[Benchmark], num_worse: int) -> 
     return "no_loss" if within else "yes"
 
 
-def _largest_possible_loss(comparison: Comparison, line: Line, within: list[Benchmark]) -> str:
+def _largest_possible_loss(comparison: Comparison, line: ModelResult, within: list[Benchmark]) -> str:
     """An interval that contains zero is no proof of retention: say how much may hide in it."""
     worst, name = 0.0, ""
     for b in within:
@@ -185,18 +185,18 @@ def _retention_estimate(gains: Gains) -> str:
     return estimate(gains.retention, 2, gains.retention_unit)
 
 
-def _against_first(rival: Rival) -> Finding:
-    """Cells side by side, so that a baseline that does better is not left for the reader to find."""
-    question = f"How does {rival.label} end up against {rival.reference_label}?"
+def _against_first(baseline: Baseline) -> Finding:
+    """Variants side by side, so that a baseline that does better is not left for the reader to find."""
+    question = f"How does {baseline.label} end up against {baseline.reference_label}?"
     parts = []
-    for name, gain in (("domain text", rival.gains.domain), ("general text", rival.gains.general)):
+    for name, gain in (("domain text", baseline.gains.domain), ("general text", baseline.gains.general)):
         if gain is not None:
             parts.append(f"{name}: {WORDS[gain.mark]}, {estimate(gain, 4, BITS)}")
-    if rival.gains.retention is not None:
-        parts.append(f"kept measures: {WORDS[rival.gains.retention.mark]}, {_retention_estimate(rival.gains)}")
-    marks = {gain.mark for gain in (rival.gains.domain, rival.gains.retention) if gain is not None}
+    if baseline.gains.retention is not None:
+        parts.append(f"kept measures: {WORDS[baseline.gains.retention.mark]}, {_retention_estimate(baseline.gains)}")
+    marks = {gain.mark for gain in (baseline.gains.domain, baseline.gains.retention) if gain is not None}
     if not parts:
-        return Finding(question, "unknown", "The two cells share no evaluated measure.")
+        return Finding(question, "unknown", "The two variants share no evaluated measure.")
     answer = "unclear"
     if marks <= {"better", "within", "identical"} and "better" in marks:
         answer = "better"
@@ -204,10 +204,10 @@ def _against_first(rival: Rival) -> Finding:
         answer = "worse"
     elif {"better", "worse"} <= marks:
         answer = "mixed"
-    return Finding(question, answer, f"Item by item, positive is in favour of {rival.label}: {'; '.join(parts)}.")
+    return Finding(question, answer, f"Item by item, positive is in favour of {baseline.label}: {'; '.join(parts)}.")
 
 
-def _detail(comparison: Comparison, line: Line, benchmark: Benchmark) -> str:
+def _detail(comparison: Comparison, line: ModelResult, benchmark: Benchmark) -> str:
     difference, unit = line.differences[benchmark.name], comparison.units[benchmark.name]
     value = number(difference.value * unit.scale, unit.digits, signed=True)
     name = "points" if unit.name == "%" else unit.name

@@ -14,10 +14,10 @@ from typing import Any
 
 import numpy as np
 
-from pipeline.reporting.collect import Cell
-from pipeline.reporting.compare import Comparison, Line
+from pipeline.reporting.collect import Variant
+from pipeline.reporting.compare import Comparison, ModelResult
 from pipeline.reporting.statistics.intervals import Difference, Score
-from pipeline.reporting.tables.labels import cell_labels, split_overrides
+from pipeline.reporting.tables.labels import split_overrides, variant_labels
 
 
 @dataclass(frozen=True)
@@ -78,23 +78,23 @@ def spread(values: Sequence[float], confidence: float, stderrs: Sequence[float] 
     return Spread(mean, deviation, mean - reach, mean + reach, n)
 
 
-def seed_groups(cells: Sequence[Cell]) -> dict[str, list[Cell]]:
-    """Cells by their overrides without seeds, where there are several; the key is what they have in common."""
-    groups: dict[str, list[Cell]] = {}
-    for cell in cells:
-        kept = [part for part in split_overrides(cell.name) if not _is_seed(part)]
-        groups.setdefault(",".join(kept) or "default", []).append(cell)
+def seed_groups(variants: Sequence[Variant]) -> dict[str, list[Variant]]:
+    """Variants by their overrides without seeds, where there are several; the key is what they have in common."""
+    groups: dict[str, list[Variant]] = {}
+    for variant in variants:
+        kept = [part for part in split_overrides(variant.name) if not _is_seed(part)]
+        groups.setdefault(",".join(kept) or "default", []).append(variant)
     return {name: members for name, members in groups.items() if len(members) > 1}
 
 
 def seed_lines(comparison: Comparison) -> list[SeedLine]:
-    """Every row that at least two seeds trained anew, of every group of cells that differ by seeds only."""
-    groups = seed_groups(comparison.collection.cells)
-    labels = cell_labels(list(groups))
+    """Every row that at least two seeds trained anew, of every group of variants that differ by seeds only."""
+    groups = seed_groups(comparison.collection.variants)
+    labels = variant_labels(list(groups))
     lines = []
-    for name, cells in groups.items():
-        for row in dict.fromkeys(row.name for cell in cells for row in cell.rows):
-            runs = _distinct(comparison, cells, row)
+    for name, variants in groups.items():
+        for row in dict.fromkeys(row.name for variant in variants for row in variant.rows):
+            runs = _distinct(comparison, variants, row)
             if len(runs) > 1:
                 label = row if len(groups) == 1 else f"{row} · {labels[name]}"
                 lines.append(_line(label, runs, comparison.confidence))
@@ -116,17 +116,17 @@ def seed_values(lines: Sequence[SeedLine]) -> list[dict[str, Any]]:
     ]
 
 
-def _distinct(comparison: Comparison, cells: Sequence[Cell], row: str) -> list[Line]:
+def _distinct(comparison: Comparison, variants: Sequence[Variant], row: str) -> list[ModelResult]:
     """The lines of a row, each model once: seeds of later stages share the models of earlier ones."""
-    found: dict[Path, Line] = {}
-    for cell in cells:
-        line = comparison.line(cell.name, row)
+    found: dict[Path, ModelResult] = {}
+    for variant in variants:
+        line = comparison.line(variant.name, row)
         if line is not None:
             found.setdefault(line.row.model, line)
     return list(found.values())
 
 
-def _line(label: str, runs: Sequence[Line], confidence: float) -> SeedLine:
+def _line(label: str, runs: Sequence[ModelResult], confidence: float) -> SeedLine:
     def over(found: Sequence[Mapping[str, Score | Difference]]) -> dict[str, Spread]:
         named = {name: [one[name] for one in found if name in one] for name in found[0]}
         return {

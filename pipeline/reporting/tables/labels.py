@@ -1,4 +1,4 @@
-"""Short names for the cells of a sweep, and the number that a sweep varies."""
+"""Short names for the variants of a sweep, and the number that a sweep varies."""
 
 from __future__ import annotations
 
@@ -7,10 +7,10 @@ from collections.abc import Sequence
 MAX_LABEL = 28
 
 
-def cell_labels(names: Sequence[str]) -> dict[str, str]:
-    """A short label for each cell's override string.
+def variant_labels(names: Sequence[str]) -> dict[str, str]:
+    """A short label for each variant's override string.
 
-    Overrides that all cells share are left out, then option paths are cut to their last part; each step is taken only
+    Overrides that all variants share are left out, then option paths are cut to their last part; a step is taken only
     if the labels stay different. What is still too long becomes a letter; reports list labels with their full strings.
     """
     split = {name: split_overrides(name) for name in names}
@@ -25,7 +25,7 @@ def cell_labels(names: Sequence[str]) -> dict[str, str]:
 
 
 def swept_number(names: Sequence[str]) -> tuple[str, list[float]] | None:
-    """The one override that differs between cells, with its value in each, if all values are numbers; else None."""
+    """The one override that differs between variants, with its value in each, if all values are numbers; else None."""
     settings = [dict(part.partition("=")[::2] for part in split_overrides(name)) for name in names]
     keys = set.union(*(set(setting) for setting in settings))
     differing = [key for key in keys if len({setting.get(key) for setting in settings}) > 1]

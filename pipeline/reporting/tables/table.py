@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from pipeline.reporting.collect import Benchmark
-from pipeline.reporting.compare import Comparison, Line
+from pipeline.reporting.compare import Comparison, ModelResult
 from pipeline.reporting.statistics.intervals import Difference
 from pipeline.reporting.statistics.power import detectable, is_too_small
 from pipeline.reporting.statistics.seeds import SeedLine
@@ -74,16 +74,16 @@ class Table:
 def values_table(comparison: Comparison) -> Table:
     """Every model's score ± standard error on every benchmark."""
 
-    def entry(line: Line, b: Benchmark) -> Entry:
+    def entry(line: ModelResult, b: Benchmark) -> Entry:
         return Entry(score_text(line.scores.get(b.name), comparison.units[b.name]))
 
     return _table(comparison, "Scores ± standard error", comparison.lines, entry)
 
 
 def differences_table(comparison: Comparison) -> Table:
-    """Every model minus the base of its cell, with the interval and the mark."""
+    """Every model minus the base of its variant, with the interval and the mark."""
 
-    def entry(line: Line, b: Benchmark) -> Entry:
+    def entry(line: ModelResult, b: Benchmark) -> Entry:
         unit = comparison.units[b.name]
         return _difference_entry(line.differences.get(b.name), unit.digits, unit.scale)
 
@@ -95,7 +95,7 @@ def differences_table(comparison: Comparison) -> Table:
 def detectable_table(comparison: Comparison) -> Table:
     """How large a change would have shown, where none did; empty if every comparison has an answer."""
 
-    def entry(line: Line, b: Benchmark) -> Entry:
+    def entry(line: ModelResult, b: Benchmark) -> Entry:
         difference, unit = line.differences.get(b.name), comparison.units[b.name]
         if difference is None or not is_too_small(difference):
             return Entry(MISSING)
@@ -166,7 +166,7 @@ def gains_table(comparison: Comparison) -> Table:
     return Table(caption, tuple(columns[i] for i in shown), kept if shown else ())
 
 
-def _num_worse(comparison: Comparison, line: Line) -> Entry:
+def _num_worse(comparison: Comparison, line: ModelResult) -> Entry:
     kept = comparison.kept(line)
     worse = sum(line.differences[b.name].mark == "worse" for b in kept)
     return Entry(f"{worse} of {len(kept)}" if kept else MISSING)
@@ -245,7 +245,7 @@ def _chunks(widths: Sequence[int], groups: Sequence[str], room: int) -> list[lis
 
 
 def _table(
-    comparison: Comparison, caption: str, lines: Sequence[Line], entry: Callable[[Line, Benchmark], Entry]
+    comparison: Comparison, caption: str, lines: Sequence[ModelResult], entry: Callable[[ModelResult, Benchmark], Entry]
 ) -> Table:
     columns = [_column(comparison, b) for b in comparison.benchmarks]
     rows = [(line.label, tuple(entry(line, b) for b in comparison.benchmarks)) for line in lines]

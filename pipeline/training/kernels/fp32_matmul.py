@@ -32,7 +32,7 @@ def multiplies_bf16(device: torch.device) -> bool:
     return device.type != "cpu" or any(torch.cpu.get_capabilities().get(name, False) for name in NATIVE)
 
 
-def choose_wide(requested: bool | str, device: torch.device, precision: str, compiled: bool | str) -> bool:
+def choose_fp32_matmul(requested: bool | str, device: torch.device, precision: str, compiled: bool | str) -> bool:
     """Whether a run multiplies bf16 matrices in fp32: `auto` does in bf16 on a CPU that cannot multiply them itself.
 
     Args:
@@ -45,18 +45,18 @@ def choose_wide(requested: bool | str, device: torch.device, precision: str, com
         ValueError: another request; or true where there is nothing to widen, or with compile=true.
     """
     if requested not in (True, False, "auto"):
-        raise ValueError(f"wide_products={requested!r} is not known; use true, false or auto")
+        raise ValueError(f"fp32_matmul={requested!r} is not known; use true, false or auto")
     if requested is True and (device.type != "cpu" or precision != "bf16" or compiled is True):
         raise ValueError(
-            "wide_products=true is for precision=bf16 on a CPU, not compiled; this run has "
-            f"precision={precision} on {device.type} with compile={str(compiled).lower()}. Use wide_products=auto"
+            "fp32_matmul=true is for precision=bf16 on a CPU, not compiled; this run has "
+            f"precision={precision} on {device.type} with compile={str(compiled).lower()}. Use fp32_matmul=auto"
         )
     if requested == "auto":
         return precision == "bf16" and compiled is not True and not multiplies_bf16(device)
     return bool(requested)
 
 
-def wide_products(wide: bool) -> AbstractContextManager:
+def fp32_matmul(wide: bool) -> AbstractContextManager:
     """What to train inside of, forwards and backwards; nothing happens if `wide` is false."""
     return _WideProducts() if wide else nullcontext()
 

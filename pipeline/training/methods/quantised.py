@@ -20,7 +20,7 @@ from pipeline.training.settings import check_frozen_dtype
 BLOCK_SIZES = {"int8": 256, "nf4": 64}  # weights that share one fp32 scale; bitsandbytes' own choice
 
 
-class HeldLinear(nn.Module, ABC):
+class CompressedLinear(nn.Module, ABC):
     """A frozen linear layer, its weight held in fewer bits than it is multiplied in; `bias` is as it was, or None."""
 
     bias: nn.Parameter | None
@@ -36,7 +36,7 @@ class HeldLinear(nn.Module, ABC):
         return _Product.apply(x, self)
 
 
-class HalfLinear(HeldLinear):
+class HalfLinear(CompressedLinear):
     """Held in bf16, as `held` [out, in]."""
 
     held: torch.Tensor
@@ -47,11 +47,11 @@ class HalfLinear(HeldLinear):
         self.bias = linear.bias
 
     def weight(self, dtype: torch.dtype) -> torch.Tensor:
-        """See `HeldLinear`."""
+        """See `CompressedLinear`."""
         return self.held.to(dtype)
 
 
-class QuantisedLinear(HeldLinear):
+class QuantisedLinear(CompressedLinear):
     """Held in blocks of codes with a scale each (bitsandbytes).
 
     Attributes:
@@ -73,7 +73,7 @@ class QuantisedLinear(HeldLinear):
         self.bias = linear.bias
 
     def weight(self, dtype: torch.dtype) -> torch.Tensor:
-        """See `HeldLinear`."""
+        """See `CompressedLinear`."""
         from bitsandbytes import functional
 
         size = BLOCK_SIZES[self.form]
@@ -88,7 +88,7 @@ class _Product(torch.autograd.Function):
     """Expands the weight again in the backward pass instead of keeping it."""
 
     @staticmethod
-    def forward(ctx: Any, x: torch.Tensor, layer: HeldLinear) -> torch.Tensor:
+    def forward(ctx: Any, x: torch.Tensor, layer: CompressedLinear) -> torch.Tensor:
         ctx.layer = layer
         return nn.functional.linear(x, layer.weight(x.dtype), None if layer.bias is None else layer.bias.to(x.dtype))
 
@@ -146,6 +146,6 @@ def held_tensors(model: nn.Module) -> dict[str, torch.Tensor]:
     return {
         f"{prefix}.{name}": tensor
         for prefix, module in model.named_modules()
-        if isinstance(module, HeldLinear)
+        if isinstance(module, CompressedLinear)
         for name, tensor in module.named_buffers()
     }

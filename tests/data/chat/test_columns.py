@@ -14,7 +14,7 @@ from pipeline.data.chat.encoder import ChatEncoder, UnfitChatError
 from pipeline.data.chat.messages import BAD_TOOLS, NOT_TEXT
 from pipeline.data.chats import ChatData
 from pipeline.data.clean.split import HeldOut
-from pipeline.data.corpus import Place
+from pipeline.data.corpus import Workspace
 from pipeline.data.sources.documents import LocalFiles
 from pipeline.data.sources.rows import Rejected, Row
 
@@ -166,7 +166,7 @@ def test_mixed_files_are_prepared_counted_or_refused(make_tokenizer, tmp_path):
     held_out = HeldOut(bytes=0, fraction=None, threshold=0.5, seed=1)
 
     def prepare(policy):
-        place = Place(lambda s: tmp_path / "in", lambda s: ["x.jsonl"], tmp_path / policy, lambda **fields: None)
+        place = Workspace(lambda s: tmp_path / "in", lambda s: ["x.jsonl"], tmp_path / policy, lambda **fields: None)
         return ChatData({"a": source}, policy, None, held_out, None).prepare(make_tokenizer(WITH_TOOLS), place)
 
     found = prepare("skip")["sources"]["a"]

@@ -17,7 +17,7 @@ from pipeline.data.chat.encoder import ChatEncoder, UnfitChatError
 from pipeline.data.chat.template import DATE, ChatTemplate, TemplateSettings
 from pipeline.data.chats import ChatData
 from pipeline.data.clean.split import HeldOut
-from pipeline.data.corpus import Place, read_sources
+from pipeline.data.corpus import Workspace, read_sources
 from pipeline.data.prepared import keep_chat_template, unused, validation_rows
 
 CHATML = (
@@ -133,7 +133,7 @@ def prepared(make_tokenizer_of, tmp_path):
         tokenizer.chat_template = NAMED
         out.mkdir(exist_ok=True)
         (tmp_path / "chat.jinja").write_text(DATED)
-        place = Place(lambda source: tmp_path / source["path"], lambda source: [], out, lambda **_: None)
+        place = Workspace(lambda source: tmp_path / source["path"], lambda source: [], out, lambda **_: None)
         held = HeldOut(bytes=20, fraction=None, threshold=0.5, seed=1)
         data = ChatData({"a": _Eight()}, "refuse", None, held, template, **settings)
         return data.prepare(tokenizer, place), out, tokenizer

@@ -9,7 +9,7 @@ import pytest
 
 from pipeline.data.clean.contamination import Contamination, Decontamination, EvaluationTexts
 from pipeline.data.clean.split import HeldOut
-from pipeline.data.corpus import Place, read_sources
+from pipeline.data.corpus import Workspace, read_sources
 from pipeline.data.sources.documents import LocalFiles, Text
 from pipeline.data.text import TextData
 
@@ -73,7 +73,7 @@ def test_documents_are_left_out_and_the_report_says_which_and_why(tokenizer, tmp
         tmp_path / "in" / "x.jsonl", [{"text": text} for text in [*plain, f"Q: {QUESTION} A: B", "# copied\n" + CODE]]
     )
     (tmp_path / "out").mkdir()
-    place = Place(lambda s: tmp_path / s["path"], lambda s: ["x.jsonl"], tmp_path / "out", lambda **fields: None)
+    place = Workspace(lambda s: tmp_path / s["path"], lambda s: ["x.jsonl"], tmp_path / "out", lambda **fields: None)
     source = Text(LocalFiles({"kind": "local", "path": "in"}), 1.0, "text", None, None)
     held_out = HeldOut(bytes=0, fraction=None, threshold=0.5, seed=1)
     data = TextData({"in": source}, {}, "refuse", Decontamination(sets, 13, 8), held_out)

@@ -17,7 +17,7 @@ from pipeline.data.chat.conversations import Chats, PromptAndResponse
 from pipeline.data.chat.messages import BAD_CALLS, BAD_TOOLS, NOT_TEXT
 from pipeline.data.chats import ChatData
 from pipeline.data.clean.split import HeldOut
-from pipeline.data.corpus import Place
+from pipeline.data.corpus import Workspace
 from pipeline.data.sources.documents import LONGEST_RUN, LocalFiles, Text
 from pipeline.data.text import TextData
 from pipeline.data.tokens.encoding import Encoding
@@ -40,7 +40,7 @@ def prepared(tokenizer, tmp_path):
         for name, data in {**GOOD, **files}.items():
             (root / name).write_bytes(data)
         source = Text(LocalFiles({"kind": "local", "path": "in"}), 1.0, "text", None, None)
-        place = Place(
+        place = Workspace(
             lambda source: root, lambda source: sorted(p.name for p in root.iterdir()), out, lambda **fields: None,
             encoding or Encoding(),
         )  # fmt: skip
@@ -126,7 +126,7 @@ def test_rows_left_out_by_a_rule_are_no_reason_to_refuse(tokenizer, tmp_path):
     (tmp_path / "out").mkdir()
     (tmp_path / "in" / "x.jsonl").write_bytes(_lines({"text": "words and more words"}, {"text": "1 2 3 4 5"}))
     source = Text(LocalFiles({"kind": "local", "path": "in"}), 1.0, "text", None, 0.5)
-    place = Place(lambda s: tmp_path / "in", lambda s: ["x.jsonl"], tmp_path / "out", lambda **fields: None)
+    place = Workspace(lambda s: tmp_path / "in", lambda s: ["x.jsonl"], tmp_path / "out", lambda **fields: None)
     metrics = TextData({"a": source}, {}, "refuse", None, NOTHING_HELD_OUT).prepare(tokenizer, place)
     assert metrics["sources"]["a"]["left_out"] == {"mostly digits and punctuation": 1}
     assert metrics["rejected"] == 0
@@ -161,7 +161,7 @@ def chatted(make_tokenizer, tmp_path):
         for name, data in {**good, **files}.items():
             (root / name).write_bytes(data)
         source = Chats(LocalFiles({"kind": "local", "path": "in"}), 1.0, layout)
-        place = Place(
+        place = Workspace(
             lambda source: root, lambda source: sorted(p.name for p in root.iterdir()), out, lambda **fields: None
         )
         data = ChatData({"a": source}, bad_rows, None, NOTHING_HELD_OUT, template)

@@ -16,7 +16,7 @@ from pipeline.data.chat.columns import ByColumns
 from pipeline.data.chat.conversations import Chats
 from pipeline.data.chats import ChatData
 from pipeline.data.clean.split import HeldOut
-from pipeline.data.corpus import Place, read_sources, write_held_out
+from pipeline.data.corpus import Workspace, read_sources, write_held_out
 from pipeline.data.sources.documents import LocalFiles, Text
 from pipeline.data.sources.formats import rows_of_file
 from pipeline.data.sources.json_rows import DUPLICATE_KEY, WRONG_ENCODING
@@ -169,7 +169,7 @@ def _prepare(tokenizer, tmp_path, kind):
     root, out = tmp_path / "in", tmp_path / "out"
     out.mkdir()
     origin = LocalFiles({"kind": "local", "path": "in"})
-    place = Place(lambda source: root, lambda source: listing(root), out, lambda **fields: None)
+    place = Workspace(lambda source: root, lambda source: listing(root), out, lambda **fields: None)
     if kind == "chat":
         data = ChatData({"a": Chats(origin, 1.0, ByColumns(ROLES))}, "skip", None, NOTHING_HELD_OUT, None)
     else:

@@ -11,7 +11,7 @@ from transformers import PreTrainedTokenizerFast
 from pipeline.data.chat.conversations import Chat
 from pipeline.data.chats import ChatData
 from pipeline.data.clean.split import HeldOut
-from pipeline.data.corpus import Place
+from pipeline.data.corpus import Workspace
 from pipeline.data.sources.documents import LocalFiles, Text
 from pipeline.data.text import TextData
 from pipeline.data.tokens.text_encoder import TextEncoder
@@ -107,7 +107,7 @@ def prepared(data, tokenizer, tmp_path):
     """Prepare data for an embedding that has no row for the tokenizer's last token."""
     out = tmp_path / "out"
     out.mkdir(exist_ok=True)
-    place = Place(
+    place = Workspace(
         lambda s: tmp_path / "in.jsonl", lambda s: ["in.jsonl"], out, lambda **_: None, num_rows=highest_id(tokenizer)
     )
     return data.prepare(tokenizer, place)["sources"]["a"]

@@ -11,7 +11,7 @@ import yaml
 from jinja2 import Template
 
 from pipeline.engine.sources import package
-from pipeline.evaluation.base import Inputs, score
+from pipeline.evaluation.base import Workspace, score
 from pipeline.evaluation.code import benchmark as code
 from pipeline.evaluation.code import problems
 from pipeline.evaluation.sandbox import Limits, Sandbox, SandboxError, pool
@@ -251,9 +251,9 @@ def test_an_answer_ends_where_the_first_stop_begins():
 
 @pytest.fixture
 def fetched(tmp_path):
-    """Inputs that fetch packages: into LLAMA_PRO_CACHE, where it is set."""
+    """Workspace that fetch packages: into LLAMA_PRO_CACHE, where it is set."""
     cache = Path(os.environ.get("LLAMA_PRO_CACHE") or tmp_path)
-    return Inputs(lambda source: package.fetch(source, cache), lambda source: [])
+    return Workspace(lambda source: package.fetch(source, cache), lambda source: [])
 
 
 @pytest.mark.slow

@@ -10,7 +10,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from pipeline.evaluation.base import Inputs, score
+from pipeline.evaluation.base import Workspace, score
 from pipeline.evaluation.judge import judging
 from pipeline.evaluation.judge.mt_bench import IncompleteError, MTBench
 from pipeline.evaluation.model.replies import ChatReplies
@@ -50,12 +50,12 @@ def make(local):
 
 @pytest.fixture
 def at(inputs, tmp_path):
-    """Inputs that keep in a directory and reach an endpoint."""
+    """Workspace that keep in a directory and reach an endpoint."""
     (tmp_path / "kept").mkdir()
     return lambda endpoint: replace(inputs, directory=tmp_path / "kept", endpoint=endpoint)
 
 
-def lines(inputs: Inputs, name: str) -> list[dict]:
+def lines(inputs: Workspace, name: str) -> list[dict]:
     return [json.loads(line) for line in (inputs.directory / name).read_text().splitlines()]
 
 

@@ -13,7 +13,7 @@ from lm_eval.models.huggingface import HFLM
 from pipeline.data.tokens.encoding import Encoding, encode_all
 from pipeline.data.tokens.text_encoder import TextEncoder
 from pipeline.data.tokens.vocabulary import NoRowError
-from pipeline.evaluation.base import Inputs
+from pipeline.evaluation.base import Workspace
 from pipeline.evaluation.model.generation import LocalGenerator
 from pipeline.evaluation.remote import backends
 from pipeline.evaluation.remote.completions import RemoteGenerator, RemoteLM
@@ -38,7 +38,7 @@ def held_out(tmp_path):
     lines = (json.dumps({"id": str(i), "text": text}) + "\n" for i, text in enumerate(TEXTS))
     (tmp_path / "one.heldout.jsonl").write_text("".join(lines), encoding="utf-8")
     (tmp_path / "sources.json").write_text(json.dumps({"kind": "text", "sources": {"one": {}}}))
-    return Inputs(lambda source: tmp_path, lambda source: [], tmp_path)
+    return Workspace(lambda source: tmp_path, lambda source: [], tmp_path)
 
 
 @pytest.fixture

@@ -9,7 +9,7 @@ import pytest
 import torch
 import transformers
 
-from pipeline.evaluation.base import Inputs, Item, Outcome
+from pipeline.evaluation.base import Item, Outcome, Workspace
 from pipeline.evaluation.text.blocks import BlockDiagnostics, compare
 from pipeline.evaluation.text.perplexity import HeldOutText
 from pipeline.evaluation.text.updates import measure_updates
@@ -34,7 +34,7 @@ def held_out(tmp_path_factory):
     lines = (json.dumps({"id": str(i), "text": text}) + "\n" for i, text in enumerate(TEXTS))
     (directory / "own.heldout.jsonl").write_text("".join(lines))
     (directory / "sources.json").write_text(json.dumps({"kind": "text", "sources": {"own": {}}}))
-    return Inputs(lambda source: directory, lambda source: [], directory)
+    return Workspace(lambda source: directory, lambda source: [], directory)
 
 
 @pytest.fixture(scope="module")
@@ -59,7 +59,7 @@ def saved(tmp_path_factory):
 @pytest.fixture(scope="module")
 def diagnosed(saved, tokenizer, held_out):
     notes = []
-    inputs = Inputs(held_out.locate, held_out.listing, held_out.data, lambda **fields: notes.append(fields))
+    inputs = Workspace(held_out.locate, held_out.listing, held_out.data, lambda **fields: notes.append(fields))
     outcome = BlockDiagnostics(**SETTINGS, **BOUNDS, confidence=0.95).run(load(saved), tokenizer, inputs)
     return outcome, json.loads(json.dumps(outcome.facts(), allow_nan=False)), notes
 

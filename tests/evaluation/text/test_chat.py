@@ -7,7 +7,7 @@ import torch
 from pipeline.data.chat.conversations import Chats, PromptAndResponse
 from pipeline.data.chat.encoder import ChatEncoder
 from pipeline.data.chat.template import TemplateSettings
-from pipeline.evaluation.base import Inputs
+from pipeline.evaluation.base import Workspace
 from pipeline.evaluation.text.chat import HeldOutChat
 
 CHATS = [
@@ -26,7 +26,7 @@ def held_out(tmp_path):
     lines = (json.dumps({"id": str(i), "messages": messages(turns)}) + "\n" for i, turns in enumerate(CHATS))
     (tmp_path / "talk.heldout.jsonl").write_text("".join(lines))
     (tmp_path / "sources.json").write_text(json.dumps({"kind": "chat", "sources": {"talk": {}}}))
-    return Inputs(lambda source: tmp_path, lambda source: [], tmp_path)
+    return Workspace(lambda source: tmp_path, lambda source: [], tmp_path)
 
 
 def benchmark(**changes):

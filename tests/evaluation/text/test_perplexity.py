@@ -7,7 +7,7 @@ from tokenizers.processors import TemplateProcessing
 
 from pipeline.data.sources.documents import Text
 from pipeline.data.tokens.text_encoder import TextEncoder
-from pipeline.evaluation.base import Inputs
+from pipeline.evaluation.base import Workspace
 from pipeline.evaluation.tasks.scoring import IGNORED
 from pipeline.evaluation.text.passages import by_hash, within
 from pipeline.evaluation.text.perplexity import HeldOutText, cut
@@ -28,7 +28,7 @@ def artifact(tmp_path):
 
 @pytest.fixture
 def held_out(artifact):
-    return Inputs(lambda source: artifact, lambda source: [], artifact)
+    return Workspace(lambda source: artifact, lambda source: [], artifact)
 
 
 def benchmark(**changes):

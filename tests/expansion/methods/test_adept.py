@@ -6,7 +6,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from pipeline.data.corpus import Place
+from pipeline.data.corpus import Workspace
 from pipeline.data.sources.documents import LocalFiles, Text
 from pipeline.data.tokens.text_encoder import TextEncoder
 from pipeline.expansion.base import read_source
@@ -24,7 +24,7 @@ def place(tmp_path):
     folder = tmp_path / "text"
     folder.mkdir()
     (folder / "general.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in TEXTS))
-    return Place(lambda source: folder, lambda source: ["general.jsonl"], tmp_path, lambda **fields: None)
+    return Workspace(lambda source: folder, lambda source: ["general.jsonl"], tmp_path, lambda **fields: None)
 
 
 def adept(count, window=32, max_tokens=80):

@@ -6,7 +6,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from pipeline.data.corpus import Place
+from pipeline.data.corpus import Workspace
 from pipeline.expansion.base import Recipe, read_source
 from pipeline.expansion.layout import Slot
 from pipeline.expansion.methods.latent import Fitting, between, find_basis, fit, project
@@ -16,7 +16,7 @@ QUICK = {"num_epochs": 1, "hidden": 16}
 
 
 def place(directory):
-    return Place(None, None, directory, lambda **fields: None)
+    return Workspace(None, None, directory, lambda **fields: None)
 
 
 def settings(**changes):

@@ -13,7 +13,7 @@ import torch
 import yaml
 from safetensors.torch import load_file
 
-from pipeline.data.corpus import Place
+from pipeline.data.corpus import Workspace
 from pipeline.expansion.base import read_source
 from pipeline.expansion.methods.block import BlockExpansion
 from pipeline.expansion.methods.soft_moe import SoftMoe
@@ -37,7 +37,7 @@ FAMILIES = {
 
 
 def plan_of(source, directory, mode="exact"):
-    return SoftMoe(mode).plan(source, Place(None, None, directory, lambda **fields: None))
+    return SoftMoe(mode).plan(source, Workspace(None, None, directory, lambda **fields: None))
 
 
 def widen(source, target, mode="exact"):
@@ -174,7 +174,7 @@ def test_the_config_names_the_fields_of_the_method():
     keys = yaml.safe_load(file.read_text())
     assert (
         keys.pop("skip") is False
-        and keys.pop("save") == "whole"
+        and keys.pop("save") == "full"
         and keys.pop("_target_") == f"{SoftMoe.__module__}.SoftMoe"
     )
     assert set(keys) == {field.name for field in dataclasses.fields(SoftMoe)}
@@ -194,7 +194,7 @@ def test_rounds_hold_a_widening(make_model, tmp_path):
 def test_by_reference_it_is_the_same_model(make_model, tmp_path):
     source = read_source(make_model("bfloat16"))
     plan = plan_of(source, tmp_path / "scratch", "faithful")
-    for form in ("whole", "reference"):
+    for form in ("full", "delta"):
         write_expansion(plan, source, tmp_path / form, save=form)
     whole, referred = load(tmp_path / "whole"), load(tmp_path / "reference")
     assert type(whole) is type(referred) and referred.dtype == torch.bfloat16

@@ -88,7 +88,7 @@ def copy_with(directory: Path, target: Path, change) -> Path:
 
 
 @pytest.mark.parametrize(
-    ("family", "save"), [*((family, "reference") for family in CONFIGS), ("gpt2", "whole"), ("mixtral", "whole")]
+    ("family", "save"), [*((family, "delta") for family in CONFIGS), ("gpt2", "full"), ("mixtral", "full")]
 )
 def test_attached_is_the_trained_model_and_detached_the_base(trained_on, tmp_path, family, save):
     base, trained, pack = trained_on(family)
@@ -123,7 +123,7 @@ def test_gain_zero_is_the_base_bit_for_bit(trained_on, tmp_path, family):
         assert not torch.equal(load(base)(ids).logits, load(trained)(ids).logits)
 
 
-@pytest.mark.parametrize("save", ["reference", "whole"])
+@pytest.mark.parametrize("save", ["delta", "full"])
 def test_two_packs_trained_apart_stand_on_one_base_and_come_off_one_by_one(trained_on, tmp_path, save):
     base, law, law_pack = trained_on("llama", 1)
     _, code, _ = trained_on("llama", 2, num_groups=4)
@@ -360,10 +360,10 @@ def test_rounds_are_taken_together_or_apart(trained_on, tmp_path):
     base, first, _ = trained_on("llama")
     second = train(first, tmp_path, 7, num_groups=3)  # its stack: 0 1 R1 2 3 R1, then a block above each second one
     extract(second, base, tmp_path / "both", "both")
-    attach(base, [tmp_path / "both"], tmp_path / "attached", save="whole")
+    attach(base, [tmp_path / "both"], tmp_path / "attached", save="full")
     assert content(tmp_path / "attached") == content(second)
     extract(second, base, tmp_path / "one", "one", round=1)
-    attach(base, [tmp_path / "one"], tmp_path / "attached-one", save="whole")
+    attach(base, [tmp_path / "one"], tmp_path / "attached-one", save="full")
     assert content(tmp_path / "attached-one") == content(first)
     extract(second, first, tmp_path / "two", "two")
     assert len(inspect(tmp_path / "two")["blocks"]) == 3
@@ -376,7 +376,7 @@ def test_rounds_are_taken_together_or_apart(trained_on, tmp_path):
         extract(second, base, tmp_path / "three", "three", round=3)
 
 
-@pytest.mark.parametrize("save", ["reference", "whole"])
+@pytest.mark.parametrize("save", ["delta", "full"])
 def test_blocks_for_multi_token_prediction_go_along_and_come_back(trained_on, tmp_path, save):
     """DeepSeek-V3 and GLM-4.5 keep them behind the depth, from layers.{num_hidden_layers} on."""
     ahead = {"model.layers.4.eh_proj.weight": torch.rand(3), "model.layers.5.enorm.weight": torch.rand(2)}
@@ -439,7 +439,7 @@ def test_detach_refuses_what_it_cannot_give_back(trained_on, tmp_path):
     base, trained, pack = trained_on("llama")
     with pytest.raises(ValueError, match="records no attached packs"):
         detach(trained, None, tmp_path / "again")
-    attach(base, [pack], tmp_path / "attached", save="whole")
+    attach(base, [pack], tmp_path / "attached", save="full")
     with pytest.raises(ValueError, match="has no pack code; it has law"):
         detach(tmp_path / "attached", ["code"], tmp_path / "again")
 

@@ -20,7 +20,7 @@ GATE = "model.layers.2.mlp.gate_proj.weight"
 DOWN = "model.layers.2.mlp.down_proj.weight"
 
 
-def expand(source, target, save="reference", num_groups=2, **settings):
+def expand(source, target, save="delta", num_groups=2, **settings):
     found = read_source(source)
     return write_expansion(BlockExpansion(num_groups, 1, **settings).plan(found), found, target, save=save)
 
@@ -29,7 +29,7 @@ def expand(source, target, save="reference", num_groups=2, **settings):
 def pair(make_model, tmp_path):
     """The same expansion of a copy of the base, whole and by reference."""
     base = shutil.copytree(make_model("bfloat16"), tmp_path / "base")
-    expand(base, tmp_path / "whole", "whole")
+    expand(base, tmp_path / "whole", "full")
     expand(base, tmp_path / "ref")
     return tmp_path / "whole", tmp_path / "ref"
 
@@ -61,7 +61,7 @@ def test_the_index_is_that_of_the_whole_model(pair):
 @pytest.mark.parametrize("dtype", ["auto", torch.float32])
 def test_it_loads_as_the_whole_model(make_model, tmp_path, tied, dtype):
     source = make_model("bfloat16", tie_word_embeddings=tied)
-    expand(source, tmp_path / "whole", "whole")
+    expand(source, tmp_path / "whole", "full")
     expand(source, tmp_path / "ref")
     one, other = load(tmp_path / "whole", dtype), load(tmp_path / "ref", dtype)
     assert same_model(one, other) and not other.training
@@ -108,14 +108,14 @@ def test_materialised_it_is_the_whole_export_file_for_file(pair, tmp_path):
 
 def test_a_second_round_refers_to_where_the_bytes_are(pair, tmp_path):
     whole, ref = pair
-    expand(whole, tmp_path / "whole2", "whole", num_groups=3)
+    expand(whole, tmp_path / "whole2", "full", num_groups=3)
     expand(ref, tmp_path / "ref2", num_groups=3)
     assert tensors_hash(read_index(tmp_path / "ref2")) == tensors_hash(read_index(tmp_path / "whole2"))
     assert {file.parent.name for file in weight_files(tmp_path / "ref2")} == {"base", "ref", "ref2"}
     assert same_model(load(tmp_path / "ref2"), load(tmp_path / "whole2"))
 
 
-@pytest.mark.parametrize("save", ["whole", "reference"])
+@pytest.mark.parametrize("save", ["full", "delta"])
 def test_a_model_by_reference_is_trained_and_saved(pair, tmp_path, save):
     trained = {DOWN: torch.full((32, 64), 0.5), GATE: torch.full((64, 32), 0.25)}
     save_trained(pair[1], tmp_path / "trained", trained, save=save)
@@ -124,7 +124,7 @@ def test_a_model_by_reference_is_trained_and_saved(pair, tmp_path, save):
     before, after = read_index(pair[0]), read_index(tmp_path / "trained")
     assert all(content_hash(before[n]) == content_hash(after[n]) for n in before if n not in trained)
     assert (tmp_path / "trained" / "expansion.json").read_text() == (pair[1] / "expansion.json").read_text()
-    if save == "reference":
+    if save == "delta":
         assert sorted(load_file(tmp_path / "trained" / "blocks.safetensors")) == sorted(trained)
 
 
@@ -189,7 +189,7 @@ def test_two_forms_in_one_directory_are_refused(pair):
 
 def test_one_form_replaces_the_other(pair, tmp_path):
     base = pair[1].parent / "base"
-    expand(base, pair[1], "whole")
+    expand(base, pair[1], "full")
     assert tensors_hash(read_index(pair[1])) == tensors_hash(read_index(pair[0]))
     expand(base, pair[1])
     assert not (pair[1] / "model.safetensors").exists() and same_model(load(pair[1]), load(pair[0]))

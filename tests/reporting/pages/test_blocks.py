@@ -75,7 +75,7 @@ def diagnosed(artifacts, slug: str, diagnosis: dict, bits: list[float]) -> str:
     return role
 
 
-def cell(artifacts, trained=TRAINED, base_bits=BASE) -> dict:
+def variant(artifacts, trained=TRAINED, base_bits=BASE) -> dict:
     """Base, expanded with a real record beside its weights, and post-pretrained, each diagnosed."""
     rows = [artifacts.row("base", "smol", "base", none("domain_text"))]
     rows.append(artifacts.row("expanded", "e", "expand", none("domain_text")))
@@ -91,8 +91,8 @@ def cell(artifacts, trained=TRAINED, base_bits=BASE) -> dict:
     return chain("default", rows)
 
 
-def compared(artifacts, cells):
-    collection = collect("a run", cells, LISTED, artifacts.inputs)
+def compared(artifacts, variants):
+    collection = collect("a run", variants, LISTED, artifacts.inputs)
     return compare(collection, confidence=0.95, num_bootstrap=200, seed=0, power=0.8)
 
 
@@ -101,13 +101,13 @@ def trained_of(comparison, name="post-pretrained"):
 
 
 def test_the_main_tables_know_nothing_of_it(artifacts):
-    comparison = compared(artifacts, [cell(artifacts)])
+    comparison = compared(artifacts, [variant(artifacts)])
     assert [b.name for b in comparison.benchmarks] == ["domain_text"]
     assert [column.title for column in values_table(comparison).columns] == ["Terms of service"]
 
 
 def test_a_section_for_the_stack_and_for_every_diagnosed_model_with_new_blocks(artifacts, tmp_path):
-    sections = block_sections(compared(artifacts, [cell(artifacts)]), tmp_path)
+    sections = block_sections(compared(artifacts, [variant(artifacts)]), tmp_path)
     assert [s.title for s in sections] == ["Stack: expanded", "Blocks: expanded", "Blocks: post-pretrained"]
     assert [s.is_open for s in sections] == [False, False, True]
     assert {file.name for file in tmp_path.glob("*.svg")} == {"stack.svg", "blocks.svg"}
@@ -120,17 +120,17 @@ def test_a_section_for_the_stack_and_for_every_diagnosed_model_with_new_blocks(a
 
 
 def test_the_table_says_what_each_block_is_worth(artifacts):
-    table = diagnosis_table(trained_of(compared(artifacts, [cell(artifacts)])))
+    table = diagnosis_table(trained_of(compared(artifacts, [variant(artifacts)])))
     rows = {label: [(e.text, e.mark) for e in entries] for label, entries in table.rows}
     assert rows["block 2"] == [("1", ""), ("1", ""), ("3.12 %", ""), ("+0.0500", "worse"), ("", "needed")]
     assert rows["block 4"] == [("3", ""), ("1", ""), ("0.49 %", ""), ("+0.0020", "within"), ("", "candidate")]
     assert rows["all new blocks"][3] == ("+0.0800", "worse") and rows["all candidates"][3] == ("+0.0020", "within")
-    untouched = dict(diagnosis_table(trained_of(compared(artifacts, [cell(artifacts)]), "expanded")).rows)
+    untouched = dict(diagnosis_table(trained_of(compared(artifacts, [variant(artifacts)]), "expanded")).rows)
     assert [(e.text, e.mark) for e in untouched["block 2"][2:]] == [("0", ""), ("0", "identical"), ("identity", "")]
 
 
 def test_the_base_is_recognised_in_what_is_left(artifacts):
-    comparison = compared(artifacts, [cell(artifacts)])
+    comparison = compared(artifacts, [variant(artifacts)])
     found = sentences(trained_of(comparison), trained_of(comparison, "base"))
     assert found[0].startswith("Candidates for dropping: block 4. The loss does not rise outside its 95 % interval")
     assert "Without it the loss changes by +0.0020 bits per byte (95 % CI −0.0020 to +0.0060)" in found[0]
@@ -140,12 +140,12 @@ def test_the_base_is_recognised_in_what_is_left(artifacts):
 def test_candidates_that_cost_something_together_are_not_recommended(artifacts):
     blocks = [block(2, 1, 0.004, 0.005), block(4, 2, 0.002, 0.004)]
     joint = {**TRAINED, "blocks": blocks, "without_candidates": removal([2, 4], 0.03, 0.01)}
-    found = sentences(trained_of(compared(artifacts, [cell(artifacts, joint)])), None)[0]
+    found = sentences(trained_of(compared(artifacts, [variant(artifacts, joint)])), None)[0]
     assert "blocks 2 and 4" in found and found.endswith("so do not drop all.")
 
 
 def test_what_is_left_of_a_model_that_was_trained_whole_is_not_the_base(artifacts):
-    comparison = compared(artifacts, [cell(artifacts, base_bits=[bits + 1 for bits in BASE])])
+    comparison = compared(artifacts, [variant(artifacts, base_bits=[bits + 1 for bits in BASE])])
     found = sentences(trained_of(comparison), trained_of(comparison, "base"))
     assert "What is left is not the base: its loss differs by −0.0200 bits per byte" in found[1]
     assert "base" not in sentences(trained_of(comparison), None)[1]
@@ -153,18 +153,18 @@ def test_what_is_left_of_a_model_that_was_trained_whole_is_not_the_base(artifact
 
 def test_no_candidate_and_no_interval_are_said(artifacts):
     needed = {**TRAINED, "blocks": [block(2, 1, 0.05, 0.01)], "without_candidates": None}
-    found = trained_of(compared(artifacts, [cell(artifacts, needed)]))
+    found = trained_of(compared(artifacts, [variant(artifacts, needed)]))
     assert sentences(found, None)[0].startswith("No new block is a candidate for dropping")
     unknown = {**removal([2], 0.05, 0.0), "stderr": None, "low": None, "high": None}
     single = {**TRAINED, "blocks": [block(2, 1, 0.05, 0.01, without=unknown)], "without_all": unknown}
-    found = trained_of(compared(artifacts, [cell(artifacts, single)]))
+    found = trained_of(compared(artifacts, [variant(artifacts, single)]))
     entries = dict(diagnosis_table(found).rows)["block 2"]
     assert (entries[3].interval, entries[4].mark) == ("[no interval]", "unknown")
     assert "(one document, so no interval)" in sentences(found, None)[1]
 
 
 def test_page_text_and_data_hold_the_sections(artifacts, tmp_path):
-    comparison = compared(artifacts, [cell(artifacts)])
+    comparison = compared(artifacts, [variant(artifacts)])
     sections = block_sections(comparison, tmp_path)
     page, text = html(comparison, [], sections), report_markdown(comparison, sections)
     assert '<h2 id="blocks">' in page and page.count('<details class="section"') == 3
@@ -186,4 +186,4 @@ def test_a_report_without_diagnoses_has_no_such_section(artifacts, tmp_path):
 def test_a_damaged_diagnosis_is_named(artifacts):
     damaged = {key: value for key, value in TRAINED.items() if key != "updates"}
     with pytest.raises(ValueError, match=r"holds no whole diagnosis \(KeyError\('updates'\)\)"):
-        compared(artifacts, [cell(artifacts, damaged)])
+        compared(artifacts, [variant(artifacts, damaged)])

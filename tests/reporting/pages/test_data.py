@@ -10,7 +10,7 @@ from pipeline.reporting.collect import collect
 from pipeline.reporting.compare import compare
 from pipeline.reporting.pages.data import data_sections
 from pipeline.reporting.pages.page import html, report_markdown
-from tests.reporting.synthetic import BENCHMARKS, Artifacts, one_cell
+from tests.reporting.synthetic import BENCHMARKS, Artifacts, one_variant
 
 METRICS = {
     "tokens_by_source": {"code": 7000, "web": 3000},
@@ -40,14 +40,14 @@ METRICS = {
 @pytest.fixture
 def comparison(tmp_path):
     artifacts = Artifacts(tmp_path)
-    cell = one_cell(artifacts)
-    for row in cell["models"]:
+    variant = one_variant(artifacts)
+    for row in variant["models"]:
         file = artifacts.inputs[row["model"]] / "manifest.json"
         manifest = json.loads(file.read_text())
         if "num_trainable" in manifest["metrics"]:
             manifest["metrics"] |= METRICS
             file.write_text(json.dumps(manifest))
-    collection = collect("test", [cell], BENCHMARKS, artifacts.inputs)
+    collection = collect("test", [variant], BENCHMARKS, artifacts.inputs)
     return compare(collection, confidence=0.95, num_bootstrap=200, seed=0, power=0.8)
 
 
@@ -76,5 +76,5 @@ def test_it_stands_on_the_page_and_in_the_text(comparison):
 
 def test_artifacts_of_before_have_none(tmp_path):
     artifacts = Artifacts(tmp_path)
-    collection = collect("test", [one_cell(artifacts)], BENCHMARKS, artifacts.inputs)
+    collection = collect("test", [one_variant(artifacts)], BENCHMARKS, artifacts.inputs)
     assert data_sections(compare(collection, confidence=0.95, num_bootstrap=200, seed=0, power=0.8)) == []

@@ -14,7 +14,7 @@ from pipeline.reporting.pages.verdict import verdicts
 from pipeline.reporting.statistics.intervals import Score
 from pipeline.reporting.tables.table import differences_table, facts_table, gains_table, markdown, split, values_table
 from pipeline.reporting.tables.wording import count, duration, number, score_text
-from tests.reporting.synthetic import BENCHMARKS, Artifacts, chain, choice_items, none, one_cell, sweep, write_items
+from tests.reporting.synthetic import BENCHMARKS, Artifacts, chain, choice_items, none, one_variant, sweep, write_items
 
 
 @pytest.fixture
@@ -22,23 +22,23 @@ def artifacts(tmp_path):
     return Artifacts(tmp_path)
 
 
-def compared(artifacts, cells, benchmarks=BENCHMARKS):
-    collection = collect("a run", cells, benchmarks, artifacts.inputs)
+def compared(artifacts, variants, benchmarks=BENCHMARKS):
+    collection = collect("a run", variants, benchmarks, artifacts.inputs)
     return compare(collection, confidence=0.95, num_bootstrap=400, seed=0, power=0.8)
 
 
-def findings(comparison, cell=0) -> list[tuple[str, str]]:
-    return [(finding.answer, finding.text) for finding in verdicts(comparison)[cell].findings]
+def findings(comparison, variant=0) -> list[tuple[str, str]]:
+    return [(finding.answer, finding.text) for finding in verdicts(comparison)[variant].findings]
 
 
-def trained(artifacts, gains, cell="default", n=200):
+def trained(artifacts, gains, variant="default", n=200):
     rows = [artifacts.row("base", "smol", "base", none(*gains), n=n)]
-    rows.append(artifacts.row("post-pretrained", f"{cell}/p", "pretrain", gains, n=n, seed=1))
-    return chain(cell, rows)
+    rows.append(artifacts.row("post-pretrained", f"{variant}/p", "pretrain", gains, n=n, seed=1))
+    return chain(variant, rows)
 
 
 def test_the_base_is_one_row_and_a_cell_names_its_own(artifacts):
-    comparison = compared(artifacts, [one_cell(artifacts), one_cell(artifacts, "expand=none", seed=3, full=True)])
+    comparison = compared(artifacts, [one_variant(artifacts), one_variant(artifacts, "expand=none", seed=3, full=True)])
     assert [line.label for line in comparison.lines] == [
         "base",
         "expanded · default",
@@ -50,14 +50,14 @@ def test_the_base_is_one_row_and_a_cell_names_its_own(artifacts):
 
 
 def test_a_model_that_cells_share_is_one_row(artifacts):
-    cells = [one_cell(artifacts, "sft.lr=1"), one_cell(artifacts, "sft.lr=2", seed=4)]
-    cells[1]["models"][:3] = cells[0]["models"][:3]
-    labels = [line.label for line in compared(artifacts, cells).lines]
+    variants = [one_variant(artifacts, "sft.lr=1"), one_variant(artifacts, "sft.lr=2", seed=4)]
+    variants[1]["models"][:3] = variants[0]["models"][:3]
+    labels = [line.label for line in compared(artifacts, variants).lines]
     assert labels == ["base", "expanded", "post-pretrained", "tuned · lr=1", "tuned · lr=2"]
 
 
 def test_values_and_differences_are_in_the_units_of_the_measure(artifacts):
-    comparison = compared(artifacts, [one_cell(artifacts)])
+    comparison = compared(artifacts, [one_variant(artifacts)])
     base, _, trained_line, _ = comparison.lines
     values, differences = values_table(comparison), differences_table(comparison)
     assert [column.unit for column in values.columns] == ["bits/byte ↓"] * 2 + ["% ↑"] * 3 + ["bits/byte ↓"]
@@ -71,7 +71,7 @@ def test_values_and_differences_are_in_the_units_of_the_measure(artifacts):
 
 
 def test_terminal_tables_are_aligned_and_narrow(artifacts):
-    comparison = compared(artifacts, [one_cell(artifacts)])
+    comparison = compared(artifacts, [one_variant(artifacts)])
     for table in (values_table(comparison), differences_table(comparison), gains_table(comparison)):
         for chunk in markdown(table).split("\n\n"):
             lines = [line for line in chunk.splitlines() if line.startswith("|")]
@@ -79,7 +79,7 @@ def test_terminal_tables_are_aligned_and_narrow(artifacts):
 
 
 def test_a_wide_table_is_split_without_losing_columns(artifacts):
-    table = values_table(compared(artifacts, [one_cell(artifacts)]))
+    table = values_table(compared(artifacts, [one_variant(artifacts)]))
     parts = split(table, num_columns=4)
     assert [len(part.columns) for part in parts] == [3, 3]
     assert sum((part.columns for part in parts), ()) == table.columns
@@ -87,10 +87,10 @@ def test_a_wide_table_is_split_without_losing_columns(artifacts):
 
 
 def test_a_measure_that_one_cell_lacks_is_shown_as_missing(artifacts):
-    cells = [one_cell(artifacts), one_cell(artifacts, "expand=none", seed=3, full=True)]
-    for row in cells[1]["models"][1:]:
+    variants = [one_variant(artifacts), one_variant(artifacts, "expand=none", seed=3, full=True)]
+    for row in variants[1]["models"][1:]:
         del row["evaluations"]["sciq"]
-    comparison = compared(artifacts, cells)
+    comparison = compared(artifacts, variants)
     sciq = [column.title for column in values_table(comparison).columns].index("SciQ")
     assert [entries[sciq].text for _, entries in values_table(comparison).rows][-2:] == ["–", "–"]
     assert differences_table(comparison).rows[-1][1][sciq] == differences_table(comparison).rows[-2][1][sciq]
@@ -99,14 +99,14 @@ def test_a_measure_that_one_cell_lacks_is_shown_as_missing(artifacts):
 
 def test_a_weighted_accuracy_is_in_percent_and_counts_in_the_mean_of_what_was_kept(artifacts):
     """MMLU by subjects: items of a small subject weigh more, and it stands beside the other accuracies."""
-    cell = trained(artifacts, {"arc_easy": -0.1, "sciq": -0.2})
+    variant = trained(artifacts, {"arc_easy": -0.1, "sciq": -0.2})
     weights = [0.5] * 100 + [1.5] * 100
-    for row, gain in zip(cell["models"], (0.0, -0.2), strict=True):
+    for row, gain in zip(variant["models"], (0.0, -0.2), strict=True):
         content = choice_items("sciq", gain, 200, 1 if gain else 0)
         for item, weight in zip(content["items"], weights, strict=True):
             item["numerator"], item["denominator"] = item["numerator"] * weight, weight
         write_items(artifacts.inputs[row["evaluations"]["sciq"]], content)
-    comparison = compared(artifacts, [cell])
+    comparison = compared(artifacts, [variant])
     assert comparison.units["sciq"] == comparison.units["arc_easy"] and comparison.units["sciq"].name == "%"
     gains, differences = comparison.lines[1].gains, comparison.lines[1].differences
     assert gains.num_retention == 2 and gains.retention_unit == "percentage points"
@@ -114,10 +114,10 @@ def test_a_weighted_accuracy_is_in_percent_and_counts_in_the_mean_of_what_was_ke
 
 
 def test_models_evaluated_on_different_items_are_refused(artifacts):
-    cell = one_cell(artifacts)
-    cell["models"][2]["evaluations"]["sciq"] = artifacts.evaluation("other", "sciq", n=150)
+    variant = one_variant(artifacts)
+    variant["models"][2]["evaluations"]["sciq"] = artifacts.evaluation("other", "sciq", n=150)
     with pytest.raises(ValueError, match=r"post-pretrained against its reference on sciq: .*different items"):
-        compared(artifacts, [cell])
+        compared(artifacts, [variant])
 
 
 def test_a_good_run_is_called_good(artifacts):
@@ -168,15 +168,15 @@ def test_the_retention_finding_says_what_is_true(artifacts, gains, answer, says)
 
 
 def test_an_expansion_that_changed_the_model_is_reported(artifacts):
-    cell = one_cell(artifacts)
-    cell["models"][1]["evaluations"]["sciq"] = artifacts.evaluation("changed", "sciq", -0.1)
-    answer, text = findings(compared(artifacts, [cell]))[0]
+    variant = one_variant(artifacts)
+    variant["models"][1]["evaluations"]["sciq"] = artifacts.evaluation("changed", "sciq", -0.1)
+    answer, text = findings(compared(artifacts, [variant]))[0]
     assert answer == "no" and "changed the model on 1 of 6 measures: SciQ −" in text
 
 
 def test_cells_are_set_against_the_first(artifacts):
-    comparison = compared(artifacts, [one_cell(artifacts), one_cell(artifacts, "expand=none", seed=3, full=True)])
-    answer, text = findings(comparison, cell=1)[-1]
+    comparison = compared(artifacts, [one_variant(artifacts), one_variant(artifacts, "expand=none", seed=3, full=True)])
+    answer, text = findings(comparison, variant=1)[-1]
     assert answer in ("worse", "mixed") and "kept measures: worse, −" in text
 
 
@@ -197,11 +197,11 @@ def test_a_sweep_has_one_base_and_five_models(artifacts):
         "post-pretrained · num_groups=1",
         "post-pretrained · num_groups=2",
     ]
-    assert len(comparison.lines) == 6 and len(comparison.rivals) == 4
+    assert len(comparison.lines) == 6 and len(comparison.baselines) == 4
 
 
 def test_facts_of_models(artifacts):
-    rows = dict(facts_table(compared(artifacts, [one_cell(artifacts)])).rows)
+    rows = dict(facts_table(compared(artifacts, [one_variant(artifacts)])).rows)
     assert [e.text for e in rows["tuned"]] == ["1,250", "250", "20 %", "1.6 M", "13 min", "3.0 GiB", "25 % (40 %)"]
     assert [e.text for e in rows["base"]] == ["1,000", "0", "–", "–", "–", "–", "–"]
 

@@ -17,7 +17,7 @@ from pipeline.reporting.statistics.power import detectable
 from pipeline.reporting.statistics.seeds import seed_groups, seed_lines, spread
 from pipeline.reporting.tables.table import detectable_table, seed_tables
 from tests.reporting.statistics.test_intervals import SETTINGS, make_items
-from tests.reporting.synthetic import BENCHMARKS, Artifacts, chain, none, one_cell
+from tests.reporting.synthetic import BENCHMARKS, Artifacts, chain, none, one_variant
 
 
 @pytest.fixture
@@ -25,16 +25,16 @@ def artifacts(tmp_path):
     return Artifacts(tmp_path)
 
 
-def compared(artifacts, cells):
-    collection = collect("a run", cells, BENCHMARKS, artifacts.inputs)
+def compared(artifacts, variants):
+    collection = collect("a run", variants, BENCHMARKS, artifacts.inputs)
     return compare(collection, confidence=0.95, num_bootstrap=400, seed=0, power=0.8)
 
 
-def trained(artifacts, cell, gain, seed):
+def trained(artifacts, variant, gain, seed):
     gains = {"sciq": gain, "domain_text": 0.04}
     rows = [artifacts.row("base", "smol", "base", none("sciq", "domain_text"))]
-    rows.append(artifacts.row("post-pretrained", f"{cell}/p", "pretrain", gains, seed=seed))
-    return chain(cell, rows)
+    rows.append(artifacts.row("post-pretrained", f"{variant}/p", "pretrain", gains, seed=seed))
+    return chain(variant, rows)
 
 
 def test_the_detectable_difference_is_detected_as_often_as_promised():
@@ -122,10 +122,10 @@ def test_a_spread_of_no_runs_is_refused():
 
 def test_runs_that_differ_by_seeds_only_are_put_together(artifacts):
     names = ["default", "pretrain.seed=1", "pretrain.seed=2", "pretrain.lr=1e-3", "pretrain.lr=1e-3,pretrain.seed=1"]
-    cells = [trained(artifacts, name, 0.01 * i, i + 1) for i, name in enumerate(names)]
-    comparison = compared(artifacts, cells)
-    groups = seed_groups(comparison.collection.cells)
-    assert {name: [cell.name for cell in group] for name, group in groups.items()} == {
+    variants = [trained(artifacts, name, 0.01 * i, i + 1) for i, name in enumerate(names)]
+    comparison = compared(artifacts, variants)
+    groups = seed_groups(comparison.collection.variants)
+    assert {name: [variant.name for variant in group] for name, group in groups.items()} == {
         "default": names[:3],
         "pretrain.lr=1e-3": names[3:],
     }
@@ -145,7 +145,7 @@ def test_runs_that_differ_by_seeds_only_are_put_together(artifacts):
 
 
 def test_a_single_run_has_nothing_over_seeds(artifacts):
-    comparison = compared(artifacts, [one_cell(artifacts)])
+    comparison = compared(artifacts, [one_variant(artifacts)])
     assert not seed_lines(comparison) and "Over seeds" not in report_markdown(comparison)
 
 

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from pipeline.reporting.tables.labels import cell_labels, swept_number
+from pipeline.reporting.tables.labels import swept_number, variant_labels
 
 
 @pytest.mark.parametrize(
@@ -19,7 +19,7 @@ from pipeline.reporting.tables.labels import cell_labels, swept_number
     ],
 )
 def test_labels_are_short_and_differ(names, labels):
-    assert list(cell_labels(names).values()) == labels
+    assert list(variant_labels(names).values()) == labels
 
 
 def test_only_one_numeric_override_makes_a_sweep():

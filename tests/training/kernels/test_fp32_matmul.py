@@ -9,7 +9,7 @@ from pipeline.models import load
 from pipeline.training.kernels import fp32_matmul as products
 from pipeline.training.kernels.attention import choose_attention
 from pipeline.training.kernels.blocks import prepare_blocks
-from pipeline.training.kernels.fp32_matmul import ROUNDED, choose_wide, multiplies_bf16, wide_products
+from pipeline.training.kernels.fp32_matmul import ROUNDED, choose_fp32_matmul, fp32_matmul, multiplies_bf16
 from pipeline.training.kernels.head import PLAIN
 from pipeline.training.kernels.loss import PackedLoss
 from pipeline.training.runtime import StoppedError
@@ -44,7 +44,7 @@ def test_a_product_and_its_gradients_are_those_of_fp32_rounded(name):
     """Gradients to a step of bf16: some are sums; attention's backward pass starts from its rounded result."""
     product, shapes = PRODUCTS[name]
     narrow, wide = operands(*shapes), [x.detach().float().requires_grad_() for x in operands(*shapes)]
-    with wide_products(True):
+    with fp32_matmul(True):
         out = product(*narrow)
         gradient = torch.randn_like(out)
         out.backward(gradient)
@@ -60,7 +60,7 @@ def test_a_product_and_its_gradients_are_those_of_fp32_rounded(name):
 def test_into_a_tensor_that_is_there():
     x, w = (one.detach() for one in operands((6, 48), (48, 32)))
     out = torch.empty(6, 32, dtype=torch.bfloat16)
-    with wide_products(True):
+    with fp32_matmul(True):
         assert torch.mm(x, w, out=out) is out
     assert torch.equal(out, (x.float() @ w.float()).bfloat16())
 
@@ -96,7 +96,7 @@ def reached(model, attention, checkpointing):
         parameter.data = parameter.data.float()
     choose_attention(model, attention, CPU)
     prepare_blocks(model, checkpointing, compiled=False)
-    with Products() as seen, wide_products(True):
+    with Products() as seen, fp32_matmul(True):
         with torch.autocast("cpu", torch.bfloat16):
             loss = PackedLoss(model, PLAIN)(*batch(32))
         loss.backward()
@@ -105,14 +105,14 @@ def reached(model, attention, checkpointing):
 
 def test_a_run_differs_from_torchs_own_products_by_rounding(expanded, store, tmp_path):  # noqa: F811
     for wide in (True, False):
-        facts = train(expanded, tmp_path / str(wide), store, precision="bf16", launch={"wide_products": wide})
-        assert facts["wide_products"] is wide
+        facts = train(expanded, tmp_path / str(wide), store, precision="bf16", launch={"fp32_matmul": wide})
+        assert facts["fp32_matmul"] is wide
     pairs = zip(losses(tmp_path / "True"), losses(tmp_path / "False"), strict=True)
     assert all(a[1] == pytest.approx(b[1], rel=1e-3) for a, b in pairs if a[1])
 
 
 def test_a_stopped_run_resumes_to_the_same_bits(expanded, store, tmp_path):  # noqa: F811
-    options = {"precision": "bf16", "launch": {"wide_products": True, "preflight": True}}
+    options = {"precision": "bf16", "launch": {"fp32_matmul": True, "preflight": True}}
     train(expanded, tmp_path / "whole", store, **options)
     with pytest.raises(StoppedError):
         train(expanded, tmp_path / "cut", store, stop_after=3, **options)
@@ -137,7 +137,7 @@ def test_a_stopped_run_resumes_to_the_same_bits(expanded, store, tmp_path):  # n
 )
 def test_where_products_are_widened(requested, able, device, precision, compiled, expected, monkeypatch):
     monkeypatch.setattr(products.torch.cpu, "get_capabilities", lambda: able)
-    assert choose_wide(requested, device, precision, compiled) is expected
+    assert choose_fp32_matmul(requested, device, precision, compiled) is expected
     assert multiplies_bf16(device) is (able is not NO_UNITS or device is CUDA)
 
 
@@ -145,11 +145,11 @@ def test_where_products_are_widened(requested, able, device, precision, compiled
     ("requested", "device", "precision", "compiled", "message"),
     [
         ("yes", CPU, "bf16", "auto", "use true, false or auto"),
-        (True, CUDA, "bf16", "auto", "precision=bf16 on cuda with compile=auto. Use wide_products=auto"),
+        (True, CUDA, "bf16", "auto", "precision=bf16 on cuda with compile=auto. Use fp32_matmul=auto"),
         (True, CPU, "fp32", "auto", "precision=fp32 on cpu"),
         (True, CPU, "bf16", True, "with compile=true"),
     ],
 )
 def test_what_cannot_be_widened_is_refused(requested, device, precision, compiled, message):
     with pytest.raises(ValueError, match=message):
-        choose_wide(requested, device, precision, compiled)
+        choose_fp32_matmul(requested, device, precision, compiled)

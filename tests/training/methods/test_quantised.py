@@ -11,7 +11,7 @@ from pipeline.models.architecture.blocks import decoder_blocks
 from pipeline.models.directory import read_expansion
 from pipeline.training.kernels.head import PLAIN
 from pipeline.training.kernels.loss import PackedLoss
-from pipeline.training.methods.quantised import HalfLinear, HeldLinear, QuantisedLinear, held_tensors, hold_frozen
+from pipeline.training.methods.quantised import CompressedLinear, HalfLinear, QuantisedLinear, held_tensors, hold_frozen
 from pipeline.training.methods.strategy import Lora, NewBlocks
 from pipeline.training.settings import check_frozen_dtype
 
@@ -83,7 +83,7 @@ def test_new_blocks_keep_full_precision_and_the_base_shrinks(grown, form, bits):
     assert 8 * sum(t.numel() * t.element_size() for t in held.values()) <= bits * frozen
     positions = {block["position"] for block in read_expansion(grown)["blocks"]}
     for position, block in enumerate(decoder_blocks(model)):
-        assert any(isinstance(m, HeldLinear) for m in block.modules()) == (position not in positions)
+        assert any(isinstance(m, CompressedLinear) for m in block.modules()) == (position not in positions)
     ids = torch.arange(3, 35)[None]
     PackedLoss(model, PLAIN)(ids, ids.roll(-1, 1), torch.arange(32)[None]).backward()
     assert {n for n, p in model.named_parameters() if p.grad is not None} == set(
