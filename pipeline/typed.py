@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import difflib
 import functools
 import importlib
 import types
@@ -21,6 +22,11 @@ def checked(section: _SECTION) -> _SECTION:
     Raises:
         ValueError: a value is not of its field's type; names the key, the value and what is required.
     """
+    if not isinstance(section, Mapping):
+        raise ValueError(
+            f"found {section!r} where a section that names its class by {_TARGET} is required; an option of a group is "
+            f"chosen with an @, such as strategy@pretrain.strategy={section}"
+        )
     _check_within(section, "")
     return section
 
@@ -37,7 +43,9 @@ def check_fields(cls: type, values: Mapping[str, Any]) -> None:
 def _check_within(value: Any, where: str) -> None:
     if isinstance(value, Mapping):
         if isinstance(value.get(_TARGET), str):
-            _check_fields(_class_of(value[_TARGET]), value, where)
+            cls = _class_of(value[_TARGET])
+            _check_names(cls, value, where)
+            _check_fields(cls, value, where)
         for key, inner in value.items():
             _check_within(inner, f"{where}{key}.")
     elif isinstance(value, Sequence) and not isinstance(value, str):
@@ -51,6 +59,17 @@ def _class_of(target: str) -> Any:
         return getattr(importlib.import_module(module), name)
     except (ImportError, AttributeError, ValueError) as error:
         raise ValueError(f"{_TARGET}={target} names no class that can be imported ({error})") from error
+
+
+def _check_names(cls: Any, values: Mapping[str, Any], where: str) -> None:
+    if not dataclasses.is_dataclass(cls):
+        return
+    known = [field.name for field in dataclasses.fields(cls) if field.init]
+    for key in values:
+        if key not in known and not str(key).startswith("_"):  # _target_ and its like are Hydra's
+            close = difflib.get_close_matches(str(key), known, n=1)
+            guess = f"; did you mean {where}{close[0]}?" if close else f"; it has {', '.join(known) or 'none'}"
+            raise ValueError(f"{where}{key} is not a setting of {getattr(cls, '__name__', cls)}{guess}")
 
 
 def _check_fields(cls: Any, values: Mapping[str, Any], where: str) -> None:

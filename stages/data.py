@@ -44,14 +44,16 @@ def forecast(request: Request) -> Forecast:
                 "data is a name, not its content; put the commit (40 hexadecimal digits) in its place",
                 stacklevel=2,
             )
-    return Forecast({"sources": sorted(request.params["data"].get("sources") or {})})
+    data = request.params["data"]
+    return Forecast({"sources": sorted(data.get("sources") or {}), "replay": bool(data.get("replay"))})
 
 
 def facts(directory: Path) -> Mapping[str, Any]:
-    """The names of the sources."""
+    """The names of the sources, and whether there is general text to replay."""
     from pipeline.data.corpus import read_sources
 
-    return {"sources": sorted(read_sources(directory)["sources"])}
+    found = read_sources(directory)
+    return {"sources": sorted(found["sources"]), "replay": bool(found.get("replay"))}
 
 
 def check_network(params: dict[str, Any]) -> None:

@@ -9,6 +9,7 @@ from typing import Any
 
 from hydra.utils import instantiate
 
+from pipeline.data.packing.schedule import check_replay
 from pipeline.engine.artifact import model_dir
 from pipeline.engine.process import worker
 from pipeline.engine.run.forecast import Forecast, Request
@@ -43,6 +44,7 @@ def forecast(request: Request) -> Forecast:
         raise ValueError(f"packing={params['packing']!r} must be fill (no padding) or first_fit (no document cut)")
     strategy = instantiate(checked(params["strategy"]), _convert_="all")
     check_request("pretrain", params, strategy, request.fact, request.fact("sources", "data"))
+    check_replay(params["replay"], request.fact("replay", "data") is not False)
     shape, data = request.fact("shape"), request.inputs["data"].directory
     lines = forecast_lines(params, strategy, request.launch, shape, data, MIXING, request.earlier)
     return Forecast({key: request.fact(key) for key in KEPT}, lines)

@@ -14,7 +14,7 @@ from pipeline.data.chat.template import TemplateSettings
 from pipeline.data.corpus import read_sources
 from pipeline.data.packing.mixture import PackedStream, Packing
 from pipeline.data.packing.rows import Overlong, Span, build_row, cut
-from pipeline.data.packing.schedule import Replay, Shares
+from pipeline.data.packing.schedule import Replay, Shares, check_replay
 from pipeline.data.tokens.store import TokenStore, encode_documents, open_store
 
 
@@ -39,11 +39,7 @@ def open_stream(
     if manifest["kind"] != expected:
         raise ValueError(f"this stage trains on {expected} data, but its data is of kind {manifest['kind']}")
     general = manifest.get("replay") or {} if replay else {}
-    if replay and not general:
-        raise ValueError(
-            f"replay={replay} asks for general text, but the data has none; add some to data.replay, e.g. "
-            "+data/source@pretrain.data.replay.wikitext2=wikitext2_train"
-        )
+    check_replay(replay, bool(general))
     sources = {**manifest["sources"], **general}
     stores = [open_store(directory, name) for name in sources]
     weights = {name: source["weight"] for name, source in sources.items()}

@@ -44,6 +44,11 @@ class Evaluations:
             )
 
     def _add(self, model: str, name: str, benchmark: dict[str, Any]) -> None:
+        if "_target_" not in benchmark:
+            raise ConfigError(
+                f"benchmark.{name} has keys but no _target_: {name} is not among the chosen benchmarks; choose it: "
+                f"benchmark=[...,{name}]"
+            )
         description = {key: benchmark.pop(key) for key in DESCRIPTION if key in benchmark}
         benchmark.pop("folder", None)  # only a place for other keys to refer to
         if not self._runs_on(model, name, benchmark.pop("models", None)):

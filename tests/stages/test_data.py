@@ -96,7 +96,7 @@ def test_the_check_names_what_is_wrong():
         stage.forecast(request(_params(held_out=held_out)))
     with pytest.raises(ValueError, match=r"data\.sources is empty"):
         stage.forecast(request(_params(sources={})))
-    with pytest.raises(ValueError, match="unexpected keyword argument 'seed'"):
+    with pytest.raises(ValueError, match="seed is not a setting of TextData; it has sources, "):
         stage.forecast(request(_params(seed=1)))
     with pytest.raises(ValueError, match=r"TextData or pipeline\.data\.chats\.ChatData"):
         stage.forecast(request({"data": held_out | {"fraction": None}}))

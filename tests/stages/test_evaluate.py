@@ -115,7 +115,7 @@ def test_only_rank_zero_scores(context):
 def test_bad_settings_are_refused_before_anything_runs():
     with pytest.raises(ValueError, match="window=0 must be at least 1"):
         evaluate.forecast(request({"benchmark": {**BENCHMARK, "window": 0}}))
-    with pytest.raises(ValueError, match="unexpected keyword argument 'windwo'"):
+    with pytest.raises(ValueError, match=r"windwo is not a setting of HeldOutText; did you mean window\?"):
         evaluate.forecast(request({"benchmark": {**BENCHMARK, "windwo": 3}}))
     with pytest.raises(ValueError, match=r"no\.such\.Thing"):
         evaluate.forecast(request({"benchmark": {"_target_": "no.such.Thing"}}))

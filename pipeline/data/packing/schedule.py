@@ -100,6 +100,15 @@ def check_shares(shares: Shares, replay: Replay, sources: Sequence[str] | None =
     _check_replay(_points("replay", 0.0 if replay is None else replay))
 
 
+def check_replay(replay: Replay, has_general_text: bool) -> None:
+    """Raise ValueError for replay where the data has no general text."""
+    if replay and not has_general_text:
+        raise ValueError(
+            f"replay={replay} asks for general text, but the data has none; add some to data.replay, e.g. "
+            "+data/source@pretrain.data.replay.wikitext2=wikitext2_train"
+        )
+
+
 def _check_replay(points: Sequence[tuple[float, float]]) -> None:
     for _, share in points:
         if isinstance(share, bool) or not isinstance(share, int | float) or not 0 <= share < 1:
