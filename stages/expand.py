@@ -68,7 +68,7 @@ def run(context: worker.Context) -> dict[str, Any]:
     A method that does not claim to be exact is compared too, and how far it is off is kept.
     """
     from pipeline.data.corpus import Workspace
-    from pipeline.expansion.base import read_source
+    from pipeline.expansion.source import read_source
     from pipeline.expansion.verify import verify_identity
     from pipeline.expansion.writer import write_expansion
     from pipeline.reporting.figures.stack_figure import write_inspection

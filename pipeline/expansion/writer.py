@@ -16,7 +16,8 @@ from pipeline.models.files.safetensors_io import ITEM_BITS, Planned, Stored, rea
 if TYPE_CHECKING:  # torch comes with these; copying does without it
     import torch
 
-    from pipeline.expansion.base import NewBlock, Plan, Recipe, Source
+    from pipeline.expansion.base import NewBlock, Plan, Recipe
+    from pipeline.expansion.source import Source
 
 _PIECE_ITEMS = 2**20  # how much of a computed tensor is in memory; part of what "random" means, see _random
 

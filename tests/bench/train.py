@@ -206,8 +206,8 @@ def needed_flops(model: Path, seq_len: int) -> dict[str, float]:
 
 def grow(base: Path, target: Path) -> None:
     """The base with six identity blocks."""
-    from pipeline.expansion.base import read_source
     from pipeline.expansion.methods.block import BlockExpansion
+    from pipeline.expansion.source import read_source
     from pipeline.expansion.writer import write_expansion
 
     source = read_source(base)

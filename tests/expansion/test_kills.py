@@ -7,10 +7,10 @@ import pytest
 import torch
 import transformers
 
-from pipeline.expansion.base import read_source
 from pipeline.expansion.methods.block import BlockExpansion
 from pipeline.expansion.pack.attach import attach, detach, extract
 from pipeline.expansion.pack.format import open_pack
+from pipeline.expansion.source import read_source
 from pipeline.expansion.writer import write_expansion
 from pipeline.models import load
 from pipeline.models.directory import check_directory, materialise

@@ -9,8 +9,8 @@ from safetensors.torch import load_file
 
 from pipeline.data.packing.mixture import PackedStream
 from pipeline.data.tokens.store import TokenStore
-from pipeline.expansion.base import read_source
 from pipeline.expansion.methods.block import BlockExpansion
+from pipeline.expansion.source import read_source
 from pipeline.expansion.writer import write_expansion
 from pipeline.models import load
 from pipeline.models.directory import read_expansion

@@ -14,12 +14,13 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.expansion.architecture_cache import Architecture
-from pipeline.expansion.base import Plan, Source, find_blocks, read_source
+from pipeline.expansion.base import Plan
 from pipeline.expansion.pack.config import differing
 from pipeline.expansion.pack.extract import base_tensors, extract
 from pipeline.expansion.pack.format import Pack, fresh_directory, open_pack
 from pipeline.expansion.pack.gain import gains_of
 from pipeline.expansion.pack.stack import Attached, Base, write_stack
+from pipeline.expansion.source import Source, find_blocks, read_source
 from pipeline.models.directory import (
     EXPANSION_FILE,
     Form,

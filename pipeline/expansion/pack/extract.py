@@ -10,7 +10,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from pipeline.expansion.base import BlockNames, Source, find_blocks, read_source
 from pipeline.expansion.layout import Slot
 from pipeline.expansion.pack.config import pinned_config
 from pipeline.expansion.pack.format import (
@@ -25,6 +24,7 @@ from pipeline.expansion.pack.format import (
     open_pack,
 )
 from pipeline.expansion.pack.gain import proportional, writers_of
+from pipeline.expansion.source import BlockNames, Source, find_blocks, read_source
 from pipeline.models.directory import read_config, read_expansion
 from pipeline.models.files.atomic_io import write_text
 from pipeline.models.files.safetensors_io import Planned, Stored, read_index, read_pieces, tensors_hash, write_file

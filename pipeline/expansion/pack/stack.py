@@ -10,12 +10,13 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from pipeline.expansion.base import Plan, Recipe, Source
+from pipeline.expansion.base import Plan, Recipe
 from pipeline.expansion.layout import Slot
 from pipeline.expansion.methods.block import plan_stack
 from pipeline.expansion.pack.extract import check_like, per_block_config
 from pipeline.expansion.pack.format import Pack, PackBlock
 from pipeline.expansion.pack.gain import scaled, scaled_tensors
+from pipeline.expansion.source import Source
 from pipeline.expansion.writer import write_expansion
 from pipeline.models.directory import CONFIG_FILE, EXPANSION_FILE, Form
 from pipeline.models.files.safetensors_io import Planned, Stored, write_file

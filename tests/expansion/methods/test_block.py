@@ -8,8 +8,8 @@ import torch
 import transformers
 from safetensors.torch import load_file, save_file
 
-from pipeline.expansion.base import find_blocks, read_source
 from pipeline.expansion.methods.block import BlockExpansion
+from pipeline.expansion.source import find_blocks, read_source
 from pipeline.expansion.verify import verify_identity
 from pipeline.expansion.writer import write_expansion
 from pipeline.models import load

@@ -14,9 +14,9 @@ import yaml
 from safetensors.torch import load_file
 
 from pipeline.data.corpus import Workspace
-from pipeline.expansion.base import read_source
 from pipeline.expansion.methods.block import BlockExpansion
 from pipeline.expansion.methods.soft_moe import SoftMoe
+from pipeline.expansion.source import read_source
 from pipeline.expansion.verify import verify_identity
 from pipeline.expansion.writer import write_expansion
 from pipeline.models import load, load_tokenizer

@@ -9,10 +9,10 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-from pipeline.expansion.base import read_source
 from pipeline.expansion.methods.block import BlockExpansion
 from pipeline.expansion.pack.attach import attach, attached_packs, detach, extract, inspect
 from pipeline.expansion.pack.format import canonical, identify
+from pipeline.expansion.source import read_source
 from pipeline.expansion.verify import verify_identity
 from pipeline.expansion.writer import write_expansion
 from pipeline.models import load

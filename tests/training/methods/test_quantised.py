@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from pipeline.expansion.base import read_source
 from pipeline.expansion.methods.block import BlockExpansion
+from pipeline.expansion.source import read_source
 from pipeline.expansion.writer import write_expansion
 from pipeline.models import load
 from pipeline.models.architecture.blocks import decoder_blocks
