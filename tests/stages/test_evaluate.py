@@ -275,7 +275,7 @@ def test_what_a_backend_cannot_run_stays_in_this_process():
     for target in ("shift.TokenShift", "positions.PositionLoss", "perplexity.HeldOutText", "chat.HeldOutChat"):
         assert {found(f"text.{target}", asked) for asked in ("vllm", "endpoint", "hf", "local")} == {"local"}
     for asked in ("vllm", "hf", "tgi"):
-        assert found("harness.HarnessTask", asked) == found("labels.LabelledOptions", asked) == asked
+        assert found("tasks.harness.HarnessTask", asked) == found("tasks.labels.LabelledOptions", asked) == asked
         assert found("no.Such", asked) == asked
 
 
