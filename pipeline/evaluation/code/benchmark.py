@@ -81,11 +81,13 @@ class CodeBenchmark:
 
     def measure(self, generator: Generator, inputs: Workspace) -> Outcome:
         """As `run`, with programs from anything that generates. Raises SandboxError if the sandbox fails."""
+        from pipeline.evaluation.model.generation import GenerationSettings
+
         problems = self.problems(inputs)
-        answers = generator.generate(
-            [problem.prompt for problem in problems], list(self.form.stop), self.max_new_tokens, self.temperature,
-            self.top_p, self.num_samples, self.seed,
-        )  # fmt: skip
+        settings = GenerationSettings(
+            self.form.stop, self.max_new_tokens, self.temperature, self.top_p, self.num_samples, self.seed
+        )
+        answers = generator.generate([problem.prompt for problem in problems], settings)
         return self.judge(problems, answers, inputs)
 
     def problems(self, inputs: Workspace) -> list[Problem]:
