@@ -124,9 +124,9 @@ class Text(WeightedRows):
     """A source of documents: rows, the column that holds the text, and what makes a document unfit.
 
     text_field: column (dotted path into objects; plain files have `text`). boundary: regular expression (multi-line) at
-    whose matches a text is cut into documents, each starting with its match. max_symbol_fraction: a document is left out
-    if digits and punctuation are more than this fraction of its non-blank characters (tables of numbers are not prose or
-    programs); null keeps all.
+    whose matches a text is cut into documents, each starting with its match. max_symbol_fraction: a document is left
+    out if digits and punctuation are more than this fraction of its non-blank characters (tables of numbers are not
+    prose or programs); null keeps all.
     """
 
     text_field: str
