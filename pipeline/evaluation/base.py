@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
@@ -161,6 +161,14 @@ def content_hash(*parts: object) -> str:
     """First 16 hex digits of the sha256 of the parts' JSON text: the identity of an item's content."""
     text = json.dumps(parts, ensure_ascii=False, sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:HASH_LENGTH]
+
+
+def smallest_hashes(rows: Iterable[Mapping[str, Any]], limit: int | None) -> list[int]:
+    """Numbers, ascending, of the `limit` rows with the smallest content hashes; of all rows if `limit` is None."""
+    if limit is None:
+        return [number for number, _ in enumerate(rows)]
+    hashes = [(content_hash(row), number) for number, row in enumerate(rows)]
+    return sorted(number for _, number in sorted(hashes)[:limit])
 
 
 def num_rows(model: Any) -> int:

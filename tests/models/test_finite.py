@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from pipeline.evaluation.base import Item, Outcome
-from pipeline.evaluation.tasks.scoring import TokenScorer
+from pipeline.evaluation.model.scoring import TokenScorer
 from pipeline.expansion.methods.block import BlockExpansion
 from pipeline.expansion.source import read_source
 from pipeline.expansion.verify import verify_identity

@@ -14,7 +14,7 @@ from pipeline.data.tokens.text_encoder import TextEncoder
 from pipeline.evaluation.base import num_rows
 from pipeline.evaluation.model.decoding import Decoder, Request, Sampling
 from pipeline.evaluation.model.replies import Reply
-from pipeline.evaluation.tasks.scoring import TokenScorer
+from pipeline.evaluation.model.scoring import TokenScorer
 
 _SLACK = 4  # tokens more than a stop has bytes: some tokenizers spell a blank or a byte of its own before it
 

@@ -83,7 +83,7 @@ class BlockDiagnostics(HeldOutText):
 
     def run(self, model: Any, tokenizer: Any, inputs: Workspace) -> Diagnosis:
         """Items are those of the whole model: numerator bits, denominator UTF-8 bytes of a document."""
-        from pipeline.evaluation.tasks.scoring import TokenScorer
+        from pipeline.evaluation.model.scoring import TokenScorer
         from pipeline.evaluation.text.updates import measure_updates
         from pipeline.evaluation.text.windows import score_passages, windows
         from pipeline.models.architecture.blocks import bypassed, decoder_blocks

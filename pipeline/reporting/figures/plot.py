@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import base64
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -52,6 +54,20 @@ STYLE: Any = {
     "text.parse_math": False,  # override strings may hold dollar signs
     "svg.hashsalt": "report",  # the same numbers give the same file
 }
+
+
+@dataclass(frozen=True)
+class Plot:
+    """A figure of the page: its SVG file, heading, description for those who cannot see it, and how to read it."""
+
+    path: Path
+    title: str
+    alt: str
+    caption: str
+
+    @property
+    def source(self) -> str:
+        return "data:image/svg+xml;base64," + base64.b64encode(self.path.read_bytes()).decode()
 
 
 def loss_figure(comparison: Comparison) -> Figure | None:

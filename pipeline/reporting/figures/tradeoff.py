@@ -15,7 +15,8 @@ from pipeline.reporting.collect import Variant
 from pipeline.reporting.compare import Comparison, ModelResult
 from pipeline.reporting.figures.placement import place_labels
 from pipeline.reporting.figures.plot import INK, PALETTE, STYLE, colour_of, marker_of
-from pipeline.reporting.statistics.intervals import Difference, Floats
+from pipeline.reporting.statistics.differences import Difference
+from pipeline.reporting.statistics.intervals import Floats
 from pipeline.reporting.tables.wording import percent
 
 

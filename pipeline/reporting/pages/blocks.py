@@ -15,9 +15,9 @@ from pipeline.reporting.collect import Benchmark
 from pipeline.reporting.compare import Comparison, ModelResult
 from pipeline.reporting.diagnosis import DiagnosedBlock, Diagnosis, Removal
 from pipeline.reporting.figures.blocks_figure import diagnosis_figure
-from pipeline.reporting.figures.plot import save
+from pipeline.reporting.figures.plot import Plot, save
 from pipeline.reporting.figures.stack_figure import stack_figure
-from pipeline.reporting.pages.page import FEW_ITEMS, Plot, Section
+from pipeline.reporting.pages.page import FEW_ITEMS, Section
 from pipeline.reporting.stack import ASSUMPTION, Stack, cost_rows
 from pipeline.reporting.tables.table import Column, Entry, Table
 from pipeline.reporting.tables.wording import MISSING, listing, number, percent

@@ -8,8 +8,8 @@ from lm_eval.models.huggingface import HFLM
 
 from pipeline.evaluation.model.decoding import Decoder, Request, Sampling
 from pipeline.evaluation.model.generation import LocalGenerator, cut, occurrences, row_seed, stop_tokens, uniforms
+from pipeline.evaluation.model.scoring import TokenScorer
 from pipeline.evaluation.tasks.loglikelihood import SharedPrefixLM
-from pipeline.evaluation.tasks.scoring import TokenScorer
 
 FAMILIES = {
     "llama": {},
