@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import cached_property
 from typing import Any
 
 from pipeline.records.expansion import NewBlock, origins
@@ -101,7 +100,7 @@ class Diagnosis:
         """Every new block still is an exact identity."""
         return all(block.is_identity for block in self.blocks)
 
-    @cached_property
+    @property
     def origins(self) -> dict[int, int]:
         """Position of each new block -> position of its origin, both in this model."""
         return origins(self.blocks, len(self.updates))
@@ -124,13 +123,12 @@ class Diagnosis:
             ValueError: it is something else.
         """
         try:
-            together = [
-                content[key] and Removal.from_json(content[key]) for key in ("without_all", "without_candidates")
-            ]
+            both = (content["without_all"], content["without_candidates"])
+            together = (None if one is None else Removal.from_json(one) for one in both)
             updates = tuple(map(float, content["updates"]))
             blocks = tuple(map(DiagnosedBlock.from_json, content["blocks"]))
             found = cls(float(content["confidence"]), updates, blocks, *together)
             _ = found.origins
         except (KeyError, TypeError, ValueError, IndexError) as error:
-            raise ValueError(f"no whole diagnosis ({error!r})") from error
+            raise ValueError(f"holds no whole diagnosis ({error!r})") from error
         return found
