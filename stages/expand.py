@@ -90,7 +90,7 @@ def run(context: worker.Context) -> dict[str, Any]:
     context.record(proof=proof.record())
     if plan.exact and not proof.exact:
         raise ValueError(_unequal(proof))
-    context.record(expansion=plan.record(), new_parameters=list(plan.new_parameters))
+    context.record(expansion=plan.to_json(), new_parameters=list(plan.new_parameters))
     stack = read_stack(target)
     if stack is not None:
         write_inspection(stack, context.directory)

@@ -41,14 +41,13 @@ def forecast(request: Request) -> Forecast:
 
 def run(context: worker.Context) -> dict[str, Any]:
     """Judge, write gate.json, and return `passed` and the message that a person reads."""
+    from pipeline.records.items import read_items
     from pipeline.reporting.gate import Gate, message, record
-    from pipeline.reporting.items_file import read_items
 
     params = context.params
     gate = Gate(**{key: params[key] for key in Gate.__dataclass_fields__})
     base, model = (
-        {name: read_items(context.inputs[f"{side}-{name}"])[0] for name in params["budgets"]}
-        for side in ("base", "model")
+        {name: read_items(context.inputs[f"{side}-{name}"]) for name in params["budgets"]} for side in ("base", "model")
     )
     judgements = gate.judge(base, model, params["titles"], _is_exact(context))
     text, num_violated = message(judgements, gate, params["model"]), sum(j.is_violated for j in judgements)

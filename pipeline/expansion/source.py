@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.expansion.architecture_cache import Architecture
-from pipeline.models.directory import read_config, read_expansion
+from pipeline.models.directory import read_config
 from pipeline.models.files.safetensors_io import Stored, read_index
+from pipeline.records.expansion import ExpansionMap, read_expansion
 
 _FLOATS = ("F64", "F32", "F16", "BF16")
 _DEQUANTISE = (
@@ -27,7 +28,7 @@ class Source:
         directory: a `save_pretrained` directory.
         tensors: by their names on disk.
         config: its config.json.
-        expansion: the record of earlier rounds; see `Plan.record`.
+        expansion: what earlier rounds added.
         anatomy: its blocks, without weights.
         blocks: how its tensors name them.
     """
@@ -35,7 +36,7 @@ class Source:
     directory: Path
     tensors: Mapping[str, Stored]
     config: Mapping[str, Any]
-    expansion: Mapping[str, Any]
+    expansion: ExpansionMap
     anatomy: Architecture
     blocks: BlockNames
 

@@ -14,8 +14,8 @@ import torch
 from pipeline.models import load
 from pipeline.models.architecture.aliases import is_untied
 from pipeline.models.architecture.blocks import decoder_blocks
-from pipeline.models.directory import read_expansion
 from pipeline.models.save import check_savable, tensor_hashes
+from pipeline.records.expansion import read_expansion
 from pipeline.training.cost.count import count_cost
 from pipeline.training.cost.flops import cost_of
 from pipeline.training.cost.forecast import known_shape
@@ -119,7 +119,7 @@ def _prepare(
     attention = choose_attention(loaded, device.attention, accelerator.device)
     expansion = read_expansion(source)
     untied = is_untied(loaded)
-    model = strategy.apply(loaded, expansion["module_parameters"])
+    model = strategy.apply(loaded, expansion.module_parameters)
     check_savable(source, loaded, strategy.writes(model))
     if type(loaded.get_output_embeddings()) is not torch.nn.Linear:  # adapted: its weight alone is not what it computes
         head = None

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from pipeline.records.curves import METRICS, METRICS_FILE, StepRecord, ValidationRecord
 from pipeline.training.cost.throughput import Throughput
 from pipeline.training.journal import Journal
 from pipeline.training.kernels.loss import IGNORED
@@ -65,8 +66,8 @@ class _Run:
         self.validated_step: int | None = None
         self.compiling = set(runtime.compiling)
         self.checkpoints = runtime.directory / "checkpoints"
-        self.journal = Journal(runtime.directory, ("metrics", "samples"), accelerator.is_main_process)
-        self.trackers = Trackers(accelerator, runtime.directory / "metrics.jsonl", self.checkpoints)
+        self.journal = Journal(runtime.directory, (METRICS, "samples"), accelerator.is_main_process)
+        self.trackers = Trackers(accelerator, runtime.directory / METRICS_FILE, self.checkpoints)
         self.spikes = SpikeGuard(settings.spike_sigmas, settings.spike_window, settings.max_skipped_steps)
 
     def run(self) -> dict[str, Any]:
@@ -127,7 +128,7 @@ class _Run:
         votes = torch.tensor(decisions, dtype=torch.int32, device=self.accelerator.device)
         return [bool(v) for v in self.accelerator.reduce(votes, "sum")]
 
-    def _take_step(self, rows: list[Row]) -> dict[str, Any]:
+    def _take_step(self, rows: list[Row]) -> StepRecord:
         settings, accelerator = self.settings, self.accelerator
         lr = learning_rate(self.step, self.num_steps, settings.lr, settings.warmup_ratio, settings.min_lr_ratio)
         set_learning_rate(self.optimizer, lr)
@@ -147,17 +148,17 @@ class _Run:
         self.tokens += len(rows) * settings.seq_len
         self.samples += sum(len(row.get("spans", ())) for row in rows)
         self.throughput.add(rows)
-        return {
-            "step": self.step,
-            "tokens": self.tokens,
-            "samples": self.samples,
-            "labels": num_labels,
-            **({"loss": loss} if math.isfinite(loss) else {}),  # JSON has no nan
-            "lr": lr,
-            **({"grad_norm": grad_norm} if math.isfinite(grad_norm) else {}),
-            **({"skipped": skipped} if skipped else {}),
-            "tokens_per_s": round(self.throughput.tokens_per_s, 1),
-        }
+        return StepRecord(
+            step=self.step,
+            tokens=self.tokens,
+            samples=self.samples,
+            labels=num_labels,
+            loss=loss,
+            lr=lr,
+            grad_norm=grad_norm,
+            skipped=skipped,
+            tokens_per_s=round(self.throughput.tokens_per_s, 1),
+        )
 
     def _gradient(self, rows: Sequence[Row], num_labels: int) -> tuple[float, float]:
         """Have the clipped gradient of a global batch in the parameters; its loss per label and its norm unclipped."""
@@ -198,19 +199,19 @@ class _Run:
 
     def _validate(self) -> None:
         started = time.monotonic()
-        record: dict[str, Any] = {"step": self.step, "tokens": self.tokens}
+        by_source: dict[str, float] = {}
         total, count = 0.0, 0
         self.model.eval()
         for source, rows in self.validation.items():
             note = f"validating on {source}{self._compiling('validation')}"
             self.runtime.progress(step=self.step, total=self.num_steps, note=note)
             loss, labels = self._validation_loss(rows)
-            record[f"val/{source}"] = loss / max(1, labels)
+            by_source[source] = loss / max(1, labels)
             total, count = total + loss, count + labels
         self.model.train()
-        record["val_loss"] = total / max(1, count)
-        self.validations.append(record["val_loss"])
-        self.journal.write("metrics", record)
+        record = ValidationRecord(self.step, self.tokens, by_source, total / max(1, count))
+        self.validations.append(record.val_loss)
+        self.journal.write(METRICS, record.to_json())
         self.validated_step = self.step
         took = time.monotonic() - started
         self.throughput.exclude(took)
@@ -224,16 +225,16 @@ class _Run:
         total = self.accelerator.reduce(loss_sum, "sum").item()
         return total, sum(int((row["labels"] != IGNORED).sum()) for row in rows)
 
-    def _log(self, record: dict[str, Any]) -> None:
-        if "skipped" not in record:
-            self.losses.append(record["loss"])
-        self.journal.write("metrics", record)
+    def _log(self, record: StepRecord) -> None:
+        if record.skipped is None:
+            self.losses.append(record.loss)
+        self.journal.write(METRICS, record.to_json())
         skipped = self.spikes.num_skipped
         self.runtime.progress(
             step=self.step,
             total=self.num_steps,
-            loss=record.get("loss"),
-            tokens_per_s=record["tokens_per_s"],
+            loss=record.loss if math.isfinite(record.loss) else None,
+            tokens_per_s=record.tokens_per_s,
             eta_s=self.throughput.seconds_left(self.step),
             **({"note": f"{skipped} step{'s' if skipped > 1 else ''} skipped"} if skipped else {}),
         )

@@ -18,8 +18,8 @@ from matplotlib import pyplot
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from pipeline.records.items import Floats
 from pipeline.reporting.compare import Comparison, ModelResult
-from pipeline.reporting.statistics.intervals import Floats
 from pipeline.reporting.tables.labels import swept_number
 
 # Okabe and Ito 2008, "Color Universal Design", without its yellow, which is too light for lines on white.
@@ -170,7 +170,7 @@ def _stages(comparison: Comparison) -> dict[str, list[ModelResult]]:
     for line in comparison.lines:
         curve = line.row.curve
         if curve is not None and (curve.tokens.size or curve.val_tokens.size):
-            stages.setdefault(curve.stage, []).append(line)
+            stages.setdefault(line.row.stage, []).append(line)
     return dict(
         sorted(stages.items(), key=lambda item: list(STAGE_TITLES).index(item[0]) if item[0] in STAGE_TITLES else 9)
     )

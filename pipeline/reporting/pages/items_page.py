@@ -11,9 +11,9 @@ from typing import Any
 import jinja2
 import numpy as np
 
+from pipeline.records.items import ItemText, read_texts
 from pipeline.reporting.collect import Benchmark
 from pipeline.reporting.compare import Comparison, ModelResult
-from pipeline.reporting.items_file import ItemText, read_texts
 from pipeline.reporting.statistics.intervals import Items
 from pipeline.reporting.tables.wording import Unit
 

@@ -15,72 +15,16 @@ from __future__ import annotations
 
 import math
 import zlib
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from statistics import NormalDist
 
 import numpy as np
-from numpy.typing import NDArray
 
+from pipeline.records.items import Floats, Items
 from pipeline.reporting.statistics.differences import Difference, percentiles
-
-Floats = NDArray[np.float64]
 
 MAX_CATEGORIES = 256  # so many distinct items or fewer are drawn as category counts, which is far cheaper
 CHUNK = 2_000_000  # drawn indices held in memory at once
-ACCURACIES = ("acc", "acc_norm", "exact_match")
-"""Metrics that are shares whatever their items weigh: of a mean over subjects an item weighs less in a large one."""
-
-
-@dataclass(frozen=True)
-class Items:
-    """One model's answers to one benchmark.
-
-    Attributes:
-        metric: its name, such as `acc_norm` or `bits_per_byte`.
-        higher_is_better: the direction of the metric.
-        ids, hashes: (N,) names of the items and hashes of their content.
-        numerators, denominators: (N,) float64.
-        categories: (N,) the part of the benchmark that each item belongs to, or none at all.
-        parts: further ratios by name, (N,) numerators and denominators each.
-        also: further numbers over all items, by name, that are no ratios.
-    """
-
-    metric: str
-    higher_is_better: bool
-    ids: tuple[str, ...]
-    hashes: tuple[str, ...]
-    numerators: Floats = field(repr=False)
-    denominators: Floats = field(repr=False)
-    categories: tuple[str, ...] = field(default=(), repr=False)
-    parts: Mapping[str, tuple[Floats, Floats]] = field(default_factory=dict, repr=False)
-    also: Mapping[str, float] = field(default_factory=dict, repr=False)
-
-    def __post_init__(self) -> None:
-        if not self.ids:
-            raise ValueError(f"{self.metric}: found no items; a score needs at least one")
-        lengths = {len(self.ids), len(self.hashes), self.numerators.size, self.denominators.size}
-        if len(lengths) != 1:
-            raise ValueError(f"{self.metric}: ids, hashes, numerators and denominators have lengths {sorted(lengths)}")
-        if len(set(self.ids)) != len(self.ids):
-            twice = next(name for name in self.ids if self.ids.count(name) > 1)
-            raise ValueError(f"{self.metric}: the item id {twice!r} occurs more than once; ids must be unique")
-        if not (np.isfinite(self.numerators).all() and np.isfinite(self.denominators).all()):
-            raise ValueError(f"{self.metric}: an item's numerator or denominator is not a finite number")
-        if (self.denominators < 0).any() or self.denominators.sum() <= 0:
-            raise ValueError(f"{self.metric}: denominators must not be negative and must have a positive sum")
-
-    @property
-    def is_share(self) -> bool:
-        """Whether the score is a mean of values in [0, 1], such as an accuracy: shown in percent."""
-        alike = self.metric in ACCURACIES or bool((self.denominators == 1).all())
-        within = (self.numerators >= 0).all() and (self.numerators <= self.denominators).all()
-        return self.higher_is_better and alike and bool(within)
-
-    @property
-    def is_hit_or_miss(self) -> bool:
-        """Whether the score is a share of items that are each wholly right or wholly wrong."""
-        return self.is_share and bool(((self.numerators == 0) | (self.numerators == self.denominators)).all())
 
 
 @dataclass(frozen=True)

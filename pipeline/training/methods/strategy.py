@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 from pipeline.models.architecture.aliases import aliases
+from pipeline.records.expansion import ExpansionMap
 from pipeline.training.cost.flops import Trains
 
 if TYPE_CHECKING:  # a request is checked without
@@ -28,7 +29,7 @@ class Strategy(Protocol):
     def apply(self, model: Any, new_parameters: Sequence[str]) -> Any:
         """Set `requires_grad` on exactly what trains and return the model to train."""
 
-    def lr_scales(self, expansion: Mapping[str, Any]) -> dict[str, float]:
+    def lr_scales(self, expansion: ExpansionMap) -> dict[str, float]:
         """What the learning rate is multiplied by, for parameters for which that is not 1, by name."""
 
     def writes(self, model: Any) -> dict[str, torch.Tensor]:
@@ -70,11 +71,9 @@ class NewBlocks:
             parameter.requires_grad_(name in wanted)
         return model
 
-    def lr_scales(self, expansion: Mapping[str, Any]) -> dict[str, float]:
+    def lr_scales(self, expansion: ExpansionMap) -> dict[str, float]:
         """What the expansion recorded for each new block (ADEPT, arXiv 2510.10071); other methods recorded 1."""
-        by_position = {block["position"]: block.get("lr_scale", 1.0) for block in expansion["blocks"]}
-        scales = {name: by_position.get(_position(name), 1.0) for name in expansion["module_parameters"]}
-        return {name: scale for name, scale in scales.items() if scale != 1.0}
+        return expansion.lr_scales()
 
     def writes(self, model: nn.Module) -> dict[str, torch.Tensor]:
         """See `Strategy.writes`."""
@@ -99,7 +98,7 @@ class Full:
         """See `Strategy.apply`."""
         return model.requires_grad_(True)
 
-    def lr_scales(self, expansion: Mapping[str, Any]) -> dict[str, float]:
+    def lr_scales(self, expansion: ExpansionMap) -> dict[str, float]:
         """None; see the class."""
         return {}
 
@@ -150,7 +149,7 @@ class Lora:
         _refuse_shared(model)
         return adapted
 
-    def lr_scales(self, expansion: Mapping[str, Any]) -> dict[str, float]:
+    def lr_scales(self, expansion: ExpansionMap) -> dict[str, float]:
         """None: no parameter that trains is a new block's own."""
         return {}
 
@@ -176,11 +175,6 @@ def _refuse_shared(model: Any) -> None:
                 f"change both. Leave {module.rpartition('.')[2]} out of target_modules (all-linear does), or use "
                 "strategy full"
             )
-
-
-def _position(name: str) -> int | None:
-    """The block that a parameter is in: the first number of its name ("model.layers.4.mlp.experts.1.up_proj")."""
-    return next((int(part) for part in name.split(".") if part.isdigit()), None)
 
 
 def _trainable(model: nn.Module) -> dict[str, torch.Tensor]:
