@@ -11,10 +11,11 @@ from typing import Any
 import numpy as np
 import torch
 
-from pipeline.training.cost.throughput import Throughput
+from pipeline.training.cost.throughput import PADDING_SEGMENT, Throughput, padding_of
 from pipeline.training.journal import Journal
 from pipeline.training.kernels.loss import IGNORED
 from pipeline.training.methods.optim import learning_rate, set_learning_rate
+from pipeline.training.methods.penalty import Penalty
 from pipeline.training.parallel.checkpoint import load_checkpoint, save_checkpoint
 from pipeline.training.parallel.distributed import clip, unsynchronized, whole
 from pipeline.training.runtime import Row, RowStream, Runtime, StoppedError
@@ -33,17 +34,19 @@ def train(
     settings: Settings,
     num_steps: int,
     runtime: Runtime,
+    penalties: Mapping[str, Penalty],
 ) -> dict[str, Any]:
     """Take `num_steps` optimizer steps, resuming from the newest checkpoint in `runtime.directory`.
 
     The gradient of a step is the mean over all labelled tokens of its global batch, whatever the number of processes
-    and the micro batch. A step whose gradient is not finite, or that stands far out, is counted and not taken
-    (`SpikeGuard`).
+    and the micro batch; so is each penalty over what it counts there, times its weight. A step whose gradient is not
+    finite, or that stands far out, is counted and not taken (`SpikeGuard`).
 
     Args:
         loss_model, optimizer: a `PackedLoss` and its optimizer, as `distribute` gave them.
         trainable: the parameters in `optimizer`, by the names under which checkpoints keep them.
         validation: rows by source.
+        penalties: those of `loss_model`.
 
     Returns:
         Headline metrics: first and last validation loss, training loss, tokens, tokens per second.
@@ -52,15 +55,18 @@ def train(
         StoppedError: `should_stop` or the deadline said so.
         ValueError: too many steps were skipped, or a step has no label.
     """
-    run = _Run(accelerator, loss_model, optimizer, trainable, stream, validation, settings, num_steps, runtime)
-    return run.run()
+    return _Run(
+        accelerator, loss_model, optimizer, trainable, stream, validation, settings, num_steps, runtime, penalties
+    ).run()
 
 
 class _Run:
-    def __init__(self, accelerator, loss_model, optimizer, trainable, stream, validation, settings, num_steps, runtime):
+    def __init__(
+        self, accelerator, loss_model, optimizer, trainable, stream, validation, settings, num_steps, runtime, penalties
+    ):
         self.accelerator, self.model, self.optimizer, self.trainable = accelerator, loss_model, optimizer, trainable
         self.stream, self.validation, self.settings = stream, validation, settings
-        self.num_steps, self.runtime = num_steps, runtime
+        self.num_steps, self.runtime, self.penalties = num_steps, runtime, penalties
         self.step, self.tokens, self.samples, self.losses, self.validations = 0, 0, 0, [], []
         self.validated_step: int | None = None
         self.compiling = set(runtime.compiling)
@@ -138,7 +144,7 @@ class _Run:
             raise ValueError(
                 f"step {self.step} has no labelled token; check that the data's conversations have assistant turns"
             )
-        loss, grad_norm = self._gradient(rows, num_labels)
+        loss, penalties, grad_norm = self._gradient(rows, num_labels)
         skipped = self.spikes.reason(self.step + 1, loss, grad_norm)
         if skipped is None:
             self.optimizer.step()
@@ -153,27 +159,47 @@ class _Run:
             "samples": self.samples,
             "labels": num_labels,
             **({"loss": loss} if math.isfinite(loss) else {}),  # JSON has no nan
+            **{f"penalty/{name}": value for name, value in penalties.items() if math.isfinite(value)},
             "lr": lr,
             **({"grad_norm": grad_norm} if math.isfinite(grad_norm) else {}),
             **({"skipped": skipped} if skipped else {}),
             "tokens_per_s": round(self.throughput.tokens_per_s, 1),
         }
 
-    def _gradient(self, rows: Sequence[Row], num_labels: int) -> tuple[float, float]:
-        """Have the clipped gradient of a global batch in the parameters; its loss per label and its norm unclipped."""
+    def _gradient(self, rows: Sequence[Row], num_labels: int) -> tuple[float, dict[str, float], float]:
+        """Have the clipped gradient of a global batch in the parameters.
+
+        Returns:
+            Its loss per label, each penalty per thing counted (without those that count nothing here) and the norm of
+            the gradient unclipped.
+        """
         accelerator = self.accelerator
-        loss_sum = torch.zeros((), device=accelerator.device)
+        counts = [sum(p.count(row["labels"], padding_of(row)) for row in rows) for p in self.penalties.values()]
+        sums = torch.zeros(1 + len(counts), device=accelerator.device)
         micro_batches = list(self._shares(rows))
         for index, micro in enumerate(micro_batches):
             with unsynchronized(self.model) if index < len(micro_batches) - 1 else nullcontext():
-                loss = self._loss(micro)
-                # The processes' gradients are averaged, the labels are counted over all of them.
-                accelerator.backward(loss * accelerator.num_processes / num_labels)
-            loss_sum += loss.detach()
+                terms = self._loss(micro).reshape(-1)
+                accelerator.backward(self._objective(terms, num_labels, counts))
+            sums += terms.detach()
         norm = clip(accelerator, self.optimizer, self.trainable, self.settings.max_grad_norm)
-        # Summed over the processes, so that all of them decide about the step by the same two numbers.
-        sums = accelerator.reduce(torch.stack([loss_sum, whole(norm).to(loss_sum)]), "sum").tolist()
-        return sums[0] / num_labels, sums[1] / accelerator.num_processes
+        # Summed over the processes, so that all of them decide about the step by the same numbers.
+        loss, *totals, norm = accelerator.reduce(torch.cat([sums, whole(norm).to(sums).reshape(1)]), "sum").tolist()
+        named = zip(self.penalties, totals, counts, strict=True)
+        means = {name: total / count for name, total, count in named if count}
+        return loss / num_labels, means, norm / accelerator.num_processes
+
+    def _objective(self, terms: torch.Tensor, num_labels: int, counts: Sequence[int]) -> torch.Tensor:
+        """A micro batch's part of what is minimised: its loss, then its penalties, each summed, as `terms` holds them.
+
+        The processes' gradients are averaged, labels and what penalties count are counted over all of them.
+        """
+        number = self.accelerator.num_processes
+        objective = terms[0] * number / num_labels
+        for penalty, term, count in zip(self.penalties.values(), terms[1:], counts, strict=True):
+            if penalty.weight and count:
+                objective = objective + term * (penalty.weight * number / count)
+        return objective
 
     def _shares(self, rows: Sequence[Row]) -> Iterator[Sequence[Row]]:
         """This process's part of the rows in micro batches, as many for every process.
@@ -184,15 +210,16 @@ class _Run:
         index, number = self.accelerator.process_index, self.accelerator.num_processes
         mine = list(rows[index::number])
         if len(mine) < -(-len(rows) // number):
-            mine.append({**rows[0], "labels": np.full_like(rows[0]["labels"], IGNORED)})
+            ignored, padding = (np.full_like(rows[0]["labels"], value) for value in (IGNORED, PADDING_SEGMENT))
+            mine.append({**rows[0], "labels": ignored, "segment_ids": padding})
         for start in range(0, len(mine), self.runtime.micro_batch):
             yield mine[start : start + self.runtime.micro_batch]
 
     def _loss(self, rows: Sequence[Row]) -> torch.Tensor:
-        batch = {
-            key: torch.from_numpy(np.stack([row[key] for row in rows])).to(self.accelerator.device)
-            for key in ("input_ids", "labels", "position_ids")
-        }
+        columns = {key: [row[key] for row in rows] for key in ("input_ids", "labels", "position_ids")}
+        if self.penalties:
+            columns["padding"] = [padding_of(row) for row in rows]
+        batch = {key: torch.from_numpy(np.stack(c)).to(self.accelerator.device) for key, c in columns.items()}
         with torch.autocast(self.accelerator.device.type, torch.bfloat16, enabled=self.settings.precision == "bf16"):
             return self.model(**batch)
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from pipeline.data.packing.schedule import check_shares
+from pipeline.training.methods.penalty import check_penalties
 from pipeline.training.methods.strategy import Strategy
 from pipeline.training.settings import Settings
 
@@ -51,7 +52,7 @@ def check_request(
     check_shares(params["shares"], params.get("replay"), sources)
     if strategy.needs_new_parameters and fact("expanded") is False:
         raise ValueError(
-            f"{section}.strategy=new_blocks trains what the expansion added, but its model was not expanded "
+            f"{section}.strategy trains what the expansion added, but its model was not expanded "
             f"(expand=none adds nothing); use expand=block, or strategy@{section}.strategy=full (or lora)"
         )
 
@@ -72,7 +73,11 @@ def forecast_lines(
         data: the prepared data's directory, if it is there.
         mixing: keys of `params` that say how the data are packed and mixed.
         earlier: gives manifests of earlier training, whose rates are this machine's.
+
+    Raises:
+        ValueError: a penalty that is none, or that this launch cannot carry out.
     """
+    check_penalties(strategy.penalties, launch.get("sharding", "none"))
     from pipeline.data.prepared import rows_ahead
     from pipeline.training.cost.forecast import tell
 

@@ -1,84 +1,21 @@
-"""The language-model loss over packed rows, without the whole [tokens, vocabulary] matrix in memory.
+"""The language-model loss over packed rows, and what a strategy adds to it.
 
-Shapes: B rows, T tokens of a row, N labelled tokens of a batch, D model, V vocabulary.
+Shapes: B rows, T tokens of a row, X all places of a batch in order, N labelled tokens of a batch.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from functools import cache
 from typing import Any
 
 import torch
 from torch import nn
 
+from pipeline.training.kernels.chunked import States, chunked_cross_entropy
 from pipeline.training.kernels.document_separation import IGNORED, documents_apart
-from pipeline.training.kernels.head import PLAIN, Head, decoder_of
-
-
-class _ChunkedCrossEntropy(torch.autograd.Function):
-    """Summed cross entropy of what a head makes of `hidden_ND`, in chunks whose gradient is formed in the forward pass.
-
-    Forming dlogits at once (p - onehot) costs no recomputation and keeps one chunk of logits alive; a frozen head gets
-    no weight gradient at all.
-    """
-
-    @staticmethod
-    def forward(ctx: Any, hidden_ND, weight_VD, bias_V, labels_N, chunk, head):
-        needs_hidden, needs_weight, needs_bias = (ctx.needs_input_grad[i] for i in range(3))
-        wide = torch.promote_types(hidden_ND.dtype, torch.float32)
-        grad_hidden = torch.empty_like(hidden_ND) if needs_hidden else None
-        grad_weight = torch.zeros_like(weight_VD, dtype=wide) if needs_weight else None
-        grad_bias = torch.zeros_like(bias_V, dtype=wide) if needs_bias and bias_V is not None else None
-        weight = weight_VD.to(hidden_ND.dtype)
-        total = hidden_ND.new_zeros((), dtype=wide)
-        for start in range(0, hidden_ND.shape[0], chunk):
-            part = slice(start, start + chunk)
-            logits = (hidden_ND[part] @ weight.T).to(wide)
-            if bias_V is not None:
-                logits += bias_V.to(wide)
-            logits = head.finish_(logits)
-            rows = torch.arange(logits.shape[0], device=logits.device)
-            normalizer = logits.logsumexp(-1, keepdim=True)
-            total += (normalizer.squeeze(-1) - logits[rows, labels_N[part]]).sum()
-            if not (needs_hidden or needs_weight):
-                continue
-            slope = head.slope(logits)
-            dlogits = logits.sub_(normalizer).exp_()
-            dlogits[rows, labels_N[part]] -= 1
-            if slope is not None:
-                dlogits *= slope
-            if grad_bias is not None:
-                grad_bias += dlogits.sum(0)
-            dlogits = dlogits.to(hidden_ND.dtype)
-            if grad_hidden is not None:
-                torch.mm(dlogits, weight, out=grad_hidden[part])
-            if grad_weight is not None:
-                grad_weight += dlogits.T @ hidden_ND[part]
-        ctx.save_for_backward(grad_hidden, grad_weight, grad_bias)
-        ctx.dtypes = (weight_VD.dtype, bias_V.dtype if bias_V is not None else None)
-        return total
-
-    @staticmethod
-    def backward(ctx: Any, grad_total):
-        grad_hidden, grad_weight, grad_bias = ctx.saved_tensors
-        if grad_hidden is not None:
-            grad_hidden = grad_hidden * grad_total.to(grad_hidden.dtype)
-        if grad_weight is not None:
-            grad_weight = (grad_weight * grad_total).to(ctx.dtypes[0])
-        if grad_bias is not None:
-            grad_bias = (grad_bias * grad_total).to(ctx.dtypes[1])
-        return grad_hidden, grad_weight, grad_bias, None, None, None
-
-
-def chunked_cross_entropy(
-    hidden_ND: torch.Tensor,
-    weight_VD: torch.Tensor,
-    bias_V: torch.Tensor | None,
-    labels_N: torch.Tensor,
-    chunk: int = 512,
-    head: Head = PLAIN,
-) -> torch.Tensor:
-    """Sum over tokens of the cross entropy in nats, in fp32 or wider, for labels without ignored entries."""
-    return _ChunkedCrossEntropy.apply(hidden_ND, weight_VD, bias_V, labels_N, chunk, head)
+from pipeline.training.kernels.head import Head, decoder_of
+from pipeline.training.methods.penalty import MicroBatch, Penalty
 
 
 class PackedLoss(nn.Module):
@@ -94,11 +31,21 @@ class PackedLoss(nn.Module):
         chunk: labelled tokens whose logits are in memory at once.
         one_row: give the model all rows as one: transformers' flash attention sees restarts in a batch of one row only,
             and in a larger one lets every document see those before it.
-        apart: give the model one document a row, for one that mixes those of a row (`mixes_documents`).
+        apart: give the model one document a row, for one that mixes those of a row (`mixes_documents`); without
+            penalties.
+        penalties: by name, added to the loss in training mode.
+        base: the model that they compare with, if one needs it.
     """
 
     def __init__(
-        self, model: Any, head: Head | None, chunk: int = 512, one_row: bool = False, apart: bool = False
+        self,
+        model: Any,
+        head: Head | None,
+        chunk: int = 512,
+        one_row: bool = False,
+        apart: bool = False,
+        penalties: Mapping[str, Penalty] | None = None,
+        base: Any = None,
     ) -> None:
         super().__init__()
         self.model = model
@@ -107,34 +54,63 @@ class PackedLoss(nn.Module):
         self.apart = apart
         causal = model.get_base_model() if hasattr(model, "get_base_model") else model
         self._causal = [causal]  # in a list: a second registration would double the parameters' names
+        self._base = [base]  # likewise: it is neither trained nor sharded, and its gradient is not exchanged
+        self._penalties = dict(penalties or {})
         self._head = head
 
-    def forward(self, input_ids: torch.Tensor, labels: torch.Tensor, position_ids: torch.Tensor) -> torch.Tensor:
-        """Summed loss in nats over the labelled tokens.
+    def forward(
+        self,
+        input_ids: torch.Tensor,
+        labels: torch.Tensor,
+        position_ids: torch.Tensor,
+        padding: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        """Summed loss in nats over the labelled tokens; with penalties in training mode, a vector of it and their sums.
 
         Args:
             input_ids: [B, T].
             labels: [B, T], already shifted: the token to be predicted at each place, or -100.
             position_ids: [B, T], restarting at 0 at every document.
+            padding: bool[B, T], places that hold no token; None: there are none.
         """
         if self.apart:
             parts = documents_apart(input_ids, labels, position_ids)
             # Positions from 0 up in every row are what a model takes if it is given none.
-            return torch.stack([self._summed(part_labels, input_ids=ids) for ids, part_labels in parts]).sum()
+            losses = [self._loss(self._states(self._causal[0], input_ids=ids), label) for ids, label in parts]
+            return torch.stack(losses).sum()
         if self.one_row:
             input_ids, position_ids = input_ids.reshape(1, -1), position_ids.reshape(1, -1)
-        return self._summed(labels, input_ids=input_ids, position_ids=position_ids)
+        inputs = {"input_ids": input_ids, "position_ids": position_ids}
+        states = self._states(self._causal[0], **inputs)
+        loss = self._loss(states, labels)
+        if not (self.training and self._penalties):
+            return loss
+        padding_X = torch.zeros_like(labels, dtype=torch.bool) if padding is None else padding
+        base_states = cache(torch.no_grad()(lambda: self._states(self._base[0], **inputs)))
+        batch = MicroBatch(
+            self._causal[0], self._base[0], states, base_states, labels.reshape(-1), padding_X.reshape(-1), self.chunk
+        )
+        return torch.stack([loss, *(self._total(penalty, batch) for penalty in self._penalties.values())])
 
-    def _summed(self, labels: torch.Tensor, **inputs: Any) -> torch.Tensor:
-        causal, inputs = self._causal[0], {**inputs, "use_cache": False}
-        kept = labels.reshape(-1) != IGNORED
-        labels_N = labels.reshape(-1)[kept]
+    def _states(self, causal: Any, **inputs: Any) -> States:
+        """Of all places."""
+        inputs["use_cache"] = False
         if self._head is None:
-            logits = causal(**inputs).logits
-            return nn.functional.cross_entropy(logits.flatten(0, 1)[kept].float(), labels_N, reduction="sum")
+            return States(causal(**inputs).logits.flatten(0, 1), None, None)
         hidden = decoder_of(causal)(**inputs)[0]
         last = causal.get_output_embeddings()
+        return States(hidden.flatten(0, 1), last.weight, last.bias, self._head)
+
+    def _loss(self, states: States, labels: torch.Tensor) -> torch.Tensor:
+        kept = labels.reshape(-1) != IGNORED
+        labels_N, states = labels.reshape(-1)[kept], states.at(kept)
         # Positions without a label never reach the vocabulary: most of a chat's tokens.
-        return chunked_cross_entropy(
-            hidden.flatten(0, 1)[kept], last.weight, last.bias, labels_N, self.chunk, self._head
-        )
+        if self._head is None:
+            return nn.functional.cross_entropy(states.hidden_ND.float(), labels_N, reduction="sum")
+        return chunked_cross_entropy(states, labels_N, self.chunk)
+
+    @staticmethod
+    def _total(penalty: Penalty, batch: MicroBatch) -> torch.Tensor:
+        """Without a gradient where the weight is 0: it is then measured, and no bit of the training differs."""
+        with torch.set_grad_enabled(penalty.weight != 0 and torch.is_grad_enabled()):
+            return penalty.total(batch)

@@ -5,8 +5,9 @@ import torch
 from torch.nn import functional
 
 from pipeline.models import load
+from pipeline.training.kernels.chunked import States, chunked_cross_entropy, chunked_kl
 from pipeline.training.kernels.head import PLAIN, Head, head_of
-from pipeline.training.kernels.loss import PackedLoss, chunked_cross_entropy
+from pipeline.training.kernels.loss import PackedLoss
 
 
 @pytest.mark.parametrize("chunk", [1, 7, 64, 1000])
@@ -20,7 +21,7 @@ def test_chunked_loss_and_gradients_equal_the_plain_ones(chunk, bias):
     leaves = [hidden, weight] + ([offset] if bias else [])
     expected = functional.cross_entropy(functional.linear(hidden, weight, offset), labels, reduction="sum")
     wanted = torch.autograd.grad(expected * 0.5, leaves)
-    found = chunked_cross_entropy(hidden, weight, offset, labels, chunk)
+    found = chunked_cross_entropy(States(hidden, weight, offset), labels, chunk)
     got = torch.autograd.grad(found * 0.5, leaves)
     torch.testing.assert_close(found, expected, rtol=1e-12, atol=0)
     for a, b in zip(got, wanted, strict=True):
@@ -30,7 +31,7 @@ def test_chunked_loss_and_gradients_equal_the_plain_ones(chunk, bias):
 def test_a_frozen_head_gets_no_gradient():
     hidden = torch.randn(5, 4, requires_grad=True)
     weight = torch.randn(9, 4)
-    chunked_cross_entropy(hidden, weight, None, torch.randint(0, 9, (5,))).backward()
+    chunked_cross_entropy(States(hidden, weight, None), torch.randint(0, 9, (5,))).backward()
     assert hidden.grad is not None and weight.grad is None
 
 
