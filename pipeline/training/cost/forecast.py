@@ -71,16 +71,17 @@ def forecast(
     settings, trains = Settings.of(params), strategy.footprint()
     if trains is None or not trains.fits(shape):
         return None
+    memory = memory_of(
+        shape, trains, settings.seq_len, settings.precision, Knobs.of(launch), settings.frozen_dtype,
+        needs_base(strategy.penalties),
+    )  # fmt: skip
     in_epochs = settings.num_epochs is not None
     steps = None if in_epochs and rows_of is None else settings.total_steps(rows_of or (lambda _: 0))
     return Forecast(
         num_parameters=shape.num_parameters + trains.num_added(shape),
         num_trainable=trains.num_trainable(shape),
         cost=with_penalties(cost_of(shape, trains), strategy.penalties),
-        memory=memory_of(
-            shape, trains, settings.seq_len, settings.precision, Knobs.of(launch), settings.frozen_dtype,
-            needs_base(strategy.penalties),
-        ),  # fmt: skip
+        memory=memory,
         seq_len=settings.seq_len,
         batch_size=settings.batch_size,
         num_steps=steps,

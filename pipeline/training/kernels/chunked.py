@@ -22,28 +22,28 @@ class States:
     """What a model computed for N tokens, and how logits follow from it.
 
     Attributes:
-        hidden_ND: the last hidden states; the logits themselves, [N, V], where `weight_VD` is None.
-        weight_VD, bias_V: the last matrix.
+        hidden: [N, D], the last hidden states; the logits themselves, [N, V], where `weight` is None.
+        weight, bias: [V, D] and [V], the last matrix.
         head: what follows its product.
     """
 
-    hidden_ND: torch.Tensor
-    weight_VD: torch.Tensor | None
-    bias_V: torch.Tensor | None
+    hidden: torch.Tensor
+    weight: torch.Tensor | None
+    bias: torch.Tensor | None
     head: Head = PLAIN
 
     def at(self, kept_N: torch.Tensor) -> States:
         """Those of some of the tokens."""
-        return replace(self, hidden_ND=self.hidden_ND[kept_N])
+        return replace(self, hidden=self.hidden[kept_N])
 
     def logits(self, part: slice = slice(None)) -> torch.Tensor:
         """Of some tokens, in fp32 or wider, in memory of their own."""
-        hidden_ND, wide = self.hidden_ND[part], torch.promote_types(self.hidden_ND.dtype, torch.float32)
-        if self.weight_VD is None:
-            return hidden_ND.to(wide, copy=True)
-        logits = (hidden_ND @ self.weight_VD.to(hidden_ND.dtype).T).to(wide)
-        if self.bias_V is not None:
-            logits += self.bias_V.to(wide)
+        hidden, wide = self.hidden[part], torch.promote_types(self.hidden.dtype, torch.float32)
+        if self.weight is None:
+            return hidden.to(wide, copy=True)
+        logits = (hidden @ self.weight.to(hidden.dtype).T).to(wide)
+        if self.bias is not None:
+            logits += self.bias.to(wide)
         return self.head.finish_(logits)
 
 
@@ -134,7 +134,7 @@ def chunked_kl(states: States, base: States, temperature: float, chunk: int = 51
 
 
 def _summed(states: States, term: Term, chunk: int) -> torch.Tensor:
-    return _Chunked.apply(states.hidden_ND, states.weight_VD, states.bias_V, term, chunk, states.head)
+    return _Chunked.apply(states.hidden, states.weight, states.bias, term, chunk, states.head)
 
 
 def _log_softmax_(logits: torch.Tensor) -> torch.Tensor:

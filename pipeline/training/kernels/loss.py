@@ -85,10 +85,10 @@ class PackedLoss(nn.Module):
         loss = self._loss(states, labels)
         if not (self.training and self._penalties):
             return loss
-        padding_X = torch.zeros_like(labels, dtype=torch.bool) if padding is None else padding
+        padding = torch.zeros_like(labels, dtype=torch.bool) if padding is None else padding
         base_states = cache(torch.no_grad()(lambda: self._states(self._base[0], **inputs)))
         batch = MicroBatch(
-            self._causal[0], self._base[0], states, base_states, labels.reshape(-1), padding_X.reshape(-1), self.chunk
+            self._causal[0], self._base[0], states, base_states, labels.reshape(-1), padding.reshape(-1), self.chunk
         )
         return torch.stack([loss, *(self._total(penalty, batch) for penalty in self._penalties.values())])
 
@@ -106,7 +106,7 @@ class PackedLoss(nn.Module):
         labels_N, states = labels.reshape(-1)[kept], states.at(kept)
         # Positions without a label never reach the vocabulary: most of a chat's tokens.
         if self._head is None:
-            return nn.functional.cross_entropy(states.hidden_ND.float(), labels_N, reduction="sum")
+            return nn.functional.cross_entropy(states.hidden.float(), labels_N, reduction="sum")
         return chunked_cross_entropy(states, labels_N, self.chunk)
 
     @staticmethod

@@ -41,6 +41,8 @@ class KlToBase:
             raise ValueError(f"weight={self.weight} of kl_to_base must be at least 0; 0 measures without training")
         if not 0 < self.temperature < math.inf:
             raise ValueError(f"temperature={self.temperature} of kl_to_base must be more than 0")
+        if self.tokens not in _PLACES:
+            raise ValueError(f"tokens={self.tokens!r} of kl_to_base is not known; use all, labels or prompt")
 
     def count(self, labels: np.ndarray, padding: np.ndarray) -> int:
         """See `Penalty.count`."""
@@ -50,7 +52,7 @@ class KlToBase:
         """See `Penalty.total`."""
         from pipeline.training.kernels.chunked import chunked_kl
 
-        counted = self._counted(batch.labels_X, batch.padding_X)
+        counted = self._counted(batch.labels, batch.padding)
         return chunked_kl(batch.states.at(counted), batch.base_states().at(counted), self.temperature, batch.chunk)
 
     def adds(self, cost: Cost) -> Cost:

@@ -26,8 +26,8 @@ class MicroBatch:
         base: a frozen copy of it as it was before the first step; None if no penalty needs one.
         states: of the model, at all places.
         base_states: gives those of the base, which computes when it is first asked.
-        labels_X: the token to be predicted at each place, or -100.
-        padding_X: bool, places that hold no token.
+        labels: int[X], the token to be predicted at each place, or -100.
+        padding: bool[X], places that hold no token.
         chunk: tokens whose logits may be in memory at once.
     """
 
@@ -35,8 +35,8 @@ class MicroBatch:
     base: Any
     states: States
     base_states: Callable[[], States]
-    labels_X: torch.Tensor
-    padding_X: torch.Tensor
+    labels: torch.Tensor
+    padding: torch.Tensor
     chunk: int
 
 
