@@ -86,11 +86,16 @@ class PackedLoss(nn.Module):
         if not (self.training and self._penalties):
             return loss
         padding = torch.zeros_like(labels, dtype=torch.bool) if padding is None else padding
-        base_states = cache(torch.no_grad()(lambda: self._states(self._base[0], **inputs)))
         batch = MicroBatch(
-            self._causal[0], self._base[0], states, base_states, labels.reshape(-1), padding.reshape(-1), self.chunk
+            model=self._causal[0],
+            base=self._base[0],
+            states=states,
+            base_states=cache(torch.no_grad()(lambda: self._states(self._base[0], **inputs))),
+            labels=labels.reshape(-1),
+            padding=padding.reshape(-1),
+            chunk=self.chunk,
         )
-        return torch.stack([loss, *(self._total(penalty, batch) for penalty in self._penalties.values())])
+        return torch.stack([loss, *(_total(penalty, batch) for penalty in self._penalties.values())])
 
     def _states(self, causal: Any, **inputs: Any) -> States:
         """Of all places."""
@@ -109,8 +114,8 @@ class PackedLoss(nn.Module):
             return nn.functional.cross_entropy(states.hidden.float(), labels_N, reduction="sum")
         return chunked_cross_entropy(states, labels_N, self.chunk)
 
-    @staticmethod
-    def _total(penalty: Penalty, batch: MicroBatch) -> torch.Tensor:
-        """Without a gradient where the weight is 0: it is then measured, and no bit of the training differs."""
-        with torch.set_grad_enabled(penalty.weight != 0 and torch.is_grad_enabled()):
-            return penalty.total(batch)
+
+def _total(penalty: Penalty, batch: MicroBatch) -> torch.Tensor:
+    """Without a gradient where the weight is 0: it is then measured, and no bit of the training differs."""
+    with torch.set_grad_enabled(penalty.weight != 0 and torch.is_grad_enabled()):
+        return penalty.total(batch)

@@ -22,7 +22,7 @@ class MicroBatch:
     """What a penalty may read of a forward pass; X are the places of all its rows, in order.
 
     Attributes:
-        model: the causal language model that trains, adapters in place.
+        model: the causal language model that trains, adapters in place; with fsdp2 its parameters are DTensors.
         base: a frozen copy of it as it was before the first step; None if no penalty needs one.
         states: of the model, at all places.
         base_states: gives those of the base, which computes when it is first asked.
