@@ -24,7 +24,8 @@ class StepRecord:
         step: from 1.
         tokens, samples: trained so far.
         labels: tokens of this step that have one.
-        loss: nats per label.
+        loss: nats per label, without penalties.
+        penalties: the mean of each over what it counts in this step, by name.
         lr: the base learning rate.
         grad_norm: before clipping.
         skipped: why the step was not taken, if it was not.
@@ -36,6 +37,7 @@ class StepRecord:
     samples: int
     labels: int
     loss: float
+    penalties: Mapping[str, float]
     lr: float
     grad_norm: float
     skipped: str | None
@@ -44,6 +46,7 @@ class StepRecord:
     def to_json(self) -> dict[str, Any]:
         """Plain data, without what is None or not finite: JSON has no nan."""
         known = {name: value for name, value in vars(self).items() if value is not None}
+        known |= {f"penalty/{name}": value for name, value in known.pop("penalties").items()}
         return {name: value for name, value in known.items() if isinstance(value, str) or math.isfinite(value)}
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from pipeline.data.packing.schedule import check_shares
+from pipeline.training.methods.penalty import check_penalties
 from pipeline.training.methods.strategy import Strategy
 from pipeline.training.settings import Settings
 
@@ -67,9 +68,10 @@ def forecast_training(
     check_shares(params["shares"], params.get("replay"), request.fact("sources", "data"))
     if strategy.needs_new_parameters and facts["expanded"] is False:
         raise ValueError(
-            f"{section}.strategy=new_blocks trains what the expansion added, but its model was not expanded "
+            f"{section}.strategy trains what the expansion added, but its model was not expanded "
             f"(expand=none adds nothing); use expand=block, or strategy@{section}.strategy=full (or lora)"
         )
+    check_penalties(strategy.penalties, request.launch.get("sharding", "none"))
     ahead = rows_ahead(request.inputs["data"].directory, params, mixing)
     return facts, tell(facts["shape"], strategy, params, request.launch, ahead, request.earlier)
 

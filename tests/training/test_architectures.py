@@ -10,7 +10,7 @@ from pipeline.models import load
 from pipeline.records.expansion import read_expansion
 from pipeline.training.kernels.document_separation import documents_apart, mixes_documents
 from pipeline.training.kernels.head import head_of
-from pipeline.training.kernels.loss import PackedLoss
+from pipeline.training.packed_loss import PackedLoss
 from tests.expansion.architectures import EXACT
 from tests.expansion.test_architectures import saved
 from tests.training.kernels.test_attention import packed, shifted

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 from pipeline.models.architecture.aliases import aliases
 from pipeline.records.expansion import ExpansionMap
 from pipeline.training.cost.flops import Trains
+from pipeline.training.methods.penalty import Penalty
 
 if TYPE_CHECKING:  # a request is checked without
     import torch
@@ -22,6 +23,10 @@ class Strategy(Protocol):
 
     needs_new_parameters: ClassVar[bool]
     """Whether it can train only a model that was expanded."""
+
+    @property
+    def penalties(self) -> Mapping[str, Penalty]:
+        """Terms that it adds to the loss, by name."""
 
     def footprint(self) -> Trains | None:
         """What it trains, for estimates of memory and FLOPs; None: not known beforehand."""
@@ -43,6 +48,7 @@ class Strategy(Protocol):
 class NewBlocks:
     """Train exactly the parameters that the expansion created (LLaMA Pro, section 3.2), by their recorded names."""
 
+    penalties: Mapping[str, Penalty] = field(default_factory=dict)
     needs_new_parameters: ClassVar[bool] = True
 
     def footprint(self) -> Trains:
@@ -88,6 +94,7 @@ class NewBlocks:
 class Full:
     """Train every parameter, all at one learning rate: the scales of new blocks are for training them alone."""
 
+    penalties: Mapping[str, Penalty] = field(default_factory=dict)
     needs_new_parameters: ClassVar[bool] = False
 
     def footprint(self) -> Trains:
@@ -122,6 +129,7 @@ class Lora:
     alpha: float
     dropout: float
     target_modules: str | list[str]
+    penalties: Mapping[str, Penalty] = field(default_factory=dict)
     needs_new_parameters: ClassVar[bool] = False
 
     def footprint(self) -> Trains | None:
