@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.engine.errors import EXIT_INTERRUPTED, ConfigError, PipelineError
+from pipeline.records.expansion import AttachedPack, read_expansion
 
 BAD_REQUEST = 2
 
@@ -194,15 +195,15 @@ def _attach(options: argparse.Namespace) -> None:
     plan = attach(_model(options.base), options.packs, options.to, gains, save, memory=_memory())
     num_new = sum(slot.new for slot in plan.stack)
     print(f"{options.to}: {len(plan.stack)} blocks, {len(plan.stack) - num_new} of the base and {num_new} of packs")
-    for entry in plan.notes["packs"]:
-        print(f"  {entry['name']}: {_attached(entry)}")
+    for pack in plan.packs:
+        print(f"  {_attached(pack)}")
 
 
 def _detach(options: argparse.Namespace) -> None:
     from pipeline.expansion.pack.attach import detach
 
     record = detach(_model(options.model), options.names or None, options.to, memory=_memory())
-    left = [f"{entry['name']}: {_attached(entry)}" for entry in record.get("packs", [])]
+    left = [_attached(pack) for pack in record.packs]
     print("\n  ".join([f"{options.to}: {'with' if left else 'the base'}", *left]))
 
 
@@ -222,22 +223,20 @@ def _show(options: argparse.Namespace) -> None:
         facts = inspect(options.path)
         print(json.dumps(facts, indent=2) if options.json else _described(facts))
         return
-    from pipeline.expansion.pack.attach import attached_packs
-
     directory = _model(options.path)
-    entries = attached_packs(directory)
+    packs = read_expansion(directory).packs
     if options.json:
-        print(json.dumps(entries, indent=2))
-    elif entries:
-        print("\n".join([f"{directory} has", *(f"  {entry['name']}: {_attached(entry)}" for entry in entries)]))
+        print(json.dumps([pack.to_json() for pack in packs], indent=2))
+    elif packs:
+        print("\n".join([f"{directory} has", *(f"  {_attached(pack)}" for pack in packs)]))
     else:
         print(f"{directory} has no packs")
 
 
-def _attached(entry: Mapping[str, Any]) -> str:
-    where = ", ".join(map(str, entry["positions"]))
-    own = "".join(f", of its block {index} {gain:g}" for index, gain in entry.get("block_gains", {}).items())
-    return f"gain {entry['gain']:g}{own}, now block{'s' * (len(entry['positions']) > 1)} {where}"
+def _attached(pack: AttachedPack) -> str:
+    where = ", ".join(map(str, pack.positions))
+    own = "".join(f", of its block {index} {gain:g}" for index, gain in pack.block_gains.items())
+    return f"{pack.name}: gain {pack.gain:g}{own}, now block{'s' * (len(pack.positions) > 1)} {where}"
 
 
 def _described(facts: Mapping[str, Any]) -> str:

@@ -118,8 +118,8 @@ def _where_it_lies(context: worker.Context, directory: Path, own: Path) -> Path:
     A config that ties what the weights hold apart is put right, in a model that refers to the same weights.
     """
     from pipeline.models.architecture.aliases import stored_apart
+    from pipeline.models.bin import convert_bin
     from pipeline.models.directory import write_untied
-    from pipeline.models.files.bin import convert_bin
     from pipeline.models.files.safetensors_io import (
         INDEX_FILE,
         SINGLE_FILE,

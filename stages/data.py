@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import os
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,6 +13,7 @@ from typing import Any
 from pipeline.data.sources.hub import Repository, is_commit
 from pipeline.engine.process import worker
 from pipeline.engine.run.forecast import Forecast, Request
+from pipeline.engine.sources.kinds import sources
 from pipeline.engine.stage import Stage
 from pipeline.typed import checked
 
@@ -37,7 +38,7 @@ STAGE = Stage(
 def forecast(request: Request) -> Forecast:
     """Refuse sources, weights or a held-out part that make no sense; tell the names of the sources. Reads no data."""
     _build(request.params)
-    for source in _hub_sources(request.params):
+    for _, source in sources(request.params, "hub"):
         if not is_commit(source["revision"]):
             warnings.warn(
                 f"dataset {source['repo']} at revision {source['revision']!r}, which may move: the identity of this "
@@ -58,7 +59,7 @@ def facts(directory: Path) -> Mapping[str, Any]:
 
 def check_network(params: dict[str, Any]) -> None:
     """Raise ValueError for a dataset of the hub that this machine cannot have; it says what to download."""
-    for source in _hub_sources(params):
+    for _, source in sources(params, "hub"):
         Repository(source["repo"], source["revision"]).reach()
 
 
@@ -88,18 +89,10 @@ def _encoding(launch: dict[str, Any]) -> Any:
     return Encoding(launch["threads"] or cores, launch["word_cache"], directory)
 
 
-def _hub_sources(node: Any) -> Iterator[dict[str, Any]]:
-    if isinstance(node, dict):
-        if node.get("kind") == "hub":
-            yield node
-        for value in node.values():
-            yield from _hub_sources(value)
-
-
 def _pinned(params: dict[str, Any]) -> tuple[dict[str, Any], dict[str, str]]:
     """The params with the commit that every moving revision stands for now, and these commits by repository."""
     params, commits = copy.deepcopy(params), {}
-    for source in _hub_sources(params):
+    for _, source in sources(params, "hub"):
         if not is_commit(source["revision"]):
             source["revision"] = commits[source["repo"]] = Repository(source["repo"], source["revision"]).commit()
     return params, commits

@@ -101,7 +101,7 @@ def run(context: worker.Context) -> dict[str, Any]:
     """Write items.parquet, one row per scored item, and return the score over them with its standard error."""
     from pipeline.engine.artifact import model_dir
     from pipeline.evaluation.base import score
-    from pipeline.evaluation.items import write_items
+    from pipeline.records.items import write_items
 
     if not context.is_main:
         return {}

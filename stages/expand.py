@@ -68,7 +68,7 @@ def run(context: worker.Context) -> dict[str, Any]:
     A method that does not claim to be exact is compared too, and how far it is off is kept.
     """
     from pipeline.data.corpus import Workspace
-    from pipeline.expansion.base import read_source
+    from pipeline.expansion.source import read_source
     from pipeline.expansion.verify import verify_identity
     from pipeline.expansion.writer import write_expansion
     from pipeline.reporting.figures.stack_figure import write_inspection
@@ -90,7 +90,7 @@ def run(context: worker.Context) -> dict[str, Any]:
     context.record(proof=proof.record())
     if plan.exact and not proof.exact:
         raise ValueError(_unequal(proof))
-    context.record(expansion=plan.record(), new_parameters=list(plan.new_parameters))
+    context.record(expansion=plan.to_json(), new_parameters=list(plan.new_parameters))
     stack = read_stack(target)
     if stack is not None:
         write_inspection(stack, context.directory)

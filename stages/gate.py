@@ -18,6 +18,7 @@ from typing import Any
 from pipeline.engine.process import worker
 from pipeline.engine.run.forecast import Forecast, Request
 from pipeline.engine.stage import ANY_ROLE, Stage
+from pipeline.reporting.statistics.settings import check_bootstrap
 
 STAGE = Stage(
     version=2,
@@ -27,7 +28,6 @@ STAGE = Stage(
     single_process=True,
 )
 RULES = ("shown", "estimated", "possible")
-MIN_BOOTSTRAP = 100
 
 
 def forecast(request: Request) -> Forecast:
@@ -35,25 +35,19 @@ def forecast(request: Request) -> Forecast:
     params = request.params
     if params["fail_if"] not in RULES:
         raise ValueError(f"evaluate.gate.fail_if={params['fail_if']!r} is not known; use one of {', '.join(RULES)}")
-    if not (_is_number(params["confidence"]) and 0 < params["confidence"] < 1):
-        raise ValueError(f"evaluate.gate.confidence={params['confidence']} is not between 0 and 1; 0.95 is usual")
-    if not isinstance(params["num_bootstrap"], int) or params["num_bootstrap"] < MIN_BOOTSTRAP:
-        raise ValueError(f"evaluate.gate.num_bootstrap={params['num_bootstrap']} must be at least {MIN_BOOTSTRAP}")
-    if not isinstance(params["seed"], int) or params["seed"] < 0:
-        raise ValueError(f"evaluate.gate.seed={params['seed']} must be an integer that is not negative")
+    check_bootstrap(params, "evaluate.gate")
     return Forecast()
 
 
 def run(context: worker.Context) -> dict[str, Any]:
     """Judge, write gate.json, and return `passed` and the message that a person reads."""
+    from pipeline.records.items import read_items
     from pipeline.reporting.gate import Gate, message, record
-    from pipeline.reporting.items_file import read_items
 
     params = context.params
     gate = Gate(**{key: params[key] for key in Gate.__dataclass_fields__})
     base, model = (
-        {name: read_items(context.inputs[f"{side}-{name}"])[0] for name in params["budgets"]}
-        for side in ("base", "model")
+        {name: read_items(context.inputs[f"{side}-{name}"]) for name in params["budgets"]} for side in ("base", "model")
     )
     judgements = gate.judge(base, model, params["titles"], _is_exact(context))
     text, num_violated = message(judgements, gate, params["model"]), sum(j.is_violated for j in judgements)
@@ -68,10 +62,6 @@ def _is_exact(context: worker.Context) -> bool:
 
     steps = [directory for role, directory in context.inputs.items() if role.startswith("made-")]
     return bool(steps) and all(load_manifest(one)["metrics"].get("max_abs_difference") == 0 for one in steps)
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 if __name__ == "__main__":

@@ -15,12 +15,11 @@ from pipeline.engine.process import worker
 from pipeline.engine.run.forecast import Forecast, Request
 from pipeline.engine.stage import Stage
 from pipeline.models.architecture.facts import model_facts
-from pipeline.training.recipe import check_request, forecast_lines, train, whole_lengths
+from pipeline.training.recipe import forecast_training, train, whole_lengths
 from pipeline.training.settings import Settings
 from pipeline.typed import checked
 
 MIXING = ("packing", "shares", "replay")
-KEPT = ("num_blocks", "max_position_embeddings", "shape", "chat_template", "expanded")
 
 
 @dataclass(frozen=True)
@@ -43,11 +42,9 @@ def forecast(request: Request) -> Forecast:
     if params["packing"] not in ("fill", "first_fit"):
         raise ValueError(f"packing={params['packing']!r} must be fill (no padding) or first_fit (no document cut)")
     strategy = instantiate(checked(params["strategy"]), _convert_="all")
-    check_request("pretrain", params, strategy, request.fact, request.fact("sources", "data"))
     check_replay(params["replay"], request.fact("replay", "data") is not False)
-    shape, data = request.fact("shape"), request.inputs["data"].directory
-    lines = forecast_lines(params, strategy, request.launch, shape, data, MIXING, request.earlier)
-    return Forecast({key: request.fact(key) for key in KEPT}, lines)
+    known, lines = forecast_training("pretrain", request, strategy, MIXING)
+    return Forecast(known, lines)
 
 
 def facts(directory: Path) -> Mapping[str, Any]:

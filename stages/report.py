@@ -19,10 +19,10 @@ from typing import Any
 from pipeline.engine.process import worker
 from pipeline.engine.run.forecast import Forecast, Request
 from pipeline.engine.stage import ANY_ROLE, Stage
+from pipeline.reporting.statistics.settings import check_bootstrap, check_share
 
 ITEMS_PAGE = "items.html"
 GROUPS = ("domain", "general", "retention")
-MIN_BOOTSTRAP = 100
 ITEMS = {"per_benchmark", "characters"}
 
 
@@ -64,16 +64,8 @@ def forecast(request: Request) -> Forecast:
 
 def check_settings(params: Mapping[str, Any]) -> None:
     """Refuse settings of conf/report before the work that it is about. Raises ValueError."""
-    if not 0 < params["confidence"] < 1:
-        raise ValueError(f"report.confidence={params['confidence']} is not between 0 and 1; 0.95 is usual")
-    if not isinstance(params["num_bootstrap"], int) or params["num_bootstrap"] < MIN_BOOTSTRAP:
-        raise ValueError(
-            f"report.num_bootstrap={params['num_bootstrap']} must be an integer of at least {MIN_BOOTSTRAP}"
-        )
-    if not isinstance(params["seed"], int) or params["seed"] < 0:
-        raise ValueError(f"report.seed={params['seed']} must be an integer that is not negative")
-    if not 0 < params["power"] < 1:
-        raise ValueError(f"report.power={params['power']} is not between 0 and 1; 0.8 is usual")
+    check_bootstrap(params, "report")
+    check_share(params["power"], "report.power", "0.8")
     _check_items(params["items"])
 
 

@@ -14,12 +14,11 @@ from pipeline.engine.process import worker
 from pipeline.engine.run.forecast import Forecast, Request
 from pipeline.engine.stage import Stage
 from pipeline.models.architecture.facts import model_facts
-from pipeline.training.recipe import check_request, forecast_lines, train, whole_lengths
+from pipeline.training.recipe import forecast_training, train, whole_lengths
 from pipeline.training.settings import Settings
 from pipeline.typed import checked
 
 MIXING = ("overlong", "shares")
-KEPT = ("num_blocks", "max_position_embeddings", "shape", "expanded")
 
 
 @dataclass(frozen=True)
@@ -41,10 +40,8 @@ def forecast(request: Request) -> Forecast:
     if params["overlong"] not in ("truncate", "skip", "split"):
         raise ValueError(f"overlong={params['overlong']!r} must be truncate, skip or split")
     strategy = instantiate(checked(params["strategy"]), _convert_="all")
-    check_request("sft", params, strategy, request.fact, request.fact("sources", "data"))
-    shape, data = request.fact("shape"), request.inputs["data"].directory
-    lines = forecast_lines(params, strategy, request.launch, shape, data, MIXING, request.earlier)
-    return Forecast({key: request.fact(key) for key in KEPT} | {"chat_template": True}, lines)
+    known, lines = forecast_training("sft", request, strategy, MIXING)
+    return Forecast(known | {"chat_template": True}, lines)
 
 
 def facts(directory: Path) -> Mapping[str, Any]:

@@ -77,6 +77,7 @@ def targets(node: object) -> list[dict]:
 def every_target() -> dict[str, dict]:
     found: dict[str, dict] = {}
     runs = [["experiment=llama_pro"], ["strategy@pretrain.strategy=lora"], []]
+    runs += [[f"+penalty@sft.strategy.penalties.{o}={o}"] for o in options("penalty")]
     runs += [[f"expand={o}"] for o in options("expand")]
     runs += [[f"data@pretrain.data={o}"] for o in options("data") if "sft" not in o and "chat" not in o]
     for overrides in runs:

@@ -63,8 +63,8 @@ def test_models_that_the_library_saves(mask, tmp_path):
 
 def test_a_model_that_is_written_again_and_one_in_old_files(mask, tmp_path):
     from pipeline.models.architecture.tiny import save_random
+    from pipeline.models.bin import convert_bin
     from pipeline.models.directory import materialise
-    from pipeline.models.files.bin import convert_bin
     from tests.conftest import TINY_LLAMA
 
     save_random(tmp_path / "model", TINY_LLAMA, "float32", 0)

@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from pipeline import pack
-from pipeline.expansion.base import read_source
 from pipeline.expansion.methods.block import BlockExpansion
+from pipeline.expansion.source import read_source
 from pipeline.expansion.writer import write_expansion
 from pipeline.models import load
 from pipeline.models.files.safetensors_io import read_bytes, read_index

@@ -54,9 +54,28 @@ def test_the_table_of_architectures_is_that_of_the_tests():
     assert all(name.split(",")[0] in section for name in REFUSED)
 
 
+def test_the_lineage_of_the_example_is_planned(tmp_path, monkeypatch, capsys):
+    (example,) = re.findall(r"^```yaml\n(.*?)^```", README, re.M | re.S)
+    (tmp_path / "conf" / "experiment").mkdir(parents=True)
+    (tmp_path / "conf" / "experiment" / "example.yaml").write_text(example)
+    (tmp_path / "a.txt").write_text("words to learn")
+    path = f"origin.source.path={tmp_path / 'a.txt'}"
+    arguments = [
+        f"hydra.searchpath=[file://{tmp_path / 'conf'}]", "experiment=example", "model=tiny", "expand.num_groups=2",
+        "data@pretrain.data=local_text", f"pretrain.data.sources.local.{path}", f"law.sources.local.{path}",
+        "pretrain.seq_len=64", "sft.seq_len=64", "benchmark=[domain]", f"paths.outputs={tmp_path}", "dry_run=true",
+    ]  # fmt: skip
+    monkeypatch.setattr("sys.argv", ["pipeline", *arguments])
+    assert driver.run() == 0, capsys.readouterr().err
+    plan = capsys.readouterr().out
+    assert all(made in plan for made in ("expand/grown", "pretrain/law", "evaluate/tuned/domain"))
+
+
 def test_named_files_exist():
     root = Path(__file__).parent.parent
-    for name in ("conf", "pipeline/engine", "stages", "conf/experiment"):
-        assert name in README and (root / name).exists()
+    named = set(re.findall(r"`((?:pipeline|stages|tests|conf|docs)/[\w/]+\.\w+)`", README))
+    assert len(named) > 8 and [name for name in sorted(named) if not (root / name).is_file()] == []
+    for name in ("pipeline/", "stages/", "conf/", "tests/"):
+        assert f"\n{name} " in README and (root / name).is_dir()
     for target in set(re.findall(r"\bmake (\w[\w-]*)", README)):
         assert re.search(rf"^{target}:", (root / "Makefile").read_text(), re.M), target

@@ -9,37 +9,15 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
 from pipeline.data.sources.files import Listing, Locate
+from pipeline.records.items import Item, Outcome
 
 HASH_LENGTH = 16
-
-
-@dataclass(frozen=True)
-class Item:
-    """One scored unit.
-
-    Attributes:
-        id, hash: its name, and a hash of the content that was scored: equal ids cannot hide unequal items.
-        numerator, denominator: what it adds to the score.
-        category: the part of the benchmark that it belongs to, or nothing.
-        prompt, answer, gold: what the model was given, what it answered and what is right, for people to read.
-        parts: further ratios by name, (numerator, denominator) each: a turn of several, a range of positions.
-    """
-
-    id: str
-    hash: str
-    numerator: float
-    denominator: float
-    category: str = ""
-    prompt: str = ""
-    answer: str = ""
-    gold: str = ""
-    parts: Mapping[str, tuple[float, float]] = field(default_factory=dict, hash=False)
 
 
 class Score(NamedTuple):
@@ -48,41 +26,6 @@ class Score(NamedTuple):
     value: float
     stderr: float
     n: int
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """The items of one model on one benchmark. Raises ValueError if there are none, an id occurs twice or an item's
-    number is not finite.
-
-    `notes` are sentences that must be read with the score, such as how many answers could not be judged. `also` holds
-    further numbers over the same items, by name, that are no ratio of sums, such as a macro-F1.
-    """
-
-    metric: str
-    higher_is_better: bool
-    items: tuple[Item, ...]
-    notes: tuple[str, ...] = ()
-    also: Mapping[str, float] = field(default_factory=dict)
-
-    def __post_init__(self) -> None:
-        if not self.items:
-            raise ValueError(f"{self.metric}: no item was scored; a score needs at least one")
-        ids = [item.id for item in self.items]
-        if len(set(ids)) != len(ids):
-            twice = next(name for name in ids if ids.count(name) > 1)
-            raise ValueError(f"{self.metric}: the item id {twice!r} occurs twice; ids must be unique")
-        broken = [item for item in self.items if not math.isfinite(item.numerator + item.denominator)]
-        if broken:
-            raise ValueError(
-                f"{self.metric}: {len(broken)} of {len(self.items)} items have no finite score ({broken[0].id}: "
-                f"{broken[0].numerator} / {broken[0].denominator}); the model computes NaN or infinity on them"
-            )
-
-    def facts(self) -> dict[str, Any]:
-        """What is kept beside the items, as plain data."""
-        found = {"notes": list(self.notes), "also": dict(self.also)}
-        return {name: value for name, value in found.items() if value}
 
 
 class Ran(Protocol):
@@ -161,6 +104,14 @@ def content_hash(*parts: object) -> str:
     """First 16 hex digits of the sha256 of the parts' JSON text: the identity of an item's content."""
     text = json.dumps(parts, ensure_ascii=False, sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:HASH_LENGTH]
+
+
+def smallest_hashes(rows: Iterable[Mapping[str, Any]], limit: int | None) -> list[int]:
+    """Numbers, ascending, of the `limit` rows with the smallest content hashes; of all rows if `limit` is None."""
+    if limit is None:
+        return [number for number, _ in enumerate(rows)]
+    hashes = [(content_hash(row), number) for number, row in enumerate(rows)]
+    return sorted(number for _, number in sorted(hashes)[:limit])
 
 
 def num_rows(model: Any) -> int:

@@ -12,38 +12,10 @@ from typing import Any
 import torch
 from torch import nn
 
-from pipeline.expansion.zero_propagation import PLUS, SCALED, STREAM, ZERO, Fact, Valueless, interpret, order_of_use
+from pipeline.expansion.block_calls import call_block, stream_of, watch_calls
+from pipeline.expansion.block_signature import BlockSignature, signature_of
+from pipeline.expansion.zero_propagation import PLUS, SCALED, STREAM, ZERO, Fact, interpret, order_of_use
 from pipeline.models.architecture.custom_models import register_custom_models
-
-_OWN_INDEX = re.compile(r"^(layer|block|decoder|attn|attention|self_attn)?_?(idx|id|index|number)$")
-_TOKENS = 6  # enough to be told apart from any other dimension of a tiny model, few enough to be fast
-
-
-@dataclass(frozen=True)
-class BlockSignature:
-    """A block without its weights: what must be equal if two blocks are to compute the same with the same weights.
-
-    Attributes:
-        parts: (path, class, plain attributes) of each module, without the block's own index.
-        shapes: shape of each parameter and buffer by name.
-    """
-
-    parts: tuple[tuple[str, str, tuple[tuple[str, Any], ...]], ...]
-    shapes: tuple[tuple[str, tuple[int, ...]], ...]
-
-    def difference(self, other: BlockSignature) -> str:
-        """The first thing in which two portraits differ, in words; empty if they are equal."""
-        for (path, kind, mine), (_, other_kind, theirs) in zip(self.parts, other.parts, strict=False):
-            where = path or "the block"
-            if kind != other_kind:
-                return f"{where} is {kind} in one and {other_kind} in the other"
-            changed = sorted(set(mine) ^ set(theirs), key=str)
-            if changed:
-                name = changed[0][0]
-                return f"{where}.{name} is {dict(mine).get(name)!r} in one and {dict(theirs).get(name)!r} in the other"
-        if len(self.parts) != len(other.parts) or self.shapes != other.shapes:
-            return "their modules or the shapes of their parameters differ"
-        return ""
 
 
 @dataclass
@@ -110,9 +82,9 @@ class MetaModel:
         return dict(self.blocks[block].named_parameters())
 
     @cached_property
-    def portraits(self) -> list[BlockSignature]:
+    def signatures(self) -> list[BlockSignature]:
         """One a block."""
-        return [_portrait(block) for block in self.blocks]
+        return [signature_of(block) for block in self.blocks]
 
     def writers(self, block: int) -> tuple[str, ...]:
         """The residual writers of one block: the parameters, weights and biases, that are zero in an identity block.
@@ -151,7 +123,7 @@ class MetaModel:
         return norm in scales and not self.is_identity(block, scales)
 
     def _once(self, what: str, block: int, find: Callable[[int], tuple[str, ...]]) -> tuple[str, ...]:
-        key = (what, self.portraits[block])
+        key = (what, self.signatures[block])
         if key not in self._found:
             self._found[key] = find(block)
         return self._found[key]
@@ -230,7 +202,7 @@ class MetaModel:
         if grown.num_blocks != len(origins):
             raise ValueError(f"the expanded config makes {grown.num_blocks} blocks, the plan has {len(origins)}")
         for position, origin in enumerate(origins):
-            if difference := self.portraits[origin].difference(grown.portraits[position]):
+            if difference := self.signatures[origin].difference(grown.signatures[position]):
                 raise ValueError(
                     f"block {position} of the expanded {type(grown.model).__name__} would not be built like block "
                     f"{origin}, which it stands for: {difference}. Its config says this by a rule over block indices "
@@ -275,7 +247,7 @@ def _build(text: str) -> MetaModel:
         for name, module in model.named_modules()
         if isinstance(module, nn.ModuleList) and len(module) == depth
     ]
-    seen = _watch(model, lists)
+    seen = watch_calls(model, lists)
     if len(seen) != 1:
         raise ValueError(
             f"expected one list of {depth} blocks that the model runs in turn, found "
@@ -288,62 +260,6 @@ def _build(text: str) -> MetaModel:
         model=model,
         config=loaded,
         blocks=blocks,
-        calls=[partial(_call, block, args, kwargs) for block, (args, kwargs) in zip(blocks, calls, strict=True)],
-        streams=[_stream(args, kwargs) for args, kwargs in calls],
+        calls=[partial(call_block, block, args, kwargs) for block, (args, kwargs) in zip(blocks, calls, strict=True)],
+        streams=[stream_of(args, kwargs) for args, kwargs in calls],
     )
-
-
-def _watch(model: nn.Module, lists: list[tuple[str, nn.ModuleList]]) -> dict[str, list[Any]]:
-    """Run the model on meta tokens; per list of blocks, how each of its members was called."""
-    calls: dict[tuple[str, int], Any] = {}
-    handles = []
-
-    def note(key: tuple[str, int], _: nn.Module, args: Any, kwargs: Any) -> None:
-        calls.setdefault(key, (args, kwargs))
-
-    for name, blocks in lists:
-        for index, block in enumerate(blocks):
-            handles.append(block.register_forward_pre_hook(partial(note, (name, index)), with_kwargs=True))
-    ids = torch.zeros((1, _TOKENS), dtype=torch.int64, device="meta")
-    try:
-        with torch.no_grad(), Valueless():
-            model(input_ids=ids, use_cache=False)
-    except (RuntimeError, NotImplementedError, TypeError, ValueError, AttributeError) as error:
-        raise ValueError(f"{type(model).__name__} does not run without weights: {error}") from error
-    finally:
-        for handle in handles:
-            handle.remove()
-    found = {}
-    for name, blocks in lists:
-        own = [calls.get((name, index)) for index in range(len(blocks))]
-        if all(call is not None and _stream(*call) is not None for call in own):
-            found[name] = own
-    outer = [name for name in found if not any(name != other and name.startswith(other + ".") for other in found)]
-    return {name: found[name] for name in outer}
-
-
-def _stream(args: Any, kwargs: Any) -> Any:
-    value = args[0] if args else kwargs.get("hidden_states")
-    return value if isinstance(value, torch.Tensor) and value.is_floating_point() and value.dim() == 3 else None
-
-
-def _call(block: nn.Module, args: Any, kwargs: Any, stream: torch.Tensor) -> Any:
-    if args:
-        return block(stream, *args[1:], **kwargs)
-    return block(**{**kwargs, "hidden_states": stream})
-
-
-def _portrait(block: nn.Module) -> BlockSignature:
-    parts = []
-    for path, module in block.named_modules():
-        plain: list[tuple[str, Any]] = []
-        for name, value in vars(module).items():
-            if name.startswith("_") or name == "training" or _OWN_INDEX.match(name):
-                continue
-            if isinstance(value, bool | int | float | str | type(None)):
-                plain.append((name, value))
-            elif isinstance(value, list | tuple) and all(isinstance(v, bool | int | float | str) for v in value):
-                plain.append((name, tuple(value)))
-        parts.append((path, type(module).__name__, tuple(sorted(plain))))
-    tensors = [*block.named_parameters(), *block.named_buffers()]
-    return BlockSignature(tuple(parts), tuple((name, tuple(tensor.shape)) for name, tensor in tensors))

@@ -16,7 +16,9 @@ from pipeline.models.files.safetensors_io import ITEM_BITS, Planned, Stored, rea
 if TYPE_CHECKING:  # torch comes with these; copying does without it
     import torch
 
-    from pipeline.expansion.base import NewBlock, Plan, Recipe, Source
+    from pipeline.expansion.base import Plan, Recipe
+    from pipeline.expansion.source import Source
+    from pipeline.records.expansion import NewBlock
 
 _PIECE_ITEMS = 2**20  # how much of a computed tensor is in memory; part of what "random" means, see _random
 
@@ -48,7 +50,7 @@ def write_expansion(
     begin_model(source.directory, target, reads)
     write_weights(target, tensors, shard_bytes, save)
     plan = dataclasses.replace(plan, blocks=tuple(_pinned(plan, source)))
-    commit_model(target, json.dumps(plan.config, indent=2) + "\n", json.dumps(plan.record(), indent=2) + "\n")
+    commit_model(target, json.dumps(plan.config, indent=2) + "\n", plan.to_text())
     return plan
 
 

@@ -17,6 +17,8 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from pipeline.expansion import operations
+
 
 class Fact(Enum):
     """What is known of every element of a tensor."""
@@ -33,81 +35,6 @@ class Fact(Enum):
 ZERO, STREAM, SCALED, PLUS = Fact.ZERO, Fact.STREAM, Fact.SCALED, Fact.STREAM_PLUS_SCALED
 TANGLED, UNKNOWN = Fact.TANGLED, Fact.UNKNOWN
 LINEAR = (ZERO, SCALED)
-
-# By the operation's name without overload. Order-preserving ones keep every fact; moving ones keep what holds of every
-# element; the rest is by arithmetic.
-_SAME_ORDER = frozenset(
-    {
-        "_to_copy",
-        "to",
-        "clone",
-        "contiguous",
-        "detach",
-        "alias",
-        "lift_fresh",
-        "view",
-        "_unsafe_view",
-        "reshape",
-        "_reshape_alias",
-        "squeeze",
-        "unsqueeze",
-        "flatten",
-        "native_dropout",
-    }
-)
-_MOVES = frozenset(
-    {
-        "t",
-        "transpose",
-        "permute",
-        "expand",
-        "slice",
-        "select",
-        "index",
-        "index_select",
-        "gather",
-        "embedding",
-        "repeat",
-        "split",
-        "split_with_sizes",
-        "unbind",
-        "narrow",
-        "as_strided",
-        "diagonal",
-        "flip",
-        "roll",
-        "unfold",
-        "sum",
-        "mean",
-        "cumsum",
-        "repeat_interleave",
-        "movedim",
-        "neg",
-    }
-)
-_ZERO_AT_ZERO = frozenset(
-    {"silu", "gelu", "relu", "tanh", "abs", "square", "sqrt", "erf", "sin", "softsign", "leaky_relu", "hardswish"}
-)
-_PRODUCTS = frozenset({"mm", "bmm", "matmul", "mul", "dot", "mv", "convolution", "_grouped_mm", "einsum", "linear"})
-_ADDS = frozenset({"add", "sub"})
-# Where the values that a result is made of stand among the arguments; others (masks, indices) choose among them.
-_JOINS = {
-    "cat": (0,), "stack": (0,), "copy": (1,), "where": (1, 2), "masked_fill": (0, 2), "masked_scatter": (0, 2),
-    "index_fill": (0, 3), "index_put": (0, 2), "index_add": (0, 3), "scatter_add": (0, 3), "scatter": (0, 3),
-}  # fmt: skip
-_FILLS = {"full": 1, "full_like": 1, "new_full": 2, "fill": 1, "scalar_tensor": 0}
-_BIASES = {"convolution": 2, "linear": 2, "_grouped_mm": 3}
-_ZEROS = frozenset({"zeros", "zeros_like", "new_zeros", "zero"})
-_NORMS = frozenset({"native_layer_norm", "_fused_rms_norm", "rms_norm", "native_group_norm"})
-_ASK_FOR_VALUES = frozenset({"nonzero", "_local_scalar_dense"})
-_ATTENTIONS = frozenset(
-    {
-        "_scaled_dot_product_flash_attention_for_cpu",
-        "_scaled_dot_product_attention_math",
-        "_scaled_dot_product_fused_attention_overrideable",
-        "scaled_dot_product_attention",
-    }
-)
 
 
 class Interpreter(TorchDispatchMode):
@@ -146,7 +73,7 @@ class Interpreter(TorchDispatchMode):
         for leaf in tree_leaves((args, kwargs)):
             if id(leaf) in self._watched:
                 self.order.setdefault(id(leaf), len(self.order))
-        if name in _ASK_FOR_VALUES:
+        if name in operations.ASK_FOR_VALUES:
             return _pretend(name, args[0])
         result = func(*args, **kwargs)
         in_place = name.endswith("_") and not name.startswith("_")
@@ -172,24 +99,24 @@ class Interpreter(TorchDispatchMode):
             self._spoilt.add(storage)
 
     def _conclude(self, name: str, args: Any, kwargs: Any) -> Fact:
-        if name in _ZEROS:
+        if name in operations.ZEROS:
             return ZERO
-        if name in _FILLS:
-            at = _FILLS[name]
+        if name in operations.FILLS:
+            at = operations.FILLS[name]
             return self.fact(args[at] if len(args) > at else kwargs.get("fill_value", kwargs.get("value")))
-        if name in _SAME_ORDER:
+        if name in operations.SAME_ORDER:
             return self.fact(args[0])
-        if name in _MOVES or (name == "constant_pad_nd" and not any([*args[2:], kwargs.get("value")])):
+        if name in operations.MOVES or (name == "constant_pad_nd" and not any([*args[2:], kwargs.get("value")])):
             fact = self.fact(args[0])
             return fact if fact in LINEAR else UNKNOWN
-        if name in _ZERO_AT_ZERO or (name == "pow" and isinstance(args[1], int | float) and args[1] > 0):
+        if name in operations.ZERO_AT_ZERO or (name == "pow" and isinstance(args[1], int | float) and args[1] > 0):
             return ZERO if self.fact(args[0]) is ZERO else UNKNOWN
-        if name in _ADDS:
+        if name in operations.ADDS:
             return self._sum(args[0], args[1], kwargs.get("alpha", 1), sub=name == "sub")
         if name in ("rsub",):
             return ZERO if self.fact(args[0]) is ZERO and self.fact(args[1]) is ZERO else UNKNOWN
-        if name in _PRODUCTS:
-            at = _BIASES.get(name, len(args))
+        if name in operations.PRODUCTS:
+            at = operations.BIASES.get(name, len(args))
             bias = args[at] if len(args) > at else kwargs.get("bias")
             return self._add(self._product(args[0], args[1]), ZERO if bias is None else self.fact(bias))
         if name in ("addmm", "baddbmm"):
@@ -200,13 +127,13 @@ class Interpreter(TorchDispatchMode):
             fact = self.fact(args[0])
             kept = (ZERO,) if kwargs.get("rounding_mode") else LINEAR
             return fact if fact in kept and self.fact(args[1]) is UNKNOWN else UNKNOWN
-        if name in _JOINS:
+        if name in operations.JOINS:
             fact = self._join(_values(name, args, kwargs))
             # Joined by a product: what both are proportional to is squared.
             return fact if fact is ZERO or "reduce" not in kwargs else UNKNOWN
-        if name in _NORMS:
+        if name in operations.NORMS:
             return self._norm(name, args)
-        if name in _ATTENTIONS:
+        if name in operations.ATTENTIONS:
             fact = self.fact(args[2])
             return fact if fact in LINEAR else UNKNOWN
         return UNKNOWN
@@ -258,9 +185,9 @@ class Interpreter(TorchDispatchMode):
 
 def _values(name: str, args: Any, kwargs: Any) -> list[Any]:
     """What a join puts together: tensors, and Python numbers, which count as values like any other."""
-    found = [args[at] for at in _JOINS[name] if at < len(args)]
+    found = [args[at] for at in operations.JOINS[name] if at < len(args)]
     named = [value for key, value in kwargs.items() if key in ("value", "src", "source", "values", "other")]
-    return tree_leaves([*found, *named]) if len(found) + len(named) >= len(_JOINS[name]) else [None]
+    return tree_leaves([*found, *named]) if len(found) + len(named) >= len(operations.JOINS[name]) else [None]
 
 
 def _is_float(result: Any) -> bool:
@@ -279,7 +206,7 @@ class Valueless(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         name = func.overloadpacket.__name__
-        return _pretend(name, args[0]) if name in _ASK_FOR_VALUES else func(*args, **(kwargs or {}))
+        return _pretend(name, args[0]) if name in operations.ASK_FOR_VALUES else func(*args, **(kwargs or {}))
 
 
 def interpret(

@@ -12,7 +12,7 @@ from pipeline.engine.sources.locations import localize
 from pipeline.engine.stage import find_stage
 from pipeline.lineage import gate
 from pipeline.lineage.benchmarks import Evaluations
-from pipeline.lineage.entries import Entry, read_lineage
+from pipeline.lineage.entries import Entry, read_lineage, section_of
 from pipeline.lineage.template_files import template_files_as_sources
 from pipeline.lineage.variant import Model, Variant
 
@@ -69,7 +69,7 @@ class _Builder:
                 raise ConfigError(f"{entry.section} needs data; {entry.section}=none leaves the stage out")
             inputs[DATA] = self._data(short, data, root, entry.section)
         params, hints = self._params(entry, section)
-        node = self._node(entry.stage, label, params, inputs, hints, **{key: entry.section for key in ("method",)})
+        node = self._node(entry.stage, label, params, inputs, hints, method=entry.section)
         reference = entry.reference if entry.reference is not None else root
         self.variant.models[entry.name] = node
         self.variant.lineage[entry.name] = Model(entry.stage, dict(parents), reference)
@@ -94,7 +94,7 @@ class _Builder:
     ) -> Node:
         """A node of these params; `keys` are what their names are in the config, where these differ."""
         declared = find_stage(stage).STAGE
-        section = declared.section or stage.rpartition(".")[2]
+        section = section_of(stage, declared)
         names = {key: f"{section}.{key}" for key in params} | keys
         params, locations = localize(template_files_as_sources(params), self.cache, names)
         settings: dict[str, Any] = {"launch": dict(self.config["launch"]), "locations": locations}

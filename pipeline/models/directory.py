@@ -13,9 +13,9 @@ from pipeline.models.files.atomic_io import commit, partial_of, sync, write_text
 from pipeline.models.files.reference import OWN_FILE, REFERENCE_FILE, write_reference
 from pipeline.models.files.safetensors_io import INDEX_FILE, Planned, Stored, has_only_pickles, read_index, write_shards
 from pipeline.models.files.tokenizer_files import check_tokenizer
+from pipeline.records.expansion import EXPANSION_FILE, expansion_text
 
 CONFIG_FILE = "config.json"
-EXPANSION_FILE = "expansion.json"
 CHAT_TEMPLATES = "additional_chat_templates"
 """transformers' folder of named chat templates."""
 Form = Literal["full", "delta"]
@@ -74,16 +74,6 @@ def copy_side_files(source: Path, target: Path, leave_out: Collection[str] = ())
             commit(target / file.name)
     if (templates := source / CHAT_TEMPLATES).is_dir():
         shutil.copytree(templates, target / CHAT_TEMPLATES, dirs_exist_ok=True)
-
-
-def read_expansion(directory: Path) -> dict:
-    """The record of what an expansion added, with empty lists if nothing.
-
-    `new_parameters` are names of tensors on disk, `module_parameters` those of the loaded model that they make.
-    """
-    file = directory / EXPANSION_FILE
-    record = json.loads(file.read_text()) if file.is_file() else {"new_parameters": [], "blocks": []}
-    return {"module_parameters": record["new_parameters"], **record}
 
 
 def begin_model(source: Path, target: Path, reads: Iterable[Path] = ()) -> None:
@@ -162,12 +152,11 @@ def rewrite(
     config: str | None = None,
 ) -> None:
     """Write a model of the same record and tokenizer as `source` with these weights; by default of its config too."""
-    record = source / EXPANSION_FILE
     read_config(source)
     config = (source / CONFIG_FILE).read_text() if config is None else config
     begin_model(source, target, {p.content.file for p in tensors.values() if isinstance(p.content, Stored)})
     write_weights(target, tensors, shard_bytes, save)
-    commit_model(target, config, record.read_text() if record.is_file() else None)
+    commit_model(target, config, expansion_text(source))
 
 
 def as_copies(tensors: Mapping[str, Stored]) -> dict[str, Planned]:

@@ -8,13 +8,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
-from pipeline.reporting.diagnosis import Diagnosis, read_diagnosis
+from pipeline.records.curves import Curve, read_curve
+from pipeline.records.diagnosis import Diagnosis
+from pipeline.records.items import Items, read_items
 from pipeline.reporting.facts import Facts, model_directory, read_facts
-from pipeline.reporting.items_file import read_items
 from pipeline.reporting.stack import Stack, read_stack
-from pipeline.reporting.statistics.intervals import Floats, Items
 
 GROUPS = ("domain", "general", "retention")
 
@@ -30,14 +28,10 @@ class Benchmark:
 
 
 @dataclass(frozen=True)
-class Curve:
-    """Losses in nats per token over trained tokens: (T,) at training steps, (V,) at validations."""
+class DiagnosedModel(Diagnosis):
+    """A diagnosis, and the items of the whole model."""
 
-    stage: str
-    tokens: Floats = field(repr=False)
-    loss: Floats = field(repr=False)
-    val_tokens: Floats = field(repr=False)
-    val_loss: Floats = field(repr=False)
+    items: Items
 
 
 @dataclass(frozen=True)
@@ -78,7 +72,7 @@ class Model:
     parents: dict[str, str] = field(default_factory=dict)
     reference: str | None = None
     is_exact: bool = False
-    diagnoses: dict[str, Diagnosis] = field(default_factory=dict)
+    diagnoses: dict[str, DiagnosedModel] = field(default_factory=dict)
     stack: Stack | None = None
     notes: dict[str, tuple[str, ...]] = field(default_factory=dict)
     directories: dict[str, Path] = field(default_factory=dict)
@@ -130,8 +124,7 @@ class _Reader:
 
     def __init__(self, inputs: Mapping[str, Path]) -> None:
         self._inputs = inputs
-        self._items: dict[Path, tuple[Items, dict[str, Any]]] = {}
-        self._diagnoses: dict[Path, Diagnosis | None] = {}
+        self._items: dict[Path, Items] = {}
 
     def directory(self, role: str) -> Path:
         if role not in self._inputs:
@@ -139,18 +132,7 @@ class _Reader:
         return Path(self._inputs[role])
 
     def items(self, role: str) -> Items:
-        return self._read(self.directory(role))[0]
-
-    def notes(self, role: str) -> tuple[str, ...]:
-        return tuple(map(str, self._read(self.directory(role))[1].get("notes", ())))
-
-    def diagnosis(self, role: str) -> Diagnosis | None:
         directory = self.directory(role)
-        if directory not in self._diagnoses:
-            self._diagnoses[directory] = read_diagnosis(directory, *self._read(directory))
-        return self._diagnoses[directory]
-
-    def _read(self, directory: Path) -> tuple[Items, dict[str, Any]]:
         if directory not in self._items:
             self._items[directory] = read_items(directory)
         return self._items[directory]
@@ -170,8 +152,9 @@ def _read_row(row: dict[str, Any], variant: str, reader: _Reader, earlier: Mappi
     facts = read_facts(model, manifest, manifest if training else None)
     parent = next(iter(row["parents"].values()), None)
     above = parent == row["reference"] or (parent is not None and earlier[parent].is_exact)
-    found = {benchmark: reader.diagnosis(role) for benchmark, role in row["evaluations"].items()}
-    diagnoses = {benchmark: diagnosis for benchmark, diagnosis in found.items() if diagnosis is not None}
+    found = {benchmark: reader.items(role) for benchmark, role in row["evaluations"].items()}
+    diagnosed = {b: items for b, items in found.items() if items.diagnosis is not None}
+    diagnoses = {b: DiagnosedModel(**vars(items.diagnosis), items=items) for b, items in diagnosed.items()}
     return Model(
         name=row["name"],
         variant=variant,
@@ -180,10 +163,10 @@ def _read_row(row: dict[str, Any], variant: str, reader: _Reader, earlier: Mappi
         training=training,
         facts=facts,
         curve=read_curve(training) if training else None,
-        evaluations={b: reader.items(role) for b, role in row["evaluations"].items() if b not in diagnoses},
+        evaluations={b: items for b, items in found.items() if b not in diagnoses},
         diagnoses=diagnoses,
         stack=read_stack(model_directory(model, manifest)) if facts.max_abs_difference is not None else None,
-        notes={b: notes for b, role in row["evaluations"].items() if (notes := reader.notes(role))},
+        notes={b: items.notes for b, items in found.items() if items.notes},
         directories={b: reader.directory(role) for b, role in row["evaluations"].items()},
         stage=str(manifest.get("stage", "")),
         parents=dict(row["parents"]),
@@ -194,36 +177,16 @@ def _read_row(row: dict[str, Any], variant: str, reader: _Reader, earlier: Mappi
 
 def read_manifest(directory: Path) -> dict[str, Any]:
     """The artifact's manifest. Raises ValueError if it is missing or is not a JSON object."""
-    manifest = _read_json(directory, "manifest.json")
+    path = directory / "manifest.json"
+    if not path.is_file():
+        raise ValueError(f"the artifact {directory} has no {path.name}; rerun the stage that writes it")
+    try:
+        manifest = json.loads(path.read_text(encoding="utf-8"))
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{path} is not valid JSON ({error}); rerun the stage that wrote it") from error
     if not isinstance(manifest, dict):
         raise ValueError(f"{directory}/manifest.json is not a JSON object; rerun the stage that wrote it")
     return manifest
-
-
-def read_curve(directory: Path) -> Curve:
-    """The losses a training stage logged. A step logged twice, before and after a resume, counts once (the later)."""
-    train: dict[int, tuple[float, float]] = {}
-    validation: dict[int, tuple[float, float]] = {}
-    path = _existing(directory, "metrics.jsonl")
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
-        if not line.strip():
-            continue
-        try:
-            record = json.loads(line)
-            if "loss" in record:
-                train[int(record["step"])] = (float(record["tokens"]), float(record["loss"]))
-            if "val_loss" in record:
-                validation[int(record["step"])] = (float(record["tokens"]), float(record["val_loss"]))
-        except (KeyError, TypeError, ValueError) as error:
-            raise ValueError(f"{path}: line {number} is not a record of step, tokens and a loss: {error!r}") from error
-    tokens, loss = _columns(train)
-    val_tokens, val_loss = _columns(validation)
-    return Curve(str(read_manifest(directory).get("stage", "training")), tokens, loss, val_tokens, val_loss)
-
-
-def _columns(records: dict[int, tuple[float, float]]) -> tuple[Floats, Floats]:
-    table = np.array([records[step] for step in sorted(records)], dtype=np.float64).reshape(-1, 2)
-    return table[:, 0], table[:, 1]
 
 
 def _provenance(directory: Path) -> Provenance:
@@ -257,18 +220,3 @@ def _flat(value: Any) -> str:
     if isinstance(value, Mapping):
         return ", ".join(f"{key} {_flat(item)}" for key, item in value.items() if item is not None)
     return ", ".join(map(_flat, value)) if isinstance(value, list) else str(value)
-
-
-def _existing(directory: Path, name: str) -> Path:
-    path = directory / name
-    if not path.is_file():
-        raise ValueError(f"the artifact {directory} has no {name}; rerun the stage that writes it")
-    return path
-
-
-def _read_json(directory: Path, name: str) -> Any:
-    path = _existing(directory, name)
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{path} is not valid JSON ({error}); rerun the stage that wrote it") from error

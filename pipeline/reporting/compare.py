@@ -9,18 +9,11 @@ from functools import partial
 from pathlib import Path
 
 from pipeline.reporting.collect import Benchmark, Collection, Model, Variant
-from pipeline.reporting.statistics.intervals import (
-    Difference,
-    Items,
-    Score,
-    beyond_general_shift,
-    combine,
-    mean_gain,
-    paired_difference,
-    score,
-)
+from pipeline.reporting.statistics.differences import Difference, beyond_general_shift, combine, mean_gain
+from pipeline.reporting.statistics.intervals import Items, Score, paired_difference, score
 from pipeline.reporting.statistics.permutation import holm, permutation_test
 from pipeline.reporting.tables.labels import variant_labels
+from pipeline.reporting.tables.wording import Unit
 
 BITS_PER_BYTE = "bits_per_byte"
 KEPT_GROUPS = ("general", "retention")
@@ -72,16 +65,6 @@ class Baseline:
     label: str
     reference_label: str
     gains: Gains
-
-
-@dataclass(frozen=True)
-class Unit:
-    """How values of a measure are shown: multiplied by `scale`, with `digits` decimals, named `name`."""
-
-    name: str
-    scale: float
-    digits: int
-    higher_is_better: bool
 
 
 @dataclass(frozen=True)

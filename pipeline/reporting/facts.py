@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -10,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.models.files.safetensors_io import read_index
+from pipeline.records.expansion import read_expansion
 
 
 @dataclass(frozen=True)
@@ -82,10 +82,7 @@ def tensor_sizes(directory: Path) -> dict[str, int]:
 
 def _count_new(model: Path, manifest: Mapping[str, Any], sizes: Mapping[str, int]) -> int | None:
     names = manifest.get("new_parameters")
-    recorded = model / "expansion.json"
-    if names is None and recorded.is_file():
-        names = json.loads(recorded.read_text(encoding="utf-8")).get("new_parameters")
-    if names is None:
+    if names is None and not (names := read_expansion(model).new_parameters):
         return None
     # Some models are stored under other names than their parameters have; then the count is unknown, not smaller.
     return sum(sizes[name] for name in names) if all(name in sizes for name in names) else None

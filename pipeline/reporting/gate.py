@@ -8,7 +8,8 @@ from dataclasses import asdict, dataclass
 from functools import partial
 from typing import Any
 
-from pipeline.reporting.statistics.intervals import Difference, Items, combine, paired_difference, score
+from pipeline.reporting.statistics.differences import Difference, combine
+from pipeline.reporting.statistics.intervals import Items, paired_difference, score
 from pipeline.reporting.tables.wording import number, percent
 
 OVERALL = "overall"

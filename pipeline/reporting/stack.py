@@ -5,16 +5,13 @@ Read off `expansion.json` and the headers of the weights; no weight is loaded.
 
 from __future__ import annotations
 
-import json
 import math
-import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
-from pipeline.models.directory import EXPANSION_FILE, read_expansion
 from pipeline.models.files.safetensors_io import Stored, read_index
+from pipeline.records.expansion import ExpansionMap, origins, read_expansion, split_name
 from pipeline.reporting.tables.wording import count, percent
 
 ADAMW_BYTES = 12  # a trainable parameter: fp32 master weight and two fp32 moments
@@ -95,70 +92,43 @@ def read_stack(directory: Path) -> Stack | None:
     """The stack of a model directory, or None if it records no expansion.
 
     Raises:
-        ValueError: its weights are damaged, or do not hold what the record names.
+        ValueError: its weights or its record are damaged, or do not fit.
     """
-    if not (directory / EXPANSION_FILE).is_file():
-        return None
-    try:
-        record = read_expansion(directory)
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{directory / EXPANSION_FILE} is damaged ({error}); expand again") from error
-    return build_stack(record, read_index(directory)) if record.get("new_parameters") else None
+    record = read_expansion(directory)
+    return build_stack(record, read_index(directory)) if record.new_parameters else None
 
 
-def build_stack(record: Mapping[str, Any], tensors: Mapping[str, Stored]) -> Stack:
+def build_stack(record: ExpansionMap, tensors: Mapping[str, Stored]) -> Stack:
     """The stack of an expansion record and the tensors of the expanded model, by their names on disk.
 
     Raises:
         ValueError: the tensors lack a recorded parameter, or have no block where the record has one.
     """
-    new = set(record["new_parameters"])
+    new = set(record.new_parameters)
     if lost := sorted(new - set(tensors)):
         raise ValueError(f"the weights lack {len(lost)} recorded new parameters, such as {lost[0]}; expand again")
-    buffers = set(record.get("buffers", ()))
+    buffers = set(record.buffers)
     tensors = {name: stored for name, stored in tensors.items() if name not in buffers}
     by_block = _by_block(tensors, _blocks_prefix(new))
-    entries = {entry["position"]: entry for entry in record.get("blocks", [])}
-    if beyond := sorted(set(entries) - set(range(len(by_block)))):
+    added = record.by_position
+    if beyond := sorted(set(added) - set(range(len(by_block)))):
         raise ValueError(f"the record names new blocks {beyond}, but the weights have {len(by_block)}; expand again")
-    sources = origins(record.get("blocks", []), len(by_block))
+    sources = origins(record.blocks, len(by_block))
     blocks = []
     for position, names in enumerate(by_block):
-        entry = entries.get(position, {})
-        blocks.append(
-            Block(
-                position,
-                _num_parameters(tensors[name] for name in names),
-                _num_parameters(tensors[name] for name in names if name in new),
-                round=entry.get("round", 0),
-                origin=sources.get(position),
-                group=entry.get("group"),
-                lr_scale=entry.get("lr_scale", 1.0),
-            )
-        )
-    earlier = [str(entry.get("method")) for entry in record.get("rounds", [])]
+        sizes = [_num_parameters(tensors[name] for name in held) for held in (names, new.intersection(names))]
+        block = Block(position, *sizes)
+        if one := added.get(position):
+            block = replace(block, round=one.round, origin=sources[position], group=one.group, lr_scale=one.lr_scale)
+        blocks.append(block)
     return Stack(
         blocks=tuple(blocks),
         num_parameters=_num_parameters(tensors.values()),
         num_new=_num_parameters(tensors[name] for name in new),
         num_bytes=sum(stored.num_bytes for stored in tensors.values()),
         num_new_bytes=sum(tensors[name].num_bytes for name in new),
-        methods=(*earlier, str(record.get("method"))),
+        methods=tuple(one.method for one in record.history),
     )
-
-
-def origins(entries: Iterable[Mapping[str, Any]], num_blocks: int) -> dict[int, int]:
-    """Position of each new block -> position of its origin, both in the present stack of `num_blocks`.
-
-    The record counts an origin in the stack before its round: that is the present one without the blocks of this and
-    later rounds.
-    """
-    rounds = {entry["position"]: entry["round"] for entry in entries}
-    found = {}
-    for entry in entries:
-        before = [position for position in range(num_blocks) if rounds.get(position, 0) < entry["round"]]
-        found[entry["position"]] = before[entry["origin"]]
-    return found
 
 
 def cost_rows(stack: Stack) -> list[tuple[str, str, str]]:
@@ -193,7 +163,7 @@ def byte_size(num_bytes: int) -> str:
 
 def _blocks_prefix(new: Iterable[str]) -> str:
     """Where the blocks stand in the names: what precedes the first number in every new parameter."""
-    prefixes = {match[1] for name in new if (match := re.match(r"((?:.*?\.)??)\d+\.", name))}
+    prefixes = {place[0] for name in new if (place := split_name(name))}
     if len(prefixes) != 1:
         raise ValueError(
             f"the new parameters stand under {sorted(prefixes) or 'no number'}; expected one numbered list of blocks"
@@ -204,8 +174,8 @@ def _blocks_prefix(new: Iterable[str]) -> str:
 def _by_block(names: Iterable[str], prefix: str) -> list[list[str]]:
     blocks: dict[int, list[str]] = {}
     for name in names:
-        if match := re.match(rf"{re.escape(prefix)}(\d+)\.", name):
-            blocks.setdefault(int(match[1]), []).append(name)
+        if (place := split_name(name)) and place[0] == prefix:
+            blocks.setdefault(place[1], []).append(name)
     return [blocks.get(index, []) for index in range(max(blocks, default=-1) + 1)]
 
 

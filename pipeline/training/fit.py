@@ -14,8 +14,8 @@ import torch
 from pipeline.models import load
 from pipeline.models.architecture.aliases import is_untied
 from pipeline.models.architecture.blocks import decoder_blocks
-from pipeline.models.directory import read_expansion
 from pipeline.models.save import check_savable, tensor_hashes
+from pipeline.records.expansion import read_expansion
 from pipeline.training.cost.count import count_cost
 from pipeline.training.cost.flops import cost_of
 from pipeline.training.cost.forecast import known_shape
@@ -29,11 +29,13 @@ from pipeline.training.kernels.blocks import choose_compile, prepare_blocks
 from pipeline.training.kernels.document_separation import mixes_documents
 from pipeline.training.kernels.fp32_matmul import choose_fp32_matmul, fp32_matmul
 from pipeline.training.kernels.head import head_of
-from pipeline.training.kernels.loss import PackedLoss
 from pipeline.training.loop import train
+from pipeline.training.methods.base_copy import base_copy
 from pipeline.training.methods.optim import build_adamw
+from pipeline.training.methods.penalty import check_penalties, needs_base, with_penalties
 from pipeline.training.methods.quantised import held_tensors, hold_frozen
 from pipeline.training.methods.strategy import Strategy
+from pipeline.training.packed_loss import PackedLoss
 from pipeline.training.parallel.distributed import distribute, handlers, main_takes_its_time, own_part
 from pipeline.training.reload_check import check_rows
 from pipeline.training.runtime import Row, RowStream, Runtime
@@ -76,7 +78,7 @@ def fit(
         with shortage_explained(settings.seq_len, device.knobs):
             summary = train(
                 accelerator, ready.loss_model, ready.optimizer, ready.trainable, stream, validation, settings,
-                num_steps, replace(runtime, cost=ready.cost, compiling=frozenset(compiling)),
+                num_steps, replace(runtime, cost=ready.cost, compiling=frozenset(compiling)), strategy.penalties,
             )  # fmt: skip
         best = peak(accelerator.device, settings.precision)
         audit_frozen(frozen_before, _hashes(ready.frozen))
@@ -112,6 +114,7 @@ def _accelerator(settings: Settings, runtime: Runtime, device: Device) -> Any:
 def _prepare(
     accelerator: Any, source: Path, strategy: Strategy, settings: Settings, num_steps: int, device: Device
 ) -> Prepared:
+    check_penalties(strategy.penalties, device.layout.sharding)
     loaded = load(source, dtype=loaded_dtype(source, settings))
     loaded.config.use_cache = False
     head = head_of(loaded)
@@ -119,7 +122,7 @@ def _prepare(
     attention = choose_attention(loaded, device.attention, accelerator.device)
     expansion = read_expansion(source)
     untied = is_untied(loaded)
-    model = strategy.apply(loaded, expansion["module_parameters"])
+    model = strategy.apply(loaded, expansion.module_parameters)
     check_savable(source, loaded, strategy.writes(model))
     if type(loaded.get_output_embeddings()) is not torch.nn.Linear:  # adapted: its weight alone is not what it computes
         head = None
@@ -134,6 +137,7 @@ def _prepare(
             parameter.data = parameter.data.float()
     counts, known = _counts(model), known_shape(source, strategy)
     cost = cost_of(*known) if known else count_cost(loaded)  # the formula gives what counting does, at once
+    cost = cost and with_penalties(cost, strategy.penalties)
     if settings.frozen_dtype:
         _check_unsharded(settings.frozen_dtype, device.layout.sharding)
         hold_frozen(model, settings.frozen_dtype)
@@ -141,17 +145,20 @@ def _prepare(
             if not parameter.requires_grad:
                 parameter.data = parameter.data.to(run_dtype(settings))
     model.train()
+    base = base_copy(loaded, accelerator.device) if needs_base(strategy.penalties) else None
     # A product and a sum for each weight and token, forwards and backwards.
     num_flops = 4.0 * counts["num_parameters"] * num_steps * settings.batch_size * settings.seq_len
     wide = choose_fp32_matmul(device.fp32_matmul, accelerator.device, settings.precision, device.compile)
     compiled = choose_compile(device.compile, accelerator.device, num_flops, settings.precision, wide)
     if apart:
-        compiled = _apart(loaded, device)
+        compiled = _apart(loaded, device, strategy)
     prepare_blocks(loaded, device.checkpointing, compiled)
+    if base is not None:
+        prepare_blocks(base, "off", compiled)
     lr_scales = strategy.lr_scales(expansion)
     loss_model, optimizer, trainable = distribute(
         accelerator,
-        PackedLoss(model, head, device.loss_chunk, one_row=attention == "flash", apart=apart),
+        PackedLoss(model, head, device.loss_chunk, attention == "flash", apart, strategy.penalties, base),
         decoder_blocks(loaded) if device.layout.sharding != "none" else (),
         device.layout,
         lambda named: build_adamw(
@@ -187,9 +194,14 @@ def _try_a_step(
     return found.record()
 
 
-def _apart(loaded: Any, device: Device) -> bool:
+def _apart(loaded: Any, device: Device, strategy: Strategy) -> bool:
     """Say that documents of a row are taken apart, and what does not go with that; whether to compile: no."""
     kind = type(loaded).__name__
+    if strategy.penalties:
+        raise ValueError(
+            f"{kind} lets a document of a packed row see the one before it, so it is given one document a row, which "
+            f"penalties cannot follow; remove strategy.penalties ({', '.join(strategy.penalties)})"
+        )
     if device.layout.sharding != "none":
         # Processes would run their blocks different numbers of times, and wait for each other for ever.
         raise ValueError(

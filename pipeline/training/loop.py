@@ -4,19 +4,20 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import nullcontext
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-import numpy as np
 import torch
 
+from pipeline.records.curves import METRICS, METRICS_FILE, StepRecord, ValidationRecord
 from pipeline.training.cost.throughput import Throughput
 from pipeline.training.journal import Journal
-from pipeline.training.kernels.loss import IGNORED
+from pipeline.training.kernels.document_separation import IGNORED
 from pipeline.training.methods.optim import learning_rate, set_learning_rate
+from pipeline.training.methods.penalty import Penalty
+from pipeline.training.micro_batches import MicroBatches
 from pipeline.training.parallel.checkpoint import load_checkpoint, save_checkpoint
-from pipeline.training.parallel.distributed import clip, unsynchronized, whole
+from pipeline.training.parallel.distributed import clip, whole
 from pipeline.training.runtime import Row, RowStream, Runtime, StoppedError
 from pipeline.training.settings import Settings
 from pipeline.training.spikes import SpikeGuard
@@ -33,17 +34,19 @@ def train(
     settings: Settings,
     num_steps: int,
     runtime: Runtime,
+    penalties: Mapping[str, Penalty],
 ) -> dict[str, Any]:
     """Take `num_steps` optimizer steps, resuming from the newest checkpoint in `runtime.directory`.
 
     The gradient of a step is the mean over all labelled tokens of its global batch, whatever the number of processes
-    and the micro batch. A step whose gradient is not finite, or that stands far out, is counted and not taken
-    (`SpikeGuard`).
+    and the micro batch; so is each penalty over what it counts there, times its weight. A step whose gradient is not
+    finite, or that stands far out, is counted and not taken (`SpikeGuard`).
 
     Args:
         loss_model, optimizer: a `PackedLoss` and its optimizer, as `distribute` gave them.
         trainable: the parameters in `optimizer`, by the names under which checkpoints keep them.
         validation: rows by source.
+        penalties: those of `loss_model`.
 
     Returns:
         Headline metrics: first and last validation loss, training loss, tokens, tokens per second.
@@ -52,21 +55,25 @@ def train(
         StoppedError: `should_stop` or the deadline said so.
         ValueError: too many steps were skipped, or a step has no label.
     """
-    run = _Run(accelerator, loss_model, optimizer, trainable, stream, validation, settings, num_steps, runtime)
-    return run.run()
+    return _Run(
+        accelerator, loss_model, optimizer, trainable, stream, validation, settings, num_steps, runtime, penalties
+    ).run()
 
 
 class _Run:
-    def __init__(self, accelerator, loss_model, optimizer, trainable, stream, validation, settings, num_steps, runtime):
+    def __init__(
+        self, accelerator, loss_model, optimizer, trainable, stream, validation, settings, num_steps, runtime, penalties
+    ):
         self.accelerator, self.model, self.optimizer, self.trainable = accelerator, loss_model, optimizer, trainable
         self.stream, self.validation, self.settings = stream, validation, settings
         self.num_steps, self.runtime = num_steps, runtime
+        self.micro_batches = MicroBatches(accelerator, loss_model, settings.precision, runtime.micro_batch, penalties)
         self.step, self.tokens, self.samples, self.losses, self.validations = 0, 0, 0, [], []
         self.validated_step: int | None = None
         self.compiling = set(runtime.compiling)
         self.checkpoints = runtime.directory / "checkpoints"
-        self.journal = Journal(runtime.directory, ("metrics", "samples"), accelerator.is_main_process)
-        self.trackers = Trackers(accelerator, runtime.directory / "metrics.jsonl", self.checkpoints)
+        self.journal = Journal(runtime.directory, (METRICS, "samples"), accelerator.is_main_process)
+        self.trackers = Trackers(accelerator, runtime.directory / METRICS_FILE, self.checkpoints)
         self.spikes = SpikeGuard(settings.spike_sigmas, settings.spike_window, settings.max_skipped_steps)
 
     def run(self) -> dict[str, Any]:
@@ -127,7 +134,7 @@ class _Run:
         votes = torch.tensor(decisions, dtype=torch.int32, device=self.accelerator.device)
         return [bool(v) for v in self.accelerator.reduce(votes, "sum")]
 
-    def _take_step(self, rows: list[Row]) -> dict[str, Any]:
+    def _take_step(self, rows: list[Row]) -> StepRecord:
         settings, accelerator = self.settings, self.accelerator
         lr = learning_rate(self.step, self.num_steps, settings.lr, settings.warmup_ratio, settings.min_lr_ratio)
         set_learning_rate(self.optimizer, lr)
@@ -138,7 +145,7 @@ class _Run:
             raise ValueError(
                 f"step {self.step} has no labelled token; check that the data's conversations have assistant turns"
             )
-        loss, grad_norm = self._gradient(rows, num_labels)
+        loss, penalties, grad_norm = self._gradient(rows, num_labels)
         skipped = self.spikes.reason(self.step + 1, loss, grad_norm)
         if skipped is None:
             self.optimizer.step()
@@ -147,93 +154,69 @@ class _Run:
         self.tokens += len(rows) * settings.seq_len
         self.samples += sum(len(row.get("spans", ())) for row in rows)
         self.throughput.add(rows)
-        return {
-            "step": self.step,
-            "tokens": self.tokens,
-            "samples": self.samples,
-            "labels": num_labels,
-            **({"loss": loss} if math.isfinite(loss) else {}),  # JSON has no nan
-            "lr": lr,
-            **({"grad_norm": grad_norm} if math.isfinite(grad_norm) else {}),
-            **({"skipped": skipped} if skipped else {}),
-            "tokens_per_s": round(self.throughput.tokens_per_s, 1),
-        }
+        return StepRecord(
+            step=self.step,
+            tokens=self.tokens,
+            samples=self.samples,
+            labels=num_labels,
+            loss=loss,
+            penalties=penalties,
+            lr=lr,
+            grad_norm=grad_norm,
+            skipped=skipped,
+            tokens_per_s=round(self.throughput.tokens_per_s, 1),
+        )
 
-    def _gradient(self, rows: Sequence[Row], num_labels: int) -> tuple[float, float]:
-        """Have the clipped gradient of a global batch in the parameters; its loss per label and its norm unclipped."""
-        accelerator = self.accelerator
-        loss_sum = torch.zeros((), device=accelerator.device)
-        micro_batches = list(self._shares(rows))
-        for index, micro in enumerate(micro_batches):
-            with unsynchronized(self.model) if index < len(micro_batches) - 1 else nullcontext():
-                loss = self._loss(micro)
-                # The processes' gradients are averaged, the labels are counted over all of them.
-                accelerator.backward(loss * accelerator.num_processes / num_labels)
-            loss_sum += loss.detach()
-        norm = clip(accelerator, self.optimizer, self.trainable, self.settings.max_grad_norm)
-        # Summed over the processes, so that all of them decide about the step by the same two numbers.
-        sums = accelerator.reduce(torch.stack([loss_sum, whole(norm).to(loss_sum)]), "sum").tolist()
-        return sums[0] / num_labels, sums[1] / accelerator.num_processes
+    def _gradient(self, rows: Sequence[Row], num_labels: int) -> tuple[float, dict[str, float], float]:
+        """Have the clipped gradient of a global batch in the parameters.
 
-    def _shares(self, rows: Sequence[Row]) -> Iterator[Sequence[Row]]:
-        """This process's part of the rows in micro batches, as many for every process.
-
-        Units that are sharded are gathered by all processes together: one that has no row left computes one more time
-        and counts nothing.
+        Returns:
+            Its loss per label, each penalty per thing counted (without those that count nothing here) and the norm of
+            the gradient unclipped.
         """
-        index, number = self.accelerator.process_index, self.accelerator.num_processes
-        mine = list(rows[index::number])
-        if len(mine) < -(-len(rows) // number):
-            mine.append({**rows[0], "labels": np.full_like(rows[0]["labels"], IGNORED)})
-        for start in range(0, len(mine), self.runtime.micro_batch):
-            yield mine[start : start + self.runtime.micro_batch]
-
-    def _loss(self, rows: Sequence[Row]) -> torch.Tensor:
-        batch = {
-            key: torch.from_numpy(np.stack([row[key] for row in rows])).to(self.accelerator.device)
-            for key in ("input_ids", "labels", "position_ids")
-        }
-        with torch.autocast(self.accelerator.device.type, torch.bfloat16, enabled=self.settings.precision == "bf16"):
-            return self.model(**batch)
+        accelerator = self.accelerator
+        sums, counts = self.micro_batches.backward(rows, num_labels)
+        norm = clip(accelerator, self.optimizer, self.trainable, self.settings.max_grad_norm)
+        # Summed over the processes, so that all of them decide about the step by the same numbers.
+        loss, *totals, norm = accelerator.reduce(torch.cat([sums, whole(norm).to(sums).reshape(1)]), "sum").tolist()
+        named = zip(self.micro_batches.penalties, totals, counts, strict=True)
+        means = {name: total / count for name, total, count in named if count}
+        return loss / num_labels, means, norm / accelerator.num_processes
 
     def _validate(self) -> None:
         started = time.monotonic()
-        record: dict[str, Any] = {"step": self.step, "tokens": self.tokens}
+        by_source: dict[str, float] = {}
         total, count = 0.0, 0
         self.model.eval()
         for source, rows in self.validation.items():
             note = f"validating on {source}{self._compiling('validation')}"
             self.runtime.progress(step=self.step, total=self.num_steps, note=note)
             loss, labels = self._validation_loss(rows)
-            record[f"val/{source}"] = loss / max(1, labels)
+            by_source[source] = loss / max(1, labels)
             total, count = total + loss, count + labels
         self.model.train()
-        record["val_loss"] = total / max(1, count)
-        self.validations.append(record["val_loss"])
-        self.journal.write("metrics", record)
+        record = ValidationRecord(self.step, self.tokens, by_source, total / max(1, count))
+        self.validations.append(record.val_loss)
+        self.journal.write(METRICS, record.to_json())
         self.validated_step = self.step
         took = time.monotonic() - started
         self.throughput.exclude(took)
         self.runtime.deadline.took("validation", took)
 
-    @torch.no_grad()
     def _validation_loss(self, rows: Sequence[Row]) -> tuple[float, int]:
-        loss_sum = torch.zeros((), device=self.accelerator.device)
-        for micro in self._shares(rows) if rows else ():
-            loss_sum += self._loss(micro)
-        total = self.accelerator.reduce(loss_sum, "sum").item()
+        total = self.accelerator.reduce(self.micro_batches.loss_sum(rows), "sum").item()
         return total, sum(int((row["labels"] != IGNORED).sum()) for row in rows)
 
-    def _log(self, record: dict[str, Any]) -> None:
-        if "skipped" not in record:
-            self.losses.append(record["loss"])
-        self.journal.write("metrics", record)
+    def _log(self, record: StepRecord) -> None:
+        if record.skipped is None:
+            self.losses.append(record.loss)
+        self.journal.write(METRICS, record.to_json())
         skipped = self.spikes.num_skipped
         self.runtime.progress(
             step=self.step,
             total=self.num_steps,
-            loss=record.get("loss"),
-            tokens_per_s=record["tokens_per_s"],
+            loss=record.loss if math.isfinite(record.loss) else None,
+            tokens_per_s=record.tokens_per_s,
             eta_s=self.throughput.seconds_left(self.step),
             **({"note": f"{skipped} step{'s' if skipped > 1 else ''} skipped"} if skipped else {}),
         )

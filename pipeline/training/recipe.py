@@ -7,8 +7,26 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from pipeline.data.packing.schedule import check_shares
+from pipeline.training.methods.penalty import check_penalties
 from pipeline.training.methods.strategy import Strategy
 from pipeline.training.settings import Settings
+
+KEPT = ("num_blocks", "max_position_embeddings", "shape", "chat_template", "expanded")
+"""Facts about a model that training does not change."""
+
+
+class Request(Protocol):
+    """A training before it runs: its params and launch, what is known of its inputs, and what earlier ones measured."""
+
+    @property
+    def params(self) -> Mapping[str, Any]: ...
+    @property
+    def launch(self) -> Mapping[str, Any]: ...
+    @property
+    def inputs(self) -> Mapping[str, Any]: ...
+    @property
+    def earlier(self) -> Callable[[], Sequence[Mapping[str, Any]]]: ...
+    def fact(self, key: str, role: str = "model") -> Any: ...
 
 
 class Workspace(Protocol):
@@ -29,54 +47,33 @@ def whole_lengths(section: Mapping[str, Any]) -> dict[str, Any]:
     return {**section, **whole}
 
 
-def check_request(
-    section: str,
-    params: Mapping[str, Any],
-    strategy: Strategy,
-    fact: Callable[..., Any],
-    sources: Sequence[str] | None,
-) -> None:
-    """Refuse what cannot be run.
+def forecast_training(
+    section: str, request: Request, strategy: Strategy, mixing: Sequence[str]
+) -> tuple[dict[str, Any], list[str]]:
+    """What is known of the result, and parameters, memory, FLOPs and time of a training in lines for a person.
 
     Args:
-        section: of the config that holds `params`.
-        strategy: the instance that `params` names.
-        fact: gives a fact about the model by its name, None where it is not known.
-        sources: names of the data's sources, if they are known.
+        section: of the config that holds the params.
+        strategy: the instance that they name.
+        mixing: keys of the params that say how the data are packed and mixed.
 
     Raises:
-        ValueError: what is wrong and what to change.
-    """
-    Settings.of(params).check_length(fact("max_position_embeddings"))
-    check_shares(params["shares"], params.get("replay"), sources)
-    if strategy.needs_new_parameters and fact("expanded") is False:
-        raise ValueError(
-            f"{section}.strategy=new_blocks trains what the expansion added, but its model was not expanded "
-            f"(expand=none adds nothing); use expand=block, or strategy@{section}.strategy=full (or lora)"
-        )
-
-
-def forecast_lines(
-    params: Mapping[str, Any],
-    strategy: Strategy,
-    launch: Mapping[str, Any],
-    shape: Any,
-    data: Path | None,
-    mixing: Sequence[str],
-    earlier: Callable[[], Sequence[Mapping[str, Any]]],
-) -> list[str]:
-    """Parameters, memory, FLOPs and time of a training, in lines for a person.
-
-    Args:
-        shape: of the model; None: not known.
-        data: the prepared data's directory, if it is there.
-        mixing: keys of `params` that say how the data are packed and mixed.
-        earlier: gives manifests of earlier training, whose rates are this machine's.
+        ValueError: it cannot be run: what is wrong and what to change.
     """
     from pipeline.data.prepared import rows_ahead
     from pipeline.training.cost.forecast import tell
 
-    return tell(shape, strategy, params, launch, rows_ahead(data, params, mixing), earlier)
+    params, facts = request.params, {key: request.fact(key) for key in KEPT}
+    Settings.of(params).check_length(facts["max_position_embeddings"])
+    check_shares(params["shares"], params.get("replay"), request.fact("sources", "data"))
+    if strategy.needs_new_parameters and facts["expanded"] is False:
+        raise ValueError(
+            f"{section}.strategy trains what the expansion added, but its model was not expanded "
+            f"(expand=none adds nothing); use expand=block, or strategy@{section}.strategy=full (or lora)"
+        )
+    check_penalties(strategy.penalties, request.launch.get("sharding", "none"))
+    ahead = rows_ahead(request.inputs["data"].directory, params, mixing)
+    return facts, tell(facts["shape"], strategy, params, request.launch, ahead, request.earlier)
 
 
 def train(workspace: Workspace, source: Path, data: Path, strategy: Strategy, mixing: Sequence[str]) -> dict[str, Any]:

@@ -22,8 +22,8 @@ from pipeline.models import load
 from pipeline.models.files.safetensors_io import Stored, read_index, read_pieces
 from pipeline.models.save import raw_bytes, stored_dtypes, tensor_hashes
 from pipeline.training.kernels.document_separation import IGNORED
-from pipeline.training.kernels.loss import PackedLoss
 from pipeline.training.methods.quantised import hold_frozen
+from pipeline.training.packed_loss import PackedLoss
 from pipeline.training.runtime import Row, RowStream
 
 NUM_ROWS = 2

@@ -11,9 +11,10 @@ from typing import Any, cast
 import torch
 
 from pipeline.models import load
-from pipeline.models.directory import Form, read_config, read_expansion
+from pipeline.models.directory import Form, read_config
 from pipeline.models.files.safetensors_io import read_index
 from pipeline.models.save import as_stored, save_trained
+from pipeline.records.expansion import ExpansionMap, read_expansion
 from pipeline.training.cost.flops import Cost
 from pipeline.training.methods.strategy import Strategy
 from pipeline.training.parallel.distributed import is_sharded, whole
@@ -88,10 +89,10 @@ def save_and_check(
 
 
 def _whole_again(
-    loaded: Any, strategy: Strategy, expansion: Mapping[str, Any], trained: Mapping[str, torch.Tensor]
+    loaded: Any, strategy: Strategy, expansion: ExpansionMap, trained: Mapping[str, torch.Tensor]
 ) -> tuple[Any, Any]:
     """A model newly loaded, and it as the strategy makes it, with what was trained in parts in its place."""
-    model = strategy.apply(loaded, expansion["module_parameters"])
+    model = strategy.apply(loaded, expansion.module_parameters)
     for name, parameter in model.named_parameters():
         if name in trained:
             parameter.data = trained[name]

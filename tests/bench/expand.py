@@ -103,8 +103,8 @@ def _noise(num_bytes: int) -> Iterator[bytes]:
 
 def run_ours(base: Path, target: Path, shard_bytes: int, save: str) -> None:
     """Plan and write, saying how long each took and where memory stood in between."""
-    from pipeline.expansion.base import read_source
     from pipeline.expansion.methods.block import BlockExpansion
+    from pipeline.expansion.source import read_source
     from pipeline.expansion.writer import write_expansion
 
     source = read_source(base, base.parent / "memory")

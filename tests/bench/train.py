@@ -184,11 +184,11 @@ def environment(way: Way, threads: int) -> dict[str, str]:
 
 def needed_flops(model: Path, seq_len: int) -> dict[str, float]:
     """FLOPs a token by pass: each weight of a block and the head twice, attention over half of the row."""
-    from pipeline.models.directory import read_expansion
+    from pipeline.records.expansion import read_expansion
 
     config = json.loads((model / "config.json").read_text())
     blocks = config["num_hidden_layers"]
-    new = [block["position"] for block in read_expansion(model)["blocks"]]
+    new = [block.position for block in read_expansion(model).blocks]
     hidden, heads = config["hidden_size"], config["num_attention_heads"]
     size = config.get("head_dim") or hidden // heads
     weights = hidden * size * 2 * (heads + config["num_key_value_heads"]) + 3 * hidden * config["intermediate_size"]
@@ -206,8 +206,8 @@ def needed_flops(model: Path, seq_len: int) -> dict[str, float]:
 
 def grow(base: Path, target: Path) -> None:
     """The base with six identity blocks."""
-    from pipeline.expansion.base import read_source
     from pipeline.expansion.methods.block import BlockExpansion
+    from pipeline.expansion.source import read_source
     from pipeline.expansion.writer import write_expansion
 
     source = read_source(base)

@@ -100,9 +100,9 @@ def padded(rows: list[dict[str, np.ndarray]]) -> dict[str, Any]:
 
 def new_block_names(model: Path) -> list[str]:
     """Prefixes of the parameters that the expansion created."""
-    from pipeline.models.directory import read_expansion
+    from pipeline.records.expansion import read_expansion
 
-    return list(read_expansion(model)["module_parameters"])
+    return list(read_expansion(model).module_parameters)
 
 
 # The ways

@@ -8,15 +8,15 @@ from pathlib import Path
 import pytest
 
 from pipeline.expansion import architecture_cache as anatomy
-from pipeline.expansion.base import read_source
 from pipeline.expansion.methods.block import BlockExpansion
+from pipeline.expansion.source import read_source
 from tests.children import PATIENCE_S
 
 ROOT = Path(__file__).parents[2]
 PLAN = """
 import json, sys
 from pathlib import Path
-from pipeline.expansion.base import read_source
+from pipeline.expansion.source import read_source
 from pipeline.expansion.methods.block import BlockExpansion
 from pipeline.expansion.writer import write_expansion
 

@@ -6,8 +6,8 @@ import pytest
 import torch
 import transformers
 
-from pipeline.expansion.base import read_source
 from pipeline.expansion.methods.block import BlockExpansion
+from pipeline.expansion.source import read_source
 from pipeline.expansion.structure import build
 from pipeline.expansion.verify import verify_identity
 from pipeline.expansion.writer import write_expansion

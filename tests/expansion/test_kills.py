@@ -7,14 +7,14 @@ import pytest
 import torch
 import transformers
 
-from pipeline.expansion.base import read_source
 from pipeline.expansion.methods.block import BlockExpansion
 from pipeline.expansion.pack.attach import attach, detach, extract
 from pipeline.expansion.pack.format import open_pack
+from pipeline.expansion.source import read_source
 from pipeline.expansion.writer import write_expansion
 from pipeline.models import load
+from pipeline.models.bin import convert_bin
 from pipeline.models.directory import check_directory, materialise
-from pipeline.models.files.bin import convert_bin
 from pipeline.models.files.safetensors_io import read_index, tensors_hash
 from pipeline.models.save import save_trained
 from tests.expansion.kills import in_process, killed_at_call, num_calls

@@ -17,8 +17,9 @@ import transformers
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-from pipeline.expansion.base import Recipe, read_source
+from pipeline.expansion.base import Recipe
 from pipeline.expansion.methods.block import BlockExpansion
+from pipeline.expansion.source import read_source
 from pipeline.expansion.writer import write_expansion
 from pipeline.models import load
 from pipeline.models.directory import check_directory, materialise

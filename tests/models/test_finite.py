@@ -10,9 +10,9 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from pipeline.evaluation.base import Item, Outcome
-from pipeline.evaluation.tasks.scoring import TokenScorer
-from pipeline.expansion.base import read_source
+from pipeline.evaluation.model.scoring import TokenScorer
 from pipeline.expansion.methods.block import BlockExpansion
+from pipeline.expansion.source import read_source
 from pipeline.expansion.verify import verify_identity
 from pipeline.expansion.writer import write_expansion
 from pipeline.models import load

@@ -1,11 +1,9 @@
 from __future__ import annotations
 
-import json
-
 import numpy as np
 import pytest
 
-from pipeline.reporting.collect import collect, read_curve
+from pipeline.reporting.collect import collect
 from pipeline.reporting.facts import Facts, read_facts
 from tests.reporting.synthetic import (
     BENCHMARKS,
@@ -35,7 +33,7 @@ def test_everything_a_cell_names_is_read(artifacts):
     assert [row.name for row in variant.rows] == ["base", "expanded", "post-pretrained", "tuned"]
     tuned = variant.row("tuned")
     assert tuned.facts == Facts(1250, 250, 250, 0.2, 1_638_400, 754.2, 3 * 2**30, mfu=0.25, mfu_6nd=0.4)
-    assert tuned.curve.stage == "sft" and tuned.curve.loss.size == 400 and tuned.curve.val_loss.size == 5
+    assert tuned.stage == "sft" and tuned.curve.loss.size == 400 and tuned.curve.val_loss.size == 5
     assert variant.row("expanded").facts.max_abs_difference == 0.0
     assert [b.group for b in collection.benchmarks] == ["domain"] + ["general"] * 4 + ["retention"]
     assert collection.provenance[0].git == "4f0c2d9"
@@ -94,18 +92,6 @@ def test_a_torn_file_of_items_names_its_directory(artifacts):
     file.write_bytes(file.read_bytes()[:-40])
     with pytest.raises(ValueError, match=file.parent.name):
         collected(artifacts, [variant])
-
-
-def test_a_step_logged_twice_counts_once(artifacts):
-    directory = artifacts.inputs[artifacts.add("pretrain", "resumed")]
-    lines = [(1, 3.0), (2, 2.5), (2, 2.4), (3, 2.2)]
-    text = "".join(json.dumps({"step": s, "tokens": 10 * s, "loss": loss}) + "\n" for s, loss in lines)
-    (directory / "metrics.jsonl").write_text(text)
-    curve = read_curve(directory)
-    assert curve.tokens.tolist() == [10, 20, 30] and curve.loss.tolist() == [3.0, 2.4, 2.2]
-    (directory / "metrics.jsonl").write_text(text + "{torn")
-    with pytest.raises(ValueError, match="line 5"):
-        read_curve(directory)
 
 
 def test_a_base_by_reference_is_counted_where_it_lies(tmp_path):

@@ -8,8 +8,9 @@ from pathlib import Path
 import pytest
 
 from pipeline.models.files.safetensors_io import Stored
+from pipeline.records.expansion import ExpansionMap
 from pipeline.reporting.figures.stack_figure import stack_figure, write_inspection
-from pipeline.reporting.stack import build_stack, byte_size, cost_rows, inspection, origins, read_stack
+from pipeline.reporting.stack import Stack, build_stack, byte_size, cost_rows, inspection, read_stack
 from tests.reporting.synthetic import write_json, write_safetensors
 
 BLOCK = {"self_attn.o_proj.weight": (4, 4), "mlp.experts.0.down_proj.weight": (4, 6), "norm.weight": (4,)}
@@ -36,6 +37,10 @@ def tensors(num_blocks: int, prefix: str = "model.layers.") -> dict[str, Stored]
     }
 
 
+def built(content: dict, stored: dict[str, Stored]) -> Stack:
+    return build_stack(ExpansionMap.from_json(content), stored)
+
+
 def every_fourth(num_old: int) -> list[dict]:
     """One new block above every fourth."""
     return [entry(5 * i + 4, 4 * i + 3, group=i) for i in range(num_old // 4)]
@@ -43,7 +48,7 @@ def every_fourth(num_old: int) -> list[dict]:
 
 @pytest.mark.parametrize("prefix", ["model.layers.", "transformer.h.", "h.", "gpt_neox.layers.", ""])
 def test_parameters_are_counted_by_block(prefix):
-    stack = build_stack(record([entry(2, 1), entry(4, 2)], prefix), tensors(5, prefix))
+    stack = built(record([entry(2, 1), entry(4, 2)], prefix), tensors(5, prefix))
     assert [block.num_parameters for block in stack.blocks] == [PER_BLOCK] * 5
     assert [block.num_new for block in stack.blocks] == [0, 0, PER_BLOCK, 0, PER_BLOCK]
     assert [block.origin for block in stack.blocks] == [None, None, 1, None, 3]
@@ -51,16 +56,9 @@ def test_parameters_are_counted_by_block(prefix):
     assert (stack.num_bytes, stack.num_new_bytes) == (2 * stack.num_parameters, 2 * stack.num_new)
 
 
-def test_origins_of_later_rounds_are_found_in_the_present_stack():
-    """0 1 [1] 2 3 [3], then one more above each new block and one below everything, made from old and new ones."""
-    first = [entry(3, 1), entry(7, 3)]
-    second = [entry(0, 0, 2), entry(4, 2, 2), entry(8, 5, 2)]
-    assert origins([*first, *second], 9) == {3: 2, 7: 6, 0: 1, 4: 3, 8: 7}
-
-
 def test_both_rounds_are_told_apart():
     blocks = [entry(3, 1), entry(7, 3), entry(4, 2, 2, lr_scale=0.5)]
-    stack = build_stack(record(blocks, rounds=("adept",)), tensors(8))
+    stack = built(record(blocks, rounds=("adept",)), tensors(8))
     assert [block.round for block in stack.blocks] == [0, 0, 0, 1, 2, 0, 0, 1]
     assert stack.num_new == PER_BLOCK and stack.methods == ("adept", "block")
     text = inspection(stack)
@@ -69,7 +67,7 @@ def test_both_rounds_are_told_apart():
 
 
 def test_the_text_says_what_stands_where():
-    text = inspection(build_stack(record(every_fourth(32)), tensors(40)))
+    text = inspection(built(record(every_fourth(32)), tensors(40)))
     lines = text.splitlines()
     assert lines[0] == "40 blocks: 32 old and 8 new; 352 new parameters, 19.56 % of the model."
     assert lines[2] == "   0 " + "....1" * 8
@@ -81,7 +79,7 @@ def test_the_text_says_what_stands_where():
 
 
 def test_costs_follow_from_the_stated_bytes():
-    stack = build_stack(record(every_fourth(32)), tensors(40))
+    stack = built(record(every_fourth(32)), tensors(40))
     rows = {name: (new, everything) for name, new, everything in cost_rows(stack)}
     assert rows["parameters"] == ("352", "1,800") and rows["trainable share"] == ("19.56 %", "100 %")
     assert rows["weights"] == ("704 B", "3.52 KiB")
@@ -99,7 +97,7 @@ def test_bytes_in_words(num_bytes, text):
 
 def test_a_widened_model_has_no_new_block():
     names = [f"model.layers.{i}.norm.weight" for i in range(3)]
-    stack = build_stack({"method": "soft_moe", "blocks": [], "new_parameters": names, "rounds": []}, tensors(3))
+    stack = built({"method": "soft_moe", "blocks": [], "new_parameters": names, "rounds": []}, tensors(3))
     assert not stack.new and [block.num_new for block in stack.blocks] == [4, 4, 4]
     assert "0-2  old, wider" in inspection(stack)
     assert stack_figure(stack).axes
@@ -107,7 +105,7 @@ def test_a_widened_model_has_no_new_block():
 
 @pytest.mark.parametrize(("num_old", "num_new"), [(4, 1), (32, 8), (80, 20)])
 def test_the_picture_has_a_block_for_each_and_an_arc_for_each_new_one(num_old, num_new):
-    (ax,) = stack_figure(build_stack(record(every_fourth(num_old)), tensors(num_old + num_new))).axes
+    (ax,) = stack_figure(built(record(every_fourth(num_old)), tensors(num_old + num_new))).axes
     kinds = [type(patch).__name__ for patch in ax.patches]
     assert (kinds.count("Rectangle"), kinds.count("FancyArrowPatch")) == (num_old + num_new, num_new)
     named = [int(text.get_text()) for text in ax.texts if text.get_fontweight() == "bold"]
@@ -117,7 +115,7 @@ def test_the_picture_has_a_block_for_each_and_an_arc_for_each_new_one(num_old, n
 def test_names_of_positions_do_not_overlap():
     from matplotlib.backends.backend_agg import FigureCanvasAgg
 
-    figure = stack_figure(build_stack(record(every_fourth(80)), tensors(100)))
+    figure = stack_figure(built(record(every_fourth(80)), tensors(100)))
     canvas = FigureCanvasAgg(figure)
     canvas.draw()
     boxes = [text.get_window_extent(canvas.get_renderer()) for text in figure.axes[0].texts]
@@ -125,7 +123,7 @@ def test_names_of_positions_do_not_overlap():
 
 
 def test_the_inspection_is_written_beside_the_model_and_is_the_same_every_time(tmp_path):
-    stack = build_stack(record(every_fourth(8)), tensors(10))
+    stack = built(record(every_fourth(8)), tensors(10))
     found = []
     for name in ("one", "two"):
         (tmp_path / name).mkdir()
@@ -146,13 +144,13 @@ def test_a_directory_is_read_without_its_weights(tmp_path):
 
 def test_what_does_not_fit_is_refused(tmp_path):
     with pytest.raises(ValueError, match=r"lack 3 recorded new parameters, such as model\.layers\.7"):
-        build_stack(record([entry(7, 1)]), tensors(5))
+        built(record([entry(7, 1)]), tensors(5))
     surplus = {**record([entry(2, 1)]), "blocks": [entry(2, 1), entry(9, 1)]}
     with pytest.raises(ValueError, match=r"names new blocks \[9\], but the weights have 5"):
-        build_stack(surplus, tensors(5))
+        built(surplus, tensors(5))
     two = {**record([entry(2, 1)]), "new_parameters": ["a.0.w", "b.0.w"]}
     with pytest.raises(ValueError, match="expected one numbered list"):
-        build_stack(two, {name: Stored(tmp_path, "F32", (1,), 0, 4) for name in two["new_parameters"]})
+        built(two, {name: Stored(tmp_path, "F32", (1,), 0, 4) for name in two["new_parameters"]})
     (tmp_path / "expansion.json").write_text(json.dumps({})[:1])
     with pytest.raises(ValueError, match=r"expansion\.json is damaged"):
         read_stack(tmp_path)

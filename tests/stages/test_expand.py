@@ -16,7 +16,7 @@ from pipeline.engine.graph import identify
 from pipeline.engine.process import worker
 from pipeline.expansion import writer
 from pipeline.models import load
-from pipeline.models.directory import read_expansion
+from pipeline.records.expansion import read_expansion
 from stages import expand
 from tests.stages.requests import request
 
@@ -89,8 +89,8 @@ def test_each_method_goes_through_the_stage(source, tmp_path, method, save):
     model = dict(load(tmp_path / "out/model").named_parameters())
     assert metrics["num_parameters"] == sum(p.numel() for p in model.values())
     record = read_expansion(tmp_path / "out/model")
-    assert asked.recorded["new_parameters"] == record["new_parameters"] and record["exact"] is metrics["exact"]
-    assert metrics["num_new_parameters"] == sum(model[name].numel() for name in record["module_parameters"])
+    assert asked.recorded["new_parameters"] == list(record.new_parameters) and record.exact is metrics["exact"]
+    assert metrics["num_new_parameters"] == sum(model[name].numel() for name in record.module_parameters)
     assert not (tmp_path / "out/scratch").exists()
 
 

@@ -2,8 +2,8 @@
 
 import pytest
 
-from pipeline.expansion.base import read_source
 from pipeline.expansion.methods.block import BlockExpansion
+from pipeline.expansion.source import read_source
 from pipeline.expansion.writer import write_expansion
 
 

@@ -27,6 +27,7 @@ from pipeline.data.packing.mixture import PackedStream
 from pipeline.data.tokens.store import TokenStore
 from pipeline.training.device import launch_options
 from pipeline.training.fit import fit
+from pipeline.training.methods.kl_to_base import KlToBase
 from pipeline.training.methods.strategy import Full, Lora, NewBlocks
 from pipeline.training.runtime import StoppedError
 from pipeline.training.settings import Settings
@@ -35,7 +36,13 @@ from tests.training import knobs
 LAUNCH = {**knobs.LAUNCH, "micro_batch": 1}
 # Three rows over two processes: one of them has a row less. Labels are of very different number from row to row.
 SETTINGS = {**knobs.SETTINGS, "batch_size": 3, "num_steps": 8, "max_skipped_steps": 0}
-STRATEGIES = {"new_blocks": NewBlocks, "full": Full, "lora": lambda: Lora(4, 8, 0.0, "all-linear")}
+STRATEGIES = {
+    "new_blocks": NewBlocks,
+    "full": Full,
+    "lora": lambda: Lora(4, 8, 0.0, "all-linear"),
+    "new_blocks_near_base": lambda: NewBlocks({"kl": KlToBase(3.0, 2.0, "all")}),
+    "full_near_base": lambda: Full({"kl": KlToBase(3.0, 2.0, "prompt")}),
+}
 
 
 def chats(number: int) -> TokenStore:

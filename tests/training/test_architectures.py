@@ -7,10 +7,10 @@ import pytest
 import torch
 
 from pipeline.models import load
-from pipeline.models.directory import read_expansion
+from pipeline.records.expansion import read_expansion
 from pipeline.training.kernels.document_separation import documents_apart, mixes_documents
 from pipeline.training.kernels.head import head_of
-from pipeline.training.kernels.loss import PackedLoss
+from pipeline.training.packed_loss import PackedLoss
 from tests.expansion.architectures import EXACT
 from tests.expansion.test_architectures import saved
 from tests.training.kernels.test_attention import packed, shifted
@@ -38,7 +38,7 @@ def test_a_step_of_an_architecture_moves_its_new_blocks_alone(name, grow, store,
     before, after = weights_in(source), weights(tmp_path / "run")
     assert before.keys() == after.keys()
     moved = {n for n in before if not torch.equal(before[n], after[n])}
-    assert moved and moved <= set(read_expansion(source)["new_parameters"])
+    assert moved and moved <= set(read_expansion(source).new_parameters)
 
 
 def weights_in(directory):

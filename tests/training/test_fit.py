@@ -9,11 +9,11 @@ from safetensors.torch import load_file
 
 from pipeline.data.packing.mixture import PackedStream
 from pipeline.data.tokens.store import TokenStore
-from pipeline.expansion.base import read_source
 from pipeline.expansion.methods.block import BlockExpansion
+from pipeline.expansion.source import read_source
 from pipeline.expansion.writer import write_expansion
 from pipeline.models import load
-from pipeline.models.directory import read_expansion
+from pipeline.records.expansion import read_expansion
 from pipeline.training.device import launch_options
 from pipeline.training.fit import audit_frozen, fit
 from pipeline.training.methods.strategy import Full, Lora, NewBlocks
@@ -76,7 +76,7 @@ def losses(run):
 def test_frozen_tensors_stay_and_new_ones_move(expanded, store, tmp_path, precision):
     metrics = train(expanded, tmp_path, store, precision=precision)
     before, after = load_file(expanded / "model.safetensors"), weights(tmp_path)
-    new = set(read_expansion(expanded)["new_parameters"])
+    new = set(read_expansion(expanded).new_parameters)
     assert all(torch.equal(before[n], after[n]) == (n not in new) for n in before)
     assert all(after[n].dtype == torch.bfloat16 for n in after)
     assert metrics["val_loss"] < metrics["val_loss_before"]
@@ -88,7 +88,7 @@ def test_saved_by_reference_it_holds_what_trained_alone(expanded, store, tmp_pat
     """And the same model comes out of it."""
     train(expanded, tmp_path / "whole", store)
     train(expanded, tmp_path / "thin", store, save="delta")
-    assert set(load_file(tmp_path / "thin/model/blocks.safetensors")) == set(read_expansion(expanded)["new_parameters"])
+    assert set(load_file(tmp_path / "thin/model/blocks.safetensors")) == set(read_expansion(expanded).new_parameters)
     assert not (tmp_path / "thin/model/model.safetensors").exists()
     thin, whole = (dict(load(tmp_path / run / "model").named_parameters()) for run in ("thin", "whole"))
     assert same(thin, whole) and losses(tmp_path / "thin") == losses(tmp_path / "whole")
@@ -99,7 +99,7 @@ def test_a_base_in_fewer_bits_is_saved_as_it_was(expanded, store, tmp_path, form
     pytest.importorskip("bitsandbytes")
     metrics = train(expanded, tmp_path, store, frozen_dtype=form)
     before, after = load_file(expanded / "model.safetensors"), weights(tmp_path)
-    new = set(read_expansion(expanded)["new_parameters"])
+    new = set(read_expansion(expanded).new_parameters)
     assert {n for n in before if not torch.equal(before[n], after[n])} == new
     assert metrics["val_loss"] < metrics["val_loss_before"]
 
@@ -137,7 +137,7 @@ def test_experts_that_are_joined_in_memory_train_and_are_saved_apart(make_model,
     expanded = grown(source, tmp_path / "expanded")
     metrics = train(expanded, tmp_path / "run", store)
     before, after = load_file(expanded / "model.safetensors"), weights(tmp_path / "run")
-    new = set(read_expansion(expanded)["new_parameters"])
+    new = set(read_expansion(expanded).new_parameters)
     assert any(".experts.3." in name for name in new) and metrics["num_trainable"] == sum(
         before[n].numel() for n in new
     )
@@ -195,7 +195,7 @@ def test_checkpoints_are_bounded_and_gone_at_the_end(expanded, store, tmp_path):
     names = sorted(p.name for p in (tmp_path / "checkpoints").iterdir())
     assert names == ["step-00000004", "step-00000005"]
     (part,) = (tmp_path / "checkpoints" / names[-1]).glob("*.safetensors")
-    new, parts = set(read_expansion(expanded)["new_parameters"]), ("", "/step", "/exp_avg", "/exp_avg_sq")
+    new, parts = set(read_expansion(expanded).new_parameters), ("", "/step", "/exp_avg", "/exp_avg_sq")
     assert set(load_file(part)) == {name + part for name in new for part in parts}  # nothing of frozen tensors
     train(expanded, tmp_path, store)
     assert not (tmp_path / "checkpoints").exists()

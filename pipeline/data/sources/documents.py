@@ -108,24 +108,33 @@ class HubDataset:
 
 
 @dataclass(frozen=True)
-class Text:
-    """A source of documents: rows, the column that holds the text, and what makes a document unfit.
-
-    weight: multiplies the source's own tokens in the mixture. text_field: column (dotted path into objects; plain files
-    have `text`). boundary: regular expression (multi-line) at whose matches a text is cut into documents, each starting
-    with its match. max_symbol_fraction: a document is left out if digits and punctuation are more than this fraction of
-    its non-blank characters (tables of numbers are not prose or programs); null keeps all.
-    """
+class WeightedRows:
+    """What the sources of a mixture have in common. weight: multiplies the source's own tokens in the mixture."""
 
     origin: RowSource
     weight: float
+
+    def __post_init__(self) -> None:
+        if not self.weight > 0:
+            raise ValueError(f"weight={self.weight} of a source must be positive; leave the source out instead")
+
+
+@dataclass(frozen=True)
+class Text(WeightedRows):
+    """A source of documents: rows, the column that holds the text, and what makes a document unfit.
+
+    text_field: column (dotted path into objects; plain files have `text`). boundary: regular expression (multi-line) at
+    whose matches a text is cut into documents, each starting with its match. max_symbol_fraction: a document is left
+    out if digits and punctuation are more than this fraction of its non-blank characters (tables of numbers are not
+    prose or programs); null keeps all.
+    """
+
     text_field: str
     boundary: str | None
     max_symbol_fraction: float | None
 
     def __post_init__(self) -> None:
-        if not self.weight > 0:
-            raise ValueError(f"weight={self.weight} of a source must be positive; leave the source out instead")
+        super().__post_init__()
         if self.boundary is not None:
             re.compile(self.boundary)
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -108,14 +108,13 @@ def forecasts(
     for node, directory in nodes:
         module = module_of(node.stage)
         if directory is not None:
-            known[node] = Input(directory, _reader(module, directory))
+            known[node] = Input(directory, partial(getattr(module, "facts", lambda _: {}), directory))
             continue
         request = Request(node.params, {r: known[i] for r, i in node.inputs.items()}, node.settings, earlier)
-        tell = getattr(module, "forecast", None)
         with naming(node):
             module.STAGE.check(node.params)
-            found[node] = tell(request) if tell else Forecast()
-        known[node] = Input(None, _constant(found[node].facts))
+            found[node] = getattr(module, "forecast", lambda _: Forecast())(request)
+        known[node] = Input(None, partial(dict, found[node].facts))
     return found
 
 
@@ -126,11 +125,3 @@ def naming(node: Node) -> Iterator[None]:
         yield
     except (ValueError, ConfigError) as error:
         raise ConfigError(f"{node.label}: {error}") from error
-
-
-def _reader(module: ModuleType, directory: Path) -> Callable[[], Mapping[str, Any]]:
-    return lambda: module.facts(directory) if hasattr(module, "facts") else {}
-
-
-def _constant(facts: Mapping[str, Any]) -> Callable[[], Mapping[str, Any]]:
-    return lambda: facts

@@ -9,11 +9,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipeline.data.sources.documents import RowSource
-from pipeline.evaluation.base import Item, Outcome, Workspace, content_hash, score
+from pipeline.evaluation.base import Item, Outcome, Workspace, content_hash, score, smallest_hashes
 from pipeline.evaluation.code.pass_at_k import pass_at_k
 from pipeline.evaluation.code.problems import Form, Problem, cut, rows_of
 from pipeline.evaluation.sandbox import Limits, Ran, Sandbox, check_isolation
-from pipeline.evaluation.tasks.harness import smallest_hashes
 
 if TYPE_CHECKING:  # torch comes with it; a request is checked without
     from pipeline.evaluation.model.generation import Generator
@@ -82,11 +81,13 @@ class CodeBenchmark:
 
     def measure(self, generator: Generator, inputs: Workspace) -> Outcome:
         """As `run`, with programs from anything that generates. Raises SandboxError if the sandbox fails."""
+        from pipeline.evaluation.model.generation import GenerationSettings
+
         problems = self.problems(inputs)
-        answers = generator.generate(
-            [problem.prompt for problem in problems], list(self.form.stop), self.max_new_tokens, self.temperature,
-            self.top_p, self.num_samples, self.seed,
-        )  # fmt: skip
+        settings = GenerationSettings(
+            self.form.stop, self.max_new_tokens, self.temperature, self.top_p, self.num_samples, self.seed
+        )
+        answers = generator.generate([problem.prompt for problem in problems], settings)
         return self.judge(problems, answers, inputs)
 
     def problems(self, inputs: Workspace) -> list[Problem]:

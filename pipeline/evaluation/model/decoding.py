@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 
-from pipeline.evaluation.tasks.scoring import TokenScorer
+from pipeline.evaluation.model.scoring import TokenScorer
 
 MIN_STEM = 16  # a common beginning shorter than this is not worth a pass of its own
 _PROBE = 7

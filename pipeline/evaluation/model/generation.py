@@ -6,6 +6,7 @@ import hashlib
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from collections.abc import Set as AbstractSet
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 import torch
@@ -14,35 +15,53 @@ from pipeline.data.tokens.text_encoder import TextEncoder
 from pipeline.evaluation.base import num_rows
 from pipeline.evaluation.model.decoding import Decoder, Request, Sampling
 from pipeline.evaluation.model.replies import Reply
-from pipeline.evaluation.tasks.scoring import TokenScorer
+from pipeline.evaluation.model.scoring import TokenScorer
 
 _SLACK = 4  # tokens more than a stop has bytes: some tokenizers spell a blank or a byte of its own before it
+
+
+@dataclass(frozen=True)
+class GenerationSettings:
+    """How continuations are written. Raises ValueError for a number that is out of its range.
+
+    Attributes:
+        stop: a continuation is cut before the first of these texts that it holds.
+        max_new_tokens: of one continuation, at most.
+        temperature: 0 decodes greedily; all samples of a prompt are then equal.
+        top_p: probability of the tokens that are sampled from; 1 is all of them.
+        num_samples: continuations of each prompt.
+        seed: of the draws. A prompt's samples depend on its own text and this, not on the other prompts.
+    """
+
+    stop: Sequence[str]
+    max_new_tokens: int
+    temperature: float
+    top_p: float
+    num_samples: int
+    seed: int
+
+    def __post_init__(self) -> None:
+        if self.max_new_tokens < 1 or self.num_samples < 1:
+            raise ValueError(
+                f"max_new_tokens={self.max_new_tokens} and num_samples={self.num_samples} must be at least 1"
+            )
+        if self.temperature < 0 or not 0 < self.top_p <= 1:
+            raise ValueError(
+                f"temperature={self.temperature} must not be negative and top_p={self.top_p} must be in (0, 1]"
+            )
+
+    def room(self, window: int) -> int:
+        """Tokens of a prompt, at most, in a model of so many positions. Raises ValueError if none are left."""
+        if self.max_new_tokens >= window:
+            raise ValueError(f"max_new_tokens={self.max_new_tokens} leaves no room in the model's {window} positions")
+        return window - self.max_new_tokens
 
 
 class Generator(Protocol):
     """Something that continues prompts: a model in this process, or one behind an endpoint."""
 
-    def generate(
-        self,
-        prompts: list[str],
-        stop: list[str],
-        max_new_tokens: int,
-        temperature: float,
-        top_p: float,
-        num_samples: int,
-        seed: int,
-    ) -> list[list[str]]:
-        """For each prompt `num_samples` continuations, each cut before the first text of `stop` that it holds.
-
-        Args:
-            max_new_tokens: of one continuation, at most.
-            temperature: 0 decodes greedily; all samples of a prompt are then equal.
-            top_p: probability of the tokens that are sampled from; 1 is all of them.
-            seed: of the draws. A prompt's samples depend on its own text and this, not on the other prompts.
-
-        Raises:
-            ValueError: a number is out of its range.
-        """
+    def generate(self, prompts: list[str], settings: GenerationSettings) -> list[list[str]]:
+        """The continuations of each prompt."""
         ...
 
 
@@ -59,31 +78,21 @@ class LocalGenerator:
         self._stops = stop_tokens(model, tokenizer)
         self.window = getattr(model.config.get_text_config(), "max_position_embeddings", None) or 1 << 30
 
-    def generate(
-        self,
-        prompts: list[str],
-        stop: list[str],
-        max_new_tokens: int,
-        temperature: float,
-        top_p: float,
-        num_samples: int,
-        seed: int,
-    ) -> list[list[str]]:
+    def generate(self, prompts: list[str], settings: GenerationSettings) -> list[list[str]]:
         """See `Generator`. A prompt that does not fit is cut on the left, to the window less `max_new_tokens`."""
-        check(max_new_tokens, temperature, top_p, num_samples)
-        if max_new_tokens >= self.window:
-            raise ValueError(f"max_new_tokens={max_new_tokens} leaves no room in the model's {self.window} positions")
-        encoded = [self._encode(prompt, self.window - max_new_tokens) for prompt in prompts]
-        if not temperature:
-            texts = self.continuations(encoded, stop, max_new_tokens)
+        room, length, num_samples = settings.room(self.window), settings.max_new_tokens, settings.num_samples
+        encoded = [self._encode(prompt, room) for prompt in prompts]
+        if not settings.temperature:
+            texts = self.continuations(encoded, settings.stop, length)
             return [[text] * num_samples for text in texts]
         draws = [
-            uniforms(seed, prompt, occurrence, sample, max_new_tokens)
+            uniforms(settings.seed, prompt, occurrence, sample, length)
             for prompt, occurrence in zip(prompts, occurrences(prompts), strict=True)
             for sample in range(num_samples)
         ]
         repeated = [tokens for tokens in encoded for _ in range(num_samples)]
-        texts = self.continuations(repeated, stop, max_new_tokens, draws, Sampling(temperature, top_p))
+        sampling = Sampling(settings.temperature, settings.top_p)
+        texts = self.continuations(repeated, settings.stop, length, draws, sampling)
         return [texts[i : i + num_samples] for i in range(0, len(texts), num_samples)]
 
     def continuations(
@@ -165,14 +174,6 @@ def cut(text: str, stop: Iterable[str]) -> str:
         if end:
             text = text.partition(end)[0]
     return text
-
-
-def check(max_new_tokens: int, temperature: float, top_p: float, num_samples: int) -> None:
-    """Raise ValueError for numbers that mean nothing."""
-    if max_new_tokens < 1 or num_samples < 1:
-        raise ValueError(f"max_new_tokens={max_new_tokens} and num_samples={num_samples} must be at least 1")
-    if temperature < 0 or not 0 < top_p <= 1:
-        raise ValueError(f"temperature={temperature} must not be negative and top_p={top_p} must be in (0, 1]")
 
 
 def occurrences(prompts: Iterable[str]) -> list[int]:

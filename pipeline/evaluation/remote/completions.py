@@ -18,7 +18,7 @@ import requests
 from lm_eval.api.model import TemplateLM
 
 from pipeline.data.tokens.text_encoder import TextEncoder
-from pipeline.evaluation.model.generation import check, cut, occurrences, row_seed
+from pipeline.evaluation.model.generation import GenerationSettings, cut, occurrences, row_seed
 from pipeline.evaluation.model.replies import Reply
 from pipeline.evaluation.remote.endpoint import SHOWN, Endpoint, UnusableError, ask, whole_text
 from pipeline.evaluation.tasks.harness_encoding import HarnessEncoding
@@ -81,31 +81,19 @@ class RemoteGenerator:
         self._model, self.tokenizer, self.window, self._progress = model, tokenizer, window, progress
         self._encoder = TextEncoder(tokenizer)
 
-    def generate(
-        self,
-        prompts: list[str],
-        stop: list[str],
-        max_new_tokens: int,
-        temperature: float,
-        top_p: float,
-        num_samples: int,
-        seed: int,
-    ) -> list[list[str]]:
+    def generate(self, prompts: list[str], settings: GenerationSettings) -> list[list[str]]:
         """See `Generator`. Raises what `CompletionModel.ask` raises, too."""
-        check(max_new_tokens, temperature, top_p, num_samples)
-        if max_new_tokens >= self.window:
-            raise ValueError(f"max_new_tokens={max_new_tokens} leaves no room in the model's {self.window} positions")
-        count = num_samples if temperature else 1
-        encoded = [self._encoder.prompt(prompt)[-(self.window - max_new_tokens) :] for prompt in prompts]
-        seeds = [row_seed(seed, p, o, 0) % _SEEDS for p, o in zip(prompts, occurrences(prompts), strict=True)]
+        room, count = settings.room(self.window), settings.num_samples if settings.temperature else 1
+        encoded = [self._encoder.prompt(prompt)[-room:] for prompt in prompts]
+        seeds = [row_seed(settings.seed, p, o, 0) % _SEEDS for p, o in zip(prompts, occurrences(prompts), strict=True)]
 
         def texts_of(job: tuple[list[int], int]) -> list[str]:
             tokens, own_seed = job
-            settings = {"temperature": temperature, "top_p": top_p, "n": count, "seed": own_seed}
-            return self.complete(tokens, stop, max_new_tokens, count, **settings)
+            drawn = {"temperature": settings.temperature, "top_p": settings.top_p, "n": count, "seed": own_seed}
+            return self.complete(tokens, list(settings.stop), settings.max_new_tokens, count, **drawn)
 
         texts = self._model.each(texts_of, list(zip(encoded, seeds, strict=True)), self._progress, "answers written")
-        return [row * (num_samples // count) for row in texts]
+        return [row * (settings.num_samples // count) for row in texts]
 
     def turns(
         self,

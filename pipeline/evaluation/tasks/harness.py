@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from pipeline.data.sources.documents import RowSource
-from pipeline.evaluation.base import Item, Outcome, Workspace, content_hash
+from pipeline.evaluation.base import Item, Outcome, Workspace, content_hash, smallest_hashes
 from pipeline.evaluation.tasks import definitions
 from pipeline.evaluation.tasks.rows import ADAPTERS, Absent, Rows, read_rows
 from pipeline.evaluation.tasks.samples import sample_texts
@@ -257,11 +257,3 @@ class HarnessTask:
             for item in items
             for weight in (weights[item.category],)
         ]
-
-
-def smallest_hashes(rows: Iterable[Mapping[str, Any]], limit: int | None) -> list[int]:
-    """Numbers, ascending, of the `limit` rows with the smallest content hashes; of all rows if `limit` is None."""
-    if limit is None:
-        return [number for number, _ in enumerate(rows)]
-    hashes = [(content_hash(row), number) for number, row in enumerate(rows)]
-    return sorted(number for _, number in sorted(hashes)[:limit])

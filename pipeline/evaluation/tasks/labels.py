@@ -12,8 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from pipeline.data.sources.documents import RowSource
-from pipeline.evaluation.base import Item, Outcome, Workspace, content_hash
-from pipeline.evaluation.tasks.harness import smallest_hashes
+from pipeline.evaluation.base import Item, Outcome, Workspace, content_hash, smallest_hashes
 from pipeline.evaluation.tasks.rows import Absent, Rows, read_rows
 
 METRIC = "multi_label_acc"

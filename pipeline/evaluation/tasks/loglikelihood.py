@@ -18,9 +18,9 @@ from lm_eval.models.huggingface import HFLM
 from pipeline.data.tokens.text_encoder import TextEncoder
 from pipeline.evaluation.base import num_rows
 from pipeline.evaluation.model.generation import LocalGenerator
+from pipeline.evaluation.model.scoring import TokenScorer
 from pipeline.evaluation.tasks.grouping import Cluster, Group, Option, batches, clusters, grouped
 from pipeline.evaluation.tasks.harness_encoding import HarnessEncoding
-from pipeline.evaluation.tasks.scoring import TokenScorer
 
 Found = tuple[int, tuple[float, bool]]
 

@@ -2,58 +2,16 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Collection, Iterable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import NormalDist
 from typing import Any
 
 from pipeline.evaluation.base import Item, Outcome, Workspace, score
 from pipeline.evaluation.text.perplexity import HeldOutText
-from pipeline.models.directory import EXPANSION_FILE, read_expansion
-
-
-@dataclass(frozen=True)
-class Removal:
-    """The loss of a model without some blocks, set against the whole model's document by document.
-
-    Attributes:
-        positions: of the blocks left out.
-        value: bits per byte more than the whole model pays; positive means that the blocks help.
-        stderr, low, high: of `value` over documents, a normal interval; nan for a single document.
-        numerators: bits of each document, in the order of the items.
-    """
-
-    positions: tuple[int, ...]
-    value: float
-    stderr: float
-    low: float
-    high: float
-    numerators: tuple[float, ...]
-
-    @property
-    def is_harmless(self) -> bool:
-        """The loss is not shown to rise: the interval does not lie above zero. False where there is no interval."""
-        return self.low <= 0
-
-    def to_json(self) -> dict[str, Any]:
-        """Plain data; what is not a number is null."""
-        plain = {name: list(value) if isinstance(value, tuple) else value for name, value in vars(self).items()}
-        return {
-            name: None if isinstance(value, float) and math.isnan(value) else value for name, value in plain.items()
-        }
-
-
-@dataclass(frozen=True)
-class Diagnosis(Outcome):
-    """The whole model's items, and under `diagnosis` what was found by leaving blocks out."""
-
-    diagnosis: Mapping[str, Any] = field(default_factory=dict)
-
-    def facts(self) -> dict[str, Any]:
-        """As of any outcome, with the diagnosis."""
-        return {**super().facts(), "diagnosis": dict(self.diagnosis)}
+from pipeline.records.diagnosis import DiagnosedBlock, Diagnosis, Removal
+from pipeline.records.expansion import EXPANSION_FILE, NewBlock, read_expansion
 
 
 @dataclass(frozen=True)
@@ -81,9 +39,9 @@ class BlockDiagnostics(HeldOutText):
         if not 0 < self.confidence < 1:
             raise ValueError(f"confidence={self.confidence} is not between 0 and 1; 0.95 is usual")
 
-    def run(self, model: Any, tokenizer: Any, inputs: Workspace) -> Diagnosis:
+    def run(self, model: Any, tokenizer: Any, inputs: Workspace) -> Outcome:
         """Items are those of the whole model: numerator bits, denominator UTF-8 bytes of a document."""
-        from pipeline.evaluation.tasks.scoring import TokenScorer
+        from pipeline.evaluation.model.scoring import TokenScorer
         from pipeline.evaluation.text.updates import measure_updates
         from pipeline.evaluation.text.windows import score_passages, windows
         from pipeline.models.architecture.blocks import bypassed, decoder_blocks
@@ -102,28 +60,28 @@ class BlockDiagnostics(HeldOutText):
         identities = frozenset(position for position, update in enumerate(updates) if update.is_identity)
         passes = _Passes(score_without, identities, len(new) + 3, inputs.progress)
         whole = passes.without(())
-        found = self._leave_out(whole, passes, [entry["position"] for entry in new])
-        found["blocks"] = [
-            {**entry, "is_identity": entry["position"] in identities, **left}
-            for entry, left in zip(new, found["blocks"], strict=True)
-        ]
-        sizes = [update.relative for update in updates]
-        diagnosis = {"confidence": self.confidence, "updates": sizes, **found}
-        return Diagnosis(whole.metric, whole.higher_is_better, whole.items, diagnosis=diagnosis)
+        found = self._leave_out(whole, passes, new, identities)
+        diagnosis = Diagnosis(self.confidence, tuple(update.relative for update in updates), *found)
+        return replace(whole, diagnosis=diagnosis)
 
-    def _leave_out(self, whole: Outcome, passes: _Passes, new: list[int]) -> dict[str, Any]:
+    def _leave_out(
+        self, whole: Outcome, passes: _Passes, new: Sequence[NewBlock], identities: Collection[int]
+    ) -> tuple[tuple[DiagnosedBlock, ...], Removal | None, Removal | None]:
         """Each new block alone, all of them, and the candidates together."""
 
         def removal(positions: Iterable[int]) -> Removal:
             return compare(whole, passes.without(positions), tuple(positions), self.confidence)
 
-        single = [removal((position,)) for position in new]
-        harmless = [one.positions[0] for one in single if one.is_harmless]
-        return {
-            "blocks": [{"without": one.to_json(), "is_candidate": one.is_harmless} for one in single],
-            "without_all": removal(new).to_json() if new else None,
-            "without_candidates": removal(harmless).to_json() if harmless else None,
-        }
+        single = [removal((block.position,)) for block in new]
+        blocks = tuple(
+            DiagnosedBlock(
+                **vars(block), is_identity=block.position in identities, without=one, is_candidate=one.is_harmless
+            )
+            for block, one in zip(new, single, strict=True)
+        )
+        positions = [block.position for block in blocks]
+        candidates = [block.position for block in blocks if block.is_candidate]
+        return blocks, removal(positions) if new else None, removal(candidates) if candidates else None
 
 
 class _Passes:
@@ -169,8 +127,8 @@ def compare(whole: Outcome, without: Outcome, positions: tuple[int, ...], confid
     return Removal(positions, value, stderr, value - reach, value + reach, _numerators(without.items))
 
 
-def recorded_blocks(model: Any, num_blocks: int) -> list[dict[str, Any]]:
-    """The expansion map of the directory that a model was loaded from, by position; empty if nothing was added.
+def recorded_blocks(model: Any, num_blocks: int) -> list[NewBlock]:
+    """The new blocks of the directory that a model was loaded from, by position; none if nothing was added.
 
     Raises:
         ValueError: the model does not say where it came from, or the map does not fit it.
@@ -181,10 +139,10 @@ def recorded_blocks(model: Any, num_blocks: int) -> list[dict[str, Any]]:
             f"the model was loaded from {model.name_or_path!r}, which is no model directory; its {EXPANSION_FILE} says "
             "which blocks are new, so load it from the directory that the expansion wrote"
         )
-    blocks = sorted(read_expansion(directory).get("blocks", []), key=lambda entry: entry["position"])
-    if any(not 0 <= entry["position"] < num_blocks for entry in blocks):
+    blocks = sorted(read_expansion(directory).blocks, key=lambda block: block.position)
+    if any(not 0 <= block.position < num_blocks for block in blocks):
         raise ValueError(
-            f"{directory / EXPANSION_FILE} names block {blocks[-1]['position']}, but the model has {num_blocks} "
+            f"{directory / EXPANSION_FILE} names block {blocks[-1].position}, but the model has {num_blocks} "
             "blocks; it belongs to another model"
         )
     return blocks

@@ -201,7 +201,7 @@ def _greedy(
     """The model's greedy answers; the token that ends one is part of it, as ending is a choice too."""
     from pipeline.evaluation.model.decoding import Decoder, Request
     from pipeline.evaluation.model.generation import stop_tokens
-    from pipeline.evaluation.tasks.scoring import TokenScorer
+    from pipeline.evaluation.model.scoring import TokenScorer
 
     last = stop_tokens(model, tokenizer)
     requests = [Request(tuple(ids)) for ids in prompts]

@@ -14,7 +14,7 @@ import torch
 from torch import nn
 from torch.nn.utils.rnn import pad_sequence
 
-from pipeline.evaluation.tasks.scoring import Tokens, batches
+from pipeline.evaluation.model.scoring import Tokens, batches
 from pipeline.models.architecture.blocks import hooked, stream_of
 
 

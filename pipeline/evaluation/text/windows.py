@@ -9,7 +9,7 @@ from typing import Any
 
 from pipeline.data.tokens.vocabulary import check_rows
 from pipeline.evaluation.base import Item, Outcome, Workspace, num_rows
-from pipeline.evaluation.tasks.scoring import IGNORED, TokenScorer, batches
+from pipeline.evaluation.model.scoring import IGNORED, TokenScorer, batches
 from pipeline.evaluation.text.passages import Passage
 
 METRIC = "bits_per_byte"

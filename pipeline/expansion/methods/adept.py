@@ -8,10 +8,11 @@ from typing import Any
 
 from pipeline.data.corpus import Workspace
 from pipeline.data.sources.documents import Text, describe
-from pipeline.expansion.base import Plan, Source
+from pipeline.expansion.base import Plan
 from pipeline.expansion.layout import explicit
 from pipeline.expansion.methods.block import plan_stack, zeroed_writers
 from pipeline.expansion.methods.importance import Importance, measure, token_rows
+from pipeline.expansion.source import Source
 
 
 @dataclass(frozen=True)

@@ -6,8 +6,9 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any, Literal
 
-from pipeline.expansion.base import Plan, Recipe, Source, grow_map
+from pipeline.expansion.base import Plan, Recipe, grow_map
 from pipeline.expansion.layout import Layout, Slot
+from pipeline.expansion.source import Source
 
 if TYPE_CHECKING:
     from pipeline.data.corpus import Workspace

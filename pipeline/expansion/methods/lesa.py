@@ -11,10 +11,11 @@ from pathlib import Path
 import torch
 
 from pipeline.data.corpus import Workspace
-from pipeline.expansion.base import Plan, Recipe, Source
+from pipeline.expansion.base import Plan, Recipe
 from pipeline.expansion.layout import Layout, Slot
 from pipeline.expansion.methods.block import RecipeOf, copied_of, plan_stack
 from pipeline.expansion.methods.latent import Fitting, between, find_basis, fit, project
+from pipeline.expansion.source import Source
 from pipeline.models.files.safetensors_io import Planned, Stored, read_bytes, read_header, write_file
 from pipeline.models.save import DTYPES
 

@@ -8,8 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from pipeline.expansion.base import Plan, Recipe, Source, grow_map
+from pipeline.expansion.base import Plan, Recipe, grow_map
 from pipeline.expansion.layout import Slot
+from pipeline.expansion.source import Source
 from pipeline.models.files.safetensors_io import Planned, write_file
 
 if TYPE_CHECKING:

@@ -14,25 +14,27 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.expansion.architecture_cache import Architecture
-from pipeline.expansion.base import Plan, Source, find_blocks, read_source
+from pipeline.expansion.base import Plan
 from pipeline.expansion.pack.config import differing
 from pipeline.expansion.pack.extract import base_tensors, extract
 from pipeline.expansion.pack.format import Pack, fresh_directory, open_pack
 from pipeline.expansion.pack.gain import gains_of
-from pipeline.expansion.pack.stack import Attached, Base, write_stack
-from pipeline.models.directory import (
-    EXPANSION_FILE,
-    Form,
-    as_copies,
-    begin_model,
-    commit_model,
-    read_expansion,
-    write_weights,
-)
+from pipeline.expansion.pack.stack import Attached, write_stack
+from pipeline.expansion.source import Source, find_blocks, read_source
+from pipeline.models.directory import CONFIG_FILE, Form, as_copies, begin_model, commit_model, write_weights
 from pipeline.models.files.reference import is_reference
 from pipeline.models.files.safetensors_io import ITEM_BITS, Stored, read_index, tensors_hash
+from pipeline.records.expansion import (
+    EXPANSION_FILE,
+    AttachedPack,
+    ExpansionMap,
+    PackBase,
+    expansion_text,
+    parse_expansion,
+    read_expansion,
+)
 
-__all__ = ["attach", "attached_packs", "detach", "extract", "inspect"]
+__all__ = ["attach", "detach", "extract", "inspect"]
 
 SHARD_BYTES = 5 * 10**9
 
@@ -75,7 +77,9 @@ def attach(
         _check_base(pack, path, source, content_hash)
     parts = [Attached(pack, *by_pack[pack.name]) for pack in opened]
     with fresh_directory(target) as partial:
-        return write_stack(source, parts, Base.of(base, content_hash), partial, save, shard_bytes)
+        config = (base / CONFIG_FILE).read_bytes().decode()
+        pinned = PackBase(content_hash, config, expansion_text(base))
+        return write_stack(source, parts, pinned, partial, save, shard_bytes)
 
 
 def detach(
@@ -84,7 +88,7 @@ def detach(
     target: Path,
     shard_bytes: int = SHARD_BYTES,
     memory: Path | None = None,
-) -> dict[str, Any]:
+) -> ExpansionMap:
     """Write the model of `directory` without these packs.
 
     Without any pack it is the base, whole: tensors, config.json and expansion.json are the base's bit for bit.
@@ -98,7 +102,7 @@ def detach(
         memory: where answers about architectures are kept; see `Architecture`.
 
     Returns:
-        The new model's expansion record.
+        What the new model records of its expansions.
 
     Raises:
         ValueError: there is no such pack, or the base's tensors have changed since.
@@ -117,7 +121,7 @@ def detach(
     with fresh_directory(target) as partial:
         if left:
             form: Form = "delta" if is_reference(directory) else "full"
-            return write_stack(source, left, base, partial, form, shard_bytes).record()
+            return write_stack(source, left, base, partial, form, shard_bytes)
         source.anatomy.save()
         begin_model(directory, partial, {tensor.file for tensor in source.tensors.values()})
         write_weights(partial, as_copies(source.tensors), shard_bytes)
@@ -141,16 +145,11 @@ def inspect(pack: Path) -> dict[str, Any]:
     }
 
 
-def attached_packs(directory: Path) -> list[dict[str, Any]]:
-    """The facts of each pack that a model directory records, with its `gain` and the `positions` of its blocks."""
-    return list(read_expansion(directory).get("packs", []))
-
-
 def _check_base(pack: Pack, path: Path, source: Source, content_hash: str) -> None:
     if pack.base_hash == content_hash and pack.base_blocks == source.anatomy.num_blocks:
         _check_config(pack, path, source)
         return
-    on_top = ", ".join(entry["name"] for entry in source.expansion.get("packs", []))
+    on_top = ", ".join(entry.name for entry in source.expansion.packs)
     hint = (
         f"; it has packs already ({on_top}): detach them, and attach all of them to the base at once" if on_top else ""
     )
@@ -178,23 +177,22 @@ def _check_config(pack: Pack, path: Path, source: Source) -> None:
         )
 
 
-def _read_attached(directory: Path, memory: Path | None) -> tuple[Base, Source, list[Attached]]:
+def _read_attached(directory: Path, memory: Path | None) -> tuple[PackBase, Source, list[Attached]]:
     """The base and the packs that an attached model is made of, as views of its tensors.
 
     Raises:
         ValueError: it has none, or its record and its tensors do not fit.
     """
     record, stored = read_expansion(directory), read_index(directory)
-    if not record.get("packs"):
+    if not record.packs or (base := record.base) is None:
         raise ValueError(f"{directory} records no attached packs; `attach` makes such models, `extract` makes packs")
-    base = Base(**record["base"])
     config = json.loads(base.config)
     anatomy = Architecture(config, memory)
-    places = {p: (i, j) for i, entry in enumerate(record["packs"]) for j, p in enumerate(entry["positions"])}
+    places = {p: (i, j) for i, entry in enumerate(record.packs) for j, p in enumerate(entry.positions)}
     depth = anatomy.num_blocks + len(places)
     names = find_blocks(stored, depth, anatomy)
     old = {position: index for index, position in enumerate(p for p in range(depth) if p not in places)}
-    packs: list[list[dict[str, Stored]]] = [[{} for _ in entry["positions"]] for entry in record["packs"]]
+    packs: list[list[dict[str, Stored]]] = [[{} for _ in entry.positions] for entry in record.packs]
     tensors: dict[str, Stored] = {}
     for name, tensor in stored.items():
         position, rest = names.split(name) or (None, name)
@@ -205,15 +203,12 @@ def _read_attached(directory: Path, memory: Path | None) -> tuple[Base, Source, 
             tensors[names.join(anatomy.num_blocks + behind[0], behind[1])] = tensor
         else:
             tensors[name if position is None else names.join(old[position], rest)] = tensor
-    earlier = json.loads(base.expansion) if base.expansion else {"new_parameters": [], "blocks": []}
     blocks = find_blocks(tensors, anatomy.num_blocks, anatomy)
-    source = Source(directory, tensors, config, earlier, anatomy, blocks)
-    parts = [_part(entry, packs[i], directory) for i, entry in enumerate(record["packs"])]
+    source = Source(directory, tensors, config, parse_expansion(base.expansion), anatomy, blocks)
+    parts = [_part(entry, packs[i], directory) for i, entry in enumerate(record.packs)]
     return base, source, parts
 
 
-def _part(entry: Mapping[str, Any], tensors: Sequence[dict[str, Stored]], directory: Path) -> Attached:
-    facts = {key: value for key, value in entry.items() if key not in ("gain", "block_gains", "positions")}
-    of_blocks = {int(index): float(gain) for index, gain in entry.get("block_gains", {}).items()}
-    pack = Pack.of(facts, tuple(tensors), directory / EXPANSION_FILE)
-    return Attached(pack, float(entry["gain"]), of_blocks, done=True)
+def _part(entry: AttachedPack, tensors: Sequence[dict[str, Stored]], directory: Path) -> Attached:
+    pack = Pack.of(entry.facts, tuple(tensors), directory / EXPANSION_FILE)
+    return Attached(pack, entry.gain, entry.block_gains, done=True)

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import datetime
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from pipeline.expansion.base import BlockNames, Source, find_blocks, read_source
 from pipeline.expansion.layout import Slot
 from pipeline.expansion.pack.config import pinned_config
 from pipeline.expansion.pack.format import (
@@ -25,9 +24,11 @@ from pipeline.expansion.pack.format import (
     open_pack,
 )
 from pipeline.expansion.pack.gain import proportional, writers_of
-from pipeline.models.directory import read_config, read_expansion
+from pipeline.expansion.source import BlockNames, Source, find_blocks, read_source
+from pipeline.models.directory import read_config
 from pipeline.models.files.atomic_io import write_text
 from pipeline.models.files.safetensors_io import Planned, Stored, read_index, read_pieces, tensors_hash, write_file
+from pipeline.records.expansion import ExpansionMap, NewBlock, origins, read_expansion
 
 
 @dataclass(frozen=True)
@@ -38,19 +39,19 @@ class Grown:
         directory: of the trained model.
         tensors: its tensors by their names on disk.
         config: its config.json.
-        record: its expansion record.
+        record: what it says of its expansions.
         names: how its tensors name blocks.
         stack: what each of its blocks is in terms of the base: itself, or a new one like it.
-        entries: the records of the blocks that the base has not, by position.
+        added: the blocks that the base has not, by position.
     """
 
     directory: Path
     tensors: Mapping[str, Stored]
     config: Mapping[str, Any]
-    record: Mapping[str, Any]
+    record: ExpansionMap
     names: BlockNames
     stack: tuple[Slot, ...]
-    entries: Mapping[int, Mapping[str, Any]]
+    added: Mapping[int, NewBlock]
 
     @property
     def old(self) -> list[int]:
@@ -125,40 +126,37 @@ def read_grown(trained: Path, source: Source) -> Grown:
         ValueError: it records no blocks that the base lacks, or is no expansion of this base.
     """
     record, tensors = read_expansion(trained), read_index(trained)
-    known = max((int(entry["round"]) for entry in source.expansion.get("blocks", [])), default=0)
-    entries = {int(e["position"]): e for e in record.get("blocks", []) if int(e["round"]) > known}
-    if not entries:
+    added = {block.position: block for block in record.blocks if block.round > source.expansion.round}
+    if not added:
         raise ValueError(f"{trained} records no new blocks that {source.directory} lacks; give an expanded model")
-    depth = source.anatomy.num_blocks + len(entries)
+    depth = source.anatomy.num_blocks + len(added)
     names = find_blocks(tensors, depth, source.anatomy)
-    if names.prefix != source.blocks.prefix or max(entries) >= depth:
+    if names.prefix != source.blocks.prefix or max(added) >= depth:
         raise ValueError(
             f"{trained} names its blocks {names.prefix}0 to {names.prefix}{depth - 1} and new ones up to "
-            f"{max(entries)}, {source.directory} names its {source.blocks.prefix}0; they are not the same model's"
+            f"{max(added)}, {source.directory} names its {source.blocks.prefix}0; they are not the same model's"
         )
-    stack = tuple(_stack(entries, depth))
-    return Grown(trained, tensors, read_config(trained), record, names, stack, entries)
+    stack = tuple(_stack(added, origins(record.blocks, depth), depth))
+    return Grown(trained, tensors, read_config(trained), record, names, stack, added)
 
 
-def _stack(entries: Mapping[int, Mapping[str, Any]], depth: int) -> list[Slot]:
+def _stack(added: Collection[int], origin_of: Mapping[int, int], depth: int) -> list[Slot]:
     """What each block is in terms of the base; a block made from a new one counts as made from that one's origin."""
-    rounds = [int(entries[p]["round"]) if p in entries else 0 for p in range(depth)]
-    old = {p: index for index, p in enumerate(p for p in range(depth) if p not in entries)}
+    old = {p: index for index, p in enumerate(p for p in range(depth) if p not in added)}
     stack = []
     for position in range(depth):
         at = position
-        while at in entries:
-            before = [p for p in range(depth) if rounds[p] < rounds[at]]
-            at = before[int(entries[at]["origin"])]
-        stack.append(Slot(old[at], new=position in entries))
+        while at in added:
+            at = origin_of[at]
+        stack.append(Slot(old[at], new=position in added))
     return stack
 
 
 def _chosen(grown: Grown, round: int | None) -> list[int]:
     """Positions of the blocks to take."""
-    chosen = sorted(p for p, entry in grown.entries.items() if round in (None, entry["round"]))
+    chosen = sorted(p for p, block in grown.added.items() if round in (None, block.round))
     if not chosen:
-        rounds = sorted({int(entry["round"]) for entry in grown.entries.values()})
+        rounds = sorted({block.round for block in grown.added.values()})
         raise ValueError(f"{grown.directory} has no new blocks of round {round}; it has those of {rounds}")
     return chosen
 
@@ -184,7 +182,7 @@ def _check_old(source: Source, grown: Grown) -> None:
                 "trained with strategy=new_blocks, such as the pretrain artifact, and give the base that was expanded"
             )
     split = grown.names.split
-    foreign = [n for n in grown.tensors if n not in expected and not ((at := split(n)) and at[0] in grown.entries)]
+    foreign = [n for n in grown.tensors if n not in expected and not ((at := split(n)) and at[0] in grown.added)]
     if foreign:
         raise ValueError(
             f"{grown.directory} has tensors that are neither the base's nor in a new block, which a pack cannot hold: "
@@ -228,7 +226,7 @@ def check_like(source: Source, origin: int, found: Mapping[str, Stored], what: s
 def _blocks(source: Source, grown: Grown, chosen: Sequence[int]) -> tuple[PackBlock, ...]:
     blocks: list[PackBlock] = []
     for position in chosen:
-        entry, origin = grown.entries[position], grown.stack[position].source
+        added, origin = grown.added[position], grown.stack[position].source
         after = sum(not slot.new for slot in grown.stack[:position]) - 1
         try:
             writers = writers_of(source, origin)
@@ -239,9 +237,9 @@ def _blocks(source: Source, grown: Grown, chosen: Sequence[int]) -> tuple[PackBl
                 after=after,
                 order=sum(block.after == after for block in blocks),
                 origin=origin,
-                group=entry.get("group"),
-                round=int(entry["round"]),
-                lr_scale=float(entry.get("lr_scale", 1.0)),
+                group=added.group,
+                round=added.round,
+                lr_scale=float(added.lr_scale),
                 config=per_block_config(grown.config, source, position),
                 writers=writers,
                 scales=proportional(source, origin) if writers else (),
@@ -267,8 +265,7 @@ def _write_weights(directory: Path, tensors: Mapping[str, Planned]) -> dict[str,
 
 def _provenance(grown: Grown, rounds: set[int]) -> dict[str, Any]:
     """How the blocks were made, by the model's record, and when they were taken out of it."""
-    last = max(int(entry["round"]) for entry in grown.record["blocks"])
-    entries = [*grown.record.get("rounds", []), {**grown.record, "round": last}]
-    made = [{key: e.get(key) for key in ("round", "method", "settings", "exact")} for e in entries]
+    keys = ("round", "method", "settings", "exact")
+    made = [{key: getattr(one, key) for key in keys} for one in grown.record.history if one.round in rounds]
     now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
-    return {"expansions": [entry for entry in made if entry["round"] in rounds], "extracted": now}
+    return {"expansions": made, "extracted": now}

@@ -12,7 +12,7 @@ import math
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING
 
-from pipeline.expansion.base import Source
+from pipeline.expansion.source import Source
 from pipeline.models.files.safetensors_io import Planned, Stored, read_pieces
 
 if TYPE_CHECKING:

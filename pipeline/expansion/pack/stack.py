@@ -8,17 +8,18 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any
 
-from pipeline.expansion.base import Plan, Recipe, Source
+from pipeline.expansion.base import Plan, Recipe
 from pipeline.expansion.layout import Slot
 from pipeline.expansion.methods.block import plan_stack
 from pipeline.expansion.pack.extract import check_like, per_block_config
 from pipeline.expansion.pack.format import Pack, PackBlock
 from pipeline.expansion.pack.gain import scaled, scaled_tensors
+from pipeline.expansion.source import Source
 from pipeline.expansion.writer import write_expansion
-from pipeline.models.directory import CONFIG_FILE, EXPANSION_FILE, Form
+from pipeline.models.directory import Form
 from pipeline.models.files.safetensors_io import Planned, Stored, write_file
+from pipeline.records.expansion import AttachedPack, PackBase
 
 
 @dataclass(frozen=True)
@@ -39,28 +40,6 @@ class Attached:
         """As they are asked for: the pack's by its name, and those of single blocks."""
         own = {f"{self.pack.name}.{index}": gain for index, gain in sorted(self.of_blocks.items())}
         return {self.pack.name: self.gain, **own}
-
-
-@dataclass(frozen=True)
-class Base:
-    """What an attached model records of its base, so that it can be had back.
-
-    Attributes:
-        content_hash: see `Pack.base_hash`.
-        config: the text of its config.json.
-        expansion: the text of its expansion.json, if it had one.
-    """
-
-    content_hash: str
-    config: str
-    expansion: str | None
-
-    @classmethod
-    def of(cls, directory: Path, content_hash: str) -> Base:
-        """Read a base that is there."""
-        expansion = directory / EXPANSION_FILE
-        text = expansion.read_bytes().decode() if expansion.is_file() else None
-        return cls(content_hash, (directory / CONFIG_FILE).read_bytes().decode(), text)
 
 
 @dataclass(frozen=True)
@@ -136,7 +115,7 @@ class Stack:
                     )
                 check_like(self.source, block.origin, tensors, what)
 
-    def plan(self, base: Base, made: Path) -> Plan:
+    def plan(self, base: PackBase, made: Path) -> Plan:
         """What to write; `made` will hold the packs' tensors.
 
         Raises:
@@ -156,8 +135,8 @@ class Stack:
         lr_scales = {p: at.block.lr_scale for p, at in enumerate(self.places) if isinstance(at, Workspace)}
         first = len(plan.blocks) - len(lr_scales)
         new = [dataclasses.replace(block, lr_scale=lr_scales[block.position]) for block in plan.blocks[first:]]
-        notes = {"base": dataclasses.asdict(base), "packs": self._notes()}
-        return dataclasses.replace(plan, blocks=(*plan.blocks[:first], *new), notes=notes, made=made)
+        blocks = (*plan.blocks[:first], *new)
+        return dataclasses.replace(plan, blocks=blocks, base=base, packs=self._records(), made=made)
 
     def made(self) -> dict[str, Planned]:
         """The packs' tensors by their names in the new model, scaled as they are written, but for zeroed ones."""
@@ -195,25 +174,20 @@ class Stack:
                         "the base with its own config.json"
                     )
 
-    def _notes(self) -> list[dict[str, Any]]:
-        """What `detach` reads: each pack's facts, its gain, and where its blocks are."""
+    def _records(self) -> tuple[AttachedPack, ...]:
+        """What `detach` reads: each pack's facts, its gains, and where its blocks are."""
         positions: list[dict[int, int]] = [{} for _ in self.parts]
         for position, place in enumerate(self.places):
             if isinstance(place, Workspace):
                 positions[place.part][place.index] = position
-        return [
-            {
-                **part.pack.record(),
-                "gain": part.gain,
-                **({"block_gains": {str(i): gain for i, gain in part.of_blocks.items()}} if part.of_blocks else {}),
-                "positions": [where[i] for i in sorted(where)],
-            }
+        return tuple(
+            AttachedPack(part.pack.record(), part.gain, tuple(where[i] for i in sorted(where)), part.of_blocks)
             for part, where in zip(self.parts, positions, strict=True)
-        ]
+        )
 
 
 def write_stack(
-    source: Source, parts: Sequence[Attached], base: Base, target: Path, save: Form, shard_bytes: int
+    source: Source, parts: Sequence[Attached], base: PackBase, target: Path, save: Form, shard_bytes: int
 ) -> Plan:
     """Write `source` with these packs to a directory that is not committed yet.
 

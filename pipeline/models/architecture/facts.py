@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.models.architecture.shape import read_shape
-from pipeline.models.directory import CHAT_TEMPLATES, EXPANSION_FILE, read_config
+from pipeline.models.directory import CHAT_TEMPLATES, read_config
+from pipeline.records.expansion import EXPANSION_FILE
 
 DEPTH_KEYS = ("num_hidden_layers", "n_layer", "n_layers", "num_layers")  # in the config.json of one family or another
 LENGTH_KEYS = ("max_position_embeddings", "n_positions", "max_seq_len", "max_sequence_length", "seq_length")  # likewise

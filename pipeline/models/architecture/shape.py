@@ -6,12 +6,13 @@ Only families whose blocks are known here have a shape; of others nothing is gue
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from pipeline.models.directory import CONFIG_FILE, read_config, read_expansion
+from pipeline.models.directory import CONFIG_FILE, read_config
+from pipeline.records.expansion import read_expansion
 
 GATED = {
     "llama", "mistral", "qwen2", "qwen3", "gemma", "gemma2", "gemma3_text", "olmo", "olmo2", "granite", "stablelm",
@@ -102,7 +103,7 @@ class Shape:
         """The shape after an expansion; `stack` names for each block its source and whether it is new."""
         return replace(self, blocks=tuple(replace(self.blocks[source], new=new) for source, new in stack))
 
-    def with_new(self, positions: set[int]) -> Shape:
+    def with_new(self, positions: Collection[int]) -> Shape:
         """The same with the blocks at these positions as the new ones."""
         return replace(self, blocks=tuple(replace(b, new=i in positions) for i, b in enumerate(self.blocks)))
 
@@ -134,11 +135,7 @@ def read_shape(directory: Path) -> Shape | None:
         ValueError: its config.json is missing or damaged.
     """
     shape = shape_of(read_config(directory))
-    if shape is None:
-        return None
-    blocks = read_expansion(directory)["blocks"]
-    last = max((entry.get("round", 1) for entry in blocks), default=0)
-    return shape.with_new({entry["position"] for entry in blocks if entry.get("round", 1) == last})
+    return None if shape is None else shape.with_new(read_expansion(directory).last_positions)
 
 
 def cached_config(repo: str, revision: str) -> dict[str, Any] | None:

@@ -75,7 +75,7 @@ def weight_files(directory: Path) -> list[Path]:
     if missing and has_only_pickles(directory):
         raise ValueError(
             f"{directory} has its weights only as pickles (pytorch_model.bin), which are not loaded; convert them "
-            f"once: python -m pipeline.models.files.bin {directory} NEW_DIRECTORY"
+            f"once: python -m pipeline.models.bin {directory} NEW_DIRECTORY"
         )
     if missing:
         named = f", which its {INDEX_FILE} names" if index.exists() else ""

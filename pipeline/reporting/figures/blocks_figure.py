@@ -10,7 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
-from pipeline.reporting.diagnosis import Diagnosis
+from pipeline.records.diagnosis import Diagnosis
 from pipeline.reporting.figures.plot import INK, STYLE
 from pipeline.reporting.figures.stack_figure import colour_of_round
 

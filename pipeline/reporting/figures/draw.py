@@ -5,9 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 from pipeline.reporting.compare import Comparison
-from pipeline.reporting.figures.plot import loss_figure, save, sweep_figure
+from pipeline.reporting.figures.plot import Plot, loss_figure, save, sweep_figure
 from pipeline.reporting.figures.tradeoff import tradeoff_figure
-from pipeline.reporting.pages.page import Plot
 from pipeline.reporting.tables.wording import number, percent
 
 

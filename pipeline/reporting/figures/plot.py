@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import base64
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +18,8 @@ from matplotlib import pyplot
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from pipeline.records.items import Floats
 from pipeline.reporting.compare import Comparison, ModelResult
-from pipeline.reporting.statistics.intervals import Floats
 from pipeline.reporting.tables.labels import swept_number
 
 # Okabe and Ito 2008, "Color Universal Design", without its yellow, which is too light for lines on white.
@@ -52,6 +54,20 @@ STYLE: Any = {
     "text.parse_math": False,  # override strings may hold dollar signs
     "svg.hashsalt": "report",  # the same numbers give the same file
 }
+
+
+@dataclass(frozen=True)
+class Plot:
+    """A figure of the page: its SVG file, heading, description for those who cannot see it, and how to read it."""
+
+    path: Path
+    title: str
+    alt: str
+    caption: str
+
+    @property
+    def source(self) -> str:
+        return "data:image/svg+xml;base64," + base64.b64encode(self.path.read_bytes()).decode()
 
 
 def loss_figure(comparison: Comparison) -> Figure | None:
@@ -154,7 +170,7 @@ def _stages(comparison: Comparison) -> dict[str, list[ModelResult]]:
     for line in comparison.lines:
         curve = line.row.curve
         if curve is not None and (curve.tokens.size or curve.val_tokens.size):
-            stages.setdefault(curve.stage, []).append(line)
+            stages.setdefault(line.row.stage, []).append(line)
     return dict(
         sorted(stages.items(), key=lambda item: list(STAGE_TITLES).index(item[0]) if item[0] in STAGE_TITLES else 9)
     )

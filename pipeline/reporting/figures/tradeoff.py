@@ -11,11 +11,12 @@ from matplotlib import pyplot
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from pipeline.records.items import Floats
 from pipeline.reporting.collect import Variant
 from pipeline.reporting.compare import Comparison, ModelResult
 from pipeline.reporting.figures.placement import place_labels
 from pipeline.reporting.figures.plot import INK, PALETTE, STYLE, colour_of, marker_of
-from pipeline.reporting.statistics.intervals import Difference, Floats
+from pipeline.reporting.statistics.differences import Difference
 from pipeline.reporting.tables.wording import percent
 
 

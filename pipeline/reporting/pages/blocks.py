@@ -11,13 +11,13 @@ from typing import Any
 
 import numpy as np
 
-from pipeline.reporting.collect import Benchmark
+from pipeline.records.diagnosis import DiagnosedBlock, Diagnosis, Removal
+from pipeline.reporting.collect import Benchmark, DiagnosedModel
 from pipeline.reporting.compare import Comparison, ModelResult
-from pipeline.reporting.diagnosis import DiagnosedBlock, Diagnosis, Removal
 from pipeline.reporting.figures.blocks_figure import diagnosis_figure
-from pipeline.reporting.figures.plot import save
+from pipeline.reporting.figures.plot import Plot, save
 from pipeline.reporting.figures.stack_figure import stack_figure
-from pipeline.reporting.pages.page import FEW_ITEMS, Plot, Section
+from pipeline.reporting.pages.page import FEW_ITEMS, Section
 from pipeline.reporting.stack import ASSUMPTION, Stack, cost_rows
 from pipeline.reporting.tables.table import Column, Entry, Table
 from pipeline.reporting.tables.wording import MISSING, listing, number, percent
@@ -55,7 +55,7 @@ def _diagnosed(comparison: Comparison) -> Iterator[tuple[ModelResult, Benchmark]
                 yield line, benchmark
 
 
-def _base_of(comparison: Comparison, line: ModelResult, benchmark: str) -> Diagnosis | None:
+def _base_of(comparison: Comparison, line: ModelResult, benchmark: str) -> DiagnosedModel | None:
     base = comparison.reference(line)
     return base.row.diagnoses.get(benchmark) if base is not None else None
 
@@ -85,7 +85,12 @@ def _stack_values(line: ModelResult, stack: Stack) -> dict[str, Any]:
 
 
 def _diagnosis_section(
-    line: ModelResult, title: str, diagnosis: Diagnosis, base: Diagnosis | None, directory: Path, names: Iterator[str]
+    line: ModelResult,
+    title: str,
+    diagnosis: DiagnosedModel,
+    base: DiagnosedModel | None,
+    directory: Path,
+    names: Iterator[str],
 ) -> Section:
     values = _diagnosis_values(line, diagnosis)
     if diagnosis.is_untouched:
@@ -103,7 +108,7 @@ def _diagnosis_section(
     return Section(title, tuple(sentences(diagnosis, base)), plot, diagnosis_table(diagnosis), True, True, values)
 
 
-def sentences(diagnosis: Diagnosis, base: Diagnosis | None) -> list[str]:
+def sentences(diagnosis: DiagnosedModel, base: DiagnosedModel | None) -> list[str]:
     """What the numbers say: candidates for dropping, all new blocks, the base, and how far this can be trusted."""
     found = [_candidates(diagnosis)]
     if diagnosis.without_all is not None:
@@ -130,7 +135,7 @@ def _candidates(diagnosis: Diagnosis) -> str:
     )
 
 
-def _against_base(diagnosis: Diagnosis, base: Diagnosis | None) -> str:
+def _against_base(diagnosis: DiagnosedModel, base: DiagnosedModel | None) -> str:
     """Pure additions leave the base when they are taken away; anything else was changed by training."""
     left = diagnosis.without_all
     if (
@@ -141,7 +146,7 @@ def _against_base(diagnosis: Diagnosis, base: Diagnosis | None) -> str:
         return ""
     if np.array_equal(left.numerators, base.items.numerators):
         return " What is left has exactly the base's loss on every document: nothing but the new blocks changed."
-    gap = float(left.numerators.sum() - base.items.numerators.sum()) / float(base.items.denominators.sum())
+    gap = float(np.sum(left.numerators) - base.items.numerators.sum()) / float(base.items.denominators.sum())
     return (
         f" What is left is not the base: its loss differs by {number(gap, 4, signed=True)} {BITS}, so more than the "
         "new blocks was trained."
@@ -159,7 +164,7 @@ def cost(removal: Removal, confidence: float) -> str:
     return f"{value} {BITS} ({percent(confidence)} CI {low} to {high})"
 
 
-def diagnosis_table(diagnosis: Diagnosis) -> Table:
+def diagnosis_table(diagnosis: DiagnosedModel) -> Table:
     """A row per new block, then all of them and all candidates together."""
     columns = (
         Column("", "From block"),
@@ -183,7 +188,7 @@ def diagnosis_table(diagnosis: Diagnosis) -> Table:
 def _entries(diagnosis: Diagnosis, block: DiagnosedBlock) -> tuple[Entry, ...]:
     update = Entry("0") if block.is_identity else Entry(f"{diagnosis.updates[block.position] * 100:.2f} %")
     return (
-        Entry(str(block.origin)),
+        Entry(str(diagnosis.origins[block.position])),
         Entry(str(block.round)),
         update,
         _cost_entry(block.without),
@@ -224,7 +229,7 @@ def _diagnosis_values(line: ModelResult, diagnosis: Diagnosis) -> dict[str, Any]
         "blocks": [
             {
                 "position": block.position,
-                "origin": block.origin,
+                "origin": diagnosis.origins[block.position],
                 "round": block.round,
                 "is_identity": block.is_identity,
                 "is_candidate": block.is_candidate,

@@ -11,10 +11,11 @@ from typing import Any
 import jinja2
 import numpy as np
 
+from pipeline.records.items import ItemText, read_texts
 from pipeline.reporting.collect import Benchmark
-from pipeline.reporting.compare import Comparison, ModelResult, Unit
-from pipeline.reporting.items_file import ItemText, read_texts
+from pipeline.reporting.compare import Comparison, ModelResult
 from pipeline.reporting.statistics.intervals import Items
+from pipeline.reporting.tables.wording import Unit
 
 TEMPLATE = Path(__file__).with_name("items.html")
 # Inside a script element the browser looks for its end before anything else; these cannot end it.

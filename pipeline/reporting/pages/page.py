@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import base64
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jinja2
 
 from pipeline.reporting.collect import Collection
 from pipeline.reporting.compare import Comparison
 from pipeline.reporting.pages.verdict import Verdict, verdicts
-from pipeline.reporting.statistics.seeds import seed_lines
+from pipeline.reporting.seeds import seed_lines
 from pipeline.reporting.tables.table import (
     Table,
     detectable_table,
@@ -26,6 +25,9 @@ from pipeline.reporting.tables.table import (
     values_table,
 )
 from pipeline.reporting.tables.wording import duration, percent
+
+if TYPE_CHECKING:
+    from pipeline.reporting.figures.plot import Plot
 
 TEMPLATE = Path(__file__).with_name("page.html")
 FEW_ITEMS = 30  # below this, percentile intervals are noticeably too narrow
@@ -41,20 +43,6 @@ ANSWERS = {
     "worse": "worse",
     "mixed": "mixed",
 }
-
-
-@dataclass(frozen=True)
-class Plot:
-    """A figure of the page: its SVG file, heading, description for those who cannot see it, and how to read it."""
-
-    path: Path
-    title: str
-    alt: str
-    caption: str
-
-    @property
-    def source(self) -> str:
-        return "data:image/svg+xml;base64," + base64.b64encode(self.path.read_bytes()).decode()
 
 
 @dataclass(frozen=True)

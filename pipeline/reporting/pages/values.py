@@ -9,9 +9,9 @@ from typing import Any
 from pipeline.reporting.compare import Comparison, Gains, ModelResult
 from pipeline.reporting.pages.page import Section, notes
 from pipeline.reporting.pages.verdict import expanded_lines, verdicts
-from pipeline.reporting.statistics.intervals import Difference
+from pipeline.reporting.seeds import seed_lines, seed_values
+from pipeline.reporting.statistics.differences import Difference
 from pipeline.reporting.statistics.power import detectable
-from pipeline.reporting.statistics.seeds import seed_lines, seed_values
 
 
 def data(comparison: Comparison, sections: Sequence[Section] = (), parts: Sequence[Section] = ()) -> dict[str, Any]:

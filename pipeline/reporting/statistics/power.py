@@ -5,7 +5,8 @@ from __future__ import annotations
 import math
 from statistics import NormalDist
 
-from pipeline.reporting.statistics.intervals import Difference, unseen_share
+from pipeline.reporting.statistics.differences import Difference
+from pipeline.reporting.statistics.intervals import unseen_share
 
 
 def detectable(difference: Difference, power: float) -> float:

@@ -8,9 +8,9 @@ from dataclasses import dataclass
 
 from pipeline.reporting.collect import Benchmark
 from pipeline.reporting.compare import Comparison, ModelResult
-from pipeline.reporting.statistics.intervals import Difference
+from pipeline.reporting.seeds import SeedLine
+from pipeline.reporting.statistics.differences import Difference
 from pipeline.reporting.statistics.power import detectable, is_too_small
-from pipeline.reporting.statistics.seeds import SeedLine
 from pipeline.reporting.tables.wording import (
     MISSING,
     count,

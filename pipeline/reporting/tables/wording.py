@@ -3,13 +3,24 @@
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from pipeline.reporting.compare import Unit
-    from pipeline.reporting.statistics.intervals import Difference, Score
+    from pipeline.reporting.statistics.differences import Difference
+    from pipeline.reporting.statistics.intervals import Score
 
 MISSING = "–"
+
+
+@dataclass(frozen=True)
+class Unit:
+    """How values of a measure are shown: multiplied by `scale`, with `digits` decimals, named `name`."""
+
+    name: str
+    scale: float
+    digits: int
+    higher_is_better: bool
 
 
 def number(value: float, digits: int, *, signed: bool = False) -> str:

@@ -21,12 +21,13 @@ from pipeline.models.architecture.shape import Block, Matrix, Shape
 class Window:
     """Attention of the blocks that share a window: FLOPs for each pair of a query and a key, over those blocks.
 
-    `size` is in tokens; None looks at everything before.
+    `size` is in tokens; None looks at everything before. `added`: what penalties need beside both.
     """
 
     size: int | None
     forward: float
     backward: float
+    added: float = 0.0
 
     def pairs(self, position: int) -> int:
         """Keys that the query at this position of its document looks at."""
@@ -41,6 +42,7 @@ class Cost:
         forward, backward: of the blocks' matrices, a token.
         head_forward, head_backward: of the head, a labelled token.
         windows: of attention, a pair.
+        added, added_label: what penalties need beside all these, a token and a labelled token.
     """
 
     forward: float
@@ -48,6 +50,8 @@ class Cost:
     head_forward: float
     head_backward: float
     windows: tuple[Window, ...]
+    added: float = 0.0
+    added_label: float = 0.0
 
     @property
     def num_used(self) -> float:
@@ -56,8 +60,9 @@ class Cost:
 
     def needed(self, tokens: float, labels: float, pairs: Callable[[Window], float]) -> float:
         """Of a forward and a backward pass; `pairs` says how many a window leaves."""
-        matrices = tokens * (self.forward + self.backward) + labels * (self.head_forward + self.head_backward)
-        return matrices + sum(pairs(window) * (window.forward + window.backward) for window in self.windows)
+        matrices = tokens * (self.forward + self.backward + self.added)
+        head = labels * (self.head_forward + self.head_backward + self.added_label)
+        return matrices + head + sum(pairs(w) * (w.forward + w.backward + w.added) for w in self.windows)
 
     def of_rows(self, seq_len: int, rows: float = 1) -> float:
         """Of full rows that are one document each, every token labelled: the most that rows of this length can need."""

@@ -11,6 +11,7 @@ from typing import Any
 from pipeline.models.architecture.shape import Shape, read_shape
 from pipeline.training.cost.flops import Cost, Trains, cost_of
 from pipeline.training.cost.memory import Knobs, Memory, memory_of
+from pipeline.training.methods.penalty import needs_base, with_penalties
 from pipeline.training.methods.strategy import Strategy
 from pipeline.training.settings import Settings
 
@@ -70,13 +71,17 @@ def forecast(
     settings, trains = Settings.of(params), strategy.footprint()
     if trains is None or not trains.fits(shape):
         return None
+    memory = memory_of(
+        shape, trains, settings.seq_len, settings.precision, Knobs.of(launch), settings.frozen_dtype,
+        needs_base(strategy.penalties),
+    )  # fmt: skip
     in_epochs = settings.num_epochs is not None
     steps = None if in_epochs and rows_of is None else settings.total_steps(rows_of or (lambda _: 0))
     return Forecast(
         num_parameters=shape.num_parameters + trains.num_added(shape),
         num_trainable=trains.num_trainable(shape),
-        cost=cost_of(shape, trains),
-        memory=memory_of(shape, trains, settings.seq_len, settings.precision, Knobs.of(launch), settings.frozen_dtype),
+        cost=with_penalties(cost_of(shape, trains), strategy.penalties),
+        memory=memory,
         seq_len=settings.seq_len,
         batch_size=settings.batch_size,
         num_steps=steps,
@@ -146,6 +151,7 @@ def _memory_line(memory: Memory) -> str:
         "optimizer": memory.optimizer,
         "activations": memory.activations,
         "loss": memory.loss,
+        "copy of the base": memory.base,
     }
     told = ", ".join(f"{name} {size(number)}" for name, number in parts.items() if number)
     return f"memory      about {size(memory.total)} a process: {told}"

@@ -31,6 +31,7 @@ class Memory:
         gradients, optimizer: fp32, of what trains; the two moments of AdamW.
         activations: what the backward pass needs, at the moment when all of it is there.
         loss: one chunk of logits and their gradient, and the gradient of a head that trains.
+        base: a copy of the model as it was, for penalties that compare with it; what is frozen is shared with it.
     """
 
     frozen: int
@@ -39,11 +40,12 @@ class Memory:
     optimizer: int
     activations: int
     loss: int
+    base: int = 0
 
     @property
     def state(self) -> int:
         """What is held from the first step to the last."""
-        return self.frozen + self.master + self.gradients + self.optimizer
+        return self.frozen + self.master + self.gradients + self.optimizer + self.base
 
     @property
     def total(self) -> int:
@@ -78,11 +80,18 @@ class Knobs:
 
 
 def memory_of(
-    shape: Shape, trains: Trains, seq_len: int, precision: str, knobs: Knobs, frozen_dtype: str | None = None
+    shape: Shape,
+    trains: Trains,
+    seq_len: int,
+    precision: str,
+    knobs: Knobs,
+    frozen_dtype: str | None = None,
+    with_base: bool = False,
 ) -> Memory:
     """The memory of training a model of this shape on rows of `seq_len` tokens; `precision` is fp32 or bf16.
 
-    `frozen_dtype` is the form in which the matrices of frozen blocks are held, or None.
+    `frozen_dtype` is the form in which the matrices of frozen blocks are held, or None. `with_base`: penalties compare
+    with the model as it was, by the logits of both.
     """
     item = FP32 if precision == "fp32" else 2
     trainable = trains.num_trainable(shape)
@@ -96,13 +105,18 @@ def memory_of(
     weight_shards = 1 if knobs.zero == 2 else shards
     doubled = trainable * FP32 // shards if knobs.zero and shards > 1 else 0
     held = _frozen_matrices(shape, trains) if frozen_dtype else 0
+    frozen_bytes = int((frozen - held) * item + held * FROZEN_BYTES.get(frozen_dtype or "", 0))
+    chunk = (4 if with_base else 2) * FP32 + (item if item != FP32 else 0)
+    # Every process holds the base whole: where the trained model is in parts, they share nothing.
+    base = trainable * FP32 + (frozen_bytes if weight_shards > 1 else 0)
     return Memory(
-        frozen=int((frozen - held) * item + held * FROZEN_BYTES.get(frozen_dtype or "", 0)) // weight_shards,
+        frozen=frozen_bytes // weight_shards,
         master=trainable * FP32 // weight_shards + doubled,
         gradients=trainable * FP32 // shards,
         optimizer=trainable * FP32 * ADAM_MOMENTS // shards,
         activations=copies + tokens * _saved(shape, trains, item, knobs.checkpointing),
-        loss=head + min(tokens, knobs.loss_chunk) * shape.vocab * (2 * FP32 + (item if item != FP32 else 0)),
+        loss=head + min(tokens, knobs.loss_chunk) * shape.vocab * chunk,
+        base=base if with_base else 0,
     )
 
 

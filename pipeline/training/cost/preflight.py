@@ -15,7 +15,8 @@ import torch
 
 from pipeline.training.cost.forecast import known_shape, size
 from pipeline.training.cost.memory import ADAM_MOMENTS, FP32, Knobs, Memory, memory_of
-from pipeline.training.kernels.loss import IGNORED
+from pipeline.training.kernels.document_separation import IGNORED
+from pipeline.training.methods.penalty import needs_base
 from pipeline.training.methods.quantised import held_tensors
 from pipeline.training.parallel.distributed import forgotten, own_part
 from pipeline.training.settings import FROZEN_BYTES, Settings
@@ -70,7 +71,8 @@ def check_labels(stream: Any, batch_size: int) -> None:
 def expected_memory(source: Path, strategy: Any, settings: Settings, knobs: Knobs) -> Memory | None:
     """The estimate for training the model saved in `source`; None for a model or a strategy that has none."""
     known = known_shape(source, strategy)
-    return known and memory_of(*known, settings.seq_len, settings.precision, knobs, settings.frozen_dtype)
+    base = needs_base(strategy.penalties)
+    return known and memory_of(*known, settings.seq_len, settings.precision, knobs, settings.frozen_dtype, base)
 
 
 def expect(accelerator: Any, source: Path, strategy: Any, settings: Settings, knobs: Knobs) -> Memory | None:
@@ -89,7 +91,7 @@ def check_before_loading(expected: Memory, limit: int, settings: Settings, knobs
     """Raise ValueError where weights, gradients and optimizer are estimated at more than a process may use."""
     if expected.state > limit:
         forms = _smaller_forms(settings) if expected.frozen else []
-        weights, learned = expected.frozen + expected.master, expected.gradients + expected.optimizer
+        weights, learned = expected.frozen + expected.master + expected.base, expected.gradients + expected.optimizer
         raise ValueError(
             f"training is expected to hold {size(weights)} of weights and {size(learned)} of gradients and optimizer "
             f"state, and this process may use {size(limit)}; {remedy(knobs, None, True, forms)}"
@@ -170,7 +172,7 @@ def _run(accelerator: Any, loss_model: Any, settings: Settings, micro_batch: int
     places = torch.arange(length, device=device).expand(micro_batch, length)
     ids = places % _vocab_size(loss_model)
     with torch.autocast(device.type, torch.bfloat16, enabled=settings.precision == "bf16"):
-        loss = loss_model(input_ids=ids, labels=ids, position_ids=places)
+        loss = loss_model(input_ids=ids, labels=ids, position_ids=places).sum()
     if not loss.isfinite():
         raise ValueError(
             f"the loss of a trial step is {loss.item()} with precision={settings.precision}, before anything was "

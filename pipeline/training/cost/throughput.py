@@ -13,9 +13,14 @@ import torch
 
 from pipeline.training.cost.flops import Cost, Window
 from pipeline.training.cost.peak import Peak
-from pipeline.training.kernels.loss import IGNORED
+from pipeline.training.kernels.document_separation import IGNORED
 
 PADDING_SEGMENT = -1
+
+
+def padding_of(row: Mapping[str, np.ndarray]) -> np.ndarray:
+    """Where a row holds no token, bool of its length."""
+    return row["segment_ids"] == PADDING_SEGMENT if "segment_ids" in row else np.zeros(row["labels"].shape, dtype=bool)
 
 
 class Throughput:
@@ -40,9 +45,7 @@ class Throughput:
         for row in rows:
             self._tokens += row["input_ids"].size
             self._labels += int((row["labels"] != IGNORED).sum())
-            places = row["position_ids"]
-            if "segment_ids" in row:
-                places = places[row["segment_ids"] != PADDING_SEGMENT]
+            places = row["position_ids"][~padding_of(row)]
             self._padding += row["input_ids"].size - places.size
             self._count_positions(places)
 

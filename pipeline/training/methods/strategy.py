@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 from pipeline.models.architecture.aliases import aliases
+from pipeline.records.expansion import ExpansionMap
 from pipeline.training.cost.flops import Trains
+from pipeline.training.methods.penalty import Penalty
 
 if TYPE_CHECKING:  # a request is checked without
     import torch
@@ -22,13 +24,17 @@ class Strategy(Protocol):
     needs_new_parameters: ClassVar[bool]
     """Whether it can train only a model that was expanded."""
 
+    @property
+    def penalties(self) -> Mapping[str, Penalty]:
+        """Terms that it adds to the loss, by name."""
+
     def footprint(self) -> Trains | None:
         """What it trains, for estimates of memory and FLOPs; None: not known beforehand."""
 
     def apply(self, model: Any, new_parameters: Sequence[str]) -> Any:
         """Set `requires_grad` on exactly what trains and return the model to train."""
 
-    def lr_scales(self, expansion: Mapping[str, Any]) -> dict[str, float]:
+    def lr_scales(self, expansion: ExpansionMap) -> dict[str, float]:
         """What the learning rate is multiplied by, for parameters for which that is not 1, by name."""
 
     def writes(self, model: Any) -> dict[str, torch.Tensor]:
@@ -42,6 +48,7 @@ class Strategy(Protocol):
 class NewBlocks:
     """Train exactly the parameters that the expansion created (LLaMA Pro, section 3.2), by their recorded names."""
 
+    penalties: Mapping[str, Penalty] = field(default_factory=dict)
     needs_new_parameters: ClassVar[bool] = True
 
     def footprint(self) -> Trains:
@@ -70,11 +77,9 @@ class NewBlocks:
             parameter.requires_grad_(name in wanted)
         return model
 
-    def lr_scales(self, expansion: Mapping[str, Any]) -> dict[str, float]:
+    def lr_scales(self, expansion: ExpansionMap) -> dict[str, float]:
         """What the expansion recorded for each new block (ADEPT, arXiv 2510.10071); other methods recorded 1."""
-        by_position = {block["position"]: block.get("lr_scale", 1.0) for block in expansion["blocks"]}
-        scales = {name: by_position.get(_position(name), 1.0) for name in expansion["module_parameters"]}
-        return {name: scale for name, scale in scales.items() if scale != 1.0}
+        return expansion.lr_scales()
 
     def writes(self, model: nn.Module) -> dict[str, torch.Tensor]:
         """See `Strategy.writes`."""
@@ -89,6 +94,7 @@ class NewBlocks:
 class Full:
     """Train every parameter, all at one learning rate: the scales of new blocks are for training them alone."""
 
+    penalties: Mapping[str, Penalty] = field(default_factory=dict)
     needs_new_parameters: ClassVar[bool] = False
 
     def footprint(self) -> Trains:
@@ -99,7 +105,7 @@ class Full:
         """See `Strategy.apply`."""
         return model.requires_grad_(True)
 
-    def lr_scales(self, expansion: Mapping[str, Any]) -> dict[str, float]:
+    def lr_scales(self, expansion: ExpansionMap) -> dict[str, float]:
         """None; see the class."""
         return {}
 
@@ -123,6 +129,7 @@ class Lora:
     alpha: float
     dropout: float
     target_modules: str | list[str]
+    penalties: Mapping[str, Penalty] = field(default_factory=dict)
     needs_new_parameters: ClassVar[bool] = False
 
     def footprint(self) -> Trains | None:
@@ -150,7 +157,7 @@ class Lora:
         _refuse_shared(model)
         return adapted
 
-    def lr_scales(self, expansion: Mapping[str, Any]) -> dict[str, float]:
+    def lr_scales(self, expansion: ExpansionMap) -> dict[str, float]:
         """None: no parameter that trains is a new block's own."""
         return {}
 
@@ -176,11 +183,6 @@ def _refuse_shared(model: Any) -> None:
                 f"change both. Leave {module.rpartition('.')[2]} out of target_modules (all-linear does), or use "
                 "strategy full"
             )
-
-
-def _position(name: str) -> int | None:
-    """The block that a parameter is in: the first number of its name ("model.layers.4.mlp.experts.1.up_proj")."""
-    return next((int(part) for part in name.split(".") if part.isdigit()), None)
 
 
 def _trainable(model: nn.Module) -> dict[str, torch.Tensor]:

@@ -46,8 +46,8 @@ class Canned:
     def __init__(self, *answers):
         self.answers, self.asked = list(answers), {}
 
-    def generate(self, prompts, stop, max_new_tokens, temperature, top_p, num_samples, seed):
-        self.asked = {"prompts": prompts, "stop": stop, "num_samples": num_samples, "seed": seed}
+    def generate(self, prompts, settings):
+        self.asked = {"prompts": prompts, **vars(settings)}
         return self.answers
 
 

@@ -7,9 +7,17 @@ from lm_eval.api.instance import Instance
 from lm_eval.models.huggingface import HFLM
 
 from pipeline.evaluation.model.decoding import Decoder, Request, Sampling
-from pipeline.evaluation.model.generation import LocalGenerator, cut, occurrences, row_seed, stop_tokens, uniforms
+from pipeline.evaluation.model.generation import (
+    GenerationSettings,
+    LocalGenerator,
+    cut,
+    occurrences,
+    row_seed,
+    stop_tokens,
+    uniforms,
+)
+from pipeline.evaluation.model.scoring import TokenScorer
 from pipeline.evaluation.tasks.loglikelihood import SharedPrefixLM
-from pipeline.evaluation.tasks.scoring import TokenScorer
 
 FAMILIES = {
     "llama": {},
@@ -48,14 +56,14 @@ def by_hand(model, tokenizer, prompt, count):
 def test_greedy_text_is_that_of_the_slow_path(tiny, tokenizer, family, shared):
     model = tiny(family, **FAMILIES[family])
     texts = prompts(7, shared)
-    found = LocalGenerator(model, tokenizer).generate(texts, **GREEDY)
+    found = LocalGenerator(model, tokenizer).generate(texts, GenerationSettings(**GREEDY))
     assert [text for (text,) in found] == [by_hand(model, tokenizer, prompt, 12) for prompt in texts]
 
 
 def test_what_prompts_begin_with_is_run_once(llama, tokenizer):
     generator = LocalGenerator(llama, tokenizer)
     texts = prompts(10, "x" * 300)
-    generator.generate(texts, **GREEDY)
+    generator.generate(texts, GenerationSettings(**GREEDY))
     rests = sum(len(tokenizer(text)["input_ids"]) - 300 for text in texts)
     assert generator.decoder.tokens_run < 300 + 2 * rests
 
@@ -65,16 +73,16 @@ def test_samples_do_not_depend_on_the_other_prompts(llama, tokenizer, top_p):
     asked = {**GREEDY, "temperature": 0.7, "top_p": top_p, "num_samples": 3, "seed": 5}
     texts = prompts(6, "shared " * 5)
     generator = LocalGenerator(llama, tokenizer)
-    together = generator.generate(texts, **asked)
-    assert [generator.generate([text], **asked)[0] for text in texts] == together
-    assert generator.generate(texts[::-1], **asked) == together[::-1]
-    assert generator.generate(texts, **{**asked, "seed": 6}) != together
+    together = generator.generate(texts, GenerationSettings(**asked))
+    assert [generator.generate([text], GenerationSettings(**asked))[0] for text in texts] == together
+    assert generator.generate(texts[::-1], GenerationSettings(**asked)) == together[::-1]
+    assert generator.generate(texts, GenerationSettings(**{**asked, "seed": 6})) != together
     assert len({sample for row in together for sample in row}) > 12
 
 
 def test_equal_prompts_get_samples_of_their_own(llama, tokenizer):
     asked = {**GREEDY, "temperature": 1.0, "num_samples": 2}
-    first, second = LocalGenerator(llama, tokenizer).generate(["tree", "tree"], **asked)
+    first, second = LocalGenerator(llama, tokenizer).generate(["tree", "tree"], GenerationSettings(**asked))
     assert len({*first, *second}) == 4
     assert occurrences(["a", "b", "a"]) == [0, 0, 1]
 
@@ -101,9 +109,14 @@ def test_tokens_come_up_as_often_as_their_probability_says(top_p):
 
 def test_rows_end_at_their_stops_and_leave_the_batch(llama, tokenizer):
     texts = prompts(6)
-    free = [text for (text,) in LocalGenerator(llama, tokenizer).generate(texts, **GREEDY)]
+    free = [text for (text,) in LocalGenerator(llama, tokenizer).generate(texts, GenerationSettings(**GREEDY))]
     stop = next(letter for text in free for letter in text[2:] if letter.isascii() and letter.isprintable())
-    found = [text for (text,) in LocalGenerator(llama, tokenizer).generate(texts, **{**GREEDY, "stop": [stop, ""]})]
+    found = [
+        text
+        for (text,) in LocalGenerator(llama, tokenizer).generate(
+            texts, GenerationSettings(**{**GREEDY, "stop": [stop, ""]})
+        )
+    ]
     assert found == [text.split(stop)[0] for text in free] and found != free
     decoder = Decoder(TokenScorer(llama))
     written = decoder.decode([Request((5, 6)), Request((7,))], 9, frozenset(), lambda tokens: len(tokens) == 4, None)
@@ -118,7 +131,7 @@ def test_a_special_token_ends_a_text(llama, tokenizer):
     named = llama.generation_config.eos_token_id
     llama.generation_config.eos_token_id = [tokens[2], 299]
     try:
-        ((text,),) = LocalGenerator(llama, tokenizer).generate(["tree"], **GREEDY)
+        ((text,),) = LocalGenerator(llama, tokenizer).generate(["tree"], GenerationSettings(**GREEDY))
     finally:
         llama.generation_config.eos_token_id = named
     assert text == tokenizer.decode(tokens[: tokens.index(tokens[2])], skip_special_tokens=True)
@@ -128,9 +141,11 @@ def test_a_prompt_too_long_is_cut_on_the_left(tiny, tokenizer):
     model = tiny(max_position_embeddings=64)
     long, kept = "y" * 200 + "tree" * 13, "tree" * 13
     generator = LocalGenerator(model, tokenizer)
-    assert generator.generate([long], **GREEDY) == generator.generate([kept], **GREEDY)
+    assert generator.generate([long], GenerationSettings(**GREEDY)) == generator.generate(
+        [kept], GenerationSettings(**GREEDY)
+    )
     with pytest.raises(ValueError, match="leaves no room in the model's 64 positions"):
-        generator.generate([kept], **{**GREEDY, "max_new_tokens": 64})
+        generator.generate([kept], GenerationSettings(**{**GREEDY, "max_new_tokens": 64}))
 
 
 @pytest.mark.parametrize(
@@ -139,7 +154,7 @@ def test_a_prompt_too_long_is_cut_on_the_left(tiny, tokenizer):
 )
 def test_numbers_that_mean_nothing_are_refused(llama, tokenizer, change, message):
     with pytest.raises(ValueError, match=message):
-        LocalGenerator(llama, tokenizer).generate(["a"], **{**GREEDY, **change})
+        LocalGenerator(llama, tokenizer).generate(["a"], GenerationSettings(**{**GREEDY, **change}))
 
 
 def test_a_text_is_cut_before_its_first_stop():

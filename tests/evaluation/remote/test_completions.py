@@ -9,7 +9,7 @@ import pytest
 import requests
 from lm_eval.api.instance import Instance
 
-from pipeline.evaluation.model.generation import LocalGenerator
+from pipeline.evaluation.model.generation import GenerationSettings, LocalGenerator
 from pipeline.evaluation.remote import backends
 from pipeline.evaluation.remote.completions import CompletionModel, RemoteGenerator, RemoteLM
 from pipeline.evaluation.remote.endpoint import Endpoint, RefusedError, UnreachableError, UnusableError
@@ -71,7 +71,9 @@ def test_texts_are_those_of_this_process(up, llama, tokenizer):
     ]
     local = LocalGenerator(llama, tokenizer)
     with up() as (model, record):
-        assert RemoteGenerator(model, tokenizer, 2048).generate(PROMPTS, **GREEDY) == local.generate(PROMPTS, **GREEDY)
+        assert RemoteGenerator(model, tokenizer, 2048).generate(
+            PROMPTS, GenerationSettings(**GREEDY)
+        ) == local.generate(PROMPTS, GenerationSettings(**GREEDY))
         assert {body["n"] for body in record.asked} == {1} and record.asked[0]["stop"] == ["Q"]
         found = RemoteLM(model, tokenizer, 2048, lambda **_: None).generate_until(asked)
     assert found == SharedPrefixLM(llama, tokenizer, lambda **_: None).generate_until(asked)
@@ -81,15 +83,15 @@ def test_samples_are_asked_for_with_a_seed_of_the_prompts_own(up, tokenizer):
     asked = {**GREEDY, "temperature": 1.0, "num_samples": 3, "stop": []}
     with up() as (model, record):
         generator = RemoteGenerator(model, tokenizer, 2048)
-        first = generator.generate(PROMPTS, **asked)
-        assert generator.generate(PROMPTS[::-1], **asked) == first[::-1]
+        first = generator.generate(PROMPTS, GenerationSettings(**asked))
+        assert generator.generate(PROMPTS[::-1], GenerationSettings(**asked)) == first[::-1]
     assert all(len(row) == 3 for row in first)
     assert len({body["seed"] for body in record.asked}) == 3 and {body["n"] for body in record.asked} == {3}
 
 
 def test_passing_failures_and_garbage_are_asked_again(up, tokenizer):
     with up((503, "busy"), (200, "no json")) as (model, record):
-        (texts, *_) = RemoteGenerator(model, tokenizer, 2048).generate(["42"], **GREEDY)
+        (texts, *_) = RemoteGenerator(model, tokenizer, 2048).generate(["42"], GenerationSettings(**GREEDY))
     assert len(texts) == 2 and len(record.asked) == 3
 
 
@@ -104,7 +106,7 @@ def test_passing_failures_and_garbage_are_asked_again(up, tokenizer):
 )
 def test_a_server_that_fails_for_good_is_named(up, tokenizer, failures, error, message):
     with up(*failures) as (model, _), pytest.raises(error, match=message):
-        RemoteGenerator(model, tokenizer, 2048).generate(["42"], **GREEDY)
+        RemoteGenerator(model, tokenizer, 2048).generate(["42"], GenerationSettings(**GREEDY))
 
 
 def test_a_server_without_log_probabilities_is_refused(up, tokenizer):
@@ -115,7 +117,7 @@ def test_a_server_without_log_probabilities_is_refused(up, tokenizer):
 
 def test_nobody_at_the_address_is_named(tokenizer):
     with pytest.raises(UnreachableError, match=r"127\.0\.0\.1:9/v1 gave no answer in 3 attempts"):
-        RemoteGenerator(remote("http://127.0.0.1:9/v1"), tokenizer, 2048).generate(["42"], **GREEDY)
+        RemoteGenerator(remote("http://127.0.0.1:9/v1"), tokenizer, 2048).generate(["42"], GenerationSettings(**GREEDY))
 
 
 @pytest.mark.slow

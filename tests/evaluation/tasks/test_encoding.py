@@ -14,7 +14,7 @@ from pipeline.data.tokens.encoding import Encoding, encode_all
 from pipeline.data.tokens.text_encoder import TextEncoder
 from pipeline.data.tokens.vocabulary import NoRowError
 from pipeline.evaluation.base import Workspace
-from pipeline.evaluation.model.generation import LocalGenerator
+from pipeline.evaluation.model.generation import GenerationSettings, LocalGenerator
 from pipeline.evaluation.remote import backends
 from pipeline.evaluation.remote.completions import RemoteGenerator, RemoteLM
 from pipeline.evaluation.tasks.loglikelihood import SharedPrefixLM
@@ -169,7 +169,7 @@ def test_a_server_is_sent_the_same_ids(model, around):
         def each(self, task, jobs, progress, note):
             return [task(job) for job in jobs]
 
-    Sent(Server(), tokenizer, 64).generate(["Forty."], [], 4, 0.0, 1.0, 1, 0)
+    Sent(Server(), tokenizer, 64).generate(["Forty."], GenerationSettings([], 4, 0.0, 1.0, 1, 0))
     assert sent == [LocalGenerator(model, tokenizer)._encode("Forty.", 60)]
 
 
@@ -182,7 +182,7 @@ def test_a_token_without_a_row_is_named_before_anything_runs(tiny, held_out):
     with pytest.raises(NoRowError, match=message):
         lm.loglikelihood(requests([("a <far>", " b")]))
     with pytest.raises(NoRowError, match=message):
-        LocalGenerator(model, tokenizer).generate(["a <far>"], [], 4, 0.0, 1.0, 1, 0)
+        LocalGenerator(model, tokenizer).generate(["a <far>"], GenerationSettings([], 4, 0.0, 1.0, 1, 0))
     with pytest.raises(NoRowError, match=message):
         LocalGenerator(model, tokenizer).turns([[1, len(tokenizer) - 1]], [4], set(), [], 0.0, [0])
     path = held_out.data / "one.heldout.jsonl"

@@ -3,8 +3,8 @@ from lm_eval.evaluator import evaluate
 from lm_eval.models.huggingface import HFLM
 
 from pipeline.data.sources.rows import Rejected
-from pipeline.evaluation.base import score
-from pipeline.evaluation.tasks.harness import HarnessTask, smallest_hashes
+from pipeline.evaluation.base import score, smallest_hashes
+from pipeline.evaluation.tasks.harness import HarnessTask
 from pipeline.evaluation.tasks.rows import Absent
 
 NOUNS = ["river", "stone", "Anna", "Bob", "the old tree", "seven", "a kite", "green", "würfel"]

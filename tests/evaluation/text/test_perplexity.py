@@ -8,7 +8,7 @@ from tokenizers.processors import TemplateProcessing
 from pipeline.data.sources.documents import Text
 from pipeline.data.tokens.text_encoder import TextEncoder
 from pipeline.evaluation.base import Workspace
-from pipeline.evaluation.tasks.scoring import IGNORED
+from pipeline.evaluation.model.scoring import IGNORED
 from pipeline.evaluation.text.passages import by_hash, within
 from pipeline.evaluation.text.perplexity import HeldOutText, cut
 from pipeline.evaluation.text.windows import windows

@@ -9,10 +9,10 @@ from safetensors.torch import load_file, save_file
 from pipeline.data.corpus import Workspace
 from pipeline.data.sources.documents import LocalFiles, Text
 from pipeline.data.tokens.text_encoder import TextEncoder
-from pipeline.expansion.base import read_source
 from pipeline.expansion.layout import Slot
 from pipeline.expansion.methods.adept import Adept
 from pipeline.expansion.methods.importance import Importance, measure, token_rows
+from pipeline.expansion.source import read_source
 from pipeline.models import load, load_tokenizer
 from pipeline.models.architecture.tiny import byte_tokenizer
 

@@ -8,13 +8,13 @@ import torch
 import transformers
 from safetensors.torch import load_file, save_file
 
-from pipeline.expansion.base import find_blocks, read_source
 from pipeline.expansion.methods.block import BlockExpansion
+from pipeline.expansion.source import find_blocks, read_source
 from pipeline.expansion.verify import verify_identity
 from pipeline.expansion.writer import write_expansion
 from pipeline.models import load
-from pipeline.models.directory import read_expansion
 from pipeline.models.files.safetensors_io import read_index
+from pipeline.records.expansion import read_expansion
 from pipeline.reporting.stack import read_stack
 from pipeline.training.methods.strategy import NewBlocks
 
@@ -85,7 +85,7 @@ def test_new_parameters_are_the_nine_tensors_of_each_new_block(make_model, tmp_p
         "self_attn.k_proj", "self_attn.o_proj", "self_attn.q_proj", "self_attn.v_proj",
     ]  # fmt: skip
     assert sorted(plan.new_parameters) == sorted(f"model.layers.{i}.{rest}.weight" for i in (2, 5) for rest in rests)
-    assert read_expansion(tmp_path)["new_parameters"] == list(plan.new_parameters)
+    assert read_expansion(tmp_path).new_parameters == plan.new_parameters
 
 
 def test_map_records_origin_position_and_source_hash(make_model, tmp_path):
@@ -101,9 +101,9 @@ def test_a_second_round_keeps_the_first_apart(make_model, tmp_path):
     assert [(b.round, b.position) for b in plan.blocks] == [(1, 3), (1, 7), (2, 2), (2, 5), (2, 8)]
     assert all(f".layers.{i}." in " ".join(plan.new_parameters) for i in (2, 5, 8))
     assert not any(f".layers.{i}." in " ".join(plan.new_parameters) for i in (3, 7))
-    (first,) = read_expansion(tmp_path / "two")["rounds"]
-    assert first["round"] == 1 and first["settings"]["num_groups"] == 2
-    assert {name.split(".")[2] for name in first["new_parameters"]} == {"3", "7"} and len(first["new_parameters"]) == 18
+    (first,) = read_expansion(tmp_path / "two").rounds
+    assert first.round == 1 and first.settings["num_groups"] == 2
+    assert {name.split(".")[2] for name in first.new_parameters} == {"3", "7"} and len(first.new_parameters) == 18
 
 
 def test_shards_are_numbered_indexed_and_loadable(make_model, tmp_path):
@@ -184,7 +184,7 @@ def test_trainable_set_by_exact_name(make_model, tmp_path, num_blocks, num_group
         "input_layernorm", "mlp.down_proj", "mlp.gate_proj", "mlp.up_proj", "post_attention_layernorm",
         "self_attn.k_proj", "self_attn.o_proj", "self_attn.q_proj", "self_attn.v_proj",
     ]  # fmt: skip
-    model = NewBlocks().apply(load(tmp_path), read_expansion(tmp_path)["new_parameters"])
+    model = NewBlocks().apply(load(tmp_path), read_expansion(tmp_path).new_parameters)
     trainable = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
     assert trainable == {f"model.layers.{i}.{rest}.weight" for i in new for rest in rests}
 
@@ -225,7 +225,7 @@ def test_what_older_checkpoints_store_beside_the_weights_is_copied_and_no_parame
     written = load_file(tmp_path / "new" / "model.safetensors")
     for name, tensor in beside.items():
         assert all(torch.equal(written[name.format(i)], tensor) for i in range(6))
-    model = NewBlocks().apply(load(tmp_path / "new"), read_expansion(tmp_path / "new")["module_parameters"])
+    model = NewBlocks().apply(load(tmp_path / "new"), read_expansion(tmp_path / "new").module_parameters)
     assert sum(p.requires_grad for p in model.parameters()) == len(plan.module_parameters)
     stacks = [read_stack(tmp_path / name) for name in ("without", "new")]
     assert stacks[0].num_parameters == stacks[1].num_parameters == model.num_parameters()

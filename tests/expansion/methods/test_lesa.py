@@ -7,10 +7,11 @@ import torch
 from safetensors.torch import load_file
 
 from pipeline.data.corpus import Workspace
-from pipeline.expansion.base import Recipe, read_source
+from pipeline.expansion.base import Recipe
 from pipeline.expansion.layout import Slot
 from pipeline.expansion.methods.latent import Fitting, between, find_basis, fit, project
 from pipeline.expansion.methods.lesa import Lesa, matrix_kinds, neighbours_of
+from pipeline.expansion.source import read_source
 
 QUICK = {"num_epochs": 1, "hidden": 16}
 

@@ -14,15 +14,16 @@ import yaml
 from safetensors.torch import load_file
 
 from pipeline.data.corpus import Workspace
-from pipeline.expansion.base import read_source
 from pipeline.expansion.methods.block import BlockExpansion
 from pipeline.expansion.methods.soft_moe import SoftMoe
+from pipeline.expansion.source import read_source
 from pipeline.expansion.verify import verify_identity
 from pipeline.expansion.writer import write_expansion
 from pipeline.models import load, load_tokenizer
-from pipeline.models.directory import read_config, read_expansion
+from pipeline.models.directory import read_config
 from pipeline.models.files.safetensors_io import content_hash, read_bytes, read_header, read_index
 from pipeline.models.save import save_trained
+from pipeline.records.expansion import read_expansion
 from pipeline.training.methods.strategy import Full, NewBlocks
 
 ROOT = Path(__file__).parents[3]
@@ -88,13 +89,13 @@ def test_faithful_is_not_and_says_so(make_model, tmp_path):
     proof = verify_identity(make_model(), tmp_path, num_tokens=24)
     assert not plan.exact and not proof.exact and proof.max_abs_difference > 0
     record = read_expansion(tmp_path)
-    assert record["method"] == "soft_moe" and record["settings"] == {"mode": "faithful"} and not record["exact"]
-    assert sorted(record["new_parameters"]) == sorted(ADDED) and record["blocks"] == []
+    assert record.method == "soft_moe" and record.settings == {"mode": "faithful"} and not record.exact
+    assert sorted(record.new_parameters) == sorted(ADDED) and record.blocks == ()
 
 
 def test_only_what_was_added_trains(make_model, tmp_path):
     widen(make_model(), tmp_path)
-    model = NewBlocks().apply(load(tmp_path), read_expansion(tmp_path)["new_parameters"])
+    model = NewBlocks().apply(load(tmp_path), read_expansion(tmp_path).new_parameters)
     ids_BT = torch.randint(0, 300, (2, 8))
     model(input_ids=ids_BT, labels=ids_BT).loss.backward()
     moved = {name for name, p in model.named_parameters() if p.grad is not None and p.grad.any()}
@@ -125,9 +126,10 @@ def test_a_grown_model_can_be_widened(make_model, tmp_path):
     widen(tmp_path / "grown", tmp_path / "wide")
     assert verify_identity(make_model(), tmp_path / "wide", num_tokens=24).exact
     grown, record = read_expansion(tmp_path / "grown"), read_expansion(tmp_path / "wide")
-    assert record["blocks"] == grown["blocks"] and len(record["new_parameters"]) == 2 * 6
-    assert [entry["method"] for entry in record["rounds"]] == ["block"]
-    assert record["rounds"][0]["new_parameters"] == grown["new_parameters"]
+    assert record.blocks == grown.blocks and len(record.new_parameters) == 2 * 6
+    assert [one.method for one in record.history] == ["block", "soft_moe"]
+    assert record.rounds[0].new_parameters == grown.new_parameters
+    assert grown.last_positions == {2, 5} and record.last_positions == frozenset()
 
 
 def test_a_widened_model_can_grow(make_model, tmp_path):
@@ -185,10 +187,10 @@ def test_rounds_hold_a_widening(make_model, tmp_path):
     widen(make_model(), tmp_path / "wide")
     grow(tmp_path / "wide", tmp_path / "grown")
     record, moved = read_expansion(tmp_path / "grown"), (0, 1, 3, 4)
-    assert [(entry["method"], entry["round"]) for entry in record["rounds"]] == [("soft_moe", 1)]
+    assert [(one.method, one.round) for one in record.rounds] == [("soft_moe", 1)]
     expected = {f"model.layers.{i}.mlp.{rest}" for i in moved for rest in ("second_down_proj.weight", "mixing")}
-    assert set(record["rounds"][0]["new_parameters"]) == expected
-    assert [block["round"] for block in record["blocks"]] == [2, 2]
+    assert set(record.rounds[0].new_parameters) == expected
+    assert [block.round for block in record.blocks] == [2, 2]
 
 
 def test_by_reference_it_is_the_same_model(make_model, tmp_path):

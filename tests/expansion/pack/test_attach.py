@@ -9,16 +9,17 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-from pipeline.expansion.base import read_source
 from pipeline.expansion.methods.block import BlockExpansion
-from pipeline.expansion.pack.attach import attach, attached_packs, detach, extract, inspect
+from pipeline.expansion.pack.attach import attach, detach, extract, inspect
 from pipeline.expansion.pack.format import canonical, identify
+from pipeline.expansion.source import read_source
 from pipeline.expansion.verify import verify_identity
 from pipeline.expansion.writer import write_expansion
 from pipeline.models import load
-from pipeline.models.directory import materialise, read_config, read_expansion
+from pipeline.models.directory import materialise, read_config
 from pipeline.models.files.safetensors_io import read_bytes, read_index
 from pipeline.models.save import save_trained
+from pipeline.records.expansion import read_expansion
 
 GPT2 = {"model_type": "gpt2", "n_embd": 32, "n_layer": 4, "n_head": 4, "n_inner": 64, "n_positions": 256}
 CONFIGS = {
@@ -130,7 +131,7 @@ def test_two_packs_trained_apart_stand_on_one_base_and_come_off_one_by_one(train
     code_pack = tmp_path / "code.pack"
     extract(code, base, code_pack, "code")
     attach(base, [law_pack, code_pack], tmp_path / "both", {"code": 0.25}, save)
-    positions = {entry["name"]: entry["positions"] for entry in attached_packs(tmp_path / "both")}
+    positions = {entry.name: list(entry.positions) for entry in read_expansion(tmp_path / "both").packs}
     assert positions == {"law": [3, 8], "code": [1, 4, 6, 9]}  # 0 c 1 l c 2 c 3 l c
     both = content(tmp_path / "both")
     for name, trained, places in (("law", law, [2, 5]), ("code", code, [1, 3, 5, 7])):
@@ -179,15 +180,15 @@ def test_a_gain_of_one_block_is_of_that_block_alone(trained_on, tmp_path):
         for parameter, tensor in before.items():
             if parameter in after:
                 assert torch.equal(after[parameter], tensor * scales.get(parameter, 1)), parameter
-    (entry,) = attached_packs(tmp_path / "one")
-    assert entry["gain"] == 1 and entry["block_gains"] == {"1": 0.25}
+    (entry,) = read_expansion(tmp_path / "one").packs
+    assert entry.gain == 1 and entry.block_gains == {1: 0.25}
     extract(trained_on("llama", 2)[1], base, tmp_path / "code.pack", "code")
     attach(base, [pack, tmp_path / "code.pack"], tmp_path / "both", {"law.1": 0.25})
     detach(tmp_path / "both", ["code"], tmp_path / "left")
     assert content(tmp_path / "left") == content(tmp_path / "one")
     assert read_expansion(tmp_path / "left") == read_expansion(tmp_path / "one")
     attach(base, [pack], tmp_path / "silent", {"law.0": 0, "law.1": 0})
-    assert read_expansion(tmp_path / "silent")["exact"] and verify_identity(base, tmp_path / "silent", 12).exact
+    assert read_expansion(tmp_path / "silent").exact and verify_identity(base, tmp_path / "silent", 12).exact
 
 
 def test_a_pack_whose_name_looks_like_a_block_has_its_own_gain(trained_on, tmp_path):
@@ -388,7 +389,7 @@ def test_blocks_for_multi_token_prediction_go_along_and_come_back(trained_on, tm
     named = {n.replace(".4.", ".6.").replace(".5.", ".7."): content(base)[n][2] for n in ahead}
     assert carried == named and read_config(trained)["num_nextn_predict_layers"] == 2
     assert verify_identity(base, tmp_path / "grown", num_tokens=12).exact
-    assert read_expansion(trained)["buffers"] == list(named)
+    assert read_expansion(trained).buffers == tuple(named)
     extract(trained, base, tmp_path / "pack", "law")
     attach(base, [tmp_path / "pack"], tmp_path / "attached", save=save)
     assert content(tmp_path / "attached") == content(trained)
@@ -473,9 +474,9 @@ def test_the_record_names_the_new_parameters_of_the_packs(trained_on, tmp_path):
     base, trained, pack = trained_on("llama")
     attach(base, [pack], tmp_path / "attached")
     record = read_expansion(tmp_path / "attached")
-    assert record["method"] == "packs" and record["exact"] is False and record["settings"] == {"gains": {"law": 1.0}}
-    assert record["new_parameters"] == read_expansion(trained)["new_parameters"]
+    assert record.method == "packs" and record.exact is False and record.settings == {"gains": {"law": 1.0}}
+    assert record.new_parameters == read_expansion(trained).new_parameters
     keys = ("position", "origin", "group", "source_hash", "lr_scale")
-    assert [[b[k] for k in keys] for b in record["blocks"]] == [
-        [b[k] for k in keys] for b in read_expansion(trained)["blocks"]
+    assert [[getattr(b, k) for k in keys] for b in record.blocks] == [
+        [getattr(b, k) for k in keys] for b in read_expansion(trained).blocks
     ]

@@ -7,8 +7,8 @@ import torch
 import transformers
 import yaml
 
-from pipeline.expansion.base import read_source
 from pipeline.expansion.methods.block import BlockExpansion
+from pipeline.expansion.source import read_source
 from pipeline.expansion.writer import write_expansion
 from pipeline.models.architecture.shape import read_shape, shape_of
 from tests.expansion.architectures import EXACT

@@ -8,12 +8,12 @@ import numpy as np
 import pytest
 
 from pipeline.reporting.collect import collect
-from pipeline.reporting.compare import Unit, compare
+from pipeline.reporting.compare import compare
 from pipeline.reporting.figures.plot import running_mean
 from pipeline.reporting.pages.verdict import verdicts
 from pipeline.reporting.statistics.intervals import Score
 from pipeline.reporting.tables.table import differences_table, facts_table, gains_table, markdown, split, values_table
-from pipeline.reporting.tables.wording import count, duration, number, score_text
+from pipeline.reporting.tables.wording import Unit, count, duration, number, score_text
 from tests.reporting.synthetic import BENCHMARKS, Artifacts, chain, choice_items, none, one_variant, sweep, write_items
 
 

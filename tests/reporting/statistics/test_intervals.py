@@ -8,14 +8,8 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from pipeline.reporting.statistics.intervals import (
-    Items,
-    beyond_general_shift,
-    combine,
-    mean_gain,
-    paired_difference,
-    score,
-)
+from pipeline.reporting.statistics.differences import beyond_general_shift, combine, mean_gain
+from pipeline.reporting.statistics.intervals import Items, paired_difference, score
 
 SETTINGS = {"confidence": 0.95, "num_bootstrap": 1000, "seed": 0}
 

@@ -12,8 +12,11 @@ from pipeline.training.cost.flops import Cost, Trains, Window, cost_of
 from pipeline.training.cost.peak import Peak, data_sheet, matmul_rate, peak
 from pipeline.training.cost.throughput import Throughput, utilisation
 from pipeline.training.kernels.head import PLAIN
-from pipeline.training.kernels.loss import PackedLoss
+from pipeline.training.methods.base_copy import base_copy
+from pipeline.training.methods.kl_to_base import KlToBase
+from pipeline.training.methods.penalty import with_penalties
 from pipeline.training.methods.strategy import Full, Lora, NewBlocks
+from pipeline.training.packed_loss import PackedLoss
 from tests.expansion.architectures import EXACT
 
 LLAMA = {
@@ -38,14 +41,14 @@ def trains(strategy):
     return strategy.footprint()
 
 
-def executed(model, rows, length, labelled):
+def executed(model, rows, length, labelled, penalties=None, base=None):
     """FLOPs of a whole step as PyTorch carries it out."""
     ids = torch.randint(0, 64, (rows, length))
     labels = ids.clone()
     labels[:, labelled:] = -100
     places = torch.arange(length).expand(rows, length)
     with FlopCounterMode(display=False) as counter:
-        PackedLoss(model, PLAIN, chunk=50)(ids, labels, places).backward()
+        PackedLoss(model, PLAIN, chunk=50, penalties=penalties, base=base)(ids, labels, places).sum().backward()
     return counter.get_total_flops()
 
 
@@ -59,6 +62,19 @@ def test_a_step_needs_what_is_executed(way, tied, length):
     shape = shape_of(config).with_new(set(NEW))
     found = executed(model, 2, length, 40)
     assert cost_of(shape, trains(strategy)).needed(2 * length, 2 * 40, lambda _: 2 * length**2) == found
+
+
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("tokens", ["all", "labels", "prompt"])
+def test_a_step_near_its_base_needs_what_is_executed(way, tokens):
+    """The base's forward pass, both heads where distributions are compared, and the head's backward pass there."""
+    causal, model = build(WAYS[way])
+    penalties = {"kl": KlToBase(1.0, 1.0, tokens)}
+    base = base_copy(causal, torch.device("cpu"))
+    cost = with_penalties(cost_of(shape_of(LLAMA).with_new(set(NEW)), trains(WAYS[way])), penalties)
+    found = executed(model, 2, 96, 40, penalties, base)
+    assert cost.needed(2 * 96, 2 * 40, lambda _: 2 * 96**2) == found
+    assert cost.six_nd(1) == count_cost(causal).six_nd(1)
 
 
 @pytest.mark.parametrize("way", WAYS)

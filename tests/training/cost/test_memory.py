@@ -6,8 +6,9 @@ import torch
 from pipeline.models.architecture.shape import shape_of
 from pipeline.training.cost.memory import Knobs, memory_of
 from pipeline.training.kernels.head import PLAIN
-from pipeline.training.kernels.loss import PackedLoss
+from pipeline.training.methods.base_copy import base_copy
 from pipeline.training.methods.optim import build_adamw
+from pipeline.training.packed_loss import PackedLoss
 from tests.training.cost.test_flops import WAYS, build, trains
 
 CONFIG = {
@@ -29,9 +30,9 @@ def prepared(way, precision):
     return model
 
 
-def estimate(way, precision, checkpointing="off"):
+def estimate(way, precision, checkpointing="off", **more):
     shape = shape_of(CONFIG).with_new(set(NEW))
-    return memory_of(shape, trains(WAYS[way]), LENGTH, precision, Knobs(ROWS, checkpointing, CHUNK))
+    return memory_of(shape, trains(WAYS[way]), LENGTH, precision, Knobs(ROWS, checkpointing, CHUNK), **more)
 
 
 def loss_of(model, precision):
@@ -79,14 +80,18 @@ def test_weights_gradients_and_optimizer_are_counted_to_the_byte(way, precision)
     assert found.gradients == sum(p.grad.nbytes for p in trainable.values())
     assert found.master == sum(p.nbytes for p in trainable.values())
     assert found.frozen == sum(p.nbytes for p in parameters.values() if not p.requires_grad)
+    base = base_copy(model.get_base_model() if way == "lora" else model, torch.device("cpu"))
+    own = {id(p) for p in parameters.values()}
+    assert estimate(way, precision, with_base=True).base == sum(p.nbytes for p in base.parameters() if id(p) not in own)
+    assert found.base == 0
 
 
 def test_knobs_lower_what_they_are_for():
     shape, full = shape_of(CONFIG).with_new(set(NEW)), trains(WAYS["new_blocks"])
 
     def of(**knobs):
-        base = {"micro_batch": 4, "checkpointing": "off", "loss_chunk": 256}
-        return memory_of(shape, full, LENGTH, "fp32", Knobs(**{**base, **knobs}))
+        base, compares = {"micro_batch": 4, "checkpointing": "off", "loss_chunk": 256}, knobs.pop("with_base", False)
+        return memory_of(shape, full, LENGTH, "fp32", Knobs(**{**base, **knobs}), with_base=compares)
 
     assert of(micro_batch=2).activations * 2 == of().activations
     assert of(checkpointing="full").activations < of(checkpointing="selective").activations < of().activations
@@ -97,6 +102,11 @@ def test_knobs_lower_what_they_are_for():
     whole = of(shards=4, zero=2)
     assert (whole.frozen, whole.master) == (of().frozen, pytest.approx(masters * 5 / 4, abs=4))
     assert whole.optimizer == of(shards=4).optimizer
+    sharing, apart = (
+        of(with_base=True),
+        of(with_base=True, shards=4),
+    )  # in parts, the model shares nothing with its base
+    assert (sharing.base, apart.base) == (masters, masters + of().frozen) and sharing.state == of().state + masters
     assert of().total == of().state + of().activations + of().loss
 
 

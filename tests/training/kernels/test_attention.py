@@ -8,7 +8,7 @@ from pipeline.training.kernels.attention import choose_attention, first_visible
 from pipeline.training.kernels.document_attention import document_attention
 from pipeline.training.kernels.document_separation import mixes_documents
 from pipeline.training.kernels.head import PLAIN, head_of
-from pipeline.training.kernels.loss import PackedLoss
+from pipeline.training.packed_loss import PackedLoss
 
 CPU = torch.device("cpu")
 FAMILIES = {

@@ -10,9 +10,9 @@ from pipeline.models.architecture.blocks import decoder_blocks
 from pipeline.training.kernels.attention import choose_attention
 from pipeline.training.kernels.blocks import choose_compile, prepare_blocks
 from pipeline.training.kernels.head import PLAIN
-from pipeline.training.kernels.loss import PackedLoss
 from pipeline.training.methods.optim import build_adamw
 from pipeline.training.methods.strategy import Lora
+from pipeline.training.packed_loss import PackedLoss
 
 CPU = torch.device("cpu")
 MIB = 2**20

@@ -11,7 +11,7 @@ from pipeline.training.kernels.attention import choose_attention
 from pipeline.training.kernels.blocks import prepare_blocks
 from pipeline.training.kernels.fp32_matmul import ROUNDED, choose_fp32_matmul, fp32_matmul, multiplies_bf16
 from pipeline.training.kernels.head import PLAIN
-from pipeline.training.kernels.loss import PackedLoss
+from pipeline.training.packed_loss import PackedLoss
 from pipeline.training.runtime import StoppedError
 from tests.training.kernels.test_blocks import batch
 from tests.training.test_fit import expanded, losses, same, store, train, weights  # noqa: F401

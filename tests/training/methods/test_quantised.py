@@ -3,16 +3,16 @@
 import pytest
 import torch
 
-from pipeline.expansion.base import read_source
 from pipeline.expansion.methods.block import BlockExpansion
+from pipeline.expansion.source import read_source
 from pipeline.expansion.writer import write_expansion
 from pipeline.models import load
 from pipeline.models.architecture.blocks import decoder_blocks
-from pipeline.models.directory import read_expansion
+from pipeline.records.expansion import read_expansion
 from pipeline.training.kernels.head import PLAIN
-from pipeline.training.kernels.loss import PackedLoss
 from pipeline.training.methods.quantised import CompressedLinear, HalfLinear, QuantisedLinear, held_tensors, hold_frozen
 from pipeline.training.methods.strategy import Lora, NewBlocks
+from pipeline.training.packed_loss import PackedLoss
 from pipeline.training.settings import check_frozen_dtype
 
 WIDE = {"hidden_size": 128, "intermediate_size": 256, "max_position_embeddings": 64}
@@ -75,20 +75,18 @@ def test_a_layer_in_bf16_is_the_plain_layer_to_the_bit(bias):
 def test_new_blocks_keep_full_precision_and_the_base_shrinks(grown, form, bits):
     if form != "bf16":
         pytest.importorskip("bitsandbytes")
-    model = NewBlocks().apply(load(grown), read_expansion(grown)["module_parameters"])
+    model = NewBlocks().apply(load(grown), read_expansion(grown).module_parameters)
     before = sum(p.numel() for p in model.parameters())
     assert hold_frozen(model, form) == 4 * 7  # four frozen blocks of seven layers
     frozen = before - sum(p.numel() for p in model.parameters())
     held = {n: t for n, t in held_tensors(model).items() if not n.endswith(".values")}
     assert 8 * sum(t.numel() * t.element_size() for t in held.values()) <= bits * frozen
-    positions = {block["position"] for block in read_expansion(grown)["blocks"]}
+    positions = read_expansion(grown).by_position
     for position, block in enumerate(decoder_blocks(model)):
         assert any(isinstance(m, CompressedLinear) for m in block.modules()) == (position not in positions)
     ids = torch.arange(3, 35)[None]
     PackedLoss(model, PLAIN)(ids, ids.roll(-1, 1), torch.arange(32)[None]).backward()
-    assert {n for n, p in model.named_parameters() if p.grad is not None} == set(
-        read_expansion(grown)["new_parameters"]
-    )
+    assert {n for n, p in model.named_parameters() if p.grad is not None} == set(read_expansion(grown).new_parameters)
 
 
 def test_adapters_and_models_without_a_frozen_block_are_refused(make_model):

@@ -16,7 +16,8 @@ import numpy as np
 
 from pipeline.reporting.collect import Variant
 from pipeline.reporting.compare import Comparison, ModelResult
-from pipeline.reporting.statistics.intervals import Difference, Score
+from pipeline.reporting.statistics.differences import Difference
+from pipeline.reporting.statistics.intervals import Score
 from pipeline.reporting.tables.labels import split_overrides, variant_labels
 
 

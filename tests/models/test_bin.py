@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import load_file
 
 from pipeline.models import load
-from pipeline.models.files.bin import convert_bin, main
+from pipeline.models.bin import convert_bin, main
 from pipeline.models.files.safetensors_io import has_only_pickles, read_index
 
 

@@ -5,8 +5,9 @@ import torch
 from torch.nn import functional
 
 from pipeline.models import load
+from pipeline.training.kernels.chunked import States, chunked_cross_entropy, chunked_kl
 from pipeline.training.kernels.head import PLAIN, Head, head_of
-from pipeline.training.kernels.loss import PackedLoss, chunked_cross_entropy
+from pipeline.training.packed_loss import PackedLoss
 
 
 @pytest.mark.parametrize("chunk", [1, 7, 64, 1000])
@@ -20,17 +21,42 @@ def test_chunked_loss_and_gradients_equal_the_plain_ones(chunk, bias):
     leaves = [hidden, weight] + ([offset] if bias else [])
     expected = functional.cross_entropy(functional.linear(hidden, weight, offset), labels, reduction="sum")
     wanted = torch.autograd.grad(expected * 0.5, leaves)
-    found = chunked_cross_entropy(hidden, weight, offset, labels, chunk)
+    found = chunked_cross_entropy(States(hidden, weight, offset), labels, chunk)
     got = torch.autograd.grad(found * 0.5, leaves)
     torch.testing.assert_close(found, expected, rtol=1e-12, atol=0)
     for a, b in zip(got, wanted, strict=True):
         torch.testing.assert_close(a, b, rtol=1e-12, atol=1e-14)
 
 
+@pytest.mark.parametrize("chunk", [1, 7, 1000])
+@pytest.mark.parametrize("temperature", [1.0, 2.5])
+@pytest.mark.parametrize("head", [PLAIN, Head(2.0, 0.5, 0.3), None], ids=["plain", "capped", "logits"])
+def test_chunked_divergence_and_gradients_equal_the_plain_ones(chunk, temperature, head):
+    """None: the states are the logits themselves."""
+    torch.manual_seed(0)
+    hidden, other = (torch.randn(50, 16, dtype=torch.float64, requires_grad=True) for _ in range(2))
+    weight, bias = (torch.randn(*shape, dtype=torch.float64, requires_grad=True) for shape in ((99, 16), (99,)))
+    if head is None:
+        states, base, leaves, logits = States(hidden, None, None), States(other, None, None), [hidden], [hidden, other]
+    else:
+        states, base = (States(one, weight, bias, head) for one in (hidden, other))
+        products = [functional.linear(one, weight, bias) * head.factor / head.divisor for one in (hidden, other)]
+        logits = [one if head.cap is None else head.cap * torch.tanh(one / head.cap) for one in products]
+        leaves = [hidden, weight, bias]
+    log_q, log_p = ((one / temperature).log_softmax(-1) for one in logits)
+    expected = functional.kl_div(log_q, log_p.detach(), reduction="sum", log_target=True) * temperature**2
+    wanted = torch.autograd.grad(expected * 0.5, leaves)
+    found = chunked_kl(states, base, temperature, chunk)
+    got = torch.autograd.grad(found * 0.5, leaves)
+    torch.testing.assert_close(found, expected, rtol=1e-12, atol=0)
+    for a, b in zip(got, wanted, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-12, atol=1e-13)
+
+
 def test_a_frozen_head_gets_no_gradient():
     hidden = torch.randn(5, 4, requires_grad=True)
     weight = torch.randn(9, 4)
-    chunked_cross_entropy(hidden, weight, None, torch.randint(0, 9, (5,))).backward()
+    chunked_cross_entropy(States(hidden, weight, None), torch.randint(0, 9, (5,))).backward()
     assert hidden.grad is not None and weight.grad is None
 
 

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from pipeline.data.chat.conversations import Chat, checked
-from pipeline.data.sources.documents import RowSource
+from pipeline.data.sources.documents import WeightedRows
 from pipeline.data.sources.files import Listing, Locate
 from pipeline.data.sources.rows import Rejected, Unused, unread
 
@@ -58,25 +58,19 @@ class DocumentedFunction:
 
 
 @dataclass(frozen=True)
-class DocstringPairs:
+class DocstringPairs(WeightedRows):
     """Conversations about real functions: write one from its description, explain one, or write and then document one.
 
     Which of the three, and the wording, is chosen by a hash of the code. A function is used if its description (the
     prose of its docstring before sections and examples) has `min_description_chars` to `max_description_chars` and its
     code `min_code_chars` to `max_code_chars` characters; stubs, tests, overloads, deprecated and repeated ones are left
-    out and counted. weight: multiplies the source's own tokens in the mixture.
+    out and counted.
     """
 
-    origin: RowSource
-    weight: float
     min_description_chars: int
     max_description_chars: int
     min_code_chars: int
     max_code_chars: int
-
-    def __post_init__(self) -> None:
-        if not self.weight > 0:
-            raise ValueError(f"weight={self.weight} of a source must be positive; leave the source out instead")
 
     def read(self, locate: Locate, listing: Listing) -> Iterator[Chat | Rejected | Unused]:
         """One conversation for every usable function, in the order of files and lines; see `Chats.read`."""

@@ -12,9 +12,9 @@ from pipeline.reporting.compare import compare
 from pipeline.reporting.pages.page import report_markdown
 from pipeline.reporting.pages.parts import breakdown
 from pipeline.reporting.pages.values import data
+from pipeline.reporting.seeds import seed_groups, seed_lines, spread
 from pipeline.reporting.statistics.intervals import paired_difference
 from pipeline.reporting.statistics.power import detectable
-from pipeline.reporting.statistics.seeds import seed_groups, seed_lines, spread
 from pipeline.reporting.tables.table import detectable_table, seed_tables
 from tests.reporting.statistics.test_intervals import SETTINGS, make_items
 from tests.reporting.synthetic import BENCHMARKS, Artifacts, chain, none, one_variant

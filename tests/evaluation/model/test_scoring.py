@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from pipeline.evaluation.tasks.scoring import IGNORED, TokenScorer, batches
+from pipeline.evaluation.model.scoring import IGNORED, TokenScorer, batches
 
 FAMILIES = {
     "llama": {},

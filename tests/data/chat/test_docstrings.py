@@ -6,7 +6,7 @@ import zipfile
 import pytest
 
 from pipeline.data.chat.conversations import Chat
-from pipeline.data.sources.docstrings import DocstringPairs, conversation, describe_function, documented_functions
+from pipeline.data.chat.docstrings import DocstringPairs, conversation, describe_function, documented_functions
 from pipeline.data.sources.documents import PackageFiles
 from pipeline.data.sources.rows import Rejected
 

@@ -1,6 +1,6 @@
 """Checkpoints of before safetensors (`pytorch_model.bin`), converted once and without running what a pickle can run.
 
-python -m pipeline.models.files.bin OLD_DIRECTORY NEW_DIRECTORY
+python -m pipeline.models.bin OLD_DIRECTORY NEW_DIRECTORY
 """
 
 from __future__ import annotations
@@ -114,9 +114,7 @@ def _bytes_of(tensor: torch.Tensor, dtype: str) -> Callable[[], tuple[memoryview
 
 def main() -> None:
     """Convert a directory named on the command line."""
-    parser = argparse.ArgumentParser(
-        prog="python -m pipeline.models.files.bin", description=(__doc__ or "").splitlines()[0]
-    )
+    parser = argparse.ArgumentParser(prog="python -m pipeline.models.bin", description=(__doc__ or "").splitlines()[0])
     parser.add_argument("directory", type=Path, help="the model with pytorch_model.bin")
     parser.add_argument("target", type=Path, help="where to write it with model.safetensors")
     arguments = parser.parse_args()

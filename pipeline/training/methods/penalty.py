@@ -1,0 +1,93 @@
+"""Terms that a strategy adds to the loss of training. Each is a frozen dataclass named by `_target_`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import reduce
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
+
+from pipeline.training.cost.flops import Cost
+from pipeline.training.cost.memory import ZERO_STAGES
+
+if TYPE_CHECKING:  # a request is checked without
+    import numpy as np
+    import torch
+
+    from pipeline.training.kernels.chunked import States
+
+
+@dataclass(frozen=True)
+class MicroBatch:
+    """What a penalty may read of a forward pass; X are the places of all its rows, in order.
+
+    Attributes:
+        model: the causal language model that trains, adapters in place; with fsdp2 its parameters are DTensors.
+        base: a frozen copy of it as it was before the first step; None if no penalty needs one.
+        states: of the model, at all places.
+        base_states: gives those of the base, which computes when it is first asked.
+        labels: int[X], the token to be predicted at each place, or -100.
+        padding: bool[X], places that hold no token.
+        chunk: tokens whose logits may be in memory at once.
+    """
+
+    model: Any
+    base: Any
+    states: States
+    base_states: Callable[[], States]
+    labels: torch.Tensor
+    padding: torch.Tensor
+    chunk: int
+
+
+@runtime_checkable
+class Penalty(Protocol):
+    """Added to the loss as its weight times its mean over what it counts in a global batch, tokens for most.
+
+    One that looks at parameters alone counts each row that is not all padding, and sums its value once for each.
+    """
+
+    @property
+    def weight(self) -> float:
+        """0: it is measured, and trains nothing."""
+
+    @property
+    def needs_base(self) -> bool:
+        """Whether it compares with the model that training starts from."""
+
+    def count(self, labels: np.ndarray, padding: np.ndarray) -> int:
+        """What it counts in a row with these labels (-100: none) and padding (bool)."""
+
+    def total(self, batch: MicroBatch) -> torch.Tensor:
+        """Its sum over what it counts in a micro batch."""
+
+    def adds(self, cost: Cost) -> Cost:
+        """A cost with what it needs itself."""
+
+
+def needs_base(penalties: Mapping[str, Penalty]) -> bool:
+    """Whether any of them compares with the model that training starts from."""
+    return any(penalty.needs_base for penalty in penalties.values())
+
+
+def with_penalties(cost: Cost, penalties: Mapping[str, Penalty]) -> Cost:
+    """A cost with what all of them need."""
+    return reduce(lambda found, penalty: penalty.adds(found), penalties.values(), cost)
+
+
+def check_penalties(penalties: Mapping[str, Penalty], sharding: str) -> None:
+    """Refuse what cannot be run.
+
+    Raises:
+        ValueError: one of them is no penalty, or the model is partitioned by DeepSpeed.
+    """
+    for name, penalty in penalties.items():
+        if not isinstance(penalty, Penalty):
+            raise ValueError(
+                f"strategy.penalties.{name}={penalty!r} is not a penalty; give the keys of an option of conf/penalty "
+                f"(+penalty@STAGE.strategy.penalties.{name}=...), or remove it (~STAGE.strategy.penalties.{name})"
+            )
+    if penalties and sharding in ZERO_STAGES:
+        raise ValueError(
+            f"launch.sharding={sharding} cannot train with penalties ({', '.join(penalties)}); use none or fsdp2"
+        )
