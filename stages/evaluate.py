@@ -41,7 +41,7 @@ class Params:
 STAGE = Stage(
     version=2,
     makes="scores",
-    inputs={"model": "model", "reference": "model", "data": "data"},
+    inputs={"model": "model", "reference": "model", "data": "data", "samples": "samples"},
     params=Params,
     single_process=True,
     resumable=True,  # answers and judgements are kept one by one as they come
@@ -145,6 +145,7 @@ def _inputs(context: worker.Context) -> Workspace:
         isolation=launch["isolation"],
         workers=launch["sandbox_workers"],
         reference=model_dir(context.inputs["reference"]) if "reference" in context.inputs else None,
+        samples=context.inputs.get("samples"),
         directory=context.directory,
         endpoint=context.access.get("endpoint"),
     )

@@ -16,12 +16,13 @@ from pipeline.reporting.items_file import read_items
 from pipeline.reporting.stack import Stack, read_stack
 from pipeline.reporting.statistics.intervals import Floats, Items
 
-GROUPS = ("domain", "general", "retention")
+GROUPS = ("domain", "drift", "general", "retention")
 
 
 @dataclass(frozen=True)
 class Benchmark:
-    """A measure and what it stands for: `domain`, `general` text, or `retention` of what the base could do."""
+    """A measure and what it stands for: `domain`, `general` text, `retention` of what the base could do, or `drift`:
+    how far a model moved from its base, which is neither gain nor loss."""
 
     name: str
     title: str
