@@ -229,16 +229,16 @@ def run_rounds(place: Path, shape: dict[str, int], rounds: int) -> list[Measured
     """Ours and `cp` in turn; outputs are deleted when nothing needs them any more."""
     base, whole, ref, export, copy = (place / name for name in ("base", "whole", "ref", "export", "cp"))
     print("the first plan ...", file=sys.stderr, flush=True)
-    results = [measure(FIRST, _step("reference", base, ref, shape), ref)]
+    results = [measure(FIRST, _step("delta", base, ref, shape), ref)]
     shutil.rmtree(ref)
     for index in range(rounds):
         print(f"round {index + 1} ...", file=sys.stderr, flush=True)
-        results.append(measure("ours, whole", _step("whole", base, whole, shape), whole))
+        results.append(measure("ours, whole", _step("full", base, whole, shape), whole))
         shutil.rmtree(whole)
         copy.mkdir()
         results.append(measure("cp", ["cp", "-r", str(base), str(place / "again"), str(copy)], copy))
         shutil.rmtree(copy)
-        results.append(measure("ours, by reference", _step("reference", base, ref, shape), ref))
+        results.append(measure("ours, by reference", _step("delta", base, ref, shape), ref))
         results.append(measure(EXPORT, _step("export", ref, export, shape), export))
         shutil.rmtree(export)
         shutil.rmtree(ref)

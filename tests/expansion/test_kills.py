@@ -22,7 +22,7 @@ from tests.expansion.kills import in_process, killed_at_call, num_calls
 WAYS = {
     "extract": lambda at, to: extract(at / "trained", at / "base", to, "law"),
     "attach": lambda at, to: attach(at / "base", [at / "law.pack"], to),
-    "attach, whole": lambda at, to: attach(at / "base", [at / "law.pack"], to, {"law": 0.5}, "whole", 80_000),
+    "attach, whole": lambda at, to: attach(at / "base", [at / "law.pack"], to, {"law": 0.5}, "full", 80_000),
     "detach": lambda at, to: detach(at / "attached", None, to, 80_000),
     "materialise": lambda at, to: materialise(at / "attached", to, 80_000),
     "convert_bin": lambda at, to: convert_bin(at / "old", to),

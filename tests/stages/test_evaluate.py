@@ -270,12 +270,12 @@ def test_what_a_backend_cannot_run_stays_in_this_process():
     def found(target, asked):
         return evaluate.backend_for({"_target_": f"pipeline.evaluation.{target}"}, asked)
 
-    for target in ("code.CodeBenchmark", "mt_bench.MTBench", "mint.Mint"):
+    for target in ("code.benchmark.CodeBenchmark", "judge.mt_bench.MTBench", "judge.mint.Mint"):
         assert [found(target, asked) for asked in ("vllm", "endpoint", "hf")] == ["vllm", "endpoint", "local"]
     for target in ("shift.TokenShift", "positions.PositionLoss", "perplexity.HeldOutText", "chat.HeldOutChat"):
-        assert {found(target, asked) for asked in ("vllm", "endpoint", "hf", "local")} == {"local"}
+        assert {found(f"text.{target}", asked) for asked in ("vllm", "endpoint", "hf", "local")} == {"local"}
     for asked in ("vllm", "hf", "tgi"):
-        assert found("harness.HarnessTask", asked) == found("labels.LabelledOptions", asked) == asked
+        assert found("tasks.harness.HarnessTask", asked) == found("tasks.labels.LabelledOptions", asked) == asked
         assert found("no.Such", asked) == asked
 
 

@@ -267,7 +267,7 @@ def test_the_audit_names_a_frozen_tensor_that_moved():
         ({"num_tokens": 5}, "exactly one of"),
         ({"seq_len": 0}, "seq_len=0 must be more than 0"),
         ({"precision": "fp8"}, "use fp32 or bf16"),
-        ({"save": "half"}, "save='half' is not known; use one of whole, reference"),
+        ({"save": "half"}, "save='half' is not known; use one of full, delta"),
         ({"frozen_dtype": "int3"}, "use null, bf16, int8 or nf4"),
         ({"lr": 0}, "lr=0 must be more than 0"),
         ({"betas": [0.9]}, r"betas=\[0.9\] must be two numbers"),

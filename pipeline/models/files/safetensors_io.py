@@ -53,7 +53,7 @@ _WRITERS = 4  # shards written at once, at most
 
 
 def has_only_pickles(directory: Path) -> bool:
-    """Whether the weights of a model directory are all in torch's old files, which `models.bin` converts."""
+    """Whether the weights of a model directory are all in torch's old files, which `bin` converts."""
     return any(directory.glob("pytorch_model*.bin")) and not any(directory.glob("*.safetensors"))
 
 

@@ -196,7 +196,7 @@ def test_by_reference_it_is_the_same_model(make_model, tmp_path):
     plan = plan_of(source, tmp_path / "scratch", "faithful")
     for form in ("full", "delta"):
         write_expansion(plan, source, tmp_path / form, save=form)
-    whole, referred = load(tmp_path / "whole"), load(tmp_path / "reference")
+    whole, referred = load(tmp_path / "full"), load(tmp_path / "delta")
     assert type(whole) is type(referred) and referred.dtype == torch.bfloat16
     mine, theirs = dict(whole.named_parameters()), dict(referred.named_parameters())
     assert mine.keys() == theirs.keys() and {mine[name].dtype for name in ADDED} == {torch.bfloat16, torch.float32}

@@ -159,7 +159,7 @@ def test_half_a_gain_halves_exactly_the_writers(trained_on, tmp_path, family, dt
     """With biases and experts; or, where these stand behind the writers, the norms."""
     base, trained, pack = trained_on(family, dtype=dtype)
     assert inspect(pack)["any_gain"]
-    attach(base, [pack], tmp_path / "half", {"law": 0.5}, "whole")
+    attach(base, [pack], tmp_path / "half", {"law": 0.5}, "full")
     before, after = load_file(trained / "model.safetensors"), load_file(tmp_path / "half/model.safetensors")
     prefix = read_source(base).blocks.prefix
     halved = {f"{prefix}{position}.{rest}" for position in (2, 5) for rest in SCALED[family]}
@@ -170,7 +170,7 @@ def test_half_a_gain_halves_exactly_the_writers(trained_on, tmp_path, family, dt
 
 def test_a_gain_of_one_block_is_of_that_block_alone(trained_on, tmp_path):
     base, trained, pack = trained_on("llama")
-    attach(base, [pack], tmp_path / "mixed", {"law": 0.5, "law.0": 0, "law.1": 0.25}, "whole")
+    attach(base, [pack], tmp_path / "mixed", {"law": 0.5, "law.0": 0, "law.1": 0.25}, "full")
     attach(base, [pack], tmp_path / "one", {"law.1": 0.25})
     before = load_file(trained / "model.safetensors")
     for name, factors in (("mixed", (0, 0.25)), ("one", (1, 0.25))):
@@ -199,7 +199,7 @@ def test_a_pack_whose_name_looks_like_a_block_has_its_own_gain(trained_on, tmp_p
 
 def test_gain_one_changes_nothing(trained_on, tmp_path):
     base, trained, pack = trained_on("llama")
-    attach(base, [pack], tmp_path / "one", {"law": 1.0}, "whole")
+    attach(base, [pack], tmp_path / "one", {"law": 1.0}, "full")
     assert content(tmp_path / "one") == content(trained)
 
 
