@@ -256,6 +256,8 @@ def test_a_cell_survives_its_file(tmp_path):
             "num_tokens=8192 .* do not fit into the base's 8192 positions; use at most 8191",
         ),
         (["benchmark=[drift]", "benchmark.drift.reference=null"], "has samples but no reference"),
+        (["benchmark=[drift]", "benchmark.drift.samples=null"], "samples is null or missing"),
+        (["benchmark=[shift]", "benchmark.shift.reference=null"], "reference is null or missing"),
         (["expand=none"], "use expand=block, or strategy@pretrain.strategy=full"),
         (["model=local", "model.source.path=/does/not/exist"], "/does/not/exist: no such directory"),
         (["pretrain.precision=fp8"], "use fp32 or bf16"),

@@ -135,7 +135,10 @@ class Workspace:
 
 
 class Benchmark(Protocol):
-    """A frozen dataclass named by `_target_`; its fields are the keys of one file of conf/benchmark."""
+    """A frozen dataclass named by `_target_`; its fields are the keys of one file of conf/benchmark.
+
+    One that cannot do without `reference` or `samples` of its workspace names them in `needs`.
+    """
 
     def run(self, model: Any, tokenizer: Any, inputs: Workspace) -> Outcome:
         """Score a loaded fp32 causal language model."""

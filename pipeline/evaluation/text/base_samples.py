@@ -64,7 +64,7 @@ class BaseSamples:
         TemplateSettings(None, self.date, self.template_options)
         if self.num_free < 0 or self.num_tokens < 1:
             raise ValueError(
-                f"num_free={self.num_free} must not be negative, and num_tokens={self.num_tokens} at least 1"
+                f"num_free={self.num_free} must be at least 0, and num_tokens={self.num_tokens} at least 1"
             )
         if not self.num_free and not self.prompts:
             raise ValueError("num_free=0 and no prompts leave no sample to draw; give one of them")

@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 from pipeline.data.tokens.vocabulary import check_rows
 from pipeline.evaluation.base import Item, Outcome, Workspace, content_hash, num_rows
@@ -50,6 +50,8 @@ class Drift(HeldOutText):
     Attributes:
         documents, ...: of the domain's documents, as for HeldOutText. Samples are read whole, whatever `window` is.
     """
+
+    needs: ClassVar[tuple[str, ...]] = ("reference", "samples")
 
     def run(self, model: Any, tokenizer: Any, inputs: Workspace) -> Outcome:
         """One item per sample or document: numerator the summed divergence, denominator its scored tokens.

@@ -11,7 +11,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 from pipeline.data.chat.encoder import ChatEncoder
 from pipeline.data.chat.template import TemplateSettings
@@ -56,6 +56,7 @@ class TokenShift:
         date, template_options: what the chat template is given, as for `ChatData`.
     """
 
+    needs: ClassVar[tuple[str, ...]] = ("reference",)
     prompts: RowSource
     prompt: str
     is_chat: bool
