@@ -41,7 +41,7 @@ class Params:
 STAGE = Stage(
     version=2,
     makes="scores",
-    inputs={"model": "model", "reference": "model", "data": "data"},
+    inputs={"model": "model", "reference": "model", "data": "data", "samples": "samples"},
     params=Params,
     single_process=True,
     resumable=True,  # answers and judgements are kept one by one as they come
@@ -58,6 +58,8 @@ def forecast(request: Request) -> Forecast:
     backends.check(params.get("backend", "local"), benchmark, params.get("served_model"))
     if request.launch and hasattr(benchmark, "check_isolation"):
         benchmark.check_isolation(request.launch["isolation"])
+    if lacking := [role for role in getattr(benchmark, "needs", ()) if role not in request.inputs]:
+        raise ValueError(f"{lacking[0]} is null or missing; this benchmark sets the model against another and needs it")
     window, longest = getattr(benchmark, "window", 0), request.fact("max_position_embeddings")
     if longest and window > longest:
         raise ValueError(f"window={window} is longer than the model's {longest} positions; use at most {longest}")
@@ -145,6 +147,7 @@ def _inputs(context: worker.Context) -> Workspace:
         isolation=launch["isolation"],
         workers=launch["sandbox_workers"],
         reference=model_dir(context.inputs["reference"]) if "reference" in context.inputs else None,
+        samples=context.inputs.get("samples"),
         directory=context.directory,
         endpoint=context.access.get("endpoint"),
     )

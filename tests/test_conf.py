@@ -93,7 +93,7 @@ def every_target() -> dict[str, dict]:
 
 # What a section holds for the graph, beside the fields of the class that it names.
 FOR_THE_GRAPH = {
-    "skip", "save", "title", "group", "note", "data", "backend", "models", "reference", "endpoint", "folder",
+    "skip", "save", "title", "group", "note", "data", "backend", "models", "reference", "samples", "endpoint", "folder",
 }  # fmt: skip
 
 
@@ -194,6 +194,19 @@ def test_a_sweep_shares_base_data_and_base_evaluations(tmp_path):
     assert not set(one.evaluations["tuned"].values()) & set(two.evaluations["tuned"].values())
 
 
+def test_samples_are_drawn_once_a_base(tmp_path):
+    """One node for all models of all variants of a sweep; another seed of training draws none again."""
+    drift = "benchmark=[domain,drift]"
+    runs = [plan(drift, more, tmp_path=tmp_path) for more in ("expand.num_groups=1", "pretrain.seed=4")]
+    nodes = [found["drift"] for run in runs for found in run.evaluations.values() if "drift" in found]
+    assert len(nodes) == 6 and all("drift" not in run.evaluations["base"] for run in runs)
+    assert {node.inputs["samples"].fingerprint for node in nodes} == {nodes[0].inputs["samples"].fingerprint}
+    assert nodes[0].inputs["samples"].inputs == {"model": runs[0].models["base"]}
+    assert "samples" not in nodes[0].params["benchmark"]
+    without = plan("benchmark=[drift]", "benchmark.drift.data=null", tmp_path=tmp_path)
+    assert set(without.evaluations["tuned"]["drift"].inputs) == {"model", "reference", "samples"}
+
+
 @pytest.mark.parametrize(
     ("override", "changed"),
     [
@@ -239,6 +252,13 @@ def test_a_cell_survives_its_file(tmp_path):
         (["expand.num_groups=7"], "num_groups=7 does not divide the model's 30 blocks; use one of 1, 2, 3, 5, 6"),
         (["expand.per_group=0"], "per_group=0 must be at least 1"),
         (["pretrain.seq_len=9000"], "seq_len=9000 is more than the model's maximum of 8192"),
+        (
+            ["benchmark=[drift]", "benchmark.drift.samples.num_tokens=8192"],
+            "num_tokens=8192 .* do not fit into the base's 8192 positions; use at most 8191",
+        ),
+        (["benchmark=[drift]", "benchmark.drift.reference=null"], "has samples but no reference"),
+        (["benchmark=[drift]", "benchmark.drift.samples=null"], "samples is null or missing"),
+        (["benchmark=[shift]", "benchmark.shift.reference=null"], "reference is null or missing"),
         (["expand=none"], "use expand=block, or strategy@pretrain.strategy=full"),
         (["model=local", "model.source.path=/does/not/exist"], "/does/not/exist: no such directory"),
         (["pretrain.precision=fp8"], "use fp32 or bf16"),

@@ -141,6 +141,24 @@ def test_a_sweep_shares_what_it_can_and_ends_in_one_report(arguments, run_here, 
 
 
 @pytest.mark.slow
+def test_drift_is_measured_on_samples_that_a_sweep_draws_once(arguments, run_here, tmp_path):
+    arguments = [a for a in arguments if not a.startswith(("sft.", "data@sft", "benchmark=", "expand.num_groups"))]
+    run_here([*arguments, "sft=none", "benchmark=[domain,drift]", "expand.num_groups=1,2", "-m"])
+    outputs = tmp_path / "outputs"
+    assert [len(artifacts(outputs, s)) for s in ("samples", "expand", "pretrain")] == [1, 2, 2]
+    assert "num_chat" in manifest(artifacts(outputs, "samples")[0])["metrics"]
+    found = {manifest(p)["label"]: manifest(p)["metrics"] for p in artifacts(outputs, "evaluate")}
+    assert found["evaluate/expanded/drift"]["value"] == 0 and found["evaluate/post-pretrained/drift"]["value"] > 0
+    data = json.loads((outputs / "reports" / "demo" / "data.json").read_text())
+    drift = {model["label"]: model["drift"] for model in data["models"]}
+    assert drift.pop("base") == {} and len(drift) == 4
+    for label, found in drift.items():
+        assert set(found["drift"]) == {"all", "free", "chat", "domain"}
+        assert all((one["low"] > 0) is label.startswith("post") for one in found["drift"].values())
+    assert data["against_first_variant"][0]["drift"]["n"] == found["drift"]["all"]["n"]
+
+
+@pytest.mark.slow
 def test_a_damaged_artifact_is_noticed_before_it_is_used(arguments, tmp_path):
     arguments = [*arguments, "launch=inprocess", "launch.cpu=true"]
     run([*arguments, "stage=base"])

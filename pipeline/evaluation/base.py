@@ -59,6 +59,7 @@ class Workspace:
         isolation: how far programs that a model wrote must be shut in (`pipeline.evaluation.sandbox.LEVELS`).
         workers: such programs at once; None is as many as there are cores.
         reference: the directory of a second model that this one is set against.
+        samples: what that model wrote (`pipeline.evaluation.text.base_samples`).
         directory: where a benchmark may keep what it must not lose when it is interrupted; found again by the next
             attempt, and kept beside the items.
         endpoint: how a service is reached that the benchmark asks (`pipeline.evaluation.remote.endpoint`).
@@ -71,12 +72,16 @@ class Workspace:
     isolation: str = "full"
     workers: int | None = None
     reference: Path | None = None
+    samples: Path | None = None
     directory: Path | None = None
     endpoint: Mapping[str, Any] | None = None
 
 
 class Benchmark(Protocol):
-    """A frozen dataclass named by `_target_`; its fields are the keys of one file of conf/benchmark."""
+    """A frozen dataclass named by `_target_`; its fields are the keys of one file of conf/benchmark.
+
+    One that cannot do without `reference` or `samples` of its workspace names them in `needs`.
+    """
 
     def run(self, model: Any, tokenizer: Any, inputs: Workspace) -> Outcome:
         """Score a loaded fp32 causal language model."""

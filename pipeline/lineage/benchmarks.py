@@ -58,11 +58,14 @@ class Evaluations:
             if model == reference:  # set against itself a model shows nothing
                 return
             inputs["reference"] = self._reference(name, reference)
+        if samples := benchmark.pop("samples", None):
+            inputs["samples"] = self._samples(name, samples, inputs.get("reference"))
         if "data" in benchmark:
-            if not (data := benchmark.pop("data")):
+            if data := benchmark.pop("data"):
+                inputs["data"] = self.data(name, data, self.variant.root(model), f"benchmark.{name}")
+            elif not samples:
                 self._tell_without_data(model, name)
                 return
-            inputs["data"] = self.data(name, data, self.variant.root(model), f"benchmark.{name}")
         self.variant.benchmarks[name] = description
         self.variant.evaluations[model][name] = self._node_of(model, name, benchmark, inputs)
 
@@ -96,6 +99,16 @@ class Evaluations:
             known = ", ".join(self.variant.models)
             raise ConfigError(f"benchmark.{name}.reference={model!r} is no model of this run; there is {known}")
         return self.variant.models[model]
+
+    def _samples(self, name: str, settings: dict[str, Any], reference: Node | None) -> Node:
+        """One node of what the reference wrote, for all models that are set against it."""
+        if reference is None:
+            raise ConfigError(
+                f"benchmark.{name} has samples but no reference, the model that writes them; set "
+                f"benchmark.{name}.reference=base"
+            )
+        params, inputs = {"samples": settings}, {"model": reference}
+        return self.node("samples", f"samples/{name}", params, inputs, samples=f"benchmark.{name}.samples")
 
     def _runs_on(self, model: str, name: str, models: Any) -> bool:
         known = [name for name, entry in self.config["lineage"].items() if entry is not None]

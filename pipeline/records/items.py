@@ -130,6 +130,13 @@ class Items:
         if (self.denominators < 0).any() or self.denominators.sum() <= 0:
             raise ValueError(f"{self.metric}: denominators must not be negative and must have a positive sum")
 
+    def of(self, category: str) -> Items:
+        """The items of one category, without parts and further numbers."""
+        kept = [i for i, name in enumerate(self.categories) if name == category]
+        ids, hashes = ([names[i] for i in kept] for names in (self.ids, self.hashes))
+        columns = self.numerators[kept], self.denominators[kept]
+        return Items(self.metric, self.higher_is_better, tuple(ids), tuple(hashes), *columns)
+
     @property
     def is_share(self) -> bool:
         """Whether the score is a mean of values in [0, 1], such as an accuracy: shown in percent."""

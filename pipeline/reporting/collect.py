@@ -14,12 +14,13 @@ from pipeline.records.items import Items, read_items
 from pipeline.reporting.facts import Facts, model_directory, read_facts
 from pipeline.reporting.stack import Stack, read_stack
 
-GROUPS = ("domain", "general", "retention")
+GROUPS = ("domain", "drift", "general", "retention")
 
 
 @dataclass(frozen=True)
 class Benchmark:
-    """A measure and what it stands for: `domain`, `general` text, or `retention` of what the base could do."""
+    """A measure and what it stands for: `domain`, `general` text, `retention` of what the base could do, or `drift`:
+    how far a model moved from its base, which is neither gain nor loss."""
 
     name: str
     title: str

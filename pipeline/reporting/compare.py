@@ -10,6 +10,7 @@ from pathlib import Path
 
 from pipeline.reporting.collect import Benchmark, Collection, Model, Variant
 from pipeline.reporting.statistics.differences import Difference, beyond_general_shift, combine, mean_gain
+from pipeline.reporting.statistics.drift import KL_NATS, drift_of
 from pipeline.reporting.statistics.intervals import Items, Score, paired_difference, score
 from pipeline.reporting.statistics.permutation import holm, permutation_test
 from pipeline.reporting.tables.labels import variant_labels
@@ -44,7 +45,8 @@ class ModelResult:
     """One model of the report: a row of one variant, or of several variants that share it.
 
     `differences` is empty for a model without a reference, such as a base; `gains` is then None. `p_values` are those
-    of a paired permutation test of each difference.
+    of a paired permutation test of each difference. `drift`: benchmark -> category (`all` first) -> divergence from the
+    base, of the benchmarks that measure one.
     """
 
     label: str
@@ -55,6 +57,7 @@ class ModelResult:
     differences: dict[str, Difference]
     gains: Gains | None
     p_values: dict[str, float] = field(default_factory=dict)
+    drift: dict[str, dict[str, Difference]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -65,6 +68,7 @@ class Baseline:
     label: str
     reference_label: str
     gains: Gains
+    drift: Difference | None = None  # positive: the variant's model stayed closer to the base
 
 
 @dataclass(frozen=True)
@@ -170,7 +174,8 @@ def _line(
         label += " · " + " / ".join(labels[name] for name in names)
     scores = {name: score(items) for name, items in row.evaluations.items()}
     p_values = {name: test(row.evaluations[name], base_evaluations[name], stream=name) for name in differences}
-    return ModelResult(label, row.name, names, row, scores, differences, gains, p_values)
+    drift = {name: drift_of(items, differ) for name, items in row.evaluations.items() if items.metric == KL_NATS}
+    return ModelResult(label, row.name, names, row, scores, differences, gains, p_values, drift)
 
 
 def _differences(
@@ -234,6 +239,8 @@ def _unit(items: list[Items]) -> Unit:
     first = items[0]
     if first.metric == BITS_PER_BYTE:
         return Unit("bits/byte", 1.0, 4, first.higher_is_better)
+    if first.metric == KL_NATS:
+        return Unit("nats/token", 1.0, 4, first.higher_is_better)
     if all(found.is_share for found in items):
         return Unit("%", 100.0, 1, True)
     return Unit(first.metric, 1.0, 3, first.higher_is_better)
@@ -257,5 +264,7 @@ def _baselines(
         model, other = variant.rows[-1].evaluations, first.rows[-1].evaluations
         differences = _differences(variant.rows[-1].name, model, other, differ)
         gains = _gains(differences, other, collection, units)
-        baselines.append(Baseline(variant.name, labels[variant.name], labels[first.name], gains))
+        drifts = [one for name, one in differences.items() if model[name].metric == KL_NATS]
+        drift = mean_gain(drifts, confidence=drifts[0].confidence) if drifts else None
+        baselines.append(Baseline(variant.name, labels[variant.name], labels[first.name], gains, drift))
     return tuple(baselines)

@@ -41,7 +41,7 @@ PROGRAMS = {"gsm8k_pot", "humaneval", "humaneval_plus", "mbpp", "mbpp_3shot", "m
 GIVEN = {name: f"benchmark.{name}.rows.source.path=/data" for name in ("humaneval_plus", "mbpp_plus")}
 CHATS = ["mint", "mt_bench"]
 DESCRIPTION = {"title", "group", "note"}
-FOR_THE_GRAPH = {"data", "backend", "models", "reference", "endpoint", "folder"}
+FOR_THE_GRAPH = {"data", "backend", "models", "reference", "samples", "endpoint", "folder"}
 
 
 @cache
@@ -63,7 +63,7 @@ def composed(name, *overrides):
 def test_a_benchmark_is_complete_and_says_what_it_is(name):
     built, description, reads_data, keys = composed(name)
     assert keys - {"_target_"} == {field.name for field in dataclasses.fields(built)}
-    assert description["group"] in ("domain", "general", "retention")
+    assert description["group"] in ("domain", "drift", "general", "retention")
     assert description["title"] and description["note"]
     lines = (CONF / "benchmark" / f"{name}.yaml").read_text().splitlines()
     assert lines[0] == f"# @package benchmark.{name}" and lines[1].startswith("# ")
@@ -163,6 +163,13 @@ def test_data_that_no_package_holds_must_be_given(name):
     with pytest.raises(MissingMandatoryValue):
         OmegaConf.to_container(config.benchmark[name], throw_on_missing=True)
     assert "hf download evalplus/" in (CONF / "benchmark" / f"{name}.yaml").read_text()
+
+
+def test_what_the_base_writes_is_a_section_of_the_drift():
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        section = OmegaConf.to_container(compose("config", ["benchmark=[drift]"]).benchmark.drift.samples)
+    built = instantiate(section, _convert_="all")
+    assert set(section) - {"_target_"} == {field.name for field in dataclasses.fields(built)}
 
 
 def test_samples_are_asked_for_on_the_command_line():

@@ -63,16 +63,32 @@ class TokenScorer:
             targets: for each row the tokens that its last len(targets[i]) positions are to predict, or IGNORED.
             cache: of a prefix that precedes every row, one entry per row.
         """
-        ids_BT, targets_BT = _padded(rows, targets, self.device)
+        found: list[torch.Tensor] = []
+        greedy: list[torch.Tensor] = []
         with torch.inference_mode():
-            states = self._states(ids_BT, cache)
-            kept = targets_BT != IGNORED
-            logprobs_N, greedy_N = self._gather(states[kept], targets_BT[kept])
-        counts = [sum(target != IGNORED for target in row) for row in targets]
+            for logits_NV, targets_N in self.logits(rows, targets, cache):
+                picked_N = logits_NV.gather(-1, targets_N[:, None])[:, 0]
+                found.append(picked_N - logits_NV.logsumexp(-1))
+                greedy.append(logits_NV.argmax(-1) == targets_N)
+            logprobs_N, greedy_N = _numbers(torch.cat(found)), torch.cat(greedy)
+        counts = num_scored(targets)
         return [
             RowScore(logprobs, bool(greedy.all()))
             for logprobs, greedy in zip(logprobs_N.cpu().split(counts), greedy_N.cpu().split(counts), strict=True)
         ]
+
+    def logits(
+        self, rows: Sequence[Tokens], targets: Sequence[Tokens], cache: Any = None
+    ) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+        """(fp32 logits [N, V], targets [N]) of the scored positions of `score`, in order, a few at a time.
+
+        One forward pass, when the first are asked for; call it under `torch.inference_mode`.
+        """
+        ids_BT, targets_BT = _padded(rows, targets, self.device)
+        kept_BT = targets_BT != IGNORED
+        states_ND = self._states(ids_BT, cache)[kept_BT]
+        for states, wanted in zip(states_ND.split(_CHUNK), targets_BT[kept_BT].split(_CHUNK), strict=True):
+            yield self._logits(states) if self._separate_head else states.float(), wanted
 
     def score_choices(
         self, rows: Sequence[Tokens], choices: Sequence[Tokens], cache: Any = None
@@ -140,15 +156,6 @@ class TokenScorer:
             return self.model.base_model(**options).last_hidden_state
         return self.model(**options).logits
 
-    def _gather(self, states_ND: torch.Tensor, targets_N: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        logprobs, greedy = [], []
-        for states, targets in zip(states_ND.split(_CHUNK), targets_N.split(_CHUNK), strict=True):
-            logits = self._logits(states) if self._separate_head else states.float()
-            picked = logits.gather(-1, targets[:, None])[:, 0]
-            logprobs.append(picked - logits.logsumexp(-1))
-            greedy.append(logits.argmax(-1) == targets)
-        return _numbers(torch.cat(logprobs)), torch.cat(greedy)
-
     def _logits(self, states: torch.Tensor) -> torch.Tensor:
         config, logits = self.model.config.get_text_config(), self.model.get_output_embeddings()(states).float()
         if cap := getattr(config, "final_logit_softcapping", None):
@@ -169,6 +176,11 @@ class TokenScorer:
         cache.reorder_cache(torch.zeros(2, dtype=torch.long, device=self.device))
         logits = self.model(input_ids=rest.expand(2, -1), past_key_values=cache, use_cache=True).logits.float()
         return _close(logits, whole[:, 3:].expand_as(logits), _CACHE_TOLERANCE)
+
+
+def num_scored(targets: Sequence[Tokens]) -> list[int]:
+    """How many targets of each row are scored."""
+    return [sum(target != IGNORED for target in row) for row in targets]
 
 
 def _numbers(values: torch.Tensor) -> torch.Tensor:

@@ -11,8 +11,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 from pipeline.data.chat.encoder import ChatEncoder
 from pipeline.data.chat.template import TemplateSettings
@@ -21,6 +20,7 @@ from pipeline.data.sources.rows import Row, field_value
 from pipeline.data.tokens.text_encoder import TextEncoder
 from pipeline.data.tokens.vocabulary import check_rows
 from pipeline.evaluation.base import Item, Outcome, Workspace, content_hash, num_rows
+from pipeline.evaluation.model.reference import load_reference
 from pipeline.evaluation.text.passages import by_hash, check_bounds
 
 if TYPE_CHECKING:
@@ -56,6 +56,7 @@ class TokenShift:
         date, template_options: what the chat template is given, as for `ChatData`.
     """
 
+    needs: ClassVar[tuple[str, ...]] = ("reference",)
     prompts: RowSource
     prompt: str
     is_chat: bool
@@ -85,7 +86,7 @@ class TokenShift:
             raise ValueError(
                 "token shift is measured against a second model; name the row in `reference`, such as base"
             )
-        base = _load_base(inputs.reference, model, tokenizer)
+        base = load_reference(inputs.reference, model, tokenizer)
         prompts, items = list(self._encoded(tokenizer, inputs)), []
         total = len(prompts)
         for text, ids in prompts:
@@ -207,16 +208,6 @@ def _greedy(
     requests = [Request(tuple(ids)) for ids in prompts]
     decoder = Decoder(TokenScorer(model))
     return decoder.decode(requests, max_new_tokens, frozenset(), lambda tokens: tokens[-1] in last, None, done)
-
-
-def _load_base(directory: Path, model: Any, tokenizer: Any) -> Any:
-    import torch
-
-    from pipeline.models import load, load_tokenizer
-
-    if load_tokenizer(directory).get_vocab() != tokenizer.get_vocab():
-        raise ValueError(f"the model and the one in {directory} have different vocabularies, so ranks mean nothing")
-    return load(directory, dtype=torch.float32).to(model.get_input_embeddings().weight.device)
 
 
 def _filled(template: str, row: Row) -> str:

@@ -13,6 +13,7 @@ from pipeline.reporting.collect import Collection
 from pipeline.reporting.compare import Comparison
 from pipeline.reporting.pages.verdict import Verdict, verdicts
 from pipeline.reporting.seeds import seed_lines
+from pipeline.reporting.tables.drift import drift_table
 from pipeline.reporting.tables.table import (
     Table,
     detectable_table,
@@ -107,8 +108,8 @@ def html(
 
 
 def result_tables(comparison: Comparison) -> list[Table]:
-    """Differences against the base, what was too small to tell, scores, and all of it over seeds."""
-    single = [differences_table(comparison), detectable_table(comparison), values_table(comparison)]
+    """Drift from the base, differences against it, what was too small to tell, scores, and all of it over seeds."""
+    single = [make(comparison) for make in (drift_table, differences_table, detectable_table, values_table)]
     return [*single, *seed_tables(comparison, seed_lines(comparison))]
 
 
@@ -202,6 +203,12 @@ def method(comparison: Comparison) -> list[str]:
         "Too small to tell: where an interval contains zero, the true change that the same comparison would call "
         f"better or worse with a probability of {percent(comparison.power)}. A smaller one may be there and not show.",
     ]
+    if any(line.drift for line in comparison.lines):
+        sentences.append(
+            "Drift is KL(base || model) per token over the whole vocabulary: on free and chat samples that the base "
+            "wrote at temperature 1, and on inputs of the new domain. Intervals are over these texts. It says how far "
+            "the model's distribution moved, not which facts it lost."
+        )
     if seed_lines(comparison):
         sentences.append(
             "Over seeds: runs whose settings differ by seeds only. Intervals are Student's t over the runs and, in "

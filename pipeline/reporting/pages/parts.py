@@ -12,11 +12,12 @@ from numpy.typing import NDArray
 from pipeline.reporting.collect import Benchmark
 from pipeline.reporting.compare import Comparison
 from pipeline.reporting.pages.page import Section
+from pipeline.reporting.statistics.drift import ALL, KL_NATS
 from pipeline.reporting.statistics.intervals import Items, Score, ratio
 from pipeline.reporting.tables.table import Column, Entry, Table
 from pipeline.reporting.tables.wording import score_text
 
-ALL, WHOLE = "all", "score"
+WHOLE = "score"
 MAX_PARTS = 12
 STDERR = "_stderr"
 """Ends the name of a further number that is the standard error of another."""
@@ -26,13 +27,13 @@ Breakdown = dict[str, dict[str, Score]]
 
 
 def part_sections(comparison: Comparison) -> list[Section]:
-    """One section per benchmark that has categories or parts."""
+    """One section per benchmark that has categories or parts; those of a drift have a table of their own."""
     sections = []
     for benchmark in comparison.benchmarks:
         found = {
             line.label: line.row.evaluations[benchmark.name]
             for line in comparison.lines
-            if benchmark.name in line.row.evaluations
+            if benchmark.name in line.row.evaluations and line.row.evaluations[benchmark.name].metric != KL_NATS
         }
         if any(any(items.categories) or items.parts or items.also for items in found.values()):
             broken = {label: breakdown(items) for label, items in found.items()}

@@ -11,6 +11,7 @@ from pipeline.reporting.pages.page import Section, notes
 from pipeline.reporting.pages.verdict import expanded_lines, verdicts
 from pipeline.reporting.seeds import seed_lines, seed_values
 from pipeline.reporting.statistics.differences import Difference
+from pipeline.reporting.statistics.drift import ALL
 from pipeline.reporting.statistics.power import detectable
 
 
@@ -29,7 +30,12 @@ def data(comparison: Comparison, sections: Sequence[Section] = (), parts: Sequen
         "over_seeds": seed_values(seed_lines(comparison)),
         "notes": notes(comparison),
         "against_first_variant": [
-            {"variant": baseline.variant, "gains": _gains_data(baseline.gains)} for baseline in comparison.baselines
+            {
+                "variant": baseline.variant,
+                "gains": _gains_data(baseline.gains),
+                "drift": _difference_data(baseline.drift),
+            }
+            for baseline in comparison.baselines
         ],
         "verdicts": [
             {
@@ -58,6 +64,7 @@ def headline(comparison: Comparison) -> dict[str, Any]:
         for key, gain in (("domain_gain", line.gains.domain), ("beyond_general_shift", line.gains.beyond)):
             if gain is not None:
                 metrics[prefix + key] = gain.value
+        metrics |= {f"{prefix}{name}": found[ALL].value for name, found in line.drift.items()}
         kept = comparison.kept(line)
         if kept:
             metrics[f"{prefix}num_worse"] = sum(line.differences[b.name].mark == "worse" for b in kept)
@@ -87,6 +94,9 @@ def _line_data(line: ModelResult, power: float) -> dict[str, Any]:
             for name, d in sorted(line.differences.items())
         },
         "gains": None if line.gains is None else _gains_data(line.gains),
+        "drift": {
+            name: {category: _difference_data(d) for category, d in found.items()} for name, found in line.drift.items()
+        },
     }
 
 

@@ -9,7 +9,7 @@ from pipeline.reporting.collect import Benchmark, Variant
 from pipeline.reporting.compare import Baseline, Comparison, Gains, ModelResult
 from pipeline.reporting.tables.wording import estimate, interval, listing, number
 
-BITS = "bits per byte"
+BITS, NATS = "bits per byte", "nats per token"
 WORDS = {"better": "better", "worse": "worse", "within": "cannot be told apart", "identical": "identical"}
 
 
@@ -194,7 +194,10 @@ def _against_first(baseline: Baseline) -> Finding:
             parts.append(f"{name}: {WORDS[gain.mark]}, {estimate(gain, 4, BITS)}")
     if baseline.gains.retention is not None:
         parts.append(f"kept measures: {WORDS[baseline.gains.retention.mark]}, {_retention_estimate(baseline.gains)}")
-    marks = {gain.mark for gain in (baseline.gains.domain, baseline.gains.retention) if gain is not None}
+    if baseline.drift is not None:
+        parts.append(f"drift from the base: {WORDS[baseline.drift.mark]}, {estimate(baseline.drift, 4, NATS)}")
+    compared = (baseline.gains.domain, baseline.gains.retention, baseline.drift)
+    marks = {gain.mark for gain in compared if gain is not None}
     if not parts:
         return Finding(question, "unknown", "The two variants share no evaluated measure.")
     answer = "unclear"

@@ -22,7 +22,7 @@ from pipeline.reporting.tables.wording import (
     score_text,
 )
 
-GROUP_TITLES = {"domain": "Domain", "general": "General", "retention": "Retention"}
+GROUP_TITLES = {"domain": "Domain", "drift": "Drift", "general": "General", "retention": "Retention"}
 TERMINAL_WIDTH = 118
 PAGE_COLUMNS = 6
 
@@ -89,7 +89,7 @@ def differences_table(comparison: Comparison) -> Table:
 
     caption = f"Difference against the base [{percent(comparison.confidence)} confidence interval]"
     lines = [line for line in comparison.lines if line.gains is not None]
-    return _table(comparison, caption, lines, entry)
+    return _without_empty(_table(comparison, caption, lines, entry))
 
 
 def detectable_table(comparison: Comparison) -> Table:
@@ -103,10 +103,7 @@ def detectable_table(comparison: Comparison) -> Table:
 
     caption = f"Too small to tell: the change that would show, with a power of {percent(comparison.power)}"
     lines = [line for line in comparison.lines if line.gains is not None]
-    table = _table(comparison, caption, lines, entry)
-    shown = [i for i in range(len(table.columns)) if any(entries[i].text != MISSING for _, entries in table.rows)]
-    rows = tuple((label, tuple(entries[i] for i in shown)) for label, entries in table.rows)
-    return Table(caption, tuple(table.columns[i] for i in shown), rows if shown else ())
+    return _without_empty(_table(comparison, caption, lines, entry))
 
 
 def seed_tables(comparison: Comparison, lines: Sequence[SeedLine]) -> list[Table]:
@@ -160,10 +157,8 @@ def gains_table(comparison: Comparison) -> Table:
     for line, gains in lines:
         bits = [_difference_entry(gain, 4) for gain in (gains.domain, gains.general, gains.beyond)]
         rows.append((line.label, (*bits, _difference_entry(gains.retention, 2), _num_worse(comparison, line))))
-    shown = [i for i in range(len(columns)) if any(entries[i].text != MISSING for _, entries in rows)]
-    kept = tuple((label, tuple(entries[i] for i in shown)) for label, entries in rows)
     caption = f"Gains over the base, positive is better [{percent(comparison.confidence)} confidence interval]"
-    return Table(caption, tuple(columns[i] for i in shown), kept if shown else ())
+    return _without_empty(Table(caption, columns, tuple(rows)))
 
 
 def _num_worse(comparison: Comparison, line: ModelResult) -> Entry:
@@ -250,6 +245,13 @@ def _table(
     columns = [_column(comparison, b) for b in comparison.benchmarks]
     rows = [(line.label, tuple(entry(line, b) for b in comparison.benchmarks)) for line in lines]
     return Table(caption, tuple(columns), tuple(rows))
+
+
+def _without_empty(table: Table) -> Table:
+    """The table without columns that say nothing about any model; without rows if none is left."""
+    shown = [i for i in range(len(table.columns)) if any(entries[i].text != MISSING for _, entries in table.rows)]
+    rows = tuple((label, tuple(entries[i] for i in shown)) for label, entries in table.rows)
+    return Table(table.caption, tuple(table.columns[i] for i in shown), rows if shown else (), table.rows_are)
 
 
 def _difference_entry(difference: Difference | None, digits: int, scale: float = 1.0) -> Entry:

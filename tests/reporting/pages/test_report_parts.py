@@ -10,11 +10,24 @@ import pytest
 from pipeline.reporting.collect import collect
 from pipeline.reporting.compare import compare
 from pipeline.reporting.figures.plot import running_mean
+from pipeline.reporting.pages.parts import part_sections
+from pipeline.reporting.pages.values import data, headline
 from pipeline.reporting.pages.verdict import verdicts
 from pipeline.reporting.statistics.intervals import Score
+from pipeline.reporting.tables.drift import drift_table
 from pipeline.reporting.tables.table import differences_table, facts_table, gains_table, markdown, split, values_table
 from pipeline.reporting.tables.wording import Unit, count, duration, number, score_text
-from tests.reporting.synthetic import BENCHMARKS, Artifacts, chain, choice_items, none, one_variant, sweep, write_items
+from tests.reporting.synthetic import (
+    BENCHMARKS,
+    Artifacts,
+    chain,
+    choice_items,
+    items,
+    none,
+    one_variant,
+    sweep,
+    write_items,
+)
 
 
 @pytest.fixture
@@ -178,6 +191,62 @@ def test_cells_are_set_against_the_first(artifacts):
     comparison = compared(artifacts, [one_variant(artifacts), one_variant(artifacts, "expand=none", seed=3, full=True)])
     answer, text = findings(comparison, variant=1)[-1]
     assert answer in ("worse", "mixed") and "kept measures: worse, −" in text
+
+
+def with_drift(artifacts, variant, far, seed):
+    """The variant with a drift of about `far` nats a token on its trained models, and of exactly 0 on the expanded."""
+    for model in variant["models"][1:]:
+        role = artifacts.add("evaluate", f"{variant['variant']}/{model['name']}/moved")
+        size = 0.0 if model["name"] == "expanded" else far
+        content = drift_items("moved", size, seed)
+        write_items(artifacts.inputs[role], content)
+        model["evaluations"]["moved"] = role
+    return variant
+
+
+def drift_items(name, far, seed):
+    shape = np.random.default_rng(5).uniform(0.5, 1.5, 40)  # texts on which every model moves more, or less
+    noise = np.random.default_rng(seed).normal(1.0, 0.05, 40)
+    content = items("kl_nats", False, name, (64 * far * shape * noise).tolist(), [64.0] * 40)
+    for i, item in enumerate(content["items"]):
+        item["category"] = "free" if i < 20 else "chat"
+    return content
+
+
+MOVED = {**BENCHMARKS, "moved": {"title": "Moved", "group": "drift"}}
+
+
+def test_drift_has_a_table_of_its_own_and_is_no_gain(artifacts):
+    plain = compared(artifacts, [one_variant(artifacts)])
+    comparison = compared(artifacts, [with_drift(artifacts, one_variant(artifacts), 0.06, 1)], MOVED)
+    table = drift_table(comparison)
+    assert [(c.group, c.title, c.unit, c.n) for c in table.columns] == [
+        ("Moved", "chat", "nats/token ↓", 20), ("Moved", "free", "nats/token ↓", 20),
+    ]  # fmt: skip
+    assert [label for label, _ in table.rows] == ["expanded", "post-pretrained", "tuned"]
+    assert {(entry.text, entry.interval) for entry in table.rows[0][1]} == {("0", "")}
+    for line in comparison.lines[2:]:
+        found = line.drift["moved"]
+        assert list(found) == ["all", "chat", "free"] and found["all"].low < 0.06 < found["all"].high
+        assert found["all"].low > 0.05 and line.scores["moved"].value == pytest.approx(found["all"].value)
+        entry = next(entries for label, entries in table.rows if label == line.label)[0]
+        assert entry.text == f"{found['chat'].value:.4f}" and re.fullmatch(r"\[0\.0\d+, 0\.0\d+\]", entry.interval)
+    assert [line.gains for line in comparison.lines] == [line.gains for line in plain.lines]
+    assert findings(comparison) == findings(plain) and "Moved" not in str(differences_table(comparison))
+    assert part_sections(comparison) == [] and drift_table(plain).rows == ()
+    chat, free = (data(comparison)["models"][3]["drift"]["moved"][kind] for kind in ("chat", "free"))
+    assert chat["n"] == free["n"] == 20 and headline(comparison)["moved"] == pytest.approx(0.06, rel=0.1)
+
+
+def test_drift_of_two_variants_is_paired_by_sample(artifacts):
+    first, other = one_variant(artifacts), one_variant(artifacts, "expand=none", seed=3, full=True)
+    moved = [with_drift(artifacts, first, 0.06, 1), with_drift(artifacts, other, 0.07, 2)]
+    comparison = compared(artifacts, moved, MOVED)
+    alone = [comparison.last_line(v).drift["moved"]["all"] for v in comparison.collection.variants]
+    assert alone[0].high > alone[1].low  # their own intervals overlap: the texts differ more than the models
+    found = comparison.baselines[0].drift
+    assert found.mark == "worse" and -0.014 < found.low < -0.01 < found.high < -0.006
+    assert "drift from the base: worse, −0.00" in findings(comparison, variant=1)[-1][1]
 
 
 def test_one_item_gives_a_value_without_interval(artifacts):

@@ -1,0 +1,37 @@
+"""How far every model moved from its base, as a table."""
+
+from __future__ import annotations
+
+from pipeline.reporting.compare import Comparison
+from pipeline.reporting.statistics.drift import ALL
+from pipeline.reporting.statistics.intervals import Difference
+from pipeline.reporting.tables.table import Column, Entry, Table
+from pipeline.reporting.tables.wording import difference_parts, percent
+
+
+def drift_table(comparison: Comparison) -> Table:
+    """How far every model moved from its base, on each kind of text; empty if it was not measured.
+
+    All kinds together are a mean that their token counts weigh, so that stands only where there is but one.
+    """
+    lines = [line for line in comparison.lines if line.drift]
+    keys = {
+        (name, category): None
+        for line in lines
+        for name, found in line.drift.items()
+        for category in (found if len(found) == 1 else found.keys() - {ALL})
+    }
+    titles = {b.name: b.title for b in comparison.benchmarks}
+    columns, entries = [], []
+    for name, category in sorted(keys):
+        unit = comparison.units[name]
+        found = [line.drift.get(name, {}).get(category) for line in lines]
+        columns.append(Column(titles[name], category, f"{unit.name} ↓", max(one.n for one in found if one)))
+        entries.append([_unmarked(one, unit.digits) for one in found])
+    rows = tuple((line.label, tuple(column[i] for column in entries)) for i, line in enumerate(lines))
+    return Table(f"Drift from the base [{percent(comparison.confidence)} confidence interval]", tuple(columns), rows)
+
+
+def _unmarked(difference: Difference | None, digits: int) -> Entry:
+    value, interval = difference_parts(difference, digits)
+    return Entry(value.removeprefix("+"), "", interval.replace("+", ""))
