@@ -148,17 +148,8 @@ class _Run:
         self.tokens += len(rows) * settings.seq_len
         self.samples += sum(len(row.get("spans", ())) for row in rows)
         self.throughput.add(rows)
-        return StepRecord(
-            step=self.step,
-            tokens=self.tokens,
-            samples=self.samples,
-            labels=num_labels,
-            loss=loss,
-            lr=lr,
-            grad_norm=grad_norm,
-            skipped=skipped,
-            tokens_per_s=round(self.throughput.tokens_per_s, 1),
-        )
+        rate = round(self.throughput.tokens_per_s, 1)
+        return StepRecord(self.step, self.tokens, self.samples, num_labels, loss, lr, grad_norm, skipped, rate)
 
     def _gradient(self, rows: Sequence[Row], num_labels: int) -> tuple[float, float]:
         """Have the clipped gradient of a global batch in the parameters; its loss per label and its norm unclipped."""
