@@ -18,18 +18,8 @@ METRICS_FILE = f"{METRICS}.jsonl"
 
 @dataclass(frozen=True)
 class StepRecord:
-    """One optimizer step.
-
-    Attributes:
-        step: from 1.
-        tokens, samples: trained so far.
-        labels: tokens of this step that have one.
-        loss: nats per label, without penalties.
-        penalties: the mean of each over what it counts in this step, by name.
-        lr: the base learning rate.
-        grad_norm: before clipping.
-        skipped: why the step was not taken, if it was not.
-        tokens_per_s: over the run so far.
+    """One optimizer step, from 1: `tokens` and `samples` so far, `labels` of this step, `loss` in nats per label, the
+    mean of each of its `penalties`, `grad_norm` before clipping, and why it was `skipped`, if it was.
     """
 
     step: int

@@ -43,9 +43,7 @@ class Removal:
     def to_json(self) -> dict[str, Any]:
         """Plain data; what is not a number is null."""
         plain = {name: list(value) if isinstance(value, tuple) else value for name, value in vars(self).items()}
-        return {
-            name: None if isinstance(value, float) and math.isnan(value) else value for name, value in plain.items()
-        }
+        return {name: None if value != value else value for name, value in plain.items()}  # only nan is not itself
 
     @classmethod
     def from_json(cls, content: Mapping[str, Any]) -> Removal:

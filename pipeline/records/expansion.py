@@ -191,25 +191,26 @@ class ExpansionMap:
         return json.dumps(self.to_json(), indent=2) + "\n"
 
     @classmethod
+    def from_text(cls, text: str | None) -> ExpansionMap:
+        """Read the content of the file, if there is one; raises as `from_json`."""
+        return cls() if text is None else cls.from_json(json.loads(text))
+
+    @classmethod
     def from_json(cls, record: Mapping[str, Any]) -> ExpansionMap:
         """Read what `to_json` gave, in this version or an earlier one.
 
         Raises:
             ValueError: it is something else.
         """
-        fields = cls.__dataclass_fields__.keys() - {"notes"}
+        makers = {"blocks": NewBlock.from_json, "rounds": Round.from_json, "packs": AttachedPack.from_json}
         try:
-            known = {key: value for key, value in record.items() if key in fields}
-            names = {key: tuple(record.get(key, ())) for key in ("module_parameters", "buffers")}
-            lists = {
-                "new_parameters": tuple(record["new_parameters"]),
-                "blocks": tuple(map(NewBlock.from_json, record.get("blocks", ()))),
-                "rounds": tuple(map(Round.from_json, record.get("rounds", ()))),
-                "packs": tuple(map(AttachedPack.from_json, record.get("packs", ()))),
-            }
-            base = PackBase(**record["base"]) if record.get("base") else None
-            notes = {key: value for key, value in record.items() if key not in fields}
-            return cls(**{**known, **names, **lists, "base": base, "notes": notes})
+            known = {key: record[key] for key in ("method", "settings", "exact") if key in record}
+            known |= {key: tuple(record.get(key, ())) for key in ("module_parameters", "buffers")}
+            known |= {key: tuple(map(make, record.get(key, ()))) for key, make in makers.items()}
+            known |= {"new_parameters": tuple(record["new_parameters"]), "base": None}
+            if record.get("base"):
+                known["base"] = PackBase(**record["base"])
+            return cls(**known, notes={key: value for key, value in record.items() if key not in known})
         except (AttributeError, KeyError, TypeError, ValueError) as error:
             raise ValueError(f"no record of an expansion: {error!r}") from error
 
@@ -220,16 +221,10 @@ def read_expansion(directory: Path) -> ExpansionMap:
     Raises:
         ValueError: the record is damaged.
     """
-    text, file = expansion_text(directory), directory / EXPANSION_FILE
     try:
-        return parse_expansion(text)
+        return ExpansionMap.from_text(expansion_text(directory))
     except ValueError as error:
-        raise ValueError(f"{file} is damaged ({error}); expand again") from error
-
-
-def parse_expansion(text: str | None) -> ExpansionMap:
-    """As `read_expansion`, from the text of a record."""
-    return ExpansionMap() if text is None else ExpansionMap.from_json(json.loads(text))
+        raise ValueError(f"{directory / EXPANSION_FILE} is damaged ({error}); expand again") from error
 
 
 def expansion_text(directory: Path) -> str | None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -72,10 +72,7 @@ class Outcome:
     def __post_init__(self) -> None:
         if not self.items:
             raise ValueError(f"{self.metric}: no item was scored; a score needs at least one")
-        ids = [item.id for item in self.items]
-        if len(set(ids)) != len(ids):
-            twice = next(name for name in ids if ids.count(name) > 1)
-            raise ValueError(f"{self.metric}: the item id {twice!r} occurs twice; ids must be unique")
+        _check_unique(self.metric, [item.id for item in self.items])
         broken = [item for item in self.items if not math.isfinite(item.numerator + item.denominator)]
         if broken:
             raise ValueError(
@@ -122,9 +119,7 @@ class Items:
         lengths = {len(self.ids), len(self.hashes), self.numerators.size, self.denominators.size}
         if len(lengths) != 1:
             raise ValueError(f"{self.metric}: ids, hashes, numerators and denominators have lengths {sorted(lengths)}")
-        if len(set(self.ids)) != len(self.ids):
-            twice = next(name for name in self.ids if self.ids.count(name) > 1)
-            raise ValueError(f"{self.metric}: the item id {twice!r} occurs more than once; ids must be unique")
+        _check_unique(self.metric, self.ids)
         if not (np.isfinite(self.numerators).all() and np.isfinite(self.denominators).all()):
             raise ValueError(f"{self.metric}: an item's numerator or denominator is not a finite number")
         if (self.denominators < 0).any() or self.denominators.sum() <= 0:
@@ -208,6 +203,12 @@ def read_texts(directory: Path, ids: Iterable[str]) -> dict[str, ItemText]:
     rows = pq.read_table(path, columns=["id", *TEXTS], filters=[("id", "in", list(ids))]).to_pylist()
     texts = {row["id"]: ItemText(*(row[name] or "" for name in TEXTS)) for row in rows}
     return {name: text for name, text in texts.items() if text.prompt or text.answer or text.gold}
+
+
+def _check_unique(metric: str, ids: Sequence[str]) -> None:
+    if len(set(ids)) != len(ids):
+        twice = next(name for name in ids if ids.count(name) > 1)
+        raise ValueError(f"{metric}: the item id {twice!r} occurs more than once; ids must be unique")
 
 
 def _read_table(path: Path) -> Items:

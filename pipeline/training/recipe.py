@@ -63,6 +63,7 @@ def forecast_training(
     from pipeline.data.prepared import rows_ahead
     from pipeline.training.cost.forecast import tell
 
+    check_penalties(strategy.penalties, request.launch.get("sharding", "none"))
     params, facts = request.params, {key: request.fact(key) for key in KEPT}
     Settings.of(params).check_length(facts["max_position_embeddings"])
     check_shares(params["shares"], params.get("replay"), request.fact("sources", "data"))
@@ -71,7 +72,6 @@ def forecast_training(
             f"{section}.strategy trains what the expansion added, but its model was not expanded "
             f"(expand=none adds nothing); use expand=block, or strategy@{section}.strategy=full (or lora)"
         )
-    check_penalties(strategy.penalties, request.launch.get("sharding", "none"))
     ahead = rows_ahead(request.inputs["data"].directory, params, mixing)
     return facts, tell(facts["shape"], strategy, params, request.launch, ahead, request.earlier)
 

@@ -12,6 +12,7 @@ from pipeline.records.curves import METRICS_FILE, StepRecord, ValidationRecord, 
 
 def step(number: int, loss: float, **changes) -> StepRecord:
     rest = {"samples": number, "labels": 8, "lr": 1e-4, "grad_norm": 0.5, "skipped": None, "tokens_per_s": 12.5}
+    rest["penalties"] = {}
     return StepRecord(step=number, tokens=10 * number, loss=loss, **{**rest, **changes})
 
 
@@ -26,6 +27,8 @@ def test_a_line_has_what_is_known_and_finite():
         ("step", 1), ("tokens", 10), ("samples", 1), ("labels", 8), ("loss", 2.5), ("lr", 1e-4), ("grad_norm", 0.5),
         ("tokens_per_s", 12.5),
     ]  # fmt: skip
+    penalised = step(1, 2.5, penalties={"kl": 0.25, "none_counted": math.nan}).to_json()
+    assert penalised["penalty/kl"] == 0.25 and "penalty/none_counted" not in penalised and "penalties" not in penalised
     skipped = step(2, math.nan, grad_norm=math.inf, skipped="its loss is not finite").to_json()
     assert skipped["skipped"] == "its loss is not finite" and not {"loss", "grad_norm"} & set(skipped)
     record = ValidationRecord(4, 40, {"own": 2.0, "other": 3.0}, 2.5)

@@ -30,7 +30,6 @@ from pipeline.records.expansion import (
     ExpansionMap,
     PackBase,
     expansion_text,
-    parse_expansion,
     read_expansion,
 )
 
@@ -204,7 +203,7 @@ def _read_attached(directory: Path, memory: Path | None) -> tuple[PackBase, Sour
         else:
             tensors[name if position is None else names.join(old[position], rest)] = tensor
     blocks = find_blocks(tensors, anatomy.num_blocks, anatomy)
-    source = Source(directory, tensors, config, parse_expansion(base.expansion), anatomy, blocks)
+    source = Source(directory, tensors, config, ExpansionMap.from_text(base.expansion), anatomy, blocks)
     parts = [_part(entry, packs[i], directory) for i, entry in enumerate(record.packs)]
     return base, source, parts
 

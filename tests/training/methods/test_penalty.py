@@ -17,9 +17,10 @@ from pipeline.training.methods.kl_to_base import KlToBase
 from pipeline.training.methods.optim import learning_rate
 from pipeline.training.methods.penalty import check_penalties
 from pipeline.training.methods.strategy import Full, Lora, NewBlocks
-from pipeline.training.recipe import forecast_lines
+from pipeline.training.recipe import forecast_training
 from pipeline.training.runtime import StoppedError
 from pipeline.training.settings import Settings
+from tests.stages.requests import request
 from tests.training.knobs import LAUNCH, SETTINGS
 from tests.training.processes import curve, run_on_ranks, weights
 from tests.training.ranks import chats
@@ -287,7 +288,7 @@ def test_what_is_no_penalty_or_cannot_be_launched_is_refused_before_anything_run
     with pytest.raises(ValueError, match=r"strategy\.penalties\.kl=None is not a penalty.*~STAGE"):
         check_penalties({"kl": None}, "none")
     with pytest.raises(ValueError, match=r"sharding=zero3 cannot train with penalties \(kl\); use none or fsdp2"):
-        forecast_lines({}, NewBlocks(penalties), {"sharding": "zero3"}, None, None, (), lambda: [])
+        forecast_training("pretrain", request({}, launch={"sharding": "zero3"}), NewBlocks(penalties), ())
 
 
 def test_a_model_that_mixes_documents_is_refused(make_model, tmp_path):
