@@ -42,8 +42,8 @@ def forecast(request: Request) -> Forecast:
     if params["packing"] not in ("fill", "first_fit"):
         raise ValueError(f"packing={params['packing']!r} must be fill (no padding) or first_fit (no document cut)")
     strategy = instantiate(checked(params["strategy"]), _convert_="all")
-    check_replay(params["replay"], request.fact("replay", "data") is not False)
     known, lines = forecast_training("pretrain", request, strategy, MIXING)
+    check_replay(params["replay"], request.fact("replay", "data") is not False)
     return Forecast(known, lines)
 
 

@@ -89,7 +89,7 @@ class BaseSamples:
         """
         from pipeline.evaluation.model.decoding import Decoder, Request, Sampling
         from pipeline.evaluation.model.generation import occurrences, uniforms
-        from pipeline.evaluation.tasks.scoring import TokenScorer
+        from pipeline.evaluation.model.scoring import TokenScorer
 
         window = getattr(model.config.get_text_config(), "max_position_embeddings", None)
         self.check_base(window, bool(tokenizer.chat_template))

@@ -23,7 +23,7 @@ from pipeline.evaluation.text.perplexity import HeldOutText
 if TYPE_CHECKING:
     import torch
 
-    from pipeline.evaluation.tasks.scoring import TokenScorer
+    from pipeline.evaluation.model.scoring import TokenScorer
 
 METRIC = "kl_nats"
 DOMAIN = "domain"
@@ -77,7 +77,7 @@ class Drift(HeldOutText):
 
     def _sums(self, model: Any, base: Any, texts: Sequence[_Text], inputs: Workspace) -> list[float]:
         """The summed divergence of every text."""
-        from pipeline.evaluation.tasks.scoring import TokenScorer, batches, num_scored
+        from pipeline.evaluation.model.scoring import TokenScorer, batches, num_scored
         from pipeline.evaluation.text.windows import windows
 
         scorers = TokenScorer(base), TokenScorer(model)

@@ -9,11 +9,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from pipeline.evaluation.tasks import scoring
+from pipeline.evaluation.model import scoring
 from pipeline.evaluation.text.base_samples import CHAT, FREE, BaseSamples, read_samples, write_samples
 from pipeline.evaluation.text.drift import DOMAIN, NO_CHAT, NO_DOMAIN, Drift
-from pipeline.expansion.base import read_source
 from pipeline.expansion.methods.block import BlockExpansion
+from pipeline.expansion.source import read_source
 from pipeline.expansion.writer import write_expansion
 from pipeline.models import load, load_tokenizer
 
