@@ -91,7 +91,7 @@ def _check_whole(config: Mapping[str, Any]) -> None:
     Raises:
         ConfigError: which one, and what to write.
     """
-    for group in ("model", "expand", "pretrain", "sft", "benchmark", "items", "report", "launch", "evaluate", "paths"):
+    for group in ("model", "expand", "pretrain", "sft", "items", "report", "launch", "evaluate", "paths"):
         if group not in config:
             skipped = f"; {group}=none leaves the stage out" if (CONF / group / "none.yaml").is_file() else ""
             raise ConfigError(f"the config has no {group}, because ~{group} removes it{skipped}")

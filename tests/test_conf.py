@@ -425,3 +425,15 @@ def test_a_local_model_without_a_chat_template_is_refused_before_any_work(tmp_pa
     with pytest.raises(ConfigError, match="the model has no chat template, and no stage of this run gives it one"):
         plan(*given, "sft=none", "benchmark=[mt_bench]", tmp_path=tmp_path)
     plan(*given, "sft=none", "benchmark=[mt_bench]", "benchmark.mt_bench.template='{{ messages }}'", tmp_path=tmp_path)
+
+
+def test_a_run_may_have_no_benchmarks(tmp_path):
+    variant = plan("benchmark=[]", tmp_path=tmp_path)
+    assert list(variant.models) == ["base", "expanded", "post-pretrained", "tuned"]
+    assert not any(variant.evaluations.values())
+
+
+def test_the_driver_takes_a_run_without_benchmarks(monkeypatch, capsys, tmp_path):
+    asked = ["benchmark=[]", "dry_run=true", "stage=pretrain", f"paths.outputs={tmp_path}"]
+    monkeypatch.setattr("sys.argv", ["pipeline", *asked])
+    assert driver.run() == 0, capsys.readouterr().err
