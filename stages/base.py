@@ -186,7 +186,7 @@ def _download(source: dict[str, Any]) -> Path:
         if not is_of_network(error):
             raise
         raise ValueError(
-            f"model {repo} at revision {revision} cannot be had from the hub: {type(error).__name__}: "
+            f"model {repo} at revision {revision} could not be downloaded from the Hub: {type(error).__name__}: "
             f"{str(error).strip()[:300]}\nWithout network here: on a machine with one run\n"
             f"  hf download {repo} --revision {revision} --local-dir DIR\n"
             "bring DIR here and use model=local model.source.path=DIR. A gated model needs an accepted licence and "

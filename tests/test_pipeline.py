@@ -391,7 +391,9 @@ def test_rows_that_no_machine_without_a_network_has_are_refused_before_any_work(
         )
         assert done.returncode == status, done.stdout + done.stderr
         if status:
-            assert re.search(r"evaluate/base/gsm8k: dataset openai/gsm8k .* cannot be had from the hub", done.stderr)
+            assert re.search(
+                r"evaluate/base/gsm8k: dataset openai/gsm8k .* could not be downloaded from the Hub", done.stderr
+            )
             assert "items=mirror items.path=DIR" in done.stderr
     assert not list((tmp_path / "outputs").glob("artifacts/*/*"))
     lacking = [*asked, "items=mirror", f"items.path={tmp_path}"]

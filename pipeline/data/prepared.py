@@ -49,7 +49,7 @@ def open_stream(
 
 
 def rows_ahead(data: Path | None, params: Mapping[str, Any], mixing: Sequence[str]) -> Callable[[float], float] | None:
-    """Gives the rows that so many epochs will take, as the packer itself will lay them; None for data that are not
+    """Returns a function from epochs to rows, as the packer itself will lay them; None for data that are not
     prepared.
 
     params: of the stage that will train on them; mixing: those of its keys that `open_stream` takes.

@@ -28,7 +28,7 @@ from pipeline.training.runtime import Row, RowStream
 
 NUM_ROWS = 2
 NUM_TOKENS = 128
-"""Of a row, from its start up to so many behind its first label: enough for every tensor to bear on the loss."""
+"""Tokens of a row behind its first label that are kept: enough for every tensor to affect the loss."""
 
 
 @dataclass(frozen=True)

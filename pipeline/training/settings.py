@@ -96,7 +96,7 @@ class Settings:
         return cls(**values)
 
     def total_steps(self, rows_of: Callable[[float], float]) -> int:
-        """Optimizer steps of the whole run; `rows_of` gives the rows of so many epochs and is asked only for them."""
+        """Optimizer steps of the whole run; `rows_of`: from epochs to rows; called only for a length in epochs."""
         if self.num_steps is not None:
             return self.num_steps
         if self.num_tokens is not None:

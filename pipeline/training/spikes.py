@@ -1,4 +1,4 @@
-"""Steps that are not taken: gradients that are not finite, and losses or gradients far above those of late."""
+"""Steps that are not taken: gradients that are not finite, and losses or gradients far above the recent mean."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ class SpikeGuard:
             ("loss", "gradient norm"), (loss, grad_norm), means, deviations, strict=True
         ):
             if value > mean + self._sigmas * deviation:
-                return f"the {name} is {value:.4g}, that of late {mean:.4g} with a deviation of {deviation:.2g}"
+                return f"the {name} is {value:.4g}, recent mean {mean:.4g}, std {deviation:.2g}"
         return None
 
     def state_dict(self) -> dict[str, Any]:

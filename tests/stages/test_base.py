@@ -46,7 +46,9 @@ def test_a_model_that_the_hub_does_not_give_says_what_to_do(monkeypatch):
         raise ConnectionError("no route to huggingface.co")
 
     monkeypatch.setattr("huggingface_hub.snapshot_download", refuse)
-    with pytest.raises(ValueError, match=rf"some/model at revision {REVISION} cannot be had .*no route") as caught:
+    with pytest.raises(
+        ValueError, match=rf"some/model at revision {REVISION} could not be downloaded .*no route"
+    ) as caught:
         base._download({"kind": "hub", "repo": "some/model", "revision": REVISION})
     assert f"hf download some/model --revision {REVISION} --local-dir DIR" in str(caught.value)
     assert "model=local model.source.path=DIR" in str(caught.value)

@@ -25,8 +25,8 @@ def guard_after(number, sigmas=6.0, window=8, max_skipped=2):
         (0.1, 0.1, None),
         (float("nan"), 1.0, "the loss is nan"),
         (2.0, float("inf"), "the gradient norm is inf"),
-        (2.5, 1.0, "the loss is 2.5, that of late 2.05"),
-        (2.0, 1.5, "the gradient norm is 1.5, that of late 1.05"),
+        (2.5, 1.0, "the loss is 2.5, recent mean 2.05"),
+        (2.0, 1.5, "the gradient norm is 1.5, recent mean 1.05"),
     ],
 )
 def test_what_stands_out_is_skipped(loss, norm, reason):

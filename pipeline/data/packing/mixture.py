@@ -165,7 +165,7 @@ class PackedStream(Iterator[dict[str, np.ndarray]]):
         return self._window.row(self.seq_len, draw)
 
     def rows_of(self, num_passes: float) -> float:
-        """Rows that so many passes over the domain take, as long as the shares are those of the beginning.
+        """Rows that `num_passes` passes over the domain take, as long as the shares are those of the beginning.
 
         A pass places every document of the domain once. Where its sources are not seen equally often, and with packing
         `fill`, it is as many of its tokens as the sources hold together.

@@ -80,7 +80,7 @@ class HubDataset:
     `source` = {kind: hub, repo, revision}; the revision should be a commit, which is then the data's identity. With
     `files` (a glob inside the repository) the data files are read directly, damaged rows and all, so that no loading
     script is needed; without, the `datasets` library loads the configuration `name`. `streaming` reads rows as they
-    arrive instead of downloading everything first. `limit` stops after so many rows.
+    arrive instead of downloading everything first. `limit`: rows to read at most.
     """
 
     source: Mapping

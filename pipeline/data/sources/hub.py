@@ -20,7 +20,7 @@ _PATIENCE_S = 15.0  # for one question to the hub
 
 
 class HubError(ValueError):
-    """A dataset cannot be had from the hub; the message says why, and what to do on a machine without a network."""
+    """A dataset could not be downloaded from the Hub; the message says why, and what to do without a network."""
 
     def __init__(self, message: str, repo: str, revision: str) -> None:
         super().__init__(message)
@@ -51,7 +51,7 @@ class Repository:
         """The rows of all data files that the glob `files` means, by file name; row ids are `file#i`.
 
         streaming: read from the hub as the rows are asked for; otherwise the files are in the hub's cache first.
-        Raises HubError if they cannot be had, ValueError if there are none.
+        Raises HubError if they could not be downloaded, ValueError if there are none.
         """
         if (folder := Path(self.repo)).is_dir():
             yield from _local_rows(folder, files, self.repo)
@@ -70,7 +70,7 @@ class Repository:
         """The rows of a configuration and split, by the `datasets` library; row ids are `repo#i`.
 
         What it cannot read, such as files of different columns, is one rejected row and the end.
-        Raises HubError if the dataset cannot be had.
+        Raises HubError if the dataset could not be downloaded.
         """
         import datasets
 
@@ -97,7 +97,7 @@ class Repository:
             raise self._error(error, None) from error
 
     def reach(self) -> None:
-        """Look whether the dataset can be had here, without fetching it: in a cache of this machine, or from the hub.
+        """Check that the dataset is available, without downloading it: in this machine's cache, or from the Hub.
 
         Of a cache it is not known whether all of it is there. Raises HubError if neither has it.
         """
@@ -127,7 +127,7 @@ class Repository:
     def _error(self, error: BaseException, files: str | None) -> HubError:
         include = f" --include {files!r}" if files else ""
         message = (
-            f"dataset {self.repo} at revision {self.revision} cannot be had from the hub: "
+            f"dataset {self.repo} at revision {self.revision} could not be downloaded from the Hub: "
             f"{type(error).__name__}: {str(error).strip()[:300]}\n"
             f"Without network here: on a machine with one run\n"
             f"  hf download {self.repo} --repo-type dataset --revision {self.revision}{include}\n"

@@ -40,7 +40,7 @@ def table_rows(name: str, suffix: str, stream: BinaryIO) -> Iterator[Row | Rejec
 
 
 def says_damaged(error: OSError) -> bool:
-    """Whether a decoder says that the data are damaged, not the system or a network that they cannot be had."""
+    """Whether a decoder says that the data are damaged, not the system or a network that they are unavailable."""
     return type(error) is OSError and error.errno is None
 
 

@@ -39,7 +39,7 @@ class TokenStore:
 
 
 def token_dtype(num_rows: int) -> np.dtype:
-    """The type of the ids of an embedding with so many rows: uint16 where every id fits, else uint32."""
+    """The type of the ids of an embedding with `num_rows` rows: uint16 where every id fits, else uint32."""
     return np.dtype(np.uint16 if num_rows < 65536 else np.uint32)
 
 

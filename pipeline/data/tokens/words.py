@@ -20,7 +20,7 @@ _MOST_WORDS = 400_000
 _PIECE = 1 << 15
 """Characters of a text that are looked at together: few enough that most pieces are ASCII alone."""
 _CHECKED = 20_000
-"""A text of at most so many characters in each batch is encoded whole as well, and compared."""
+"""In each batch one text of at most this many characters is encoded whole as well, and compared."""
 
 _RARE_SPACE = re.compile("[^\\S \\t\\n\\r]|[\x1c-\x1f\u180e\u200b\ufeff]")
 """White space on whose meaning regular expression engines differ."""

@@ -40,7 +40,7 @@ def run(
     """Have the artifact of every target, building what is not committed and what that needs.
 
     Before anything is launched: the stages of all nodes that will be built check the request, reused artifacts are
-    looked at, the outputs folder is tried, stages look whether what their workers fetch can be had, packages are
+    looked at, the outputs folder is tried, stages check that their downloads are available, packages are
     fetched, and artifacts that will be read are verified by their hashes.
 
     Args:
@@ -56,7 +56,7 @@ def run(
 
     Raises:
         ConfigError: the request is wrong, or the outputs folder cannot be used. Nothing was launched.
-        ArtifactError: something reused is damaged, or a package cannot be had. Nothing was launched.
+        ArtifactError: something reused is damaged, or a package could not be downloaded. Nothing was launched.
         StageError: a worker failed; what was built before it stays.
         Interrupted: on Ctrl-C, SIGTERM or SIGHUP, after the workers are gone, or because a worker stopped by itself
             before its time limit; `EXIT_INTERRUPTED` is the exit status.

@@ -73,7 +73,7 @@ def fetch(source: Source, cache: Path, tell: Callable[[str], None] = print) -> P
 
     Raises:
         ConfigError: if the mapping is not pinned by plain values, or the cache folder cannot be written.
-        ArtifactError: if the archive cannot be had, or is not the pinned one; the text says what to do offline.
+        ArtifactError: if the archive could not be downloaded or is not the pinned one; says what to do offline.
     """
     _checked(source, "package source")
     path = cached(source, cache)

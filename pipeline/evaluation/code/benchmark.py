@@ -30,7 +30,7 @@ class CodeBenchmark:
     Attributes:
         rows: where the problems come from.
         form: how they are put.
-        limit: so many problems, those with the smallest content hashes; null is all.
+        limit: problems to score, those with the smallest content hashes; null is all.
         num_samples: programs for each problem.
         k: pass@k for these k; the first is the score, the others stand beside it.
         temperature: 0 decodes greedily.

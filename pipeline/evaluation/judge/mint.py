@@ -27,7 +27,7 @@ from pipeline.evaluation.sandbox import Limits, Sandbox, check_isolation
 METRIC = "success"
 EPISODES = "episodes.jsonl"
 TOGETHER = 16
-"""Episodes that are played side by side; so many at most are lost when a run is interrupted."""
+"""Episodes played in parallel; an interrupted run loses at most these."""
 _TAG = re.compile(r"<(execute|solution)>(.*?)(?:</\1>|$)", re.S)
 _FENCE = re.compile(r"^\s*```(?:python)?[ \t]*\n|\n\s*```\s*$")  # models like to fence code once more
 _STOPS = ("</execute>", "</solution>")

@@ -26,7 +26,7 @@ METRIC = "rating"
 ANSWERS, JUDGEMENTS, PARTIAL = "answers.jsonl", "judgements.jsonl", "partial.json"
 
 TOGETHER = 16
-"""Questions that are asked together; so many answers at most are lost when a run is interrupted."""
+"""Questions asked together; an interrupted run loses at most their answers."""
 
 
 class IncompleteError(RuntimeError):
@@ -47,7 +47,7 @@ class MTBench:
         temperatures: of the model's answers by category; 0 is greedy.
         max_new_tokens: of one answer.
         seed: of sampled answers, together with the question and the turn.
-        max_items: the first so many questions in the order of their content hashes; null for all.
+        max_items: questions to ask, the first in the order of their content hashes; null for all.
         max_unrated: the share of turns that may stay without a rating because the judge gave none; they are left out of
             the mean and counted. Above it there is no result.
     """

@@ -35,7 +35,7 @@ class CompletionModel:
     Attributes:
         model: the name that the server knows it by.
         endpoint: how it is reached.
-        sleep: waits so many seconds.
+        sleep: waits for a number of seconds.
     """
 
     model: str
@@ -51,7 +51,7 @@ class CompletionModel:
         return ask(self.endpoint, "completions", whole, lambda reply: accept(_choices(reply)), self.sleep)
 
     def each(self, task: Callable[[T], R], jobs: Sequence[T], progress: Callable[..., None], note: str) -> list[R]:
-        """`task` over all jobs, so many at once as the endpoint allows, in order."""
+        """`task` over all jobs in order, as many in parallel as the endpoint allows."""
         results = []
         with ThreadPoolExecutor(self.endpoint.num_parallel) as pool:
             try:

@@ -104,7 +104,7 @@ class ChatModel:
         model: the name that the service knows it by.
         temperature, max_tokens: of its answers.
         endpoint: how it is reached.
-        sleep: waits so many seconds.
+        sleep: waits for a number of seconds.
     """
 
     model: str
@@ -138,7 +138,7 @@ def ask(
 
     Args:
         path: what stands behind the endpoint's url.
-        sleep: waits so many seconds.
+        sleep: waits for a number of seconds.
 
     Raises:
         RefusedError: the request can never succeed.

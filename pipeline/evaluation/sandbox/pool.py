@@ -26,7 +26,7 @@ _TOKEN_BYTES = 16  # as 32 hexadecimal digits
 
 
 def check_isolation(limits: Limits, required: str) -> None:
-    """Raise ValueError where a sandbox with these limits cannot be had at this level; it says what to change."""
+    """Raise ValueError where this level offers no sandbox with these limits; it says what to change."""
     try:
         Sandbox(limits, required, 1)
     except SandboxError as error:

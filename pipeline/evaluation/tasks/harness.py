@@ -63,7 +63,7 @@ class HarnessTask:
         until: texts that end a generated answer; null keeps the task's own.
         average: "documents" counts every document once, as lm-evaluation-harness does for its groups; "tasks" is the
             mean of the subtasks' scores, as the Open LLM Leaderboard reports MMLU.
-        limit: score so many documents, those with the smallest content hashes: the same ones for every model and
+        limit: documents to score, those with the smallest content hashes: the same ones for every model and
             machine, and no prefix of a sorted file. null scores all.
         splits: where the rows of each split come from; null lets lm-evaluation-harness load its own data set from the
             hub at `revision`.
@@ -117,7 +117,7 @@ class HarnessTask:
         """The harness' tasks with the chosen rows; a subtask none of whose rows is chosen is left out.
 
         Raises:
-            ValueError: rows cannot be had, a split that is needed holds none, or a subtask has none.
+            ValueError: rows are unavailable, a split that is needed holds none, or a subtask has none.
         """
         if self.splits is None:
             return self._hub_tasks()

@@ -27,7 +27,7 @@ class LabelledOptions:
     Attributes:
         splits: {split: source} of one split with the columns `input` (the prompt), `options` (texts) and `gold_index`
             (one number, or the numbers of all labels that are right).
-        limit: score so many prompts, those with the smallest content hashes; null scores all.
+        limit: prompts to score, those with the smallest content hashes; null scores all.
     """
 
     splits: Mapping[str, RowSource]
@@ -131,7 +131,7 @@ def macro_f1(picks: Sequence[int], golds: Sequence[frozenset[int]], num_labels: 
 
 
 def macro_f1_stderr(picks: Sequence[int], golds: Sequence[frozenset[int]], num_labels: int) -> float:
-    """The standard deviation of macro-F1 over bootstrap draws of the items, always the same draws for so many items.
+    """The standard deviation of macro-F1 over bootstrap draws of the items, the same draws for the same number.
 
     Two models on the same items are drawn alike, so that their errors can be told from the difference between them.
     """

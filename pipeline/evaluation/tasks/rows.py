@@ -121,7 +121,7 @@ class Mirror:
 
 @dataclass(frozen=True)
 class Absent:
-    """A split that no package holds: where it can be had instead. Reading it is refused.
+    """A split that no package holds: where it is available instead. Reading it is refused.
 
     `repo` and `revision` name the hub data set.
     """
@@ -144,7 +144,7 @@ def mirror(folder: Path) -> str:
 
 
 def reach(datasets: Iterable[tuple[str, str]]) -> None:
-    """Look whether hub data sets, (repo, revision) each, can be had here; each is asked for once.
+    """Check that hub data sets, (repo, revision) each, are available here; each is asked for once.
 
     Raises ValueError if one cannot; the message says what to download.
     """

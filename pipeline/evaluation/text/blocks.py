@@ -90,7 +90,7 @@ class _Passes:
     Args:
         score: scores the model without blocks at these positions, reporting progress to the second argument.
         identities: positions of blocks that change nothing, which need not be left out.
-        at_most: so many sets will be asked for; for progress.
+        at_most: sets that will be asked for at most; for progress.
     """
 
     def __init__(

@@ -28,7 +28,7 @@ class HeldOutText:
         documents: a source of documents; null reads the data artifact.
         sources: names of the artifact's sources to read; null reads all.
         window: tokens the model sees at once, at most.
-        max_document_tokens: only about so many first tokens of a document count (the text is cut at the end of that
+        max_document_tokens: about how many first tokens of a document count (the text is cut at the end of that
             token and encoded again); null for all.
         max_items, max_tokens: score documents in the order of their content hashes until so many documents, or so many
             tokens in sum: the same ones for every model with this tokenizer. null for no bound.

@@ -48,7 +48,7 @@ def items_html(comparison: Comparison, *, per_benchmark: int, characters: int) -
     """The whole page, or "" if it would be empty. Nothing is loaded from elsewhere; all text is shown as text.
 
     Args:
-        per_benchmark: so many items of each benchmark, those on which some model differs from its base first, then in
+        per_benchmark: items of each benchmark to show, those on which some model differs from its base first, then in
             the order of their content hashes.
         characters: what is longer is cut.
     """

@@ -23,7 +23,7 @@ import numpy as np
 from pipeline.records.items import Floats, Items
 from pipeline.reporting.statistics.differences import Difference, percentiles
 
-MAX_CATEGORIES = 256  # so many distinct items or fewer are drawn as category counts, which is far cheaper
+MAX_CATEGORIES = 256  # up to this many distinct items are drawn as category counts, which is far cheaper
 CHUNK = 2_000_000  # drawn indices held in memory at once
 
 

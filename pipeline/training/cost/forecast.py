@@ -63,7 +63,7 @@ def forecast(
 
     Args:
         launch: the launch knobs.
-        rows_of: gives the rows that so many epochs of the prepared data take; None: they are not prepared.
+        rows_of: from epochs of the prepared data to rows; None: they are not prepared.
 
     Raises:
         ValueError: params that cannot be run.
