@@ -112,7 +112,7 @@ def test_missing_shards_are_named(old, tmp_path):
 
 def test_reading_an_old_checkpoint_says_what_to_do(old):
     directory, _ = old()
-    with pytest.raises(ValueError, match=r"only as pickles .*python -m pipeline\.models\.files\.bin"):
+    with pytest.raises(ValueError, match=r"only as pickles .*python -m pipeline\.models\.bin"):
         read_index(directory)
 
 
