@@ -27,7 +27,7 @@ from pipeline.training.packed_loss import PackedLoss
 from pipeline.training.runtime import Row, RowStream
 
 NUM_ROWS = 2
-NUM_TOKENS = 128
+NUM_TOKENS = 64
 """Tokens of a row behind its first label that are kept: enough for every tensor to affect the loss."""
 
 
@@ -72,13 +72,13 @@ class Trained:
 
 
 def check_rows(stream: RowStream, validation: Mapping[str, Sequence[Row]]) -> list[Row]:
-    """A few short rows with labels: of validation, else of training; the stream is put back to where it stood."""
+    """The shortest rows with labels of validation, else a few of training; the stream is put back to where it stood."""
     found = [row for row in chain.from_iterable(validation.values()) if _has_labels(row)]
     if not found:
         state = stream.state_dict()
         found = [row for row, _ in zip(iter(stream), range(NUM_ROWS), strict=False)]
         stream.load_state_dict(state)
-    return [_cut(row) for row in found[:NUM_ROWS]]
+    return [_cut(row) for row in sorted(found, key=_stop)[:NUM_ROWS]]
 
 
 def check_bytes(directory: Path, written: Mapping[str, torch.Tensor]) -> None:
@@ -199,10 +199,13 @@ def _has_labels(row: Row) -> bool:
     return bool((row["labels"] != IGNORED).any())
 
 
-def _cut(row: Row) -> Row:
+def _stop(row: Row) -> int:
     labelled = np.flatnonzero(row["labels"] != IGNORED)
-    stop = NUM_TOKENS + (int(labelled[0]) if len(labelled) else 0)
-    return {key: row[key][:stop] for key in _INPUTS}
+    return NUM_TOKENS + (int(labelled[0]) if len(labelled) else 0)
+
+
+def _cut(row: Row) -> Row:
+    return {key: row[key][: _stop(row)] for key in _INPUTS}
 
 
 def _some(names: Sequence[str]) -> str:

@@ -280,6 +280,6 @@ def test_rows_of_the_check_are_short_and_have_labels():
         return {"input_ids": np.arange(length), "labels": labels, "position_ids": np.arange(length)}
 
     empty = {**row(0), "labels": np.full(2000, -100)}
-    rows = check_rows(None, {"a": [empty, row(1000)], "b": [row(3)]})
-    assert [len(one["input_ids"]) for one in rows] == [1000 + NUM_TOKENS, 3 + NUM_TOKENS]
+    rows = check_rows(None, {"a": [empty, row(1500), row(1000)], "b": [row(3)]})
+    assert [len(one["input_ids"]) for one in rows] == [3 + NUM_TOKENS, 1000 + NUM_TOKENS]
     assert all((one["labels"] != -100).any() for one in rows)
