@@ -122,11 +122,10 @@ def run_ours(arguments: argparse.Namespace) -> None:
     conf = Path(__file__).resolve().parents[2] / "conf"
     launch = yaml.safe_load((conf / "launch" / "local.yaml").read_text())
     launch |= {"micro_batch": arguments.micro, "checkpoint_every_s": 1e9, **json.loads(arguments.launch)}
-    settings = {
-        key: value
-        for key, value in yaml.safe_load((conf / "pretrain" / "embedded.yaml").read_text()).items()
-        if key not in ("defaults", "skip")
-    }
+    settings: dict[str, Any] = {}
+    for name in ("training/base", "training/embedded", "pretrain/embedded"):
+        settings |= yaml.safe_load((conf / f"{name}.yaml").read_text())
+    settings = {key: value for key, value in settings.items() if key not in ("defaults", "skip")}
     settings |= {
         "seq_len": arguments.seq_len, "batch_size": arguments.rows, "num_steps": arguments.steps, "num_tokens": None,
         "precision": arguments.precision, "lr": LR, "validate_every": 10**9,
