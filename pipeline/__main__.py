@@ -31,6 +31,8 @@ NOT_IDENTITY = re.compile(
 )
 # Where the interpreter keeps its own library: text that every machine has.
 OmegaConf.register_new_resolver("stdlib", lambda: sysconfig.get_paths()["stdlib"], replace=True)
+# The expansion that the section `expand` describes, for what follows it without expanding; null for none.
+OmegaConf.register_new_resolver("expansion", lambda *, _root_: _expansion(_root_), replace=True)
 
 HELP = """\
 Grow a language model into a new domain without forgetting (LLaMA Pro, arXiv 2401.02415).
@@ -59,6 +61,12 @@ CONF = Path(__file__).parent.parent / "conf"
 swept: list[dict[str, Any]] = []
 failed: list[Exception] = []
 formatted = warnings.formatwarning
+
+
+def _expansion(config: DictConfig) -> dict[str, Any] | None:
+    section: Any = OmegaConf.to_container(config.get("expand") or OmegaConf.create(), resolve=True)
+    method = {key: value for key, value in section.items() if key not in ("skip", "save")}
+    return None if section.get("skip") else method or None
 
 
 @hydra.main(config_path=str(CONF), config_name="config", version_base="1.3")

@@ -40,7 +40,7 @@ class Params:
     benchmarks: Mapping[str, Mapping[str, Any]]
 
 
-STAGE = Stage(version=4, makes="report", inputs={ANY_ROLE: "any"}, params=Params)
+STAGE = Stage(version=5, makes="report", inputs={ANY_ROLE: "any"}, params=Params)
 
 
 def forecast(request: Request) -> Forecast:
@@ -97,6 +97,7 @@ def run(context: worker.Context) -> dict[str, Any]:
     from pipeline.reporting.figures.draw import draw
     from pipeline.reporting.pages.blocks import block_sections
     from pipeline.reporting.pages.data import data_sections
+    from pipeline.reporting.pages.frontier import frontier_sections
     from pipeline.reporting.pages.items_page import items_html
     from pipeline.reporting.pages.page import html, report_markdown
     from pipeline.reporting.pages.parts import part_sections
@@ -115,12 +116,13 @@ def run(context: worker.Context) -> dict[str, Any]:
     context.progress(step=2, total=3, note="drawing")
     plots = draw(comparison, context.directory)
     sections = [*block_sections(comparison, context.directory), *data_sections(comparison)]
+    frontier = frontier_sections(comparison, context.directory, params["seed"])
     parts, page = part_sections(comparison), items_html(comparison, **params["items"])
     if page:
         _write(context, ITEMS_PAGE, page)
-    values = data(comparison, sections, parts)
-    _write(context, "report.md", report_markdown(comparison, [*parts, *sections]))
-    _write(context, "index.html", html(comparison, plots, sections, parts, ITEMS_PAGE if page else ""))
+    values = {**data(comparison, sections, parts), "frontier": [section.values for section in frontier]}
+    _write(context, "report.md", report_markdown(comparison, [*frontier, *parts, *sections]))
+    _write(context, "index.html", html(comparison, plots, sections, parts, ITEMS_PAGE if page else "", frontier))
     _write(context, "data.json", json.dumps(values, indent=1, allow_nan=False, ensure_ascii=False) + "\n")
     return headline(comparison)
 

@@ -76,7 +76,8 @@ def targets(node: object) -> list[dict]:
 
 def every_target() -> dict[str, dict]:
     found: dict[str, dict] = {}
-    runs = [["experiment=llama_pro"], ["strategy@pretrain.strategy=lora"], []]
+    runs = [["experiment=llama_pro"], []]
+    runs += [[f"strategy@pretrain.strategy={o}"] for o in options("strategy")]
     runs += [[f"+penalty@sft.strategy.penalties.{o}={o}"] for o in options("penalty")]
     runs += [[f"expand={o}"] for o in options("expand")]
     runs += [[f"data@pretrain.data={o}"] for o in options("data") if "sft" not in o and "chat" not in o]
@@ -249,6 +250,20 @@ def test_a_cell_survives_its_file(tmp_path):
         (["expand.num_groups=two"], "num_groups='two' must be a whole number"),
         (["benchmark.domain.window=abc"], "window='abc' must be a whole number"),
         (["strategy@pretrain.strategy=lora", "pretrain.strategy.rank=high"], "rank='high' must be a whole number"),
+        (["experiment=lora", "pretrain.strategy.rank=0"], "pretrain: strategy.rank=0 must be at least 1, or matched"),
+        (
+            ["experiment=lora", "expand=none"],
+            "pretrain: strategy lora with rank=matched: .* expand=none adds none; .* or give strategy.rank a number",
+        ),
+        (["experiment=lora", "expand=soft_moe"], "cannot be told of SoftMoe beforehand; use expand=block, or give"),
+        (["experiment=lora", "expand.num_groups=7"], "num_groups=7 does not divide the model's 30 blocks"),
+        (["strategy@pretrain.strategy=existing_blocks"], "not expanded, but its model was; use expand=none and give"),
+        (
+            ["expand=none", "strategy@pretrain.strategy=existing_blocks"],
+            "strategy existing_blocks: .* expand=none adds none; .* or give strategy.blocks",
+        ),
+        (["experiment=existing_blocks", "pretrain.strategy.blocks=[3,30]"], "has no block 30; its blocks are 0 to 29"),
+        (["experiment=existing_blocks", "expand.per_group=2", "expand.origin=last"], "train block 4 more than once"),
         (["expand.num_groups=7"], "num_groups=7 does not divide the model's 30 blocks; use one of 1, 2, 3, 5, 6"),
         (["expand.per_group=0"], "per_group=0 must be at least 1"),
         (["pretrain.seq_len=9000"], "seq_len=9000 is more than the model's maximum of 8192"),
@@ -280,6 +295,21 @@ def test_a_cell_survives_its_file(tmp_path):
 def test_wrong_requests_are_answered_before_any_work(tmp_path, overrides, message):
     with pytest.raises((ValueError, ConfigError), match=message.replace("(", r"\(")):
         plan(*overrides, tmp_path=tmp_path)
+
+
+@pytest.mark.parametrize(("groups", "rank", "blocks"), [(6, 70, [4, 9, 14, 19, 24, 29]), (3, 35, [9, 19, 29])])
+def test_what_follows_an_expansion_that_is_not_carried_out(tmp_path, groups, rank, blocks):
+    """LoRA of as many parameters as the new blocks would have, and as many blocks in place: told before any work."""
+    asked = [f"expand.num_groups={groups}", "stage=pretrain", "dry_run=true"]
+    lora, existing = (
+        build(composed(f"experiment={one}", *asked), "default", tmp_path) for one in ("lora", "existing_blocks")
+    )
+    assert list(lora.models) == ["base", "post-pretrained", "tuned"] == list(existing.models)
+    (told,) = re.findall(r"train.*LoRA of rank (\d+)", runner.plan(lora.targets("pretrain"), tmp_path, tmp_path))
+    new = groups * 3_540_096  # parameters of a block of SmolLM2-135M
+    shown = runner.plan(existing.targets("pretrain"), tmp_path, tmp_path)
+    assert int(told) == rank and f"{new:,} train" in shown
+    assert abs(rank * 305_280 - new) <= min(abs(other * 305_280 - new) for other in (rank - 1, rank + 1))
 
 
 def test_a_misspelt_key_is_answered_with_the_right_one(monkeypatch, capsys):

@@ -9,6 +9,7 @@ from typing import Any
 from pipeline.engine.errors import ConfigError
 from pipeline.engine.graph import Node
 from pipeline.engine.stage import find_stage
+from pipeline.lineage.entries import models_of
 from pipeline.lineage.variant import Variant
 
 DESCRIPTION = ("title", "group", "note")
@@ -123,7 +124,7 @@ class Evaluations:
         return self.node("samples", f"samples/{name}", params, inputs, samples=f"benchmark.{name}.samples")
 
     def _runs_on(self, model: str, name: str, models: Any) -> bool:
-        known = [name for name, entry in self.config["lineage"].items() if entry is not None]
+        known = list(models_of(self.config))
         if models is not None and not (isinstance(models, list) and set(models) <= set(known)):
             raise ConfigError(
                 f"benchmark.{name}.models={models!r}: give a list of {', '.join(known)}, or null for every model"

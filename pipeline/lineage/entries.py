@@ -4,8 +4,10 @@ lineage:
   base:            {stage: base}
   expanded:        {stage: expand, from: base}
   mixed:           {stage: mix, from: {a: expanded, b: base}, with: {t: 0.3}}
+  full:            {stage: pretrain, from: base, each: {lr: [1.0e-4, 2.0e-4]}}
 
-An entry that is null is left out, so that an experiment can replace the models of the default lineage.
+`each` stands for several models, one for each value of a setting: here full-1e-4 and full-2e-4. An entry that is null
+is left out, so that an experiment can replace the models of the default lineage.
 """
 
 from __future__ import annotations
@@ -13,6 +15,7 @@ from __future__ import annotations
 import difflib
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import reduce
 from typing import Any
 
 from pipeline.engine.errors import ConfigError
@@ -20,7 +23,7 @@ from pipeline.engine.stage import ANY_ROLE, Stage, find_stage
 
 MODEL = "model"
 """The kind of artifact that a lineage names."""
-KEYS = ("stage", "from", "with", "reference")
+KEYS = ("stage", "from", "with", "each", "reference")
 
 
 @dataclass(frozen=True)
@@ -65,14 +68,30 @@ def read_lineage(config: Mapping[str, Any]) -> list[Entry]:
     Raises:
         ConfigError: an entry that cannot be made: unknown stages, names, roles or keys, or a cycle; names the key.
     """
-    named = config.get("lineage")
-    lineage = {k: v for k, v in named.items() if v is not None} if isinstance(named, Mapping) else {}
+    lineage = models_of(config)
     if not lineage:
         raise ConfigError("lineage is empty; it names the models of a run, such as lineage.base={stage: base}")
     entries = {name: _read(name, value, config) for name, value in lineage.items()}
     for entry in entries.values():
         _check_names(entry, entries)
     return _ordered(entries)
+
+
+def models_of(config: Mapping[str, Any]) -> dict[str, Any]:
+    """name -> entry of every model that the config's lineage names, those that `each` stands for one by one.
+
+    Raises:
+        ConfigError: an `each` that does not say which values of which setting, or a name that it makes twice.
+    """
+    named = config.get("lineage")
+    found: dict[str, Any] = {}
+    for name, value in named.items() if isinstance(named, Mapping) else ():
+        several = isinstance(value, Mapping) and "each" in value
+        for one, entry in (_each(name, value) if several else {name: value}).items():
+            if one in found:
+                raise ConfigError(f"lineage names the model {one!r} twice; give lineage.{name} another name")
+            found[one] = entry
+    return {name: entry for name, entry in found.items() if entry is not None}
 
 
 def overlay(section: Mapping[str, Any], changes: Mapping[str, Any], where: str) -> dict[str, Any]:
@@ -111,6 +130,32 @@ def _read(name: str, value: Any, config: Mapping[str, Any]) -> Entry:
     settings = overlay(section, value.get("with") or {}, f"{where}.with")
     parents = _parents(value.get("from"), declared, where)
     return Entry(name, value["stage"], declared, parents, settings, value.get("reference"))
+
+
+def _each(name: str, value: Mapping[str, Any]) -> dict[str, Any]:
+    """An entry for each value of the setting that `each` names, in `with`; dots lead into its sections."""
+    each, rest = value["each"], {key: one for key, one in value.items() if key != "each"}
+    values = next(iter(each.values())) if isinstance(each, Mapping) and len(each) == 1 else None
+    if not isinstance(values, list) or not values:
+        raise ConfigError(
+            f"lineage.{name}.each={each!r} must name one setting and a list of its values, such as "
+            "{lr: [1.0e-4, 2.0e-4]}"
+        )
+    names = [f"{name}-{_short(one)}" for one in values]
+    if len(set(names)) < len(names):
+        raise ConfigError(f"lineage.{name}.each={each!r} has the same value twice")
+    (path,) = each
+    changes = [reduce(lambda inner, key: {key: inner}, reversed(path.split(".")), one) for one in values]
+    given = rest.get("with") or {}
+    return {one: {**rest, "with": _merged(given, change)} for one, change in zip(names, changes, strict=True)}
+
+
+def _short(value: Any) -> str:
+    """2e-4 for 0.0002, as people write a rate."""
+    if not isinstance(value, float) or not 0 < abs(value) < 0.01:
+        return f"{value:g}" if isinstance(value, float) else str(value)
+    mantissa, exponent = f"{value:e}".split("e")
+    return f"{float(mantissa):g}e{int(exponent)}"
 
 
 def _find(stage: str, where: str) -> Stage:

@@ -50,9 +50,32 @@ def test_a_skipped_section_and_an_entry_that_is_left_out():
     assert found["tuned"].is_skipped and not found["law"].is_skipped and "grown" not in found
 
 
+def test_each_stands_for_a_model_of_every_value():
+    several = {**CHAIN["law"], "with": {"strategy": {"_target_": "c.D", "r": 1}}}
+    found = entries(law={**several, "each": {"lr": [1e-4, 2.5e-3, 0.5]}}, other={"stage": "sft", "from": "law-1e-4"})
+    assert [name for name in found if name.startswith("law")] == ["law-1e-4", "law-2.5e-3", "law-0.5"]
+    assert [found[f"law-{rate}"].settings["lr"] for rate in ("1e-4", "2.5e-3", "0.5")] == [1e-4, 2.5e-3, 0.5]
+    assert found["law-0.5"].settings["strategy"] == {"_target_": "c.D", "r": 1}
+    deep = entries(law={**several, "each": {"strategy.r": [4, 8]}})
+    assert deep["law-8"].settings["strategy"] == {"_target_": "c.D", "r": 8}
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
+        ({"law": {**CHAIN["law"], "each": {"lr": []}}}, r"lineage\.law\.each=.* must name one setting and a list"),
+        ({"law": {**CHAIN["law"], "each": {"lr": 1e-4}}}, r"lineage\.law\.each=.* must name one setting and a list"),
+        ({"law": {**CHAIN["law"], "each": {"lr": [1, 2], "seed": [1]}}}, "must name one setting and a list"),
+        ({"law": {**CHAIN["law"], "each": {"lr": [1e-4, 0.0001]}}}, "has the same value twice"),
+        ({"law": {**CHAIN["law"], "each": {"rate": [1.0]}}}, r"lineage\.law-1\.with\.rate is not a key"),
+        (
+            {"law": {**CHAIN["law"], "each": {"lr": [0.5]}}, "more": {"stage": "sft", "from": "law"}},
+            r"no model 'law'; did you mean law-0\.5\?",
+        ),
+        (
+            {"law-0.5": CHAIN["law"], "law": {**CHAIN["law"], "each": {"lr": [0.5]}}},
+            r"names the model 'law-0\.5' twice",
+        ),
         ({"grown": {"stage": "expnad", "from": "base"}}, r"lineage\.grown\.stage: there is no stage 'expnad'"),
         ({"grown": {"stage": "data", "from": "base"}}, r"lineage\.grown\.stage=data makes data, not a model"),
         ({"law": {"stage": "pretrain", "from": "gorwn"}}, r"no model 'gorwn'; did you mean grown\?"),

@@ -71,11 +71,12 @@ def html(
     sections: Sequence[Section] = (),
     parts: Sequence[Section] = (),
     items_page: str = "",
+    frontier: Sequence[Section] = (),
 ) -> str:
     """The whole page. Nothing in it is loaded from elsewhere, and all text from artifacts is escaped.
 
     `sections` are about blocks, `parts` about what lies inside a benchmark's score; `items_page` names the file beside
-    this one that shows single items, if there is one.
+    this one that shows single items, if there is one; `frontier` compares methods at equal gain.
     """
     environment = jinja2.Environment(
         autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined
@@ -91,6 +92,7 @@ def html(
         tables=[part for table in result_tables(comparison) for part in split(table)],
         notes=notes(comparison),
         corrected=corrected(comparison),
+        frontier=frontier,
         parts=parts,
         items_page=items_page,
         facts=facts_table(comparison),

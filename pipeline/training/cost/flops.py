@@ -11,8 +11,8 @@ experts, the head, no lookup table), D the tokens.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
 
 from pipeline.models.architecture.shape import Block, Matrix, Shape
 
@@ -76,11 +76,30 @@ class Cost:
 
 @dataclass(frozen=True)
 class Trains:
-    """What a strategy trains: "new_blocks", "full" (all), or "lora" of a rank in every linear layer. Estimates of
-    memory and FLOPs follow from it."""
+    """What a strategy trains. Estimates of memory and FLOPs follow from it.
+
+    Attributes:
+        way: "new_blocks", "full" (all), "lora" of a rank in every linear layer, or "blocks" by their numbers.
+        blocks: depth of a model -> numbers of its blocks: those that train, or that a rank of 0 matches in parameters.
+    """
 
     way: str
     rank: int = 0
+    blocks: Callable[[int], Sequence[int]] | None = field(default=None, compare=False)
+
+    def of(self, shape: Shape) -> tuple[Shape, Trains]:
+        """The same for a model of this shape, without `blocks`; the shape has those that train marked as new.
+
+        Raises:
+            ValueError: the model has no such blocks.
+        """
+        if self.blocks is None:
+            return shape, self
+        chosen = self.blocks(len(shape.blocks))
+        if self.way == "blocks":
+            return shape.with_new(chosen), Trains("new_blocks")
+        wanted = sum(shape.blocks[number].num_parameters for number in chosen)
+        return shape, Trains("lora", nearest_rank(wanted, Trains("lora", 1).num_trainable(shape)))
 
     def weights_of(self, block: Block) -> bool:
         """Whether all of a block's own parameters train."""
@@ -103,6 +122,11 @@ class Trains:
         if self.way == "lora":
             return self.rank * sum(m.inputs + m.outputs for block in shape.blocks for m in block.matrices)
         return sum(block.num_parameters for block in shape.blocks if block.new)
+
+
+def nearest_rank(wanted: int, per_rank: int) -> int:
+    """The rank, at least 1, at which adapters of `per_rank` parameters for each have about as many as wanted."""
+    return max(1, -((per_rank - 2 * wanted) // (2 * per_rank)))
 
 
 def cost_of(shape: Shape, trains: Trains) -> Cost:

@@ -26,6 +26,7 @@ class Forecast:
         num_steps: None where it depends on data that are not prepared yet.
         seq_len, batch_size: rows of a step over all processes.
         num_processes: that share a step.
+        rank: of LoRA; 0 for other strategies.
     """
 
     num_parameters: int
@@ -36,6 +37,7 @@ class Forecast:
     batch_size: int
     num_steps: int | None
     num_processes: int
+    rank: int = 0
 
     @property
     def step_flops(self) -> float:
@@ -68,9 +70,10 @@ def forecast(
     Raises:
         ValueError: params that cannot be run.
     """
-    settings, trains = Settings.of(params), strategy.footprint()
-    if trains is None or not trains.fits(shape):
+    settings, known = Settings.of(params), _known(shape, strategy)
+    if known is None:
         return None
+    shape, trains = known
     memory = memory_of(
         shape, trains, settings.seq_len, settings.precision, Knobs.of(launch), settings.frozen_dtype,
         needs_base(strategy.penalties),
@@ -86,13 +89,20 @@ def forecast(
         batch_size=settings.batch_size,
         num_steps=steps,
         num_processes=launch["num_processes"],
+        rank=trains.rank,
     )
 
 
 def known_shape(source: Path, strategy: Strategy) -> tuple[Shape, Trains] | None:
     """The shape of the model saved in `source` and what a strategy trains in it, where both can be told."""
-    shape, trains = read_shape(source), strategy.footprint()
-    return None if shape is None or trains is None or not trains.fits(shape) else (shape, trains)
+    shape = read_shape(source)
+    return None if shape is None else _known(shape, strategy)
+
+
+def _known(shape: Shape, strategy: Strategy) -> tuple[Shape, Trains] | None:
+    trains = strategy.footprint()
+    found = None if trains is None else trains.of(shape)
+    return found if found is None or found[1].fits(found[0]) else None
 
 
 def tell(
@@ -121,6 +131,7 @@ def lines(found: Forecast, rate: tuple[float, str] | None) -> list[str]:
     """The forecast in a few lines; `rate` is needed FLOP/s of one process, and where that was seen."""
     share = found.num_trainable / found.num_parameters
     parameters = f"parameters  {found.num_parameters:,}; {found.num_trainable:,} train ({share:.1%})"
+    parameters += f", LoRA of rank {found.rank}" if found.rank else ""
     return [parameters, _memory_line(found.memory), _flops_line(found), _time_line(found, rate)]
 
 

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, ClassVar, Protocol
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol
 
 from pipeline.models.architecture.aliases import aliases
 from pipeline.records.expansion import ExpansionMap
-from pipeline.training.cost.flops import Trains
+from pipeline.training.cost.flops import Trains, nearest_rank
+from pipeline.training.methods.copied_blocks import copied_blocks
 from pipeline.training.methods.penalty import Penalty
 
 if TYPE_CHECKING:  # a request is checked without
@@ -19,7 +20,11 @@ _WRAPPED, _ADAPTED = "base_model.model.", ".base_layer.weight"  # how peft names
 
 
 class Strategy(Protocol):
-    """Marks what trains, and hands back what was trained under the names of the saved model."""
+    """Marks what trains, and hands back what was trained under the names of the saved model.
+
+    It may also have `check(num_blocks, expanded)`, which raises ValueError for a model that it cannot train, before any
+    work: how many blocks the model will have, and whether it is an expanded one; None where that is not known.
+    """
 
     needs_new_parameters: ClassVar[bool]
     """Whether it can train only a model that was expanded."""
@@ -122,19 +127,36 @@ class Full:
 class Lora:
     """Train low-rank updates of the linear layers (peft) and merge them into the weights at the end.
 
-    LoRA, arXiv 2106.09685. `target_modules` is peft's: "all-linear", or a list of module names.
+    LoRA, arXiv 2106.09685.
+
+    Attributes:
+        rank: or "matched": the one whose number of trained parameters is nearest to that of the new blocks that
+            `expansion` would add to the model, the smaller of two that are as near.
+        alpha: None: twice the rank.
+        target_modules: peft's: "all-linear", or a list of module names.
+        expansion: that is matched, as an object; read with rank="matched" alone.
     """
 
-    rank: int
-    alpha: float
+    rank: int | Literal["matched"]
+    alpha: float | None
     dropout: float
     target_modules: str | list[str]
     penalties: Mapping[str, Penalty] = field(default_factory=dict)
+    expansion: Any = None
     needs_new_parameters: ClassVar[bool] = False
 
     def footprint(self) -> Trains | None:
         """See `Strategy.footprint`."""
-        return Trains("lora", self.rank) if self.target_modules == "all-linear" else None
+        if self.target_modules != "all-linear":
+            return None
+        return Trains("lora", blocks=self._matched) if self.rank == "matched" else Trains("lora", self.rank)
+
+    def check(self, num_blocks: int | None, expanded: bool | None) -> None:
+        """See `Strategy`. Raises ValueError: there is no such rank."""
+        if self.rank == "matched":
+            self._matched(num_blocks)
+        elif self.rank < 1:
+            raise ValueError(f"strategy.rank={self.rank} must be at least 1, or matched")
 
     def apply(self, model: nn.Module, new_parameters: Sequence[str]) -> nn.Module:
         """Wrap the model's linear layers.
@@ -143,17 +165,8 @@ class Lora:
             ValueError: no module matches `target_modules` (peft), or one has its weight in common with another: merged,
                 the update of one would change both.
         """
-        import peft
-
-        targets = self.target_modules if isinstance(self.target_modules, str) else list(self.target_modules)
-        config = peft.LoraConfig(
-            r=self.rank,
-            lora_alpha=self.alpha,
-            lora_dropout=self.dropout,
-            target_modules=targets,
-            task_type="CAUSAL_LM",
-        )
-        adapted = peft.get_peft_model(model, config)
+        rank = self._rank_for(model) if self.rank == "matched" else self.rank
+        adapted = self._wrapped(model, rank)
         _refuse_shared(model)
         return adapted
 
@@ -171,6 +184,40 @@ class Lora:
         adapted = list(self.writes(model))
         merged = dict(model.merge_and_unload().named_parameters())
         return {name: merged[name] for name in adapted}
+
+    def _wrapped(self, model: nn.Module, rank: int) -> Any:
+        import peft
+
+        targets = self.target_modules if isinstance(self.target_modules, str) else list(self.target_modules)
+        config = peft.LoraConfig(
+            r=rank,
+            lora_alpha=2 * rank if self.alpha is None else self.alpha,
+            lora_dropout=self.dropout,
+            target_modules=targets,
+            task_type="CAUSAL_LM",
+        )
+        return peft.get_peft_model(model, config)
+
+    def _matched(self, num_blocks: int | None) -> list[int]:
+        """The blocks whose copies are matched."""
+        try:
+            return copied_blocks(self.expansion, num_blocks, "strategy.rank a number, such as 64")
+        except ValueError as error:
+            raise ValueError(f"strategy lora with rank=matched: {error}") from error
+
+    def _rank_for(self, model: nn.Module) -> int:
+        """Counted on the model as it stands: adapters of rank 1 are put in and taken out again."""
+        import torch
+
+        from pipeline.models.architecture.blocks import decoder_blocks
+
+        blocks = decoder_blocks(model)
+        wanted = sum(p.numel() for number in self._matched(len(blocks)) for p in blocks[number].parameters())
+        with torch.random.fork_rng(devices=[]):  # the run draws as with this rank written out
+            adapted = self._wrapped(model, 1)
+            per_rank = sum(p.numel() for p in adapted.parameters() if p.requires_grad)
+            adapted.unload()
+        return nearest_rank(wanted, per_rank)
 
 
 def _refuse_shared(model: Any) -> None:

@@ -6,6 +6,7 @@ import torch
 import transformers
 from torch.utils.flop_counter import FlopCounterMode
 
+from pipeline.expansion.layout import Layout
 from pipeline.models.architecture.shape import shape_of
 from pipeline.training.cost.count import FORMULAS, count_cost
 from pipeline.training.cost.flops import Cost, Trains, Window, cost_of
@@ -13,6 +14,7 @@ from pipeline.training.cost.peak import Peak, data_sheet, matmul_rate, peak
 from pipeline.training.cost.throughput import Throughput, utilisation
 from pipeline.training.kernels.head import PLAIN
 from pipeline.training.methods.base_copy import base_copy
+from pipeline.training.methods.existing_blocks import ExistingBlocks
 from pipeline.training.methods.kl_to_base import KlToBase
 from pipeline.training.methods.penalty import with_penalties
 from pipeline.training.methods.strategy import Full, Lora, NewBlocks
@@ -62,6 +64,22 @@ def test_a_step_needs_what_is_executed(way, tied, length):
     shape = shape_of(config).with_new(set(NEW))
     found = executed(model, 2, length, 40)
     assert cost_of(shape, trains(strategy)).needed(2 * length, 2 * 40, lambda _: 2 * length**2) == found
+
+
+@pytest.mark.parametrize(
+    "strategy",
+    [
+        ExistingBlocks(blocks=NEW),
+        ExistingBlocks(expansion=Layout(num_groups=3)),
+        Lora("matched", None, 0.0, "all-linear", expansion=Layout(num_groups=3)),
+    ],
+)
+def test_what_follows_an_expansion_needs_what_is_executed(strategy):
+    _, model = build(strategy, new=())
+    shape, found = strategy.footprint().of(shape_of(LLAMA))
+    needed = cost_of(shape, found).needed(2 * 64, 2 * 40, lambda _: 2 * 64**2)
+    assert needed == executed(model, 2, 64, 40)
+    assert found.num_trainable(shape) == sum(p.numel() for p in model.parameters() if p.requires_grad)
 
 
 @pytest.mark.parametrize("way", WAYS)

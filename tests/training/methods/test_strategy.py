@@ -5,7 +5,9 @@ import itertools
 import pytest
 import torch
 
+from pipeline.expansion.layout import Layout
 from pipeline.models import load
+from pipeline.training.methods.existing_blocks import ExistingBlocks
 from pipeline.training.methods.optim import build_adamw, learning_rate
 from pipeline.training.methods.strategy import Full, Lora, NewBlocks
 
@@ -49,6 +51,53 @@ def test_lora_merges_to_what_it_computed(make_model):
     fresh.load_state_dict(trained, strict=False)
     with torch.no_grad():
         torch.testing.assert_close(fresh(input_ids=ids).logits, expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("targets", ["all-linear", ["q_proj", "down_proj"]])
+def test_lora_matches_the_parameters_of_new_blocks(make_model, targets):
+    model = load(make_model())
+    layout = Layout(num_groups=2)
+    blocks = [model.model.layers[slot.source] for slot in layout.slots(len(model.model.layers)) if slot.new]
+    wanted = sum(p.numel() for block in blocks for p in block.parameters())
+    torch.manual_seed(3)
+    wrapped = Lora("matched", None, 0.0, targets, expansion=layout).apply(model, [])
+    first = next(m for m in wrapped.modules() if hasattr(m, "lora_A"))
+    rank = first.lora_A["default"].out_features
+    found = sum(p.numel() for p in wrapped.parameters() if p.requires_grad)
+    assert len(blocks) == 2 and abs(found - wanted) <= found // rank / 2 and first.scaling["default"] == 2
+    torch.manual_seed(3)
+    plain = Lora(rank, None, 0.0, targets).apply(load(make_model()), [])  # draws the same numbers
+    assert all(torch.equal(a, b) for a, b in zip(wrapped.parameters(), plain.parameters(), strict=True))
+
+
+def test_existing_blocks_train_in_place(make_model):
+    model = load(make_model("float32", num_hidden_layers=12))
+    strategy = ExistingBlocks(expansion=Layout(num_groups=2, per_group=2))
+    strategy.apply(model, [])
+    names = [n for n, p in model.named_parameters() if p.requires_grad]
+    assert {int(name.split(".")[2]) for name in names} == {4, 5, 10, 11} and len(names) == 4 * 9
+    assert set(strategy.trained(model)) == set(names)
+    ExistingBlocks(blocks=[7, 0]).apply(model, [])
+    assert {int(n.split(".")[2]) for n, p in model.named_parameters() if p.requires_grad} == {0, 7}
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"blocks": []}, "trains nothing"),
+        ({"blocks": [1, 1]}, "block 1 more than once over"),
+        ({"blocks": [12]}, "no block 12; its blocks are 0 to 11"),
+        ({"expansion": Layout(num_groups=5)}, "num_groups=5 does not divide the model's 12 blocks"),
+        ({"expansion": Layout(per_group=2, origin="last")}, r"block 11 .* use expand\.origin=top"),
+        ({}, "expand=none adds none"),
+        ({"expansion": object()}, "cannot be told of object beforehand"),
+    ],
+)
+def test_existing_blocks_that_cannot_be_told_are_refused(settings, message):
+    with pytest.raises(ValueError, match=message):
+        ExistingBlocks(**settings).check(12, False)
+    with pytest.raises(ValueError, match="its model was"):
+        ExistingBlocks(expansion=Layout()).check(12, True)
 
 
 def test_norms_and_biases_do_not_decay(make_model):

@@ -1,0 +1,68 @@
+"""The learning-forgetting frontier: drift over domain gain, one line a method over its learning rates."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+from matplotlib import pyplot
+from matplotlib.figure import Figure
+
+from pipeline.records.items import Floats
+from pipeline.reporting.figures.plot import DASHES, INK, PALETTE, STYLE, TRAINED, Plot, save
+from pipeline.reporting.frontier import Frontier, Method
+from pipeline.reporting.statistics.differences import percentiles
+from pipeline.reporting.tables.wording import number, percent
+
+
+def frontier_plot(frontier: Frontier, confidence: float, directory: Path) -> Plot:
+    """Draw it to `directory`, as PNG and SVG."""
+    caption = (
+        f"Down and to the right is better. The base is the origin. Bars are {percent(confidence)} intervals over "
+        "items. Hollow points are beaten in both by another rate of their method; lines join the rest."
+    )
+    told = "; ".join(f"{one.label} {_told(one)}" for one in frontier.methods)
+    path = save(frontier_figure(frontier, confidence), directory, "frontier")
+    return Plot(path, "Drift at equal gain", f"Drift from the base over domain gain: {told}.", caption)
+
+
+def frontier_figure(frontier: Frontier, confidence: float) -> Figure:
+    """Every point with its intervals, and each method's envelope as a line."""
+    with pyplot.rc_context(STYLE):
+        figure, ax = pyplot.subplots(figsize=(8.6, 5.6))
+        for i, method in enumerate(frontier.methods):
+            colour, marker, curve = PALETTE[i % len(PALETTE)], TRAINED[i % len(TRAINED)], method.curve
+            ax.plot(
+                [one.gain for one in curve], [one.drift for one in curve], color=colour, lw=1.8, marker=marker, ms=7,
+                ls=DASHES[i // len(PALETTE) % len(DASHES)], label=method.label, zorder=4,
+            )  # fmt: skip
+            for point, rate in zip(method.points, method.rates, strict=True):
+                face = colour if any(point is one for one in curve) else "white"
+                ax.errorbar(
+                    point.gain, point.drift, _error(point.drift, point.drifts, confidence),
+                    _error(point.gain, point.gains, confidence), color=colour, marker=marker, ms=7, lw=1, alpha=0.7,
+                    capsize=2, markerfacecolor=face,
+                )  # fmt: skip
+                place = {"xytext": (6, 5), "textcoords": "offset points", "fontsize": 8.5}
+                ax.annotate(f"{rate:g}", (point.gain, point.drift), color=colour, **place)
+        ax.plot(0, 0, "o", color=INK, ms=7, zorder=5)
+        ax.annotate(frontier.base, (0, 0), (7, 6), textcoords="offset points", color=INK)
+        interval = f"{percent(confidence)} interval"
+        ax.set_xlabel(f"domain gain over the base (bits per byte, {interval})  → better")
+        ax.set_ylabel(f"drift from the base, KL(base || model)\n(nats per token, {interval})  ↓ better")
+        ax.set_ylim(bottom=min(0.0, ax.get_ylim()[0]))
+        ax.margins(0.08)
+        ax.legend(loc="upper left", title="method, at its learning rates")
+        figure.tight_layout()
+        return figure
+
+
+def _error(value: float, draws: Floats, confidence: float) -> Floats | None:
+    """(2, 1) distances to the interval's ends; the percentile interval need not contain the estimate."""
+    low, high = percentiles(draws, confidence)
+    return np.maximum([[value - low], [high - value]], 0.0) if np.isfinite([low, high]).all() else None
+
+
+def _told(method: Method) -> str:
+    points = zip(method.rates, method.points, strict=True)
+    return ", ".join(f"{number(p.drift, 4)} for {number(p.gain, 4)} at {rate:g}" for rate, p in points)

@@ -1,0 +1,182 @@
+"""Methods at equal gain on the domain: what each trained, over its learning rates, and how far it drifted for it.
+
+A method is what a training did, told by its stage's parameters and what it started from; its points differ in the
+learning rate alone.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from pipeline.records.items import Floats
+from pipeline.reporting.collect import read_manifest
+from pipeline.reporting.compare import BITS_PER_BYTE, Comparison, ModelResult
+from pipeline.reporting.statistics.drift import ALL, KL_NATS
+from pipeline.reporting.statistics.frontier import Level, Point, envelope, levels, shared_draws
+
+SWEPT = "lr"
+WRITTEN = {"Lora": "LoRA", "Full": "full fine-tuning"}
+"""Names of strategies that are not their class's words."""
+
+
+@dataclass(frozen=True)
+class Method:
+    """A method and its models, by their learning rates."""
+
+    label: str
+    rates: tuple[float, ...]
+    lines: tuple[ModelResult, ...]
+    points: tuple[Point, ...]
+
+    @property
+    def curve(self) -> list[Point]:
+        """See `envelope`."""
+        return envelope(self.points)
+
+    def rate_of(self, point: Point) -> float:
+        """The learning rate of one of its points."""
+        return self.rates[self.points.index(point)]
+
+
+@dataclass(frozen=True)
+class Frontier:
+    """Methods that started from one base, over drift on all texts or on one kind of them.
+
+    Attributes:
+        kind: of the texts; `all`.
+        levels: the methods at equal gains.
+    """
+
+    kind: str
+    base: str
+    methods: tuple[Method, ...]
+    levels: tuple[Level, ...]
+
+
+def frontiers(comparison: Comparison, seed: int) -> list[Frontier]:
+    """Over all texts, then over each kind; none where fewer than two methods have several learning rates.
+
+    Args:
+        seed: of the draws.
+    """
+    named = _methods(comparison)
+    if len(named) < 2:
+        return []
+    lines = [line for rated in named.values() for _, line in rated]
+    gain, gains = _gains(comparison, lines, seed)
+    first = lines[0].row.evaluations[_drift_measure(comparison)]
+    kinds = sorted({name for name in first.categories if name})
+    found = []
+    for kind in (ALL, *(kinds if len(kinds) > 1 else ())):
+        drift, drifts, n = _drifts(comparison, lines, kind, seed)
+        points = {id(one): Point(gain[i], drift[i], gains[:, i], drifts[:, i]) for i, one in enumerate(lines)}
+        methods = tuple(_method(label, rated, points) for label, rated in named.items())
+        compared = levels({one.label: one.curve for one in methods}, confidence=comparison.confidence, num_items=n)
+        found.append(Frontier(kind, str(lines[0].row.reference), methods, tuple(compared)))
+    return found
+
+
+def _method(label: str, rated: Sequence[tuple[float, ModelResult]], points: Mapping[int, Point]) -> Method:
+    rates, lines = zip(*rated, strict=True)
+    return Method(label, rates, lines, tuple(points[id(line)] for line in lines))
+
+
+def _methods(comparison: Comparison) -> dict[str, list[tuple[float, ModelResult]]]:
+    """label -> learning rates and models, of the methods that have several, all compared with one base."""
+    if not _domain_measures(comparison) or _drift_measure(comparison) == "":
+        return {}
+    found: dict[str, list[tuple[float, ModelResult]]] = {}
+    recipes: dict[str, dict[str, Any]] = {}
+    for line in comparison.lines:
+        base = comparison.reference(line)
+        recipe = _recipe(line) if base is not None and _is_measured(comparison, line, base) else None
+        if base is None or recipe is None or not isinstance(rate := recipe["params"].pop(SWEPT, None), float | int):
+            continue
+        key = json.dumps([recipe, base.row.fingerprint], sort_keys=True)
+        recipes[key] = recipe
+        found.setdefault(key, []).append((float(rate), line))
+    several = {key: sorted(rated, key=lambda pair: pair[0]) for key, rated in found.items() if len(rated) > 1}
+    bases = {key: json.loads(key)[1] for key in several}
+    several = {key: rated for key, rated in several.items() if bases[key] == next(iter(bases.values()))}
+    labels = _labels([recipes[key] for key in several])
+    return dict(zip(labels, several.values(), strict=True))
+
+
+def _recipe(line: ModelResult) -> dict[str, Any] | None:
+    """Parameters of the training that made a model, and the fingerprints of what it read."""
+    if line.row.training is None:
+        return None
+    manifest = read_manifest(line.row.training)
+    inputs = {role: one["fingerprint"] for role, one in (manifest.get("inputs") or {}).items()}
+    params = manifest.get("params") or {}
+    return {"params": dict(params), "inputs": inputs} if "strategy" in params else None
+
+
+def _is_measured(comparison: Comparison, line: ModelResult, base: ModelResult) -> bool:
+    names = _domain_measures(comparison)
+    return _drift_measure(comparison) in line.row.evaluations and all(
+        name in one.row.evaluations for name in names for one in (line, base)
+    )
+
+
+def _domain_measures(comparison: Comparison) -> list[str]:
+    domain = [b.name for b in comparison.benchmarks if b.group == "domain"]
+    measured = {n: items for line in comparison.lines for n, items in line.row.evaluations.items() if n in domain}
+    return [name for name in domain if measured[name].metric == BITS_PER_BYTE]
+
+
+def _drift_measure(comparison: Comparison) -> str:
+    """The first measure of drift; "" for none."""
+    found = (n for line in comparison.lines for n, items in line.row.evaluations.items() if items.metric == KL_NATS)
+    return next(found, "")
+
+
+def _gains(comparison: Comparison, lines: Sequence[ModelResult], seed: int) -> tuple[Floats, Floats]:
+    """(M,) and (B, M): bits per byte that the base has more, the mean over the measures of the domain."""
+    base = comparison.reference(lines[0])
+    assert base is not None
+    parts = []
+    for name in _domain_measures(comparison):
+        models = [one.row.evaluations[name] for one in (base, *lines)]
+        value, draws = shared_draws(models, num_bootstrap=comparison.num_bootstrap, seed=seed, stream=name)
+        parts.append((value[0] - value[1:], draws[:, :1] - draws[:, 1:]))
+    return np.mean([value for value, _ in parts], axis=0), np.mean([draws for _, draws in parts], axis=0)
+
+
+def _drifts(comparison: Comparison, lines: Sequence[ModelResult], kind: str, seed: int) -> tuple[Floats, Floats, int]:
+    name = _drift_measure(comparison)
+    models = [line.row.evaluations[name] for line in lines]
+    if kind != ALL:
+        models = [one.of(kind) for one in models]
+    found = shared_draws(models, num_bootstrap=comparison.num_bootstrap, seed=seed, stream=f"{name} {kind}")
+    return *found, len(models[0].ids)
+
+
+def _labels(recipes: Sequence[Mapping[str, Any]]) -> list[str]:
+    """What each trains; where several train the same, with the settings in which they differ."""
+    flat = [_flat(recipe["params"]) for recipe in recipes]
+    names = [_written(one.get("strategy._target_", "")) for one in flat]
+    labels = []
+    for name, one in zip(names, flat, strict=True):
+        alike = [other for other, given in zip(flat, names, strict=True) if given == name]
+        own = [f"{key.rpartition('.')[2]}={one[key]}" for key in one if any(o.get(key) != one[key] for o in alike)]
+        labels.append(", ".join([name, *own]))
+    return [label if labels.count(label) == 1 else f"{label} ({i + 1})" for i, label in enumerate(labels)]
+
+
+def _written(target: str) -> str:
+    name = target.rpartition(".")[2]
+    return WRITTEN.get(name, re.sub(r"(?<=[a-z0-9])(?=[A-Z])", " ", name).lower())
+
+
+def _flat(settings: Mapping[str, Any], above: str = "") -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for key, value in settings.items():
+        found |= _flat(value, f"{above}{key}.") if isinstance(value, Mapping) else {f"{above}{key}": value}
+    return found

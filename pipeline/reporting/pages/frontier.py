@@ -1,0 +1,121 @@
+"""Methods compared at equal gain: sentences, figure and table of the report."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from pipeline.reporting.compare import Comparison
+from pipeline.reporting.figures.frontier import frontier_plot
+from pipeline.reporting.frontier import Frontier, frontiers
+from pipeline.reporting.pages.page import Section
+from pipeline.reporting.statistics.differences import Difference
+from pipeline.reporting.statistics.frontier import Level
+from pipeline.reporting.tables.frontier import frontier_table
+from pipeline.reporting.tables.wording import listing, number
+
+
+def frontier_sections(comparison: Comparison, directory: Path, seed: int) -> list[Section]:
+    """One section where at least two methods have several learning rates, else none; its figure goes to `directory`."""
+    found = frontiers(comparison, seed)
+    if not found:
+        return []
+    whole, *kinds = found
+    confidence = comparison.confidence
+    sentences = [_verdict(whole, confidence), *_by_kind(kinds, confidence), _largest(whole), HOW]
+    plot, table = frontier_plot(whole, confidence, directory), frontier_table(whole, confidence)
+    values = {one.kind: _values(one) for one in found}
+    return [Section("Who drifts least for the same gain?", tuple(sentences), plot, table, True, True, values)]
+
+
+HOW = (
+    "Each method has a curve: its models at several learning rates without those that another of its rates beats in "
+    "gain and drift at once, joined by straight lines in the gain. Nothing is said outside a curve's range. Intervals "
+    "are of a bootstrap over passages and samples with the same draws for all models; they do not cover training seeds."
+)
+
+
+def _verdict(frontier: Frontier, confidence: float) -> str:
+    if not frontier.levels:
+        ranges = [f"{one.label} {_range([p.gain for p in one.curve])}" for one in frontier.methods]
+        return f"No two methods share a gain, so none can be said to drift less: {'; '.join(ranges)} bits per byte."
+    parts = [_won(name, frontier.levels, confidence) for name in dict.fromkeys(one.least for one in frontier.levels)]
+    count = sum(len(level.behind) for level in frontier.levels)
+    corrected = f", corrected for all {count} comparisons (Holm)" if count > 1 else ""
+    return f"At equal gain, {'; '.join(parts)}{corrected}."
+
+
+def _won(name: str, levels: Sequence[Level], confidence: float) -> str:
+    """At which gains a method drifted least, and at how many of them that holds against every other."""
+    own = [level for level in levels if level.least == name]
+    holds = [level for level in own if max(level.adjusted.values()) <= 1 - confidence]
+    told = f"{name} drifted least at {_gains([level.gain for level in own])} bits per byte"
+    if len(own) > 1:
+        sure = {len(own): "all of them", 0: "none of them"}.get(len(holds), f"{len(holds)} of these {len(own)}")
+        return f"{told}, and at {sure} the difference from every other method is outside chance"
+    return f"{told}, and the difference from every other method is {'outside' if holds else 'within'} chance"
+
+
+def _by_kind(kinds: Sequence[Frontier], confidence: float) -> list[str]:
+    """Whether each kind of text says the same."""
+    found = []
+    for one in kinds:
+        least = [f"{level.least} at {level.gain:g}{_sure(level, confidence)}" for level in one.levels]
+        found.append(f"Drift on {one.kind} texts alone, least: {', '.join(least) or 'no two methods share a gain'}.")
+    return found
+
+
+def _sure(level: Level, confidence: float) -> str:
+    return "" if max(level.adjusted.values()) <= 1 - confidence else " (within chance)"
+
+
+def _largest(frontier: Frontier) -> str:
+    """Each method's largest gain, with its rate and its drift."""
+    told = []
+    for method in sorted(frontier.methods, key=lambda one: -one.curve[-1].gain):
+        top = method.curve[-1]
+        gain, drift = number(top.gain, 4, signed=True), number(top.drift, 4)
+        told.append(f"{method.label} {gain} at a rate of {method.rate_of(top):g}, drifting {drift}")
+    return f"Largest gains, in bits per byte: {'; '.join(told)}."
+
+
+def _gains(gains: Sequence[float]) -> str:
+    return listing([f"{gain:g}" for gain in gains])
+
+
+def _range(gains: Sequence[float]) -> str:
+    low, high = (number(gain, 4, signed=True) for gain in (min(gains), max(gains)))
+    return f"{low} to {high}"
+
+
+def _values(frontier: Frontier) -> dict[str, Any]:
+    return {
+        "base": frontier.base,
+        "methods": [
+            {
+                "method": method.label,
+                "points": [
+                    {"model": line.label, "lr": rate, "gain": point.gain, "drift": point.drift}
+                    for line, rate, point in zip(method.lines, method.rates, method.points, strict=True)
+                ],
+            }
+            for method in frontier.methods
+        ],
+        "levels": [
+            {
+                "gain": level.gain,
+                "least": level.least,
+                "drift": {name: one and _estimate(one) for name, one in level.drifts.items()},
+                "behind": {name: {**_estimate(one), "p": level.adjusted[name]} for name, one in level.behind.items()},
+            }
+            for level in frontier.levels
+        ],
+    }
+
+
+def _estimate(one: Difference) -> dict[str, float | None]:
+    values = {"value": one.value, "low": one.low, "high": one.high}
+    return {key: value if np.isfinite(value) else None for key, value in values.items()}
