@@ -85,7 +85,7 @@ class Tracked:
 
 @dataclass(frozen=True)
 class Curve:
-    """Losses in nats per token over trained tokens: (T,) at training steps, (V,) at validations; and what is tracked."""
+    """Losses in nats per token over trained tokens: (T,) at training steps, (V,) at validations; what is tracked."""
 
     tokens: NDArray[np.float64] = field(repr=False)
     loss: NDArray[np.float64] = field(repr=False)

@@ -1,4 +1,4 @@
-"""What tests of training start from: the default launch knobs on a CPU, the settings of a short run, and its tracking."""
+"""What tests of training start from: launch knobs on a CPU, and the settings of a short run and of its tracking."""
 
 from pathlib import Path
 

@@ -2,9 +2,9 @@
 
 The library is imported once and every rank is forked before any thread exists, so that a run costs its steps alone.
 A run is {"source", "directory", "world", "stop_after", "told", "strategy", "launch", "settings", "track", "base",
-"die_after", "kill"}. `told`: the ranks that learn that they should stop. `track`: changes to what is tracked, against the model in
-`base`. `die_after`: so many steps of this process raise. `kill` is {"sign", "number", "after_s"}: SIGKILL to all ranks so long after as
-many files that match the sign have newly appeared.
+"die_after", "kill"}. `told`: the ranks that learn that they should stop. `track`: changes to what is tracked, against
+the model in `base`. `die_after`: steps after which this process raises. `kill` is {"sign", "number", "after_s"}:
+SIGKILL to all ranks so long after as many files that match the sign have newly appeared.
 """
 
 from __future__ import annotations
@@ -84,7 +84,7 @@ def train(run: dict) -> dict:
     stream = stream_of(run)
     validation = {"a": [next(PackedStream([chats(9)], {"a": 1.0}, settings.seq_len, 9, "truncate"))] * 3}
     strategy = STRATEGIES[run.get("strategy", "new_blocks")]()
-    tracking = tracking_of(run["track"], Path(run["base"]), settings.seq_len) if "track" in run else None
+    tracking = tracking_of(run["track"], run.get("base"), settings.seq_len) if "track" in run else None
     return fit(
         Path(run["source"]), directory / "model", strategy, settings, stream, validation, runtime, device, tracking
     )
@@ -97,15 +97,15 @@ def texts(number: int, seed: int) -> list[SimpleNamespace]:
     for length in rng.integers(12, 40, number):
         first = int(rng.integers(1, 8))
         scored = [index >= first for index in range(length)]
-        found.append(SimpleNamespace(tokens=rng.integers(3, 300, length).tolist(), scored=scored, num_bytes=5 * length))
+        found.append(SimpleNamespace(tokens=rng.integers(3, 40, length).tolist(), scored=scored, num_bytes=5 * length))
     return found
 
 
-def tracking_of(changes: dict, base: Path, seq_len: int) -> Tracking:
+def tracking_of(changes: dict, base: str | None, seq_len: int) -> Tracking:
     """Five documents and five samples."""
     track = Track(**{**knobs.TRACK, **changes})
     measures = [measure_of(name, texts(5, seed), seq_len) for seed, name in enumerate(track.measures)]
-    return Tracking(track, measures, base if "drift" in track.measures else None)
+    return Tracking(track, measures, Path(base) if base else None)
 
 
 def rank_of(run: dict, rank: int, port: int) -> int:
