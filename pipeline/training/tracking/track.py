@@ -83,9 +83,8 @@ class Track:
             return None
         names = {field.name for field in fields(cls)}
         if odd := sorted(names ^ set(section)):
-            raise ValueError(
-                f"track.{odd[0]} is {'missing' if odd[0] in names else 'not a key'}; known: {_keys(names)}"
-            )
+            wrong = "is missing" if odd[0] in names else "is not a key"
+            raise ValueError(f"track.{odd[0]} {wrong}; it has {', '.join(sorted(names))}")
         try:
             check_fields(cls, section)
         except ValueError as error:
@@ -133,7 +132,3 @@ def tracked_inputs(section: Mapping[str, Any]) -> dict[str, Any]:
     if DRIFT in track["measures"] and samples:
         found |= {"samples": samples, "base": {}}
     return found
-
-
-def _keys(names: set[str]) -> str:
-    return ", ".join(sorted(names))
