@@ -120,7 +120,7 @@ def _in_words(hint: Any) -> str:
     if origin is typing.Literal:
         return f"one of {', '.join(map(repr, inner))}"
     if isinstance(origin, type) and issubclass(origin, Mapping):
-        return "a mapping"
+        return f"a mapping, each value {_in_words(inner[-1])}" if inner and inner[-1] in _WORDS else "a mapping"
     if isinstance(origin, type) and issubclass(origin, Sequence):
         return f"a list, each {_in_words(inner[0])}"
     return _WORDS.get(hint, getattr(hint, "__name__", str(hint)))

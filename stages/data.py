@@ -37,7 +37,9 @@ STAGE = Stage(
 
 def forecast(request: Request) -> Forecast:
     """Refuse sources, weights or a held-out part that make no sense; tell the names of the sources. Reads no data."""
-    _build(request.params)
+    from pipeline.data.text import TextData
+
+    built = _build(request.params)
     for _, source in sources(request.params, "hub"):
         if not is_commit(source["revision"]):
             warnings.warn(
@@ -46,15 +48,16 @@ def forecast(request: Request) -> Forecast:
                 stacklevel=2,
             )
     data = request.params["data"]
-    return Forecast({"sources": sorted(data.get("sources") or {}), "replay": bool(data.get("replay"))})
+    facts = {"sources": sorted(data.get("sources") or {}), "replay": bool(data.get("replay"))}
+    return Forecast(facts | {"kind": "text" if isinstance(built, TextData) else "chat"})
 
 
 def facts(directory: Path) -> Mapping[str, Any]:
-    """The names of the sources, and whether there is general text to replay."""
+    """The names of the sources, whether there is general text to replay, and the kind: text or chat."""
     from pipeline.data.corpus import read_sources
 
     found = read_sources(directory)
-    return {"sources": sorted(found["sources"]), "replay": bool(found.get("replay"))}
+    return {"sources": sorted(found["sources"]), "replay": bool(found.get("replay")), "kind": found["kind"]}
 
 
 def check_network(params: dict[str, Any]) -> None:

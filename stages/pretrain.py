@@ -13,10 +13,11 @@ from pipeline.data.packing.schedule import check_replay
 from pipeline.engine.artifact import model_dir
 from pipeline.engine.process import worker
 from pipeline.engine.run.forecast import Forecast, Request
-from pipeline.engine.stage import Stage
+from pipeline.engine.stage import ROOT, Stage
 from pipeline.models.architecture.facts import model_facts
-from pipeline.training.recipe import forecast_training, train, whole_lengths
+from pipeline.training.recipe import forecast_training, train, training_params
 from pipeline.training.settings import Settings
+from pipeline.training.tracking.track import tracked_inputs
 from pipeline.typed import checked
 
 MIXING = ("packing", "shares", "replay")
@@ -24,16 +25,23 @@ MIXING = ("packing", "shares", "replay")
 
 @dataclass(frozen=True)
 class Params(Settings):
-    """`conf/pretrain`: the settings of training, what trains, and how text is packed and mixed."""
+    """`conf/pretrain`: the settings of training, what trains, what is tracked, and how text is packed and mixed."""
 
     strategy: Mapping[str, Any]
+    track: Mapping[str, Any] | None
     packing: str
     shares: Any
     replay: Any
 
 
-STAGE = Stage(version=3, makes="model", inputs={"model": "model", "data": "data"}, params=Params, resumable=True)
-params_of = whole_lengths
+STAGE = Stage(
+    version=3,
+    makes="model",
+    inputs={"model": "model", "data": "data", "domain": "data", "samples": "samples", "base": ROOT},
+    params=Params,
+    resumable=True,
+)
+params_of, also_reads = training_params, tracked_inputs
 
 
 def forecast(request: Request) -> Forecast:
@@ -54,12 +62,15 @@ def facts(directory: Path) -> Mapping[str, Any]:
 
 def run(context: worker.Context) -> dict[str, Any]:
     """Train on packed documents; the loss is over every token."""
+    from pipeline.evaluation.text.tracked import tracked_texts
     from pipeline.training.runtime import StoppedError
 
+    source, data = model_dir(context.inputs["model"]), context.inputs["data"]
+    base = model_dir(context.inputs["base"]) if "base" in context.inputs else None
     context.handle_stop()
     strategy = instantiate(context.params["strategy"], _convert_="all")
     try:
-        return train(context, model_dir(context.inputs["model"]), context.inputs["data"], strategy, MIXING)
+        return train(context, source, data, strategy, MIXING, tracked_texts, base)
     except StoppedError as stopped:
         raise worker.Interrupted(str(stopped)) from stopped
 

@@ -12,10 +12,11 @@ from hydra.utils import instantiate
 from pipeline.engine.artifact import model_dir
 from pipeline.engine.process import worker
 from pipeline.engine.run.forecast import Forecast, Request
-from pipeline.engine.stage import Stage
+from pipeline.engine.stage import ROOT, Stage
 from pipeline.models.architecture.facts import model_facts
-from pipeline.training.recipe import forecast_training, train, whole_lengths
+from pipeline.training.recipe import forecast_training, train, training_params
 from pipeline.training.settings import Settings
+from pipeline.training.tracking.track import tracked_inputs
 from pipeline.typed import checked
 
 MIXING = ("overlong", "shares")
@@ -23,15 +24,22 @@ MIXING = ("overlong", "shares")
 
 @dataclass(frozen=True)
 class Params(Settings):
-    """`conf/sft`: the settings of training, what trains, and what becomes of long conversations."""
+    """`conf/sft`: the settings of training, what trains, what is tracked, and what becomes of long conversations."""
 
     strategy: Mapping[str, Any]
+    track: Mapping[str, Any] | None
     overlong: str
     shares: Any
 
 
-STAGE = Stage(version=3, makes="model", inputs={"model": "model", "data": "data"}, params=Params, resumable=True)
-params_of = whole_lengths
+STAGE = Stage(
+    version=3,
+    makes="model",
+    inputs={"model": "model", "data": "data", "domain": "data", "samples": "samples", "base": ROOT},
+    params=Params,
+    resumable=True,
+)
+params_of, also_reads = training_params, tracked_inputs
 
 
 def forecast(request: Request) -> Forecast:
@@ -52,14 +60,16 @@ def facts(directory: Path) -> Mapping[str, Any]:
 def run(context: worker.Context) -> dict[str, Any]:
     """Train on packed conversations; the model keeps the template that they were rendered with."""
     from pipeline.data.prepared import keep_chat_template
+    from pipeline.evaluation.text.tracked import tracked_texts
     from pipeline.models import load_tokenizer
     from pipeline.training.runtime import StoppedError
 
     source, data = model_dir(context.inputs["model"]), context.inputs["data"]
+    base = model_dir(context.inputs["base"]) if "base" in context.inputs else None
     context.handle_stop()
     strategy = instantiate(context.params["strategy"], _convert_="all")
     try:
-        metrics = train(context, source, data, strategy, MIXING)
+        metrics = train(context, source, data, strategy, MIXING, tracked_texts, base)
     except StoppedError as stopped:
         raise worker.Interrupted(str(stopped)) from stopped
     if context.is_main:

@@ -13,6 +13,8 @@ from pipeline.engine.errors import ConfigError
 STAGES = "stages"
 ANY_ROLE = "*"
 """In `Stage.inputs`: any further roles, as a merge of several models has them."""
+ROOT = "root"
+"""In `Stage.inputs`, as a kind: the model without parents that the lineage of this one began with."""
 
 
 @dataclass(frozen=True)
@@ -22,13 +24,16 @@ class Stage:
     The module also has `run(context) -> metrics`, and may have
         forecast(request) -> Forecast: what can be told before it runs, see `pipeline.engine.run.forecast`;
         facts(directory) -> Mapping: what is known of an artifact that it made, for the forecasts of what reads it;
+        also_reads(section) -> {role: settings}: inputs of this section beside those of every run: prepared data or
+            samples of these settings, or the root, whatever its settings;
         params_of(section) -> params: its params out of its section of the config, where they differ;
         check_network(params): raise ValueError for what a worker will download and this machine cannot.
 
     Attributes:
         version: part of the identity; bumped when the stage's meaning changes.
         makes: kind of its artifact, such as model, data or scores.
-        inputs: role -> kind of the artifact that it reads in that role; `ANY_ROLE` stands for any other roles.
+        inputs: role -> kind of the artifact that it reads in that role; `ANY_ROLE` stands for any other roles. The
+            lineage's `from` gives the models, the section's `data` the role of that name; others `also_reads` asks for.
         section: of the config with its settings; None: as the stage is called.
         params: frozen dataclass with a field for each param; None: the library types them where they are used.
         hints: keys of the section that only estimates use: given to `forecast`, no part of the identity.

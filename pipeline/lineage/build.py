@@ -2,22 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 from pipeline.engine.errors import ConfigError
 from pipeline.engine.graph import Node
 from pipeline.engine.sources.locations import localize
-from pipeline.engine.stage import find_stage
+from pipeline.engine.stage import ROOT, find_stage
 from pipeline.lineage import gate
 from pipeline.lineage.benchmarks import Evaluations
-from pipeline.lineage.entries import Entry, read_lineage, section_of
+from pipeline.lineage.entries import MODEL, Entry, read_lineage, section_of
 from pipeline.lineage.template_files import template_files_as_sources
 from pipeline.lineage.variant import Model, Variant
 
 DATA = "data"
 """The kind of artifact, the role and the key of a section by which a model's stage asks for prepared data."""
+SAMPLES = "samples"
+"""The kind of artifact and the stage that makes it: what a model wrote."""
 
 
 def build(config: Mapping[str, Any], name: str, cache: Path) -> Variant:
@@ -63,11 +65,14 @@ class _Builder:
         label = entry.stage if entry.stage in self.alone else f"{entry.stage}/{entry.name}"
         first = next(iter(parents.values()), None)
         root = None if first is None else self.variant.root(first)
+        short = entry.section if entry.stage in self.alone else entry.name
+        more = getattr(find_stage(entry.stage), "also_reads", lambda _: {})
+        asked = self._checked(entry, more, section)
         if entry.declared.inputs.get(DATA) == DATA:
-            short = entry.section if entry.stage in self.alone else entry.name
             if not (data := section.pop(DATA, None)):
                 raise ConfigError(f"{entry.section} needs data; {entry.section}=none leaves the stage out")
             inputs[DATA] = self._data(short, data, root, entry.section)
+        inputs |= {role: self._asked(entry, role, settings, root, short) for role, settings in asked.items()}
         params, hints = self._params(entry, section)
         node = self._node(entry.stage, label, params, inputs, hints, method=entry.section)
         reference = entry.reference if entry.reference is not None else root
@@ -77,11 +82,26 @@ class _Builder:
     def _params(self, entry: Entry, section: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
         """Params and hints out of a section."""
         hints = {key: section.pop(key) for key in entry.declared.hints if key in section}
-        params_of = getattr(find_stage(entry.stage), "params_of", dict)
+        return self._checked(entry, getattr(find_stage(entry.stage), "params_of", dict), section), hints
+
+    def _checked(self, entry: Entry, function: Callable[[Any], dict[str, Any]], section: Any) -> dict[str, Any]:
+        """What a stage's function says of a section; what it refuses is named by the section's key."""
         try:
-            return params_of(section), hints
+            return function(section)
         except ValueError as error:
             raise ConfigError(f"{entry.section}.{error}") from error
+
+    def _asked(self, entry: Entry, role: str, settings: dict[str, Any], root: str | None, short: str) -> Node:
+        """What a section asks for beside what every run of its stage reads."""
+        kind = entry.declared.kind_of(role)
+        if kind == DATA:
+            return self._data(f"{short}-{role}", settings, root, f"{entry.section}.{role}")
+        assert root is not None
+        if kind == SAMPLES:
+            names, inputs = {SAMPLES: f"{entry.section}.{role}"}, {MODEL: self.variant.models[root]}
+            return self._node(SAMPLES, f"{SAMPLES}/{short}", {SAMPLES: settings}, inputs, **names)
+        assert kind == ROOT, f"stage {entry.stage} asks for {role!r}, of kind {kind}"
+        return self.variant.models[root]
 
     def _node(
         self,

@@ -18,8 +18,9 @@ class Facts:
 
     `trainable_share` is of the parameters during training, adapters included; `max_abs_difference` is that of the
     logits of an expanded model and its source, from the expansion's own proof, and `proof_note` says why that was not
-    made in the source's dtype. `mfu` is the share of the device's rate
-    of matrix products that training used for what it needed, `mfu_6nd` the same by the rule of 6ND.
+    made in the source's dtype. `mfu` is the share of the device's rate of matrix products that training used for what
+    it needed, `mfu_6nd` the same by the rule of 6ND. `stopped` says why a limit ended training before its time,
+    `kept_step` after which step the weights were kept, if tracking chose it.
     """
 
     num_parameters: int | None = None
@@ -33,6 +34,8 @@ class Facts:
     proof_note: str | None = None
     mfu: float | None = None
     mfu_6nd: float | None = None
+    stopped: str | None = None
+    kept_step: int | None = None
 
 
 def read_facts(directory: Path, manifest: Mapping[str, Any], training: Mapping[str, Any] | None) -> Facts:
@@ -61,6 +64,8 @@ def read_facts(directory: Path, manifest: Mapping[str, Any], training: Mapping[s
         proof_note=own.get("proof_note"),
         mfu=metrics.get("mfu"),
         mfu_6nd=metrics.get("mfu_6nd"),
+        stopped=metrics.get("stopped"),
+        kept_step=_integer(metrics, "kept_step"),
     )
 
 

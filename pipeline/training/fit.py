@@ -35,12 +35,16 @@ from pipeline.training.methods.optim import build_adamw
 from pipeline.training.methods.penalty import check_penalties, needs_base, with_penalties
 from pipeline.training.methods.quantised import held_tensors, hold_frozen
 from pipeline.training.methods.strategy import Strategy
+from pipeline.training.micro_batches import MicroBatches
 from pipeline.training.packed_loss import PackedLoss
 from pipeline.training.parallel.distributed import distribute, handlers, main_takes_its_time, own_part
 from pipeline.training.reload_check import check_rows
 from pipeline.training.runtime import Row, RowStream, Runtime
 from pipeline.training.saving import Prepared, loaded_dtype, run_dtype, save_and_check
 from pipeline.training.settings import Settings
+from pipeline.training.tracking.base import base_values
+from pipeline.training.tracking.measure import Tracking
+from pipeline.training.tracking.tracker import BEST, Tracker
 
 
 def fit(
@@ -52,6 +56,7 @@ def fit(
     validation: Mapping[str, Sequence[Row]],
     runtime: Runtime,
     device: Device,
+    tracking: Tracking | None = None,
 ) -> dict[str, Any]:
     """Train the model saved in `source` and save the result to `target`.
 
@@ -73,12 +78,14 @@ def fit(
         ready = _prepare(accelerator, source, strategy, settings, num_steps, device)
     frozen_before = _hashes(ready.frozen)
     with fp32_matmul(ready.facts["fp32_matmul"]):
+        tracker = _tracker(accelerator, tracking, settings, runtime, device, ready) if tracking else None
         tried = _try_a_step(accelerator, settings, stream, runtime, device, ready, num_steps, expected)
         compiling = {"validation", *(() if tried else ("step",))} if ready.facts["compiled"] else ()
         with shortage_explained(settings.seq_len, device.knobs):
             summary = train(
                 accelerator, ready.loss_model, ready.optimizer, ready.trainable, stream, validation, settings,
                 num_steps, replace(runtime, cost=ready.cost, compiling=frozenset(compiling)), strategy.penalties,
+                tracker,
             )  # fmt: skip
         best = peak(accelerator.device, settings.precision)
         audit_frozen(frozen_before, _hashes(ready.frozen))
@@ -87,7 +94,8 @@ def fit(
         with main_takes_its_time(accelerator):
             checked = save_and_check(accelerator, source, target, strategy, settings, ready, rows)
             if accelerator.is_main_process:
-                shutil.rmtree(runtime.directory / "checkpoints", ignore_errors=True)
+                for name in ("checkpoints", BEST):
+                    shutil.rmtree(runtime.directory / name, ignore_errors=True)
     accelerator.end_training()
     summary |= {**tried, **utilisation(summary, best)}
     summary |= {**ready.facts, "num_processes": accelerator.num_processes}
@@ -192,6 +200,16 @@ def _try_a_step(
     found = probe(accelerator, ready.loss_model, ready.optimizer, ready.trainable, settings, device.knobs, expected)
     runtime.progress(step=0, total=num_steps, note=f"a step fits: {found}")
     return found.record()
+
+
+def _tracker(
+    accelerator: Any, tracking: Tracking, settings: Settings, runtime: Runtime, device: Device, ready: Prepared
+) -> Tracker:
+    """What measures the model as it trains; the base computes here, once."""
+    runtime.progress(note="the base computes what is tracked")
+    base = base_values(accelerator, tracking, settings, device, ready, runtime.micro_batch)
+    batches = MicroBatches(accelerator, ready.loss_model, settings.precision, runtime.micro_batch, {})
+    return Tracker(tracking, base, accelerator, batches, ready.trainable, ready.optimizer, runtime.directory)
 
 
 def _apart(loaded: Any, device: Device, strategy: Strategy) -> bool:

@@ -22,6 +22,7 @@ from pipeline.training.runtime import Row, RowStream, Runtime, StoppedError
 from pipeline.training.settings import Settings
 from pipeline.training.spikes import SpikeGuard
 from pipeline.training.trackers import Trackers
+from pipeline.training.tracking.tracker import Tracker
 
 
 def train(
@@ -35,6 +36,7 @@ def train(
     num_steps: int,
     runtime: Runtime,
     penalties: Mapping[str, Penalty],
+    tracker: Tracker | None = None,
 ) -> dict[str, Any]:
     """Take `num_steps` optimizer steps, resuming from the newest checkpoint in `runtime.directory`.
 
@@ -47,6 +49,7 @@ def train(
         trainable: the parameters in `optimizer`, by the names under which checkpoints keep them.
         validation: rows by source.
         penalties: those of `loss_model`.
+        tracker: of what is measured beside the validation loss; it may end the run before `num_steps`.
 
     Returns:
         Headline metrics: first and last validation loss, training loss, tokens, tokens per second.
@@ -56,20 +59,22 @@ def train(
         ValueError: too many steps were skipped, or a step has no label.
     """
     return _Run(
-        accelerator, loss_model, optimizer, trainable, stream, validation, settings, num_steps, runtime, penalties
-    ).run()
+        accelerator, loss_model, optimizer, trainable, stream, validation, settings, num_steps, runtime, penalties,
+        tracker,
+    ).run()  # fmt: skip
 
 
 class _Run:
     def __init__(
-        self, accelerator, loss_model, optimizer, trainable, stream, validation, settings, num_steps, runtime, penalties
-    ):
+        self, accelerator, loss_model, optimizer, trainable, stream, validation, settings, num_steps, runtime,
+        penalties, tracker,
+    ):  # fmt: skip
         self.accelerator, self.model, self.optimizer, self.trainable = accelerator, loss_model, optimizer, trainable
         self.stream, self.validation, self.settings = stream, validation, settings
-        self.num_steps, self.runtime = num_steps, runtime
+        self.num_steps, self.runtime, self.tracker = num_steps, runtime, tracker
         self.micro_batches = MicroBatches(accelerator, loss_model, settings.precision, runtime.micro_batch, penalties)
         self.step, self.tokens, self.samples, self.losses, self.validations = 0, 0, 0, [], []
-        self.validated_step: int | None = None
+        self.measured_step: int | None = None
         self.compiling = set(runtime.compiling)
         self.checkpoints = runtime.directory / "checkpoints"
         self.journal = Journal(runtime.directory, (METRICS, "samples"), accelerator.is_main_process)
@@ -81,19 +86,19 @@ class _Run:
         self.throughput = Throughput(self.num_steps, self.step, self.runtime.cost, self.accelerator.num_processes)
         rows = iter(self.stream)
         saved_at = time.monotonic()
-        if self._validation_is_due():
-            self._validate()
-        while self.step < self.num_steps:
+        if self._measuring_is_due():
+            self._measure()
+        while not self._is_over():
             began = time.monotonic()
             if compiling := self._compiling("step"):
                 self.runtime.progress(step=self.step, total=self.num_steps, note=f"the first step{compiling}")
             self._advance([next(rows) for _ in range(self.settings.batch_size)])
             self.runtime.deadline.took("step", time.monotonic() - began)
-            if self._validation_is_due():
+            if self._measuring_is_due():
                 if self._agree(self.runtime.deadline.reached("validation"))[0]:
-                    self._save()  # what resumes from here validates first
+                    self._save()  # what resumes from here measures first
                     raise self._stopped("stopped before the time limit")
-                self._validate()
+                self._measure()
             stop, late, save = self._agree(
                 self.runtime.should_stop(),
                 self.runtime.deadline.reached(),
@@ -102,9 +107,12 @@ class _Run:
             if stop or late or save:
                 self._save()
                 saved_at = time.monotonic()
-            if (stop or late) and self.step < self.num_steps:
+            if (stop or late) and not self._is_over():
                 raise self._stopped("stopped" if stop else "stopped before the time limit")
         self.trackers.send()
+        if self.tracker and self.tracker.restore(self.step) and self.validation:
+            self.model.eval()
+            self.validations.append(self._validated().val_loss)  # of what is saved
         return self._summary()
 
     def _stopped(self, why: str) -> StoppedError:
@@ -117,9 +125,18 @@ class _Run:
             spans = [row["spans"].tolist() for row in rows if "spans" in row]
             self.journal.write("samples", {"step": self.step, "rows": spans})
 
+    def _is_over(self) -> bool:
+        return self.step >= self.num_steps or bool(self.tracker and self.tracker.stopped)
+
+    def _measuring_is_due(self) -> bool:
+        return self.measured_step != self.step and (self._validation_is_due() or self._tracking_is_due())
+
     def _validation_is_due(self) -> bool:
         due = self.step in (0, self.num_steps) or self.step % self.settings.validate_every == 0
-        return due and bool(self.validation) and self.validated_step != self.step
+        return due and bool(self.validation)
+
+    def _tracking_is_due(self) -> bool:
+        return self.tracker is not None and self.tracker.is_due(self.step, self.num_steps)
 
     def _compiling(self, what: str) -> str:
         """For a note of what is about to compile the blocks, once: they are compiled as they are first used."""
@@ -183,25 +200,33 @@ class _Run:
         means = {name: total / count for name, total, count in named if count}
         return loss / num_labels, means, norm / accelerator.num_processes
 
-    def _validate(self) -> None:
+    def _measure(self) -> None:
+        """Validate, and measure what is tracked; in evaluation mode."""
         started = time.monotonic()
+        self.model.eval()
+        if self._validation_is_due():
+            record = self._validated()
+            self.validations.append(record.val_loss)
+            self.journal.write(METRICS, record.to_json())
+        if self.tracker is not None and self._tracking_is_due():
+            self.runtime.progress(step=self.step, total=self.num_steps, note="tracking")
+            self.journal.write(METRICS, self.tracker.measure(self.step, self.tokens).to_json())
+        self.model.train()
+        self.measured_step = self.step
+        took = time.monotonic() - started
+        self.throughput.exclude(took)
+        self.runtime.deadline.took("validation", took)
+
+    def _validated(self) -> ValidationRecord:
         by_source: dict[str, float] = {}
         total, count = 0.0, 0
-        self.model.eval()
         for source, rows in self.validation.items():
             note = f"validating on {source}{self._compiling('validation')}"
             self.runtime.progress(step=self.step, total=self.num_steps, note=note)
             loss, labels = self._validation_loss(rows)
             by_source[source] = loss / max(1, labels)
             total, count = total + loss, count + labels
-        self.model.train()
-        record = ValidationRecord(self.step, self.tokens, by_source, total / max(1, count))
-        self.validations.append(record.val_loss)
-        self.journal.write(METRICS, record.to_json())
-        self.validated_step = self.step
-        took = time.monotonic() - started
-        self.throughput.exclude(took)
-        self.runtime.deadline.took("validation", took)
+        return ValidationRecord(self.step, self.tokens, by_source, total / max(1, count))
 
     def _validation_loss(self, rows: Sequence[Row]) -> tuple[float, int]:
         total = self.accelerator.reduce(self.micro_batches.loss_sum(rows), "sum").item()
@@ -230,7 +255,8 @@ class _Run:
                 "samples": self.samples,
                 "losses": self.losses,
                 "validations": self.validations,
-                "validated_step": self.validated_step,
+                "measured_step": self.measured_step,
+                "tracked": self.tracker.state_dict() if self.tracker else None,
                 "durations": self.runtime.deadline.state_dict(),
                 "spikes": self.spikes.state_dict(),
                 "stream": self.stream.state_dict(),
@@ -238,6 +264,8 @@ class _Run:
             }
         keep = self.runtime.keep_checkpoints
         save_checkpoint(self.checkpoints, self.step, self.trainable, self.optimizer, state, keep)
+        if self.tracker:
+            self.tracker.saved()
         self.trackers.send()
         self.throughput.exclude(time.monotonic() - started)
         self.runtime.deadline.took("save", time.monotonic() - started)
@@ -245,10 +273,12 @@ class _Run:
     def _resume(self) -> None:
         state = load_checkpoint(self.checkpoints, self.trainable, self.optimizer)
         self.journal.cut(state["journal"] if state else {})
+        if self.tracker:
+            self.tracker.load_state_dict(state and state["tracked"])
         if state:
             self.step, self.tokens, self.samples = state["step"], state["tokens"], state["samples"]
             self.losses, self.validations = state["losses"], state["validations"]
-            self.validated_step = state.get("validated_step", self.step)
+            self.measured_step = state["measured_step"]
             self.runtime.deadline.load_state_dict(state.get("durations", {}))
             self.spikes.load_state_dict(state["spikes"])
             self.stream.load_state_dict(state["stream"])
@@ -257,7 +287,7 @@ class _Run:
     def _summary(self) -> dict[str, Any]:
         tail = self.losses[-max(1, len(self.losses) // 10) :]
         return {
-            "num_steps": self.num_steps,
+            "num_steps": self.step,
             "num_tokens": self.tokens,
             "num_samples": self.samples,
             "num_skipped_steps": self.spikes.num_skipped,
@@ -266,4 +296,5 @@ class _Run:
             "val_loss": self.validations[-1] if self.validations else None,
             "tokens_per_s": round(self.throughput.tokens_per_s, 1),
             **self.throughput.flops(),
+            **(self.tracker.summary(self.step, self.num_steps, self.settings) if self.tracker else {}),
         }

@@ -61,6 +61,19 @@ class MicroBatches:
             total += self._loss(micro)
         return total
 
+    @torch.no_grad()
+    def logits(self, rows: Sequence[Row]) -> list[torch.Tensor]:
+        """The logits at the labels of each of this process's micro batches, in main memory."""
+        return [self._loss(micro, logits=True).cpu() for micro in self._shares(rows)]
+
+    @torch.no_grad()
+    def divergence_sum(self, rows: Sequence[Row], base: Sequence[torch.Tensor]) -> torch.Tensor:
+        """This process's sum of KL(base || model) over the labels, nats; `base`: its `logits` on the same rows."""
+        total = torch.zeros((), device=self._accelerator.device)
+        for micro, logits in zip(self._shares(rows), base, strict=True):
+            total += self._loss(micro, logits=logits.to(self._accelerator.device))
+        return total
+
     def _objective(self, terms: torch.Tensor, num_labels: int, counts: Sequence[int]) -> torch.Tensor:
         """A micro batch's part of what is minimised: its loss, then its penalties, each summed, as `terms` holds them.
 
@@ -87,10 +100,10 @@ class MicroBatches:
         for start in range(0, len(mine), self._micro_batch):
             yield mine[start : start + self._micro_batch]
 
-    def _loss(self, rows: Sequence[Row]) -> torch.Tensor:
+    def _loss(self, rows: Sequence[Row], **more: torch.Tensor | bool) -> torch.Tensor:
         columns = {key: [row[key] for row in rows] for key in ("input_ids", "labels", "position_ids")}
         if self.penalties:
             columns["padding"] = [padding_of(row) for row in rows]
         batch = {key: torch.from_numpy(np.stack(c)).to(self._accelerator.device) for key, c in columns.items()}
         with torch.autocast(self._accelerator.device.type, torch.bfloat16, enabled=self._precision == "bf16"):
-            return self._model(**batch)
+            return self._model(**batch, **more)

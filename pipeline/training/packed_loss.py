@@ -6,13 +6,14 @@ Shapes: B rows, T tokens of a row, X all places of a batch in order, N labelled 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from functools import cache
 from typing import Any
 
 import torch
 from torch import nn
 
-from pipeline.training.kernels.chunked import States, chunked_cross_entropy
+from pipeline.training.kernels.chunked import States, chunked_cross_entropy, chunked_kl
 from pipeline.training.kernels.document_separation import IGNORED, documents_apart
 from pipeline.training.kernels.head import Head, decoder_of
 from pipeline.training.methods.penalty import MicroBatch, Penalty
@@ -64,6 +65,7 @@ class PackedLoss(nn.Module):
         labels: torch.Tensor,
         position_ids: torch.Tensor,
         padding: torch.Tensor | None = None,
+        logits: bool | torch.Tensor = False,
     ) -> torch.Tensor:
         """Summed loss in nats over the labelled tokens; with penalties in training mode, a vector of it and their sums.
 
@@ -72,7 +74,15 @@ class PackedLoss(nn.Module):
             labels: [B, T], already shifted: the token to be predicted at each place, or -100.
             position_ids: [B, T], restarting at 0 at every document.
             padding: bool[B, T], places that hold no token; None: there are none.
+            logits: True: give those at the labelled places instead, [N, V] in fp32 or wider. What another model gave
+                so: the sum is that of KL(it || model) in nats, 0 for the same logits.
         """
+        if logits is not False:
+            states = self._labelled(input_ids, labels, position_ids)
+            if logits is True:
+                starts = range(0, max(1, states.hidden.shape[0]), self.chunk)
+                return torch.cat([states.logits(slice(start, start + self.chunk)) for start in starts])
+            return chunked_kl(states, States(logits, None, None), 1.0, self.chunk)
         if self.apart:
             parts = documents_apart(input_ids, labels, position_ids)
             # Positions from 0 up in every row are what a model takes if it is given none.
@@ -96,6 +106,18 @@ class PackedLoss(nn.Module):
             chunk=self.chunk,
         )
         return torch.stack([loss, *(_total(penalty, batch) for penalty in self._penalties.values())])
+
+    def _labelled(self, input_ids: torch.Tensor, labels: torch.Tensor, position_ids: torch.Tensor) -> States:
+        """Of the labelled places."""
+        if self.apart:
+            parts = documents_apart(input_ids, labels, position_ids)
+            states = [(self._states(self._causal[0], input_ids=ids), label) for ids, label in parts]
+            kept = [one.at(label.reshape(-1) != IGNORED).hidden for one, label in states]
+            return replace(states[0][0], hidden=torch.cat(kept))
+        if self.one_row:
+            input_ids, position_ids = input_ids.reshape(1, -1), position_ids.reshape(1, -1)
+        states = self._states(self._causal[0], input_ids=input_ids, position_ids=position_ids)
+        return states.at(labels.reshape(-1) != IGNORED)
 
     def _states(self, causal: Any, **inputs: Any) -> States:
         """Of all places."""

@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from pipeline.data.packing.schedule import check_shares
 from pipeline.training.methods.penalty import check_penalties
 from pipeline.training.methods.strategy import Strategy
 from pipeline.training.settings import Settings
+from pipeline.training.tracking.track import DOMAIN, DRIFT, Track, track_params
+
+if TYPE_CHECKING:  # a request is checked without
+    from pipeline.training.tracking.measure import Text, Tracking
 
 KEPT = ("num_blocks", "max_position_embeddings", "shape", "chat_template", "expanded")
 """Facts about a model that training does not change."""
+SAMPLES_NEEDED = "samples of the base; set track.samples, as conf/samples/base.yaml does"
 
 
 class Request(Protocol):
@@ -29,22 +35,36 @@ class Request(Protocol):
     def fact(self, key: str, role: str = "model") -> Any: ...
 
 
+class TextsOf(Protocol):
+    """Gives the texts of a measure, out of a stage's inputs by role; the tokenizer and rows are those of the model."""
+
+    def __call__(
+        self, name: str, inputs: Mapping[str, Path], tokenizer: Any, num_rows: int, track: Mapping[str, Any]
+    ) -> Sequence[Text]: ...
+
+
 class Workspace(Protocol):
     """What a training run is given: its params and launch, a directory to fill, and ways to report and to stop."""
 
     params: dict[str, Any]
     launch: dict[str, Any]
     directory: Path
+    inputs: dict[str, Path]
 
     def progress(self, **fields: Any) -> None: ...
     def should_stop(self) -> bool: ...
 
 
-def whole_lengths(section: Mapping[str, Any]) -> dict[str, Any]:
-    """A section whose lengths are whole numbers: 1e9 is how people write it, and the same run as 1000000000."""
+def training_params(section: Mapping[str, Any]) -> dict[str, Any]:
+    """The params of a section: its lengths are whole numbers (1e9 is how people write it, and the same run as
+    1000000000), and `track` is null wherever nothing is tracked.
+
+    Raises:
+        ValueError: see `track_params`.
+    """
     lengths = {key: section.get(key) for key in ("num_tokens", "num_steps")}
     whole = {key: int(n) for key, n in lengths.items() if isinstance(n, float) and n.is_integer()}
-    return {**section, **whole}
+    return {**section, **whole, "track": track_params(section)}
 
 
 def forecast_training(
@@ -66,6 +86,8 @@ def forecast_training(
     check_penalties(strategy.penalties, request.launch.get("sharding", "none"))
     params, facts = request.params, {key: request.fact(key) for key in KEPT}
     Settings.of(params).check_length(facts["max_position_embeddings"])
+    if track := Track.of(params):
+        check_tracking(track, request)
     check_shares(params["shares"], params.get("replay"), request.fact("sources", "data"))
     if strategy.needs_new_parameters and facts["expanded"] is False:
         raise ValueError(
@@ -80,8 +102,45 @@ def forecast_training(
     return facts, tell(facts["shape"], strategy, params, request.launch, ahead, request.earlier)
 
 
-def train(workspace: Workspace, source: Path, data: Path, strategy: Strategy, mixing: Sequence[str]) -> dict[str, Any]:
+def check_tracking(track: Track, request: Request) -> None:
+    """Refuse what cannot be measured on this request's inputs. Raises ValueError."""
+    needed = {DOMAIN: ("domain", "data of the new domain; set track.data"), DRIFT: ("samples", SAMPLES_NEEDED)}
+    for name in track.measures:
+        role, advice = needed[name]
+        if role not in request.inputs:
+            raise ValueError(f"track.measures has {name}, which needs {advice}, or leave {name} out")
+    if DOMAIN in track.measures and request.fact("kind", "domain") == "chat":
+        raise ValueError(
+            "track.measures has domain, bits per byte of documents, and the data hold conversations; set track.data to "
+            "data of the new domain, or leave domain out"
+        )
+    own, other = request.fact("shape"), request.fact("shape", "base")
+    if DRIFT in track.measures and own and other and own.vocab != other.vocab:
+        raise ValueError(
+            f"track.measures has drift, but the model has {own.vocab} logits and its base {other.vocab}; leave it out"
+        )
+    if track.keep_best == DRIFT:
+        warnings.warn(
+            "track.keep_best=drift: a model that equals its base drifts least, so that its weights before the first "
+            "step may be those kept; track.stop_if.drift is a limit",
+            stacklevel=2,
+        )
+
+
+def train(
+    workspace: Workspace,
+    source: Path,
+    data: Path,
+    strategy: Strategy,
+    mixing: Sequence[str],
+    texts_of: TextsOf,
+    base: Path | None,
+) -> dict[str, Any]:
     """Train the model saved in `source` on prepared data, save it to `model/` in the workspace, and return metrics.
+
+    Args:
+        texts_of: what is measured along the run, if that is asked for.
+        base: the directory of the model that drift is measured from, likewise.
 
     Raises:
         ValueError: see `fit`.
@@ -97,5 +156,22 @@ def train(workspace: Workspace, source: Path, data: Path, strategy: Strategy, mi
     stream = open_stream(data, settings.seq_len, settings.seed, **{key: params[key] for key in mixing})
     stream.set_length(settings.total_steps(stream.rows_of) * settings.batch_size, settings.last_row(stream.rows_of))
     validation = validation_rows(data, load_tokenizer(source), settings.seq_len, settings.validation_tokens)
-    metrics = fit(source, workspace.directory / "model", strategy, settings, stream, validation, runtime, device)
+    tracking = _tracking(workspace, source, texts_of, base)
+    metrics = fit(
+        source, workspace.directory / "model", strategy, settings, stream, validation, runtime, device, tracking
+    )
     return {**metrics, **stream.summary(), "data": unused(data)}
+
+
+def _tracking(workspace: Workspace, source: Path, texts_of: TextsOf, base: Path | None) -> Tracking | None:
+    from pipeline.models import load_tokenizer
+    from pipeline.models.architecture.embedding import embedding_rows
+    from pipeline.training.tracking.measure import Tracking, measure_of
+
+    if (track := Track.of(workspace.params)) is None:
+        return None
+    tokenizer, num_rows = load_tokenizer(source), embedding_rows(source)
+    seq_len = workspace.params["seq_len"]
+    bounds = vars(track) | {"document_tokens": min(track.document_tokens, seq_len)}
+    texts = {one: texts_of(one, workspace.inputs, tokenizer, num_rows, bounds) for one in track.measures}
+    return Tracking(track, [measure_of(name, found, seq_len) for name, found in texts.items()], base)

@@ -14,11 +14,11 @@ from stages import samples as stage
 from tests.conftest import TINY_LLAMA
 from tests.stages.requests import request
 
-CONF = Path(__file__).parents[2] / "conf" / "benchmark" / "drift.yaml"
+CONF = Path(__file__).parents[2] / "conf" / "samples" / "base.yaml"
 
 
 def params(**changes):
-    return {"samples": {**yaml.safe_load(CONF.read_text())["samples"], **changes}}
+    return {"samples": {**yaml.safe_load(CONF.read_text()), **changes}}
 
 
 @pytest.fixture

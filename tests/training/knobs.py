@@ -1,4 +1,4 @@
-"""What tests of training start from: the default launch knobs on a CPU, and the settings of a short run."""
+"""What tests of training start from: launch knobs on a CPU, and the settings of a short run and of its tracking."""
 
 from pathlib import Path
 
@@ -11,4 +11,8 @@ SETTINGS = {
     "min_lr_ratio": 0.0, "warmup_ratio": 0.1, "weight_decay": 0.1, "betas": [0.9, 0.95], "eps": 1e-8,
     "max_grad_norm": 1.0, "spike_sigmas": 6.0, "spike_window": 128, "max_skipped_steps": 3, "precision": "fp32",
     "frozen_dtype": None, "save": "full", "seed": 0, "validate_every": 3, "validation_tokens": 128,
+}  # fmt: skip
+TRACK = {
+    "every": 2, "measures": ["domain", "drift"], "domain_tokens": 256, "document_tokens": 48, "drift_tokens": 96,
+    "keep_best": None, "stop_if": {},
 }  # fmt: skip

@@ -1,9 +1,10 @@
 """Training runs on real processes, for tests: `python ranks.py runs.json` forks the ranks of one run after another.
 
 The library is imported once and every rank is forked before any thread exists, so that a run costs its steps alone.
-A run is {"source", "directory", "world", "stop_after", "told", "strategy", "launch", "settings", "kill"}. `told`: the
-ranks that learn that they should stop. `kill` is {"sign", "number", "after_s"}: SIGKILL to all ranks so long after as
-many files that match the sign have newly appeared.
+A run is {"source", "directory", "world", "stop_after", "told", "strategy", "launch", "settings", "track", "base",
+"die_after", "kill"}. `told`: the ranks that learn that they should stop. `track`: changes to what is tracked, against
+the model in `base`. `die_after`: steps after which this process raises. `kill` is {"sign", "number", "after_s"}:
+SIGKILL to all ranks so long after as many files that match the sign have newly appeared.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ import sys
 import time
 import traceback
 from pathlib import Path
+from types import SimpleNamespace
 
 import accelerate  # noqa: F401  imported late by what is tested: here once for all ranks
 import numpy as np
@@ -31,6 +33,8 @@ from pipeline.training.methods.kl_to_base import KlToBase
 from pipeline.training.methods.strategy import Full, Lora, NewBlocks
 from pipeline.training.runtime import StoppedError
 from pipeline.training.settings import Settings
+from pipeline.training.tracking.measure import Tracking, measure_of
+from pipeline.training.tracking.track import Track
 from tests.training import knobs
 
 LAUNCH = {**knobs.LAUNCH, "micro_batch": 1}
@@ -39,6 +43,7 @@ SETTINGS = {**knobs.SETTINGS, "batch_size": 3, "num_steps": 8, "max_skipped_step
 STRATEGIES = {
     "new_blocks": NewBlocks,
     "full": Full,
+    "lora_with_dropout": lambda: Lora(4, 8, 0.1, "all-linear"),
     "lora": lambda: Lora(4, 8, 0.0, "all-linear"),
     "new_blocks_near_base": lambda: NewBlocks({"kl": KlToBase(3.0, 2.0, "all")}),
     "full_near_base": lambda: Full({"kl": KlToBase(3.0, 2.0, "prompt")}),
@@ -64,16 +69,43 @@ def train(run: dict) -> dict:
     settings = Settings(**{**SETTINGS, **run.get("settings", {})})
     directory, steps = Path(run["directory"]), []
     directory.mkdir(parents=True, exist_ok=True)
+
+    def took_step(fields: dict) -> None:
+        steps.append(fields)
+        if len(steps) >= run.get("die_after", 10**9):
+            raise RuntimeError("killed")
+
     runtime, device = launch_options(
         {**LAUNCH, **run.get("launch", {})},
         directory,
-        lambda **fields: steps.append(fields) if "tokens_per_s" in fields else None,
+        lambda **fields: took_step(fields) if "tokens_per_s" in fields else None,
         lambda: len(steps) >= run.get("stop_after", 10**9) and os.environ.get("RANK", "0") in run.get("told", "01"),
     )
     stream = stream_of(run)
     validation = {"a": [next(PackedStream([chats(9)], {"a": 1.0}, settings.seq_len, 9, "truncate"))] * 3}
     strategy = STRATEGIES[run.get("strategy", "new_blocks")]()
-    return fit(Path(run["source"]), directory / "model", strategy, settings, stream, validation, runtime, device)
+    tracking = tracking_of(run["track"], run.get("base"), settings.seq_len) if "track" in run else None
+    return fit(
+        Path(run["source"]), directory / "model", strategy, settings, stream, validation, runtime, device, tracking
+    )
+
+
+def texts(number: int, seed: int) -> list[SimpleNamespace]:
+    """Random tokens, of which the first few are not scored."""
+    rng = np.random.default_rng(seed)
+    found = []
+    for length in rng.integers(12, 40, number):
+        first = int(rng.integers(1, 8))
+        scored = [index >= first for index in range(length)]
+        found.append(SimpleNamespace(tokens=rng.integers(3, 40, length).tolist(), scored=scored, num_bytes=5 * length))
+    return found
+
+
+def tracking_of(changes: dict, base: str | None, seq_len: int) -> Tracking:
+    """Five documents and five samples."""
+    track = Track(**{**knobs.TRACK, **changes})
+    measures = [measure_of(name, texts(5, seed), seq_len) for seed, name in enumerate(track.measures)]
+    return Tracking(track, measures, Path(base) if base else None)
 
 
 def rank_of(run: dict, rank: int, port: int) -> int:

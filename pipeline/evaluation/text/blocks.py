@@ -8,7 +8,7 @@ from pathlib import Path
 from statistics import NormalDist
 from typing import Any, ClassVar
 
-from pipeline.evaluation.base import Item, Outcome, Workspace, score
+from pipeline.evaluation.base import Item, Outcome, Workspace, num_rows, score
 from pipeline.evaluation.text.perplexity import HeldOutText
 from pipeline.records.diagnosis import DiagnosedBlock, Diagnosis, Removal
 from pipeline.records.expansion import EXPANSION_FILE, NewBlock, read_expansion
@@ -49,7 +49,7 @@ class BlockDiagnostics(HeldOutText):
 
         blocks = decoder_blocks(model)
         new = recorded_blocks(model, len(blocks))
-        passages = self._passages(model, tokenizer, inputs)
+        passages = self.passages(tokenizer, num_rows(model), inputs)
         rows = [tokens for p in passages for tokens, _ in windows(p.tokens, p.scored, self.window)]
         inputs.progress(note="sizes of updates")
         updates = measure_updates(model, blocks, rows, TokenScorer(model).batch_tokens)

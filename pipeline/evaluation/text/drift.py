@@ -66,7 +66,7 @@ class Drift(HeldOutText):
                 "as base, and `samples`"
             )
         samples, has_domain = read_samples(inputs.samples), self.documents is not None or inputs.data is not None
-        documents = self._passages(model, tokenizer, inputs) if has_domain else []
+        documents = self.passages(tokenizer, num_rows(model), inputs) if has_domain else []
         texts = [_text_of(sample) for sample in samples] + [_Text(one, DOMAIN, one.text, "") for one in documents]
         for text in texts:
             check_rows(text.passage.tokens, num_rows(model), f"item {text.passage.id!r}", tokenizer)
@@ -116,11 +116,15 @@ def divergences(
         return torch.cat(list(pairs())).cpu()
 
 
-def _text_of(sample: Sample) -> _Text:
+def passage_of(sample: Sample) -> Passage:
+    """A sample, of which what the base wrote is scored."""
     ids, name = [*sample.prompt, *sample.tokens], content_hash(sample.prompt, sample.tokens)
     scored = [False] * len(sample.prompt) + [True] * len(sample.tokens)
-    passage = Passage(sample.id, name, ids, scored, len(sample.text.encode()), sample.text)
-    return _Text(passage, sample.kind, sample.asked, sample.text)
+    return Passage(sample.id, name, ids, scored, len(sample.text.encode()), sample.text)
+
+
+def _text_of(sample: Sample) -> _Text:
+    return _Text(passage_of(sample), sample.kind, sample.asked, sample.text)
 
 
 def _item(text: _Text, total: float) -> Item:

@@ -48,10 +48,11 @@ class HeldOutText:
         """One item per document: numerator its bits, denominator its UTF-8 bytes."""
         from pipeline.evaluation.text.windows import score_passages
 
-        return score_passages(model, self._passages(model, tokenizer, inputs), self.window, inputs)
+        return score_passages(model, self.passages(tokenizer, num_rows(model), inputs), self.window, inputs)
 
-    def _passages(self, model: Any, tokenizer: Any, inputs: Workspace) -> list[Passage]:
-        encoder = TextEncoder(tokenizer, num_rows(model))
+    def passages(self, tokenizer: Any, num_rows: int, inputs: Workspace) -> list[Passage]:
+        """The documents that are scored; `num_rows`: of the model's embedding."""
+        encoder = TextEncoder(tokenizer, num_rows)
         passages = (self._passage(encoder, identity, text) for identity, text in by_hash(self._texts(inputs)))
         return within(passages, self.max_items, self.max_tokens)
 

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from pipeline.evaluation.base import Outcome, Workspace
+from pipeline.evaluation.base import Outcome, Workspace, num_rows
 from pipeline.evaluation.text.perplexity import HeldOutText
 from pipeline.evaluation.text.shift import check_edges, range_name
 
@@ -35,7 +35,7 @@ class PositionLoss(HeldOutText):
         """One item per document: numerator bits, denominator bytes; a part per range: bits over tokens."""
         from pipeline.evaluation.text.windows import score_tokens
 
-        scored = score_tokens(model, self._passages(model, tokenizer, inputs), self.window, inputs)
+        scored = score_tokens(model, self.passages(tokenizer, num_rows(model), inputs), self.window, inputs)
         items = [
             replace(item, parts=self._parts(positions))
             for item, positions in zip(scored.outcome.items, scored.positions, strict=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from pipeline.reporting.compare import Comparison
+from pipeline.reporting.figures.path_figure import path_plot
 from pipeline.reporting.figures.plot import Plot, loss_figure, save, sweep_figure
 from pipeline.reporting.figures.tradeoff import tradeoff_figure
 from pipeline.reporting.tables.wording import number, percent
@@ -19,8 +20,10 @@ def draw(comparison: Comparison, directory: Path) -> list[Plot]:
             "Up and to the right is better: more learned, less forgotten. The base is the origin. "
             f"Bars are {percent(comparison.confidence)} intervals of the paired difference."
         )
-        path = save(tradeoff, directory, "tradeoff")
-        plots.append(Plot(path, "What was learned against what was kept", _tradeoff_alt(comparison), caption))
+        file = save(tradeoff, directory, "tradeoff")
+        plots.append(Plot(file, "What was learned against what was kept", _tradeoff_alt(comparison), caption))
+    if (path := path_plot(comparison, directory)) is not None:
+        plots.append(path)
     if sweep is not None:
         alt = "Domain bits per byte of the trained models over the swept setting; the values are in the score table."
         caption = f"Bars are {percent(comparison.confidence)} intervals of the paired difference against the base."

@@ -11,9 +11,11 @@ from typing import Any
 from pipeline.models.architecture.shape import Shape, read_shape
 from pipeline.training.cost.flops import Cost, Trains, cost_of
 from pipeline.training.cost.memory import Knobs, Memory, memory_of
+from pipeline.training.cost.tracking import TrackingCost, tracking_cost
 from pipeline.training.methods.penalty import needs_base, with_penalties
 from pipeline.training.methods.strategy import Strategy
 from pipeline.training.settings import Settings
+from pipeline.training.tracking.track import Track
 
 UNKNOWN_MODEL = "cost not known before the stage runs: this model's shape, or what the strategy trains in it, is not"
 
@@ -27,6 +29,7 @@ class Forecast:
         seq_len, batch_size: rows of a step over all processes.
         num_processes: that share a step.
         rank: of LoRA; 0 for other strategies.
+        track, tracking: what is measured along the run, and at what cost; None: nothing.
     """
 
     num_parameters: int
@@ -38,6 +41,8 @@ class Forecast:
     num_steps: int | None
     num_processes: int
     rank: int = 0
+    track: Track | None = None
+    tracking: TrackingCost | None = None
 
     @property
     def step_flops(self) -> float:
@@ -80,16 +85,19 @@ def forecast(
     )  # fmt: skip
     in_epochs = settings.num_epochs is not None
     steps = None if in_epochs and rows_of is None else settings.total_steps(rows_of or (lambda _: 0))
+    num_trainable, cost, track = trains.num_trainable(shape), cost_of(shape, trains), Track.of(params)
     return Forecast(
         num_parameters=shape.num_parameters + trains.num_added(shape),
-        num_trainable=trains.num_trainable(shape),
-        cost=with_penalties(cost_of(shape, trains), strategy.penalties),
+        num_trainable=num_trainable,
+        cost=with_penalties(cost, strategy.penalties),
         memory=memory,
         seq_len=settings.seq_len,
         batch_size=settings.batch_size,
         num_steps=steps,
         num_processes=launch["num_processes"],
         rank=trains.rank,
+        track=track,
+        tracking=track and tracking_cost(track, cost, settings.seq_len, steps, num_trainable, shape.vocab),
     )
 
 
@@ -132,7 +140,8 @@ def lines(found: Forecast, rate: tuple[float, str] | None) -> list[str]:
     share = found.num_trainable / found.num_parameters
     parameters = f"parameters  {found.num_parameters:,}; {found.num_trainable:,} train ({share:.1%})"
     parameters += f", LoRA of rank {found.rank}" if found.rank else ""
-    return [parameters, _memory_line(found.memory), _flops_line(found), _time_line(found, rate)]
+    tracking = [_tracking_line(found, rate)] if found.tracking else []
+    return [parameters, _memory_line(found.memory), _flops_line(found), _time_line(found, rate), *tracking]
 
 
 def known_rate(manifests: Iterable[Mapping[str, Any]], host: str, precision: str) -> tuple[float, str] | None:
@@ -180,6 +189,21 @@ def _time_line(found: Forecast, rate: tuple[float, str] | None) -> str:
     if rate is None or (seconds := found.seconds(rate[0])) is None:
         return "time        told after the first steps; no earlier run on this host has measured a rate"
     return f"time        about {_duration(seconds)} of training at the {_big(rate[0])}FLOP/s that {rate[1]}"
+
+
+def _tracking_line(found: Forecast, rate: tuple[float, str] | None) -> str:
+    track, cost = found.track, found.tracking
+    assert track is not None and cost is not None
+    told = f"{', '.join(track.measures)} every {track.every} steps, {_big(cost.pass_flops)}FLOP each time"
+    if cost.flops is not None and found.flops:
+        share = cost.flops / found.flops
+        told += f" x {cost.times} and once of the base, {_big(cost.flops)}FLOP in all, {share:.1%} of training"
+        told += f", about {_duration(cost.flops / (rate[0] * found.num_processes))}" if rate else ""
+    if cost.logits_bytes:
+        told += f"; {size(cost.logits_bytes)} of memory for the base's logits"
+    if cost.kept_bytes:
+        told += f"; {size(cost.kept_bytes)} on the disk for each step kept, of which there are two"
+    return f"tracking    {told}"
 
 
 def size(num_bytes: float) -> str:

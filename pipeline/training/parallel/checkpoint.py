@@ -13,7 +13,7 @@ from __future__ import annotations
 import json
 import shutil
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -46,18 +46,53 @@ def save_checkpoint(
             are gathered on every process.
         state: plain JSON data; that of the main process is kept.
     """
-    final = folder / f"{_PREFIX}{step:08d}"
+    if isinstance(optimizer, ZeroOptimizer):
+        trainable, optimizer = optimizer.whole()
+    tensors = {**{n: p.detach() for n, p in trainable.items()}, **_moments(trainable, optimizer)}
+    _write(folder, step, tensors, state)
+    if _is_main():
+        for old in _steps(folder)[:-keep]:
+            shutil.rmtree(old)
+    _wait()
+
+
+def save_weights(folder: Path, step: int, trainable: Mapping[str, torch.Tensor], optimizer: Any) -> None:
+    """Write what trains, without moments, as `folder/step-<step>`; arguments as for `save_checkpoint`."""
+    if isinstance(optimizer, ZeroOptimizer):
+        trainable, _ = optimizer.whole()
+    _write(folder, step, {name: p.detach() for name, p in trainable.items()}, {})
+
+
+def load_weights(folder: Path, step: int, trainable: Mapping[str, torch.nn.Parameter], optimizer: Any) -> None:
+    """Put what `save_weights` wrote after a step into the parameters; called by every process.
+
+    Raises:
+        ValueError: it is not there, or belongs to other parameters.
+    """
+    if not (directory := _directory(folder, step)).is_dir():
+        raise ValueError(f"{directory} is missing: the weights of the best step were lost; delete {folder.parent}")
+    _load(directory, trainable, optimizer)
+
+
+def keep_steps(folder: Path, steps: Collection[int]) -> None:
+    """Delete what is kept of other steps."""
+    if _is_main():
+        wanted = {_directory(folder, step) for step in steps}
+        for old in set(_steps(folder)) - wanted:
+            shutil.rmtree(old)
+    _wait()
+
+
+def _write(folder: Path, step: int, tensors: Mapping[str, torch.Tensor], state: Mapping[str, Any]) -> None:
+    final = _directory(folder, step)
     partial = folder / f".{final.name}.partial"
     if _is_main():
         _clear(folder)
         partial.mkdir(parents=True)
     _wait()
-    if isinstance(optimizer, ZeroOptimizer):
-        trainable, optimizer = optimizer.whole()
-    tensors = {**{n: p.detach() for n, p in trainable.items()}, **_moments(trainable, optimizer)}
     writer = HuggingFaceStorageWriter(str(partial), save_distributed=True)
     with _quiet():
-        save(tensors, storage_writer=writer, no_dist=_alone())
+        save(dict(tensors), storage_writer=writer, no_dist=_alone())
     if _is_main():
         (partial / _STATE).write_text(json.dumps({"step": step, **state}))
         for path in (*partial.iterdir(), partial):
@@ -65,8 +100,6 @@ def save_checkpoint(
         shutil.rmtree(final, ignore_errors=True)
         partial.rename(final)
         sync(folder)
-        for old in _steps(folder)[:-keep]:
-            shutil.rmtree(old)
     _wait()
 
 
@@ -79,14 +112,16 @@ def load_checkpoint(folder: Path, trainable: Mapping[str, torch.nn.Parameter], o
         ValueError: the checkpoint belongs to other parameters.
     """
     steps = _steps(folder)
-    if not steps:
-        return None
+    return _load(steps[-1], trainable, optimizer) if steps else None
+
+
+def _load(checkpoint: Path, trainable: Mapping[str, torch.nn.Parameter], optimizer: Any) -> dict[str, Any]:
     if isinstance(optimizer, ZeroOptimizer):
         whole, held = optimizer.whole()
-        state = _read(steps[-1], whole, held)
+        state = _read(checkpoint, whole, held)
         optimizer.put(whole, held.state)
         return state
-    return _read(steps[-1], trainable, optimizer)
+    return _read(checkpoint, trainable, optimizer)
 
 
 def _read(checkpoint: Path, trainable: Mapping[str, torch.nn.Parameter], optimizer: Any) -> dict[str, Any]:
@@ -136,6 +171,10 @@ def _clear(folder: Path) -> None:
     """Remove what was being written when an earlier process was killed."""
     for left in folder.glob(f".{_PREFIX}*.partial"):
         shutil.rmtree(left)
+
+
+def _directory(folder: Path, step: int) -> Path:
+    return folder / f"{_PREFIX}{step:08d}"
 
 
 def _steps(folder: Path) -> list[Path]:

@@ -89,6 +89,13 @@ def distribute(
     return model, build(trainable), trainable
 
 
+def place(accelerator: Any, model: nn.Module, blocks: Sequence[nn.Module], layout: Layout) -> nn.Module:
+    """Put a model that does not train on its device or devices: in parts for fsdp2, else whole in every process."""
+    if layout.sharding == "fsdp2" and accelerator.num_processes > 1:
+        return _shard(accelerator, model, blocks, layout.reshard)
+    return model.to(accelerator.device)
+
+
 def handlers() -> list[Any]:
     """What Accelerate is told about DDP: gradients need no second copy for the exchange."""
     from accelerate import DistributedDataParallelKwargs

@@ -1,0 +1,1 @@
+"""Measures along a run: what is measured, on which rows, and what follows from it."""
