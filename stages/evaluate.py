@@ -39,7 +39,7 @@ class Params:
 
 
 STAGE = Stage(
-    version=2,
+    version=3,
     makes="scores",
     inputs={"model": "model", "reference": "model", "data": "data", "samples": "samples"},
     params=Params,
@@ -100,9 +100,12 @@ def backend_for(settings: Mapping[str, Any], asked: str) -> str:
 
 
 def run(context: worker.Context) -> dict[str, Any]:
-    """Write items.parquet, one row per scored item, and return the score over them with its standard error."""
+    """Write items.parquet, one row per scored item, and return the score over them with its standard error.
+
+    Where right answers have a loss, `gold_bits_per_byte` is that, and `gold_margin_bits_per_byte` their margin.
+    """
     from pipeline.engine.artifact import model_dir
-    from pipeline.evaluation.base import score
+    from pipeline.evaluation.base import gold_scores, score
     from pipeline.records.items import write_items
 
     if not context.is_main:
@@ -120,7 +123,8 @@ def run(context: worker.Context) -> dict[str, Any]:
     write_items(outcome, context.directory)
     found = score(outcome.items)
     stderr = found.stderr if math.isfinite(found.stderr) else None  # a single item has none
-    return {**outcome.also, **found._asdict(), "stderr": stderr, "metric": outcome.metric}
+    golds = gold_scores(outcome)
+    return {**outcome.also, **found._asdict(), "stderr": stderr, "metric": outcome.metric, **golds}
 
 
 def _check_endpoint(settings: Mapping[str, Any]) -> None:

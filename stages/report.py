@@ -40,7 +40,7 @@ class Params:
     benchmarks: Mapping[str, Mapping[str, Any]]
 
 
-STAGE = Stage(version=4, makes="report", inputs={ANY_ROLE: "any"}, params=Params)
+STAGE = Stage(version=5, makes="report", inputs={ANY_ROLE: "any"}, params=Params)
 
 
 def forecast(request: Request) -> Forecast:
@@ -100,6 +100,7 @@ def run(context: worker.Context) -> dict[str, Any]:
     from pipeline.reporting.pages.items_page import items_html
     from pipeline.reporting.pages.page import html, report_markdown
     from pipeline.reporting.pages.parts import part_sections
+    from pipeline.reporting.pages.power import power_sections
     from pipeline.reporting.pages.values import data, headline
 
     params = context.params
@@ -115,7 +116,8 @@ def run(context: worker.Context) -> dict[str, Any]:
     context.progress(step=2, total=3, note="drawing")
     plots = draw(comparison, context.directory)
     sections = [*block_sections(comparison, context.directory), *data_sections(comparison)]
-    parts, page = part_sections(comparison), items_html(comparison, **params["items"])
+    parts = [*part_sections(comparison), *power_sections(comparison)]
+    page = items_html(comparison, **params["items"])
     if page:
         _write(context, ITEMS_PAGE, page)
     values = data(comparison, sections, parts)

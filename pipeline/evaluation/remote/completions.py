@@ -164,6 +164,7 @@ class RemoteLM(HarnessEncoding, TemplateLM):
         super().__init__()
         self.tokenizer, self._model, self._window, self._progress = tokenizer, model, window, progress
         self.encoder = TextEncoder(tokenizer)
+        self.max_length = window - 1  # the server writes one token more
 
     @property
     def eot_token_id(self) -> int:
@@ -180,7 +181,7 @@ class RemoteLM(HarnessEncoding, TemplateLM):
         return self._model.each(self._scored, jobs, self._progress, "options scored")
 
     def _scored(self, job: tuple[list[int], int]) -> tuple[float, bool]:
-        tokens, count = job[0][-(self._window - 1) :], job[1]  # the server writes one token more
+        tokens, count = job[0][-self.max_length :], job[1]
 
         def accept(choices: list[dict[str, Any]]) -> tuple[float, bool]:
             try:
