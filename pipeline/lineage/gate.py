@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 KEPT_GROUPS = ("general", "retention")
 """Of benchmarks: what the base could do already."""
-TOTALS = ("max_drop", "overall")
+TOTALS = ("max_drop", "overall", "overall_gold")
 """The budgets that are not one benchmark's."""
 
 
@@ -26,7 +26,7 @@ def request(settings: Mapping[str, Any], variant: Variant) -> tuple[dict[str, An
     """
     own = dict(settings["benchmarks"])
     _check_budgets({**{f"benchmarks.{name}": one for name, one in own.items()}, **{k: settings[k] for k in TOTALS}})
-    if all(one is None for one in (settings["max_drop"], settings["overall"], *own.values())):
+    if all(one is None for one in (*(settings[key] for key in TOTALS), *own.values())):
         return None
     name = list(variant.models)[-1]
     base = variant.lineage[name].reference
@@ -62,7 +62,7 @@ def _budgets(settings: Mapping[str, Any], groups: Mapping[str, Any]) -> dict[str
     """benchmark -> budget; null where a benchmark counts in the mean only."""
     own = settings["benchmarks"]
     budgets = {name: settings["max_drop"] for name, group in groups.items() if group in KEPT_GROUPS and name not in own}
-    if settings["overall"] is None:
+    if settings["overall"] is None and settings["overall_gold"] is None:
         budgets = {name: budget for name, budget in budgets.items() if budget is not None}
     budgets |= {name: budget for name, budget in own.items() if budget is not None}
     if not budgets:

@@ -2,7 +2,7 @@
 
 One row per item. Columns: id, hash, category, prompt, answer, gold (text), numerator, denominator (float64), `parts`,
 a map from a part's name to its numerator and denominator, and gold_bits, gold_bytes, gold_margin_bits (float64 or null,
-see `GoldLoss`). What holds for all items (`metric`, `higher_is_better`, and `facts` as JSON) is in the schema's metadata.
+see `GoldLoss`). The metadata of the schema has what holds for all items: `metric`, `higher_is_better`, `facts` (JSON).
 """
 
 from __future__ import annotations

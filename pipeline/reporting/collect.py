@@ -60,8 +60,8 @@ class Model:
     `stage` made it from `parents` (role -> name); `reference` names the model that it is compared with, if any;
     `is_exact`: every step from there to it was shown to change nothing when it was made. `diagnoses` are the
     evaluations that look into a model instead of comparing it with others; `stack` is that of an expanded model;
-    `notes` must be read with the scores; `directories` are those of the evaluations. `with_gold` are the benchmarks whose
-    right answers have a loss: it is among the evaluations by `gold_name`, unless this model's could not be had.
+    `notes` must be read with the scores; `directories` are those of the evaluations. `with_gold` are the benchmarks
+    whose right answers have a loss: it is among the evaluations by `gold_name`, unless this model's could not be had.
     """
 
     name: str

@@ -40,7 +40,8 @@ def tradeoff_figure(comparison: Comparison) -> Figure | None:
         assert kept is not None
         ax.set_xlabel(f"domain gain over the base (bits per byte, {interval} interval)  → better")
         ax.set_ylabel(
-            f"kept: mean change over {kept.what} of what the base could do\n({kept.unit}, {interval} interval)  → better"
+            f"kept: mean change over {kept.what} of what the base could do\n"
+            f"({kept.unit}, {interval} interval)  → better"
         )
         ax.margins(0.12)
         if len(comparison.collection.variants) > 1:

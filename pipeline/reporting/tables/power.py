@@ -1,4 +1,4 @@
-"""How small a change each task would show: by whether its answers are right, and by how likely its right answers are."""
+"""How small a change each task would show, by its score and by the loss of its right answers."""
 
 from __future__ import annotations
 
