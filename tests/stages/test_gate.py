@@ -20,12 +20,13 @@ PARAMS = {
     "titles": {"sciq": "SciQ"},
     "budgets": {"sciq": 0.02},
     "overall": None,
+    "overall_gold": None,
     "fail_if": "shown",
     "confidence": 0.95,
     "num_bootstrap": 500,
     "seed": 0,
 }
-SETTINGS = {"max_drop": 0.02, "benchmarks": {}, "overall": None, "fail_if": "shown"}
+SETTINGS = {"max_drop": 0.02, "benchmarks": {}, "overall": None, "overall_gold": None, "fail_if": "shown"}
 
 
 @pytest.mark.parametrize(("gain", "passed"), [(0.0, True), (-0.3, False)])
@@ -79,6 +80,7 @@ EVERY = ["domain", "wikitext", "lambada"]
         ({"max_drop": "2%"}, r"evaluate.gate.max_drop='2%' must be a fraction"),
         ({"max_drop": True}, "max_drop=True"),
         ({"overall": -0.1}, "evaluate.gate.overall=-0.1"),
+        ({"overall_gold": 5}, "evaluate.gate.overall_gold=5"),
     ],
     ids=str,
 )
@@ -102,6 +104,7 @@ def test_a_budget_holds_for_what_the_base_could_do():
         ({"benchmarks": {"lambada": 0.1, "wikitext": None}}, {"lambada": 0.1}),
         ({"max_drop": None, "benchmarks": {"domain": 0.0}}, {"domain": 0.0}),
         ({"max_drop": None, "overall": 0.01}, {"wikitext": None, "lambada": None}),
+        ({"max_drop": None, "overall_gold": 0.01}, {"wikitext": None, "lambada": None}),
     ],
     ids=str,
 )
