@@ -99,6 +99,14 @@ def backend_for(settings: Mapping[str, Any], asked: str) -> str:
         return asked  # `check` says what is wrong with it
 
 
+def scores_gold(settings: Mapping[str, Any]) -> bool:
+    """Whether a benchmark scores the loss of right answers."""
+    try:
+        return bool(getattr(get_class(settings["_target_"]), "scores_gold", False))
+    except (ImportError, ValueError, KeyError):
+        return False  # the forecast says what is wrong with it
+
+
 def run(context: worker.Context) -> dict[str, Any]:
     """Write items.parquet, one row per scored item, and return the score over them with its standard error.
 

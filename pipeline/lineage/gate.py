@@ -40,6 +40,11 @@ def request(settings: Mapping[str, Any], variant: Variant) -> tuple[dict[str, An
             f"these are: {', '.join(shared) or 'none'}"
         )
     budgets = _budgets(settings, {one: variant.benchmarks[one].get("group") for one in shared})
+    if settings["overall_gold"] is not None and not variant.with_gold & budgets.keys():
+        raise ConfigError(
+            "evaluate.gate.overall_gold has nothing to judge: none of "
+            f"{', '.join(budgets)} scores right answers; add a task with options or short answers, or set it to null"
+        )
     titles = {one: variant.benchmarks[one].get("title", one) for one in budgets}
     rest = {key: value for key, value in settings.items() if key not in ("max_drop", "benchmarks")}
     inputs = {f"base-{one}": reference[one] for one in budgets}

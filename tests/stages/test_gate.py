@@ -67,10 +67,17 @@ def variant(**rows):
         made,
         evaluations={row: {b: f"{row}/{b}" for b in names} for row, names in rows.items()},
         benchmarks={name: {"title": name.title(), "group": group} for name, group in groups.items()},
+        with_gold={"lambada"},
     )
 
 
 EVERY = ["domain", "wikitext", "lambada"]
+
+
+def test_a_gate_on_right_answers_needs_a_task_that_scores_them():
+    rows = {"base": ["wikitext"], "tuned": ["wikitext"]}
+    with pytest.raises(ConfigError, match="overall_gold has nothing to judge: none of wikitext scores right answers"):
+        asked.request({**SETTINGS, "overall_gold": 0.01}, variant(**rows))
 
 
 @pytest.mark.parametrize(

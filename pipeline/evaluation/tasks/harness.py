@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 from pipeline.data.sources.documents import RowSource
 from pipeline.evaluation.base import Item, Outcome, Workspace, content_hash, smallest_hashes
@@ -88,6 +88,7 @@ class HarnessTask:
     splits: Mapping[str, RowSource] | None
     adapter: str
     revision: str | None
+    scores_gold: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         if self.adapter not in ADAPTERS:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 from pipeline.data.sources.documents import RowSource
 from pipeline.evaluation.base import Item, Outcome, Workspace, content_hash, smallest_hashes
@@ -33,6 +33,7 @@ class LabelledOptions:
 
     splits: Mapping[str, RowSource]
     limit: int | None
+    scores_gold: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         if len(self.splits) != 1:

@@ -121,7 +121,7 @@ def test_of_truthfulqa_the_true_answers_are_scored(task, llama, tokenizer, input
 
 def test_of_mmlu_the_letter_is_scored(task, llama, tokenizer, inputs):
     rows = [{"question": "Which?", "subject": "disputes", "choices": list("wxyz"), "answer": 2}]
-    asked = task("mmlu/default/mmlu_moral_{subject}", "acc", rows, "test", num_fewshot=0)
+    asked = task("mmlu/default/mmlu_moral_disputes", "acc", rows, "test", num_fewshot=0)
     (item,) = asked.run(llama, tokenizer, inputs).items
     losses = [bits_by_hand(llama, tokenizer, item.prompt, f" {letter}") for letter in "ABCD"]
     assert item.gold_loss.bits == pytest.approx(losses[2], rel=1e-5) and item.gold_loss.num_bytes == 1

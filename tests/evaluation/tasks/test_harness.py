@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import pytest
 from lm_eval.evaluator import evaluate
 from lm_eval.models.huggingface import HFLM
