@@ -20,7 +20,7 @@ from lm_eval.api.model import TemplateLM
 from pipeline.data.tokens.text_encoder import TextEncoder
 from pipeline.evaluation.model.generation import GenerationSettings, cut, occurrences, row_seed
 from pipeline.evaluation.model.replies import Reply
-from pipeline.evaluation.remote.endpoint import SHOWN, Endpoint, UnusableError, ask, whole_text
+from pipeline.evaluation.remote.endpoint import SHOWN, Endpoint, RefusedError, UnusableError, ask, whole_text
 from pipeline.evaluation.tasks.harness_encoding import HarnessEncoding
 
 T = TypeVar("T")
@@ -159,6 +159,9 @@ class RemoteLM(HarnessEncoding, TemplateLM):
 
     `loglikelihood_rolling` is not offered.
     """
+
+    unscored = (UnusableError, RefusedError)
+    """What is raised where a server tells no log-probabilities of a prompt."""
 
     def __init__(self, model: CompletionModel, tokenizer: Any, window: int, progress: Callable[..., None]) -> None:
         super().__init__()

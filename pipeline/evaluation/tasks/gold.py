@@ -69,8 +69,8 @@ def num_answer_bytes(text: str) -> int:
 def gold_losses(lm: Any, task: Any, samples: Sequence[Mapping[str, Any]], metric: str) -> list[GoldLoss | None]:
     """Of every document that lm-evaluation-harness scored; None where no right answer is known or can be scored.
 
-    `lm` is asked only where the task has answers written. Raises UnscoredError if its server gives no log-probabilities
-    of a prompt.
+    `lm` is asked only where the task has answers written. One behind a server names in `unscored` the errors that mean
+    that the server tells no log-probabilities of a prompt; then this raises UnscoredError.
     """
     kinds = {"multiple_choice": _of_options, "loglikelihood": _of_continuation}
     if task.OUTPUT_TYPE in kinds:
@@ -129,8 +129,6 @@ def _of_written(lm: Any, task: Any, samples: Sequence[Mapping[str, Any]]) -> lis
     from lm_eval.api.instance import Instance
     from lm_eval.api.utils import maybe_delimit
 
-    from pipeline.evaluation.remote.endpoint import RefusedError, UnusableError
-
     texts = [_written(lm, task, sample) for sample in samples]
     requests = []
     for number, (sample, own) in enumerate(zip(samples, texts, strict=True)):
@@ -140,7 +138,7 @@ def _of_written(lm: Any, task: Any, samples: Sequence[Mapping[str, Any]]) -> lis
             requests.append(Instance("loglikelihood", {}, (context, continuation), place, (task.task_name, number, 1)))
     try:
         scores = iter(lm.loglikelihood(requests) if requests else ())
-    except (UnusableError, RefusedError) as error:
+    except getattr(lm, "unscored", ()) as error:
         raise UnscoredError(f"The server tells no log-probability of a right answer: {error}") from error
     return [
         gold_loss([ScoredOption(text, next(scores)[0]) for text in own], range(len(own))) if own else None

@@ -8,6 +8,8 @@ import pytest
 import torch
 
 from pipeline.evaluation.base import gold_scores
+from pipeline.evaluation.remote.backends import reference
+from pipeline.evaluation.remote.completions import RemoteLM
 from pipeline.evaluation.remote.endpoint import UnusableError
 from pipeline.evaluation.tasks.gold import ScoredOption, gold_loss, num_answer_bytes
 from pipeline.evaluation.tasks.harness import HarnessTask
@@ -140,6 +142,13 @@ def test_labels_have_the_mean_loss_of_the_right_ones(local, llama, tokenizer, in
         assert (item.gold_loss.margin_bits > 0) == (item.numerator == 1)
 
 
+class Quick(SharedPrefixLM):
+    """Writes the same answer to every question, without a pass."""
+
+    def generate_until(self, requests, disable_tqdm=True):
+        return ["It is 4.\n#### 4"] * len(requests)
+
+
 GSM8K = [{"question": f"{i} and {i} kites?", "answer": f"{i}+{i} makes it\n#### {2 * i}"} for i in range(5)]
 WRITTEN = {"filter": "flexible-extract", "num_fewshot": 2}
 
@@ -152,7 +161,8 @@ def gsm8k(local):
 
 
 def test_of_a_written_answer_the_solution_is_scored_as_the_examples_spell_it(gsm8k, llama, tokenizer, inputs):
-    outcome = gsm8k.run(llama, tokenizer, inputs)
+    outcome = gsm8k.score(Quick(llama, tokenizer, lambda **_: None), inputs)
+    assert [item.numerator for item in outcome.items] == [0, 0, 1, 0, 0]
     for item, row in zip(outcome.items, GSM8K, strict=True):
         assert item.prompt.endswith("kites?\nAnswer:") and "It is" in item.prompt
         bits = bits_by_hand(llama, tokenizer, item.prompt, f" {row['answer']}")
@@ -162,7 +172,7 @@ def test_of_a_written_answer_the_solution_is_scored_as_the_examples_spell_it(gsm
 
 
 def test_the_pass_over_written_answers_runs_the_examples_once(gsm8k, llama, tokenizer, inputs):
-    lm = SharedPrefixLM(llama, tokenizer, lambda **_: None)
+    lm = Quick(llama, tokenizer, lambda **_: None)
     items = gsm8k.score(lm, inputs).items
     texts = [f"{item.prompt} {row['answer']}" for item, row in zip(items, GSM8K, strict=True)]
     lengths = [len(tokenizer(text)["input_ids"]) for text in texts]
@@ -170,13 +180,14 @@ def test_the_pass_over_written_answers_runs_the_examples_once(gsm8k, llama, toke
 
 
 def test_a_server_without_logprobs_scores_the_task_and_says_what_is_missing(gsm8k, llama, tokenizer, inputs):
-    class Mute(SharedPrefixLM):
+    class Mute(Quick):
+        unscored = RemoteLM.unscored
+
         def loglikelihood(self, requests, disable_tqdm=True):
             raise UnusableError("the reply echoes no log-probabilities of the prompt")
 
-    whole = gsm8k.run(llama, tokenizer, inputs)
     outcome = gsm8k.score(Mute(llama, tokenizer, lambda **_: None), inputs)
-    assert [item.numerator for item in outcome.items] == [item.numerator for item in whole.items]
+    assert [item.numerator for item in outcome.items] == [0, 0, 1, 0, 0]
     assert outcome.lacks_gold and all(item.gold_loss is None for item in outcome.items)
     assert "echoes no log-probabilities" in outcome.notes[0]
     assert gold_scores(outcome) == {"gold_bits_per_byte": None, "gold_bits_per_byte_stderr": None}
@@ -187,7 +198,8 @@ def test_an_answer_longer_than_the_window_has_no_loss_and_stops_nothing(local, t
     rows = [GSM8K[0], {"question": "Long?", "answer": "so " * 200 + "\n#### 1"}]
     splits = {"test": local("long", rows)}
     options = {"task": "gsm8k/gsm8k", "metric": "exact_match", "splits": splits, "num_fewshot": 0}
-    items = HarnessTask(**{**PLAIN, **WRITTEN, **options}).run(model, tokenizer, inputs).items
+    asked = HarnessTask(**{**PLAIN, **WRITTEN, **options})
+    items = asked.score(Quick(model, tokenizer, lambda **_: None), inputs).items
     assert [item.gold_loss is None for item in items] == [False, True]
 
 
@@ -204,13 +216,10 @@ def test_scores_of_right_answers_are_ratios_over_items(task, llama, tokenizer, i
     assert found["gold_margin_bits_per_byte"] == pytest.approx(sum(one.margin_bits for one in losses) / 6)
 
 
-def test_hflm_gives_the_same_losses(task, gsm8k, llama, tokenizer, inputs):
-    from pipeline.evaluation.remote.backends import reference
-
+def test_hflm_gives_the_same_losses(task, llama, tokenizer, inputs):
     rows = [{"goal": f"Lift {i}", "sol1": "use a rope", "sol2": "größer", "label": i % 2} for i in range(3)]
-    for asked in (task("piqa/piqa", "acc", rows), gsm8k):
-        fast, slow = (asked.score(lm, inputs) for lm in (SharedPrefixLM(llama, tokenizer, lambda **_: None),
-                                                         reference(llama, tokenizer)))  # fmt: skip
-        for a, b in zip(fast.items, slow.items, strict=True):
-            assert a.gold_loss.bits == pytest.approx(b.gold_loss.bits, rel=1e-5)
-            assert a.gold_loss.num_bytes == b.gold_loss.num_bytes
+    asked = task("piqa/piqa", "acc", rows)
+    fast, slow = asked.run(llama, tokenizer, inputs), asked.score(reference(llama, tokenizer), inputs)
+    for a, b in zip(fast.items, slow.items, strict=True):
+        assert a.gold_loss.bits == pytest.approx(b.gold_loss.bits, rel=1e-5)
+        assert a.gold_loss.num_bytes == b.gold_loss.num_bytes
