@@ -40,7 +40,7 @@ class Params:
 
 
 STAGE = Stage(
-    version=2,
+    version=3,
     makes="scores",
     inputs={
         "model": "model",
@@ -116,10 +116,21 @@ def reads_outputs_alone(settings: Mapping[str, Any]) -> bool:
     return not (getattr(benchmark, "needs", ()) or getattr(benchmark, "looks_inside", False))
 
 
+def scores_gold(settings: Mapping[str, Any]) -> bool:
+    """Whether a benchmark scores the loss of right answers."""
+    try:
+        return bool(getattr(get_class(settings["_target_"]), "scores_gold", False))
+    except (ImportError, ValueError, KeyError):
+        return False  # the forecast says what is wrong with it
+
+
 def run(context: worker.Context) -> dict[str, Any]:
-    """Write items.parquet, one row per scored item, and return the score over them with its standard error."""
+    """Write items.parquet, one row per scored item, and return the score over them with its standard error.
+
+    Where right answers have a loss, `gold_bits_per_byte` is that, and `gold_margin_bits_per_byte` their margin.
+    """
     from pipeline.engine.artifact import load_manifest, model_dir
-    from pipeline.evaluation.base import score
+    from pipeline.evaluation.base import gold_scores, score
     from pipeline.records.items import write_items
 
     if not context.is_main:
@@ -140,7 +151,8 @@ def run(context: worker.Context) -> dict[str, Any]:
     write_items(outcome, context.directory)
     found = score(outcome.items)
     stderr = found.stderr if math.isfinite(found.stderr) else None  # a single item has none
-    return {**outcome.also, **found._asdict(), "stderr": stderr, "metric": outcome.metric}
+    golds = gold_scores(outcome)
+    return {**outcome.also, **found._asdict(), "stderr": stderr, "metric": outcome.metric, **golds}
 
 
 def _take_over(scores: Path, directory: Path) -> dict[str, Any]:

@@ -2,7 +2,8 @@
 
 params:
     model: name of the judged model; titles: {benchmark: title}
-    budgets: {benchmark: largest drop as a fraction of the base's score, or null}; overall: of their mean, or null
+    budgets: {benchmark: largest drop as a fraction of the base's score, or null}; overall: of their mean, or null;
+    overall_gold: of the mean over the losses of their right answers, or null
     fail_if, confidence, num_bootstrap, seed: see pipeline.reporting.gate
 inputs: `base-<benchmark>` and `model-<benchmark>` for every benchmark in budgets; `made-<number>`: the models from the
     reference to the judged one, which tell whether it equals the reference by construction.
@@ -21,7 +22,7 @@ from pipeline.engine.stage import ANY_ROLE, Stage
 from pipeline.reporting.statistics.settings import check_bootstrap
 
 STAGE = Stage(
-    version=2,
+    version=3,
     makes="verdict",
     inputs={ANY_ROLE: "scores"},
     section="evaluate.gate",

@@ -101,6 +101,7 @@ def run(context: worker.Context) -> dict[str, Any]:
     from pipeline.reporting.pages.items_page import items_html
     from pipeline.reporting.pages.page import html, report_markdown
     from pipeline.reporting.pages.parts import part_sections
+    from pipeline.reporting.pages.power import power_sections
     from pipeline.reporting.pages.values import data, headline
 
     params = context.params
@@ -117,7 +118,8 @@ def run(context: worker.Context) -> dict[str, Any]:
     plots = draw(comparison, context.directory)
     sections = [*block_sections(comparison, context.directory), *data_sections(comparison)]
     frontier = frontier_sections(comparison, context.directory, params["seed"])
-    parts, page = part_sections(comparison), items_html(comparison, **params["items"])
+    parts = [*part_sections(comparison), *power_sections(comparison)]
+    page = items_html(comparison, **params["items"])
     if page:
         _write(context, ITEMS_PAGE, page)
     values = {**data(comparison, sections, parts), "frontier": [section.values for section in frontier]}

@@ -18,6 +18,7 @@ from pipeline.data.sources.files import Listing, Locate
 from pipeline.records.items import Item, Outcome
 
 HASH_LENGTH = 16
+GOLD, GOLD_MARGIN = "gold_bits_per_byte", "gold_margin_bits_per_byte"
 
 
 class Score(NamedTuple):
@@ -80,8 +81,9 @@ class Workspace:
 class Benchmark(Protocol):
     """A frozen dataclass named by `_target_`; its fields are the keys of one file of conf/benchmark.
 
-    One that cannot do without `reference` or `samples` of its workspace names them in `needs`; one whose result depends
-    on more than what the model computes says `looks_inside = True`.
+    One that cannot do without `reference` or `samples` of its workspace names them in `needs`; one whose items may
+    have a `gold_loss` has `scores_gold`; one whose result depends on more than what the model computes has
+    `looks_inside`.
     """
 
     def run(self, model: Any, tokenizer: Any, inputs: Workspace) -> Outcome:
@@ -96,14 +98,34 @@ def score(items: Sequence[Item]) -> Score:
     sum(denominator) (Cochran 1977, "Sampling Techniques", section 2.11, without the finite population correction). For
     denominators of 1 this is the sample standard error of a mean, the one lm-evaluation-harness prints.
     """
-    n, total = len(items), math.fsum(item.denominator for item in items)
+    return _ratio([(item.numerator, item.denominator) for item in items])
+
+
+def _ratio(pairs: Sequence[tuple[float, float]]) -> Score:
+    n, total = len(pairs), math.fsum(denominator for _, denominator in pairs)
     if not n or total <= 0:
         raise ValueError(f"found {n} items whose denominators sum to {total}; a score needs a positive sum")
-    value = math.fsum(item.numerator for item in items) / total
+    value = math.fsum(numerator for numerator, _ in pairs) / total
     if n == 1:
         return Score(value, math.nan, 1)
-    squares = math.fsum((item.numerator - value * item.denominator) ** 2 for item in items)
+    squares = math.fsum((numerator - value * denominator) ** 2 for numerator, denominator in pairs)
     return Score(value, math.sqrt(n / (n - 1) * squares) / total, n)
+
+
+def gold_scores(outcome: Outcome) -> dict[str, float | None]:
+    """The right answers' loss in bits per byte and margin to the best wrong option, by their names in a manifest.
+
+    Over the items that have them. Empty where no right answer has a loss; None where the model's could not be had.
+    """
+    losses = [item.gold_loss for item in outcome.items if item.gold_loss]
+    named = {GOLD: [(one.bits, one.num_bytes) for one in losses]}
+    named[GOLD_MARGIN] = [(one.margin_bits, one.num_bytes) for one in losses if one.margin_bits is not None]
+    found: dict[str, float | None] = {GOLD: None, f"{GOLD}_stderr": None} if outcome.lacks_gold else {}
+    for name, pairs in named.items():
+        if pairs:
+            value, stderr, _ = _ratio(pairs)
+            found |= {name: value, f"{name}_stderr": stderr if math.isfinite(stderr) else None}
+    return found
 
 
 def content_hash(*parts: object) -> str:

@@ -70,6 +70,8 @@ class Evaluations:
         if same := self._scores_of_parent(model, name, benchmark):
             inputs["parent_scores"] = same
         self.variant.benchmarks[name] = description
+        if self.stage.scores_gold(benchmark):
+            self.variant.with_gold.add(name)
         self.variant.evaluations[model][name] = self._node_of(model, name, benchmark, inputs)
 
     def _node_of(self, model: str, name: str, benchmark: dict[str, Any], inputs: dict[str, Node]) -> Node:

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 KEPT_GROUPS = ("general", "retention")
 """Of benchmarks: what the base could do already."""
-TOTALS = ("max_drop", "overall")
+TOTALS = ("max_drop", "overall", "overall_gold")
 """The budgets that are not one benchmark's."""
 
 
@@ -26,7 +26,7 @@ def request(settings: Mapping[str, Any], variant: Variant) -> tuple[dict[str, An
     """
     own = dict(settings["benchmarks"])
     _check_budgets({**{f"benchmarks.{name}": one for name, one in own.items()}, **{k: settings[k] for k in TOTALS}})
-    if all(one is None for one in (settings["max_drop"], settings["overall"], *own.values())):
+    if all(one is None for one in (*(settings[key] for key in TOTALS), *own.values())):
         return None
     name = list(variant.models)[-1]
     base = variant.lineage[name].reference
@@ -40,6 +40,11 @@ def request(settings: Mapping[str, Any], variant: Variant) -> tuple[dict[str, An
             f"these are: {', '.join(shared) or 'none'}"
         )
     budgets = _budgets(settings, {one: variant.benchmarks[one].get("group") for one in shared})
+    if settings["overall_gold"] is not None and not variant.with_gold & budgets.keys():
+        raise ConfigError(
+            "evaluate.gate.overall_gold has nothing to judge: none of "
+            f"{', '.join(budgets)} scores right answers; add a task with options or short answers, or set it to null"
+        )
     titles = {one: variant.benchmarks[one].get("title", one) for one in budgets}
     rest = {key: value for key, value in settings.items() if key not in ("max_drop", "benchmarks")}
     inputs = {f"base-{one}": reference[one] for one in budgets}
@@ -62,7 +67,7 @@ def _budgets(settings: Mapping[str, Any], groups: Mapping[str, Any]) -> dict[str
     """benchmark -> budget; null where a benchmark counts in the mean only."""
     own = settings["benchmarks"]
     budgets = {name: settings["max_drop"] for name, group in groups.items() if group in KEPT_GROUPS and name not in own}
-    if settings["overall"] is None:
+    if settings["overall"] is None and settings["overall_gold"] is None:
         budgets = {name: budget for name, budget in budgets.items() if budget is not None}
     budgets |= {name: budget for name, budget in own.items() if budget is not None}
     if not budgets:

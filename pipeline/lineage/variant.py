@@ -37,6 +37,7 @@ class Variant:
         evaluations: model -> benchmark -> node.
         data: label -> node of prepared data.
         benchmarks: benchmark -> title, group and note.
+        with_gold: benchmarks that score the loss of right answers.
         gate: node that judges the last model against its reference, if one is asked for.
     """
 
@@ -46,6 +47,7 @@ class Variant:
     evaluations: dict[str, dict[str, Node]] = field(default_factory=dict)
     data: dict[str, Node] = field(default_factory=dict)
     benchmarks: dict[str, dict[str, Any]] = field(default_factory=dict)
+    with_gold: set[str] = field(default_factory=set)
     gate: Node | None = None
 
     def targets(self, stage: str, to: str | None = None) -> list[Node]:

@@ -1,8 +1,8 @@
 """The items of an evaluation: as they are scored, and on disk as one Parquet file that any table reader opens.
 
-One row per item. Columns: id, hash, category, prompt, answer, gold (text), numerator, denominator (float64), and
-`parts`, a map from a part's name to its numerator and denominator. What holds for all items (`metric`,
-`higher_is_better`, and `facts` as JSON) is in the metadata of the schema.
+One row per item. Columns: id, hash, category, prompt, answer, gold (text), numerator, denominator (float64), `parts`,
+a map from a part's name to its numerator and denominator, and gold_bits, gold_bytes, gold_margin_bits (float64 or null,
+see `GoldLoss`). The metadata of the schema has what holds for all items: `metric`, `higher_is_better`, `facts` (JSON).
 """
 
 from __future__ import annotations
@@ -15,11 +15,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from pipeline.records.diagnosis import Diagnosis
-
-Floats = NDArray[np.float64]
+from pipeline.records.gold import BITS_PER_BYTE, GOLD_COLUMNS, MARGIN, Floats, GoldLoss, gold_columns, gold_numbers
 
 ITEMS_FILE, EARLIER_FILE = "items.parquet", "items.json"
 KEYS = ("id", "hash", "category")
@@ -39,6 +37,7 @@ class Item:
         category: the part of the benchmark that it belongs to, or nothing.
         prompt, answer, gold: what the model was given, what it answered and what is right, for people to read.
         parts: further ratios by name, (numerator, denominator) each: a turn of several, a range of positions.
+        gold_loss: how likely the model finds the right answer, where one can be scored.
     """
 
     id: str
@@ -50,6 +49,7 @@ class Item:
     answer: str = ""
     gold: str = ""
     parts: Mapping[str, tuple[float, float]] = field(default_factory=dict, hash=False)
+    gold_loss: GoldLoss | None = None
 
 
 @dataclass(frozen=True)
@@ -59,7 +59,7 @@ class Outcome:
 
     `notes` are sentences that must be read with the score, such as how many answers could not be judged. `also` holds
     further numbers over the same items, by name, that are no ratio of sums, such as a macro-F1. `diagnosis` is that of
-    an evaluation which looks into a model.
+    an evaluation which looks into a model. `lacks_gold`: right answers have a loss, but this model's could not be had.
     """
 
     metric: str
@@ -68,6 +68,7 @@ class Outcome:
     notes: tuple[str, ...] = ()
     also: Mapping[str, float] = field(default_factory=dict)
     diagnosis: Diagnosis | None = None
+    lacks_gold: bool = False
 
     def __post_init__(self) -> None:
         if not self.items:
@@ -83,7 +84,8 @@ class Outcome:
     def facts(self) -> dict[str, Any]:
         """What is kept beside the items, as plain data."""
         diagnosis = self.diagnosis and self.diagnosis.to_json()
-        found = {"notes": list(self.notes), "also": dict(self.also), "diagnosis": diagnosis}
+        found: dict[str, Any] = {"notes": list(self.notes), "also": dict(self.also), "diagnosis": diagnosis}
+        found["lacks_gold"] = self.lacks_gold
         return {name: value for name, value in found.items() if value}
 
 
@@ -98,7 +100,8 @@ class Items:
         numerators, denominators: (N,) float64.
         categories: (N,) the part of the benchmark that each item belongs to, or none at all.
         parts: further ratios by name, (N,) numerators and denominators each.
-        also, notes, diagnosis: see `Outcome`.
+        also, notes, diagnosis, lacks_gold: see `Outcome`.
+        gold: the losses of the right answers, in bits per byte, of the items that have one: a measure of its own.
     """
 
     metric: str
@@ -112,6 +115,8 @@ class Items:
     also: Mapping[str, float] = field(default_factory=dict, repr=False)
     notes: tuple[str, ...] = ()
     diagnosis: Diagnosis | None = field(default=None, repr=False)
+    lacks_gold: bool = False
+    gold: Items | None = field(default=None, repr=False)
 
     def __post_init__(self) -> None:
         if not self.ids:
@@ -128,9 +133,8 @@ class Items:
     def of(self, category: str) -> Items:
         """The items of one category, without parts and further numbers."""
         kept = [i for i, name in enumerate(self.categories) if name == category]
-        ids, hashes = ([names[i] for i in kept] for names in (self.ids, self.hashes))
-        columns = self.numerators[kept], self.denominators[kept]
-        return Items(self.metric, self.higher_is_better, tuple(ids), tuple(hashes), *columns)
+        ids, hashes = _taken(kept, self.ids, self.hashes)
+        return Items(self.metric, self.higher_is_better, ids, hashes, self.numerators[kept], self.denominators[kept])
 
     @property
     def is_share(self) -> bool:
@@ -162,6 +166,7 @@ def write_items(outcome: Outcome, directory: Path) -> Path:
     rows = outcome.items
     columns: dict[str, Any] = {name: [_encodable(getattr(item, name)) for item in rows] for name in (*KEYS, *TEXTS)}
     columns |= {name: [float(getattr(item, name)) for item in rows] for name in NUMBERS}
+    columns |= gold_columns(item.gold_loss for item in rows)
     columns["parts"] = [[(_encodable(name), _pair(part)) for name, part in item.parts.items()] for item in rows]
     metadata = {
         "metric": outcome.metric,
@@ -214,7 +219,8 @@ def _check_unique(metric: str, ids: Sequence[str]) -> None:
 def _read_table(path: Path) -> Items:
     import pyarrow.parquet as pq
 
-    table = pq.read_table(path, columns=[*KEYS, *NUMBERS, "parts"])
+    known = [*KEYS, *NUMBERS, "parts", *(name for name in GOLD_COLUMNS if name in pq.read_schema(path).names)]
+    table = pq.read_table(path, columns=known)
     metadata = {key.decode(): value.decode() for key, value in (table.schema.metadata or {}).items()}
     facts, direction = json.loads(metadata["facts"]), json.loads(metadata["higher_is_better"])
     return _items(metadata["metric"], direction, table.to_pydict(maps_as_pydicts="strict"), facts)
@@ -229,11 +235,12 @@ def _read_earlier(path: Path) -> Items:
 
 def _items(metric: str, higher_is_better: Any, columns: Mapping[str, list[Any]], facts: Mapping[str, Any]) -> Items:
     diagnosis = facts.get("diagnosis")
+    ids, hashes = (tuple(map(str, columns[name])) for name in ("id", "hash"))
     return Items(
         metric=metric,
         higher_is_better=bool(higher_is_better),
-        ids=tuple(map(str, columns["id"])),
-        hashes=tuple(map(str, columns["hash"])),
+        ids=ids,
+        hashes=hashes,
         numerators=np.array(columns["numerator"], dtype=np.float64),
         denominators=np.array(columns["denominator"], dtype=np.float64),
         categories=tuple(columns.get("category") or ()),
@@ -241,7 +248,26 @@ def _items(metric: str, higher_is_better: Any, columns: Mapping[str, list[Any]],
         also={str(name): float(value) for name, value in facts.get("also", {}).items()},
         notes=tuple(map(str, facts.get("notes", ()))),
         diagnosis=None if diagnosis is None else Diagnosis.from_json(diagnosis),
+        lacks_gold=bool(facts.get("lacks_gold")),
+        gold=_gold(ids, hashes, columns),
     )
+
+
+def _gold(ids: Sequence[str], hashes: Sequence[str], columns: Mapping[str, list[Any]]) -> Items | None:
+    """The losses of the right answers, with the margin as a part; None if no item has one."""
+    bits, sizes, margins = gold_numbers(columns, len(ids))
+    if not (kept := np.flatnonzero(~np.isnan(bits))).size:
+        return None
+    has_margin = ~np.isnan(margins[kept])
+    margin = tuple(np.where(has_margin, column[kept], 0.0) for column in (margins, sizes))
+    parts = {MARGIN: margin} if has_margin.any() else {}
+    return Items(BITS_PER_BYTE, False, *_taken(kept, ids, hashes), bits[kept], sizes[kept], parts=parts)
+
+
+def _taken(kept: Iterable[int], *columns: Sequence[str]) -> tuple[tuple[str, ...], ...]:
+    """Some rows of columns of names."""
+    places = list(kept)
+    return tuple(tuple(column[place] for place in places) for column in columns)
 
 
 def _parts(rows: list[Mapping[str, Mapping[str, float]]]) -> dict[str, tuple[Floats, Floats]]:
@@ -258,9 +284,9 @@ def _parts(rows: list[Mapping[str, Mapping[str, float]]]) -> dict[str, tuple[Flo
 def _schema() -> Any:
     import pyarrow as pa
 
-    numbers = [(name, pa.float64()) for name in NUMBERS]
+    numbers, gold = ([(name, pa.float64()) for name in names] for names in (NUMBERS, GOLD_COLUMNS))
     texts = [(name, pa.string()) for name in (*KEYS, *TEXTS)]
-    return pa.schema([*texts, *numbers, ("parts", pa.map_(pa.string(), pa.struct(numbers)))])
+    return pa.schema([*texts, *numbers, ("parts", pa.map_(pa.string(), pa.struct(numbers))), *gold])
 
 
 def _pair(part: tuple[float, float]) -> dict[str, float]:

@@ -20,12 +20,14 @@ GROUPS = ("domain", "drift", "general", "retention")
 @dataclass(frozen=True)
 class Benchmark:
     """A measure and what it stands for: `domain`, `general` text, `retention` of what the base could do, or `drift`:
-    how far a model moved from its base, which is neither gain nor loss."""
+    how far a model moved from its base, which is neither gain nor loss. `gold_of`: the benchmark whose right answers
+    this is the loss of, "" for a benchmark itself."""
 
     name: str
     title: str
     group: str
     note: str = ""
+    gold_of: str = ""
 
 
 @dataclass(frozen=True)
@@ -58,7 +60,8 @@ class Model:
     `stage` made it from `parents` (role -> name); `reference` names the model that it is compared with, if any;
     `is_exact`: every step from there to it was shown to change nothing when it was made. `diagnoses` are the
     evaluations that look into a model instead of comparing it with others; `stack` is that of an expanded model;
-    `notes` must be read with the scores; `directories` are those of the evaluations.
+    `notes` must be read with the scores; `directories` are those of the evaluations. `with_gold` are the benchmarks
+    whose right answers have a loss: it is among the evaluations by `gold_name`, unless this model's could not be had.
     """
 
     name: str
@@ -77,6 +80,7 @@ class Model:
     stack: Stack | None = None
     notes: dict[str, tuple[str, ...]] = field(default_factory=dict)
     directories: dict[str, Path] = field(default_factory=dict)
+    with_gold: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True)
@@ -115,9 +119,19 @@ def collect(
     """
     reader = _Reader(inputs)
     read = tuple(_read_variant(variant, reader) for variant in variants)
-    described = [Benchmark(key, b["title"], b["group"], b.get("note") or "") for key, b in benchmarks.items()]
+    have_gold = {b for variant in read for row in variant.rows for b in row.with_gold}
+    described = []
+    for key, b in benchmarks.items():
+        described.append(Benchmark(key, b["title"], b["group"], b.get("note") or ""))
+        if key in have_gold:
+            described.append(Benchmark(gold_name(key), f"{b['title']}, gold answer", b["group"], gold_of=key))
     described.sort(key=lambda b: GROUPS.index(b.group))
     return Collection(name, read, tuple(described), tuple(_provenance(d) for d in sorted(set(inputs.values()))))
+
+
+def gold_name(benchmark: str) -> str:
+    """The name of the measure of a benchmark's right answers: their loss in bits per byte."""
+    return f"{benchmark}.gold"
 
 
 class _Reader:
@@ -156,6 +170,7 @@ def _read_row(row: dict[str, Any], variant: str, reader: _Reader, earlier: Mappi
     found = {benchmark: reader.items(role) for benchmark, role in row["evaluations"].items()}
     diagnosed = {b: items for b, items in found.items() if items.diagnosis is not None}
     diagnoses = {b: DiagnosedModel(**vars(items.diagnosis), items=items) for b, items in diagnosed.items()}
+    golds = {gold_name(b): items.gold for b, items in found.items() if items.gold is not None}
     return Model(
         name=row["name"],
         variant=variant,
@@ -164,7 +179,7 @@ def _read_row(row: dict[str, Any], variant: str, reader: _Reader, earlier: Mappi
         training=training,
         facts=facts,
         curve=read_curve(training) if training else None,
-        evaluations={b: items for b, items in found.items() if b not in diagnoses},
+        evaluations={b: items for b, items in found.items() if b not in diagnoses} | golds,
         diagnoses=diagnoses,
         stack=read_stack(model_directory(model, manifest)) if facts.max_abs_difference is not None else None,
         notes={b: items.notes for b, items in found.items() if items.notes},
@@ -173,6 +188,7 @@ def _read_row(row: dict[str, Any], variant: str, reader: _Reader, earlier: Mappi
         parents=dict(row["parents"]),
         reference=row["reference"],
         is_exact=parent is not None and above and facts.max_abs_difference == 0,
+        with_gold=frozenset(b for b, items in found.items() if items.gold is not None or items.lacks_gold),
     )
 
 

@@ -7,7 +7,9 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
+from typing import NamedTuple
 
+from pipeline.records.gold import BITS_PER_BYTE
 from pipeline.reporting.collect import Benchmark, Collection, Model, Variant
 from pipeline.reporting.statistics.differences import Difference, beyond_general_shift, combine, mean_gain
 from pipeline.reporting.statistics.drift import KL_NATS, drift_of
@@ -15,8 +17,8 @@ from pipeline.reporting.statistics.intervals import Items, Score, paired_differe
 from pipeline.reporting.statistics.permutation import holm, permutation_test
 from pipeline.reporting.tables.labels import variant_labels
 from pipeline.reporting.tables.wording import Unit
+from pipeline.reporting.units import units_of
 
-BITS_PER_BYTE = "bits_per_byte"
 KEPT_GROUPS = ("general", "retention")
 
 
@@ -30,6 +32,8 @@ class Gains:
         retention: mean change over what the base could do already, the general and retention measures: in percentage
             points over those that are shares (accuracies), or in standard errors over all if none is one.
         num_retention: how many measures that is.
+        gold: mean change of the loss of right answers, in bits per byte, over those of the same groups that have one.
+        num_gold: how many tasks that is.
     """
 
     domain: Difference | None
@@ -38,6 +42,17 @@ class Gains:
     retention: Difference | None
     retention_unit: str
     num_retention: int
+    gold: Difference | None = None
+    num_gold: int = 0
+
+
+class Kept(NamedTuple):
+    """How much of what the base could do a model kept, as one number; positive is better."""
+
+    change: Difference
+    unit: str
+    digits: int
+    what: str  # it is a mean over
 
 
 @dataclass(frozen=True)
@@ -99,6 +114,22 @@ class Comparison:
         """The measures, of those a model shares with its base, of what the base could do already."""
         return [b for b in self.benchmarks if b.group in KEPT_GROUPS and b.name in line.differences]
 
+    @property
+    def kept_by_gold(self) -> bool:
+        """Whether what was kept is read off the right answers' loss: every compared model has it, and it is finer."""
+        gains = [line.gains for line in self.lines if line.gains is not None]
+        return bool(gains) and all(one.gold is not None for one in gains)
+
+    def kept_change(self, line: ModelResult) -> Kept | None:
+        """How much a model kept: by the right answers' loss if every model has it, else by the mean over scores."""
+        if (gains := line.gains) is None:
+            return None
+        if self.kept_by_gold and gains.gold is not None:
+            return Kept(gains.gold, "bits/byte", 4, f"the gold answers of {_counted(gains.num_gold, 'task')}")
+        if gains.retention is None:
+            return None
+        return Kept(gains.retention, gains.retention_unit, 2, _counted(gains.num_retention, "measure"))
+
     def corrected(self) -> dict[tuple[str, str], float]:
         """(line's label, benchmark) -> p-value adjusted for the number of all comparisons with a base (Holm)."""
         every = {(line.label, name): p for line in self.lines for name, p in line.p_values.items()}
@@ -114,6 +145,10 @@ class Comparison:
         return None if last.reference is None else self.line(variant.name, last.name)
 
 
+def _counted(count: int, what: str) -> str:
+    return f"{count} {what}" + ("s" if count != 1 else "")
+
+
 def compare(collection: Collection, *, confidence: float, num_bootstrap: int, seed: int, power: float) -> Comparison:
     """Compare all models with their references on the items both answered; `power` is that of detectable differences.
 
@@ -123,7 +158,7 @@ def compare(collection: Collection, *, confidence: float, num_bootstrap: int, se
     differ = partial(paired_difference, confidence=confidence, num_bootstrap=num_bootstrap, seed=seed)
     test = partial(permutation_test, num_draws=num_bootstrap, seed=seed)
     labels = variant_labels([variant.name for variant in collection.variants])
-    units = _units(collection)
+    units = units_of(collection)
     groups = [(merged, variants) for merged, variants in _merged_rows(collection)]
     lines = [_line(row, variants, collection, labels, units, differ, test) for row, variants in groups]
     baselines = _baselines(collection, labels, units, differ)
@@ -145,6 +180,7 @@ def _merged_rows(collection: Collection) -> list[tuple[Model, list[Variant]]]:
                 diagnoses={**row.diagnoses, **known.diagnoses},
                 notes={**row.notes, **known.notes},
                 directories={**row.directories, **known.directories},
+                with_gold=row.with_gold | known.with_gold,
             )
             merged[key] = (known, [*variants, variant])
     return list(merged.values())
@@ -197,7 +233,8 @@ def _gains(
     units: dict[str, Unit],
 ) -> Gains:
     def of_group(group: str, only_bits: bool) -> list[str]:
-        named = [b.name for b in collection.benchmarks if b.group == group and b.name in differences]
+        own = [b for b in collection.benchmarks if b.group == group and not b.gold_of]
+        named = [b.name for b in own if b.name in differences]
         return [name for name in named if not only_bits or reference[name].metric == BITS_PER_BYTE]
 
     any_difference = next(iter(differences.values()), None)
@@ -205,7 +242,8 @@ def _gains(
     domain = [differences[name] for name in of_group("domain", only_bits=True)]
     general = [differences[name] for name in of_group("general", only_bits=True)]
     kept = [name for group in KEPT_GROUPS for name in of_group(group, only_bits=False)]
-    measured = [b.name for b in collection.benchmarks if b.group in KEPT_GROUPS and b.name in units]
+    measured = [b.name for b in collection.benchmarks if b.group in KEPT_GROUPS and b.name in units and not b.gold_of]
+    golds = [b.name for b in collection.benchmarks if b.group in KEPT_GROUPS and b.gold_of and b.name in differences]
     if any(units[name].name == "%" for name in measured):
         unit, weights = "percentage points", {name: 100.0 for name in kept if units[name].name == "%"}
     else:
@@ -218,32 +256,14 @@ def _gains(
         retention=combine(terms, confidence=confidence) if terms else None,
         retention_unit=unit,
         num_retention=len(terms),
+        gold=mean_gain([differences[name] for name in golds], confidence=confidence) if golds else None,
+        num_gold=len(golds),
     )
 
 
 def _inverse_stderrs(names: Iterable[str], reference: dict[str, Items]) -> dict[str, float]:
     stderrs = {name: score(reference[name]).stderr for name in names}
     return {name: 1 / stderr for name, stderr in stderrs.items() if stderr > 0 and math.isfinite(stderr)}
-
-
-def _units(collection: Collection) -> dict[str, Unit]:
-    items: dict[str, list[Items]] = {}
-    for variant in collection.variants:
-        for row in variant.rows:
-            for name, found in row.evaluations.items():
-                items.setdefault(name, []).append(found)
-    return {name: _unit(found) for name, found in items.items()}
-
-
-def _unit(items: list[Items]) -> Unit:
-    first = items[0]
-    if first.metric == BITS_PER_BYTE:
-        return Unit("bits/byte", 1.0, 4, first.higher_is_better)
-    if first.metric == KL_NATS:
-        return Unit("nats/token", 1.0, 4, first.higher_is_better)
-    if all(found.is_share for found in items):
-        return Unit("%", 100.0, 1, True)
-    return Unit(first.metric, 1.0, 3, first.higher_is_better)
 
 
 def _baselines(

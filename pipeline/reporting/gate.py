@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from typing import Any
@@ -12,7 +12,10 @@ from pipeline.reporting.statistics.differences import Difference, combine
 from pipeline.reporting.statistics.intervals import Items, paired_difference, score
 from pipeline.reporting.tables.wording import number, percent
 
-OVERALL = "overall"
+OVERALL, OVERALL_GOLD = "overall", "overall_gold"
+
+Term = tuple[float, Difference]
+"""A weight, and what it weighs."""
 
 
 @dataclass(frozen=True)
@@ -20,7 +23,7 @@ class Judgement:
     """One measure, or the mean over all of them, against its budget.
 
     Attributes:
-        name, title: of the benchmark; `overall` for the mean.
+        name, title: of the benchmark; `overall` or `overall_gold` for a mean.
         base, model: scores in the metric's own unit; nan for the mean.
         change: relative to the base's score and turned so that negative is a loss; -0.02 is a loss of 2 %.
         low, high: its interval. The base's score in the denominator is taken as known.
@@ -47,6 +50,7 @@ class Gate:
     Attributes:
         budgets: benchmark -> the largest drop, as a fraction of the base's score on it; None: only the mean is judged.
         overall: the largest mean drop over these benchmarks, each counting the same, or None.
+        overall_gold: the same of the loss of their right answers, in bits per byte, over those that have one, or None.
         fail_if: when a budget counts as exceeded. `shown`: the whole interval lies beyond it, so chance is no excuse.
             `estimated`: the estimate does. `possible`: any part of the interval does; the model must prove that it kept
             within the budget (a test of non-inferiority), and a small benchmark fails for being small.
@@ -55,6 +59,7 @@ class Gate:
 
     budgets: Mapping[str, float | None]
     overall: float | None
+    overall_gold: float | None
     fail_if: str
     confidence: float
     num_bootstrap: int
@@ -78,15 +83,35 @@ class Gate:
         for name, max_drop in self.budgets.items():
             difference = self._difference(name, model[name], base[name], same_model)
             scores = score(base[name]).value, score(model[name]).value
-            terms.append((1 / abs(scores[0]) if scores[0] else 0.0, difference))
+            terms.append(_term(difference, scores[0]))
             if max_drop is not None:
                 change = _relative(difference, scores[0])
                 judgements.append(self._judgement((name, titles[name]), scores, change, max_drop, difference.n))
         if self.overall is not None:
-            mean = combine([(weight / len(terms), d) for weight, d in terms], confidence=self.confidence)
-            change, unknown = (mean.value, mean.low, mean.high), (math.nan, math.nan)
-            judgements.append(self._judgement((OVERALL, "Mean over all"), unknown, change, self.overall, mean.n))
+            judgements.append(self._mean((OVERALL, "Mean over all"), terms, self.overall))
+        if self.overall_gold is not None:
+            terms = self._gold_terms(base, model, same_model)
+            judgements.append(self._mean((OVERALL_GOLD, "Mean over the gold answers"), terms, self.overall_gold))
         return tuple(judgements)
+
+    def _gold_terms(self, base: Mapping[str, Items], model: Mapping[str, Items], same_model: bool) -> list[Term]:
+        terms = []
+        for name in self.budgets:
+            found, reference = model[name].gold, base[name].gold
+            if found is not None and reference is not None:
+                difference = self._difference(f"{name}.gold", found, reference, same_model)
+                terms.append(_term(difference, score(reference).value))
+        if not terms:
+            raise ValueError(
+                "evaluate.gate.overall_gold: of the judged benchmarks none has the loss of its right answers on both "
+                "models; judge a task with options or short answers, or set it to null"
+            )
+        return terms
+
+    def _mean(self, names: tuple[str, str], terms: Sequence[Term], max_drop: float) -> Judgement:
+        mean = combine([(weight / len(terms), d) for weight, d in terms], confidence=self.confidence)
+        change, unknown = (mean.value, mean.low, mean.high), (math.nan, math.nan)
+        return self._judgement(names, unknown, change, max_drop, mean.n)
 
     def _difference(self, name: str, model: Items, base: Items, same_model: bool) -> Difference:
         differ = partial(paired_difference, confidence=self.confidence, num_bootstrap=self.num_bootstrap)
@@ -131,6 +156,10 @@ def record(judgements: tuple[Judgement, ...]) -> list[dict[str, Any]]:
         return None if isinstance(value, float) and not math.isfinite(value) else value
 
     return [{name: plain(value) for name, value in asdict(judgement).items()} for judgement in judgements]
+
+
+def _term(difference: Difference, base: float) -> Term:
+    return (1 / abs(base) if base else 0.0), difference
 
 
 def _relative(difference: Difference, base: float) -> tuple[float, float, float]:

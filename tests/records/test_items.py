@@ -10,6 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from pipeline.records.diagnosis import DiagnosedBlock, Diagnosis, Removal
+from pipeline.records.gold import GoldLoss
 from pipeline.records.items import Item, ItemText, Outcome, read_items, read_texts, write_items
 
 REMOVAL = Removal((1,), 0.25, 0.125, 0.0, 0.5, (2.0, 3.0))
@@ -34,6 +35,26 @@ def test_items_survive_their_file(tmp_path):
     assert read_texts(tmp_path, ["a", "b"]) == {"a": ItemText("2+2? ?", "4", "four")}
 
 
+def test_the_losses_of_right_answers_are_a_measure_of_the_items_that_have_one(tmp_path):
+    losses = (GoldLoss(3.0, 2.0, -1.5), GoldLoss(8.0, 4.0), None)
+    items = tuple(Item(f"{i}", f"h{i}", 1, 1, gold_loss=loss) for i, loss in enumerate(losses))
+    write_items(Outcome("acc", True, items), tmp_path)
+    found = read_items(tmp_path)
+    assert (found.gold.metric, found.gold.higher_is_better, found.gold.ids) == ("bits_per_byte", False, ("0", "1"))
+    assert found.gold.hashes == ("h0", "h1") and not found.lacks_gold
+    assert found.gold.numerators.tolist() == [3.0, 8.0] and found.gold.denominators.tolist() == [2.0, 4.0]
+    assert [column.tolist() for column in found.gold.parts["margin"]] == [[-1.5, 0.0], [2.0, 0.0]]
+    assert pq.read_table(tmp_path / "items.parquet")["gold_bits"].to_pylist() == [3.0, 8.0, None]
+
+
+def test_items_without_right_answers_and_those_of_earlier_versions_have_no_such_measure(tmp_path):
+    path = write_items(outcome(lacks_gold=True), tmp_path)
+    assert read_items(tmp_path).gold is None and read_items(tmp_path).lacks_gold
+    table = pq.read_table(path)
+    pq.write_table(table.drop_columns(["gold_bits", "gold_bytes", "gold_margin_bits"]), path)
+    assert read_items(tmp_path).gold is None and read_items(tmp_path).ids == ("a", "b")
+
+
 def test_a_diagnosis_survives_beside_the_items(tmp_path):
     write_items(outcome(diagnosis=DIAGNOSIS), tmp_path)
     found = read_items(tmp_path).diagnosis
@@ -43,6 +64,7 @@ def test_a_diagnosis_survives_beside_the_items(tmp_path):
 def test_what_other_readers_find_keeps_its_form(tmp_path):
     table = pq.read_table(write_items(outcome(diagnosis=DIAGNOSIS), tmp_path))
     names = ["id", "hash", "category", "prompt", "answer", "gold", "numerator", "denominator", "parts"]
+    names += ["gold_bits", "gold_bytes", "gold_margin_bits"]
     assert table.column_names == names
     removal = {
         "positions": [1], "value": 0.25, "stderr": 0.125, "low": 0.0, "high": 0.5, "numerators": [2.0, 3.0],

@@ -115,6 +115,18 @@ def choice_items(name: str, gain: float, n: int, seed: int) -> dict[str, Any]:
     return items("acc_norm", True, name, right.tolist(), [1.0] * n)
 
 
+def with_gold(content: dict[str, Any], gain: float = 0.0, *, seed: int = 0) -> dict[str, Any]:
+    """The items with the loss of a right answer each; `gain` is what the model found it likelier, in bits per byte."""
+    n, base = len(content["items"]), np.random.default_rng(7)
+    sizes = base.integers(3, 40, n).astype(float)
+    bits, noise = sizes * base.normal(1.4, 0.4, n), np.random.default_rng([seed, 3])
+    bits = bits - sizes * noise.normal(gain, abs(gain) / 2 + 0.005, n) if seed else bits
+    margins = np.where([item["numerator"] > 0 for item in content["items"]], 2.0, -1.0)
+    columns = zip(content["items"], bits, sizes, margins, strict=True)
+    rows = [{**item, "gold_bits": a, "gold_bytes": b, "gold_margin_bits": c} for item, a, b, c in columns]
+    return {**content, "items": rows}
+
+
 def items(metric: str, higher: bool, name: str, numerators: list[float], denominators: list[float]) -> dict[str, Any]:
     rows = [
         {"id": f"{name}/{i}", "hash": f"{i:016x}", "numerator": a, "denominator": b}
@@ -157,6 +169,9 @@ def write_items(directory: Path, content: dict[str, Any]) -> None:
         ],
         pa.map_(pa.string(), pair),
     )
+    golds = ("gold_bits", "gold_bytes", "gold_margin_bits")
+    if any(name in item for item in content["items"] for name in golds):
+        columns |= {name: pa.array([item.get(name) for item in content["items"]], pa.float64()) for name in golds}
     metadata = {
         "metric": content["metric"],
         "higher_is_better": json.dumps(content["higher_is_better"]),

@@ -11,7 +11,7 @@ import pytest
 from pipeline.reporting.gate import Gate, message, record
 from tests.reporting.statistics.test_intervals import make_items, text
 
-GATE = Gate({"acc": 0.05}, None, "shown", 0.95, 1000, 0)
+GATE = Gate({"acc": 0.05}, None, None, "shown", 0.95, 1000, 0)
 
 
 def shares(n: int, right: float, lost: float) -> tuple:

@@ -20,12 +20,13 @@ PARAMS = {
     "titles": {"sciq": "SciQ"},
     "budgets": {"sciq": 0.02},
     "overall": None,
+    "overall_gold": None,
     "fail_if": "shown",
     "confidence": 0.95,
     "num_bootstrap": 500,
     "seed": 0,
 }
-SETTINGS = {"max_drop": 0.02, "benchmarks": {}, "overall": None, "fail_if": "shown"}
+SETTINGS = {"max_drop": 0.02, "benchmarks": {}, "overall": None, "overall_gold": None, "fail_if": "shown"}
 
 
 @pytest.mark.parametrize(("gain", "passed"), [(0.0, True), (-0.3, False)])
@@ -66,10 +67,17 @@ def variant(**rows):
         made,
         evaluations={row: {b: f"{row}/{b}" for b in names} for row, names in rows.items()},
         benchmarks={name: {"title": name.title(), "group": group} for name, group in groups.items()},
+        with_gold={"lambada"},
     )
 
 
 EVERY = ["domain", "wikitext", "lambada"]
+
+
+def test_a_gate_on_right_answers_needs_a_task_that_scores_them():
+    rows = {"base": ["wikitext"], "tuned": ["wikitext"]}
+    with pytest.raises(ConfigError, match="overall_gold has nothing to judge: none of wikitext scores right answers"):
+        asked.request({**SETTINGS, "overall_gold": 0.01}, variant(**rows))
 
 
 @pytest.mark.parametrize(
@@ -79,6 +87,7 @@ EVERY = ["domain", "wikitext", "lambada"]
         ({"max_drop": "2%"}, r"evaluate.gate.max_drop='2%' must be a fraction"),
         ({"max_drop": True}, "max_drop=True"),
         ({"overall": -0.1}, "evaluate.gate.overall=-0.1"),
+        ({"overall_gold": 5}, "evaluate.gate.overall_gold=5"),
     ],
     ids=str,
 )
@@ -102,6 +111,7 @@ def test_a_budget_holds_for_what_the_base_could_do():
         ({"benchmarks": {"lambada": 0.1, "wikitext": None}}, {"lambada": 0.1}),
         ({"max_drop": None, "benchmarks": {"domain": 0.0}}, {"domain": 0.0}),
         ({"max_drop": None, "overall": 0.01}, {"wikitext": None, "lambada": None}),
+        ({"max_drop": None, "overall_gold": 0.01}, {"wikitext": None, "lambada": None}),
     ],
     ids=str,
 )

@@ -20,7 +20,7 @@ from lm_eval.api.model import TemplateLM
 from pipeline.data.tokens.text_encoder import TextEncoder
 from pipeline.evaluation.model.generation import GenerationSettings, cut, occurrences, row_seed
 from pipeline.evaluation.model.replies import Reply
-from pipeline.evaluation.remote.endpoint import SHOWN, Endpoint, UnusableError, ask, whole_text
+from pipeline.evaluation.remote.endpoint import SHOWN, Endpoint, RefusedError, UnusableError, ask, whole_text
 from pipeline.evaluation.tasks.harness_encoding import HarnessEncoding
 
 T = TypeVar("T")
@@ -160,10 +160,14 @@ class RemoteLM(HarnessEncoding, TemplateLM):
     `loglikelihood_rolling` is not offered.
     """
 
+    unscored = (UnusableError, RefusedError)
+    """What is raised where a server tells no log-probabilities of a prompt."""
+
     def __init__(self, model: CompletionModel, tokenizer: Any, window: int, progress: Callable[..., None]) -> None:
         super().__init__()
         self.tokenizer, self._model, self._window, self._progress = tokenizer, model, window, progress
         self.encoder = TextEncoder(tokenizer)
+        self.max_length = window - 1  # the server writes one token more
 
     @property
     def eot_token_id(self) -> int:
@@ -180,7 +184,7 @@ class RemoteLM(HarnessEncoding, TemplateLM):
         return self._model.each(self._scored, jobs, self._progress, "options scored")
 
     def _scored(self, job: tuple[list[int], int]) -> tuple[float, bool]:
-        tokens, count = job[0][-(self._window - 1) :], job[1]  # the server writes one token more
+        tokens, count = job[0][-self.max_length :], job[1]
 
         def accept(choices: list[dict[str, Any]]) -> tuple[float, bool]:
             try:

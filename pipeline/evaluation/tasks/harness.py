@@ -10,17 +10,23 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 from pipeline.data.sources.documents import RowSource
 from pipeline.evaluation.base import Item, Outcome, Workspace, content_hash, smallest_hashes
 from pipeline.evaluation.tasks import definitions
+from pipeline.evaluation.tasks.gold import UnscoredError, gold_losses
 from pipeline.evaluation.tasks.rows import ADAPTERS, Absent, Rows, read_rows
 from pipeline.evaluation.tasks.samples import sample_texts
 from pipeline.evaluation.tasks.variants import Variant, load
+from pipeline.records.gold import GoldLoss
 
 FEWSHOT_SEED = 1234  # lm-evaluation-harness' own default
 AVERAGES = ("documents", "tasks")
+
+Samples = Sequence[Mapping[str, Any]]
+Golds = Sequence[GoldLoss | None]
+Notes = tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -82,6 +88,7 @@ class HarnessTask:
     splits: Mapping[str, RowSource] | None
     adapter: str
     revision: str | None
+    scores_gold: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         if self.adapter not in ADAPTERS:
@@ -95,7 +102,10 @@ class HarnessTask:
         self._check_against(self._fields())
 
     def run(self, model: Any, tokenizer: Any, inputs: Workspace) -> Outcome:
-        """One item per document: its metric as numerator, denominator 1 (or its weight, see `average`)."""
+        """One item per document: its metric as numerator, denominator 1 (or its weight, see `average`).
+
+        Beside it the loss of the right answer (`pipeline.evaluation.tasks.gold`), whatever its weight.
+        """
         from pipeline.evaluation.tasks.loglikelihood import SharedPrefixLM
 
         return self.score(SharedPrefixLM(model, tokenizer, inputs.progress), inputs)
@@ -108,10 +118,12 @@ class HarnessTask:
         tasks = {one.task.task_name: one.task for one in loaded}
         samples = {one.task.task_name: one.numbers for one in loaded if not one.is_cut}
         found = evaluate(lm=lm, task_dict={"tasks": tasks}, bootstrap_iters=0, samples=samples or None)["samples"]
-        items = [item for one in loaded for item in self._items(one, found[one.task.task_name])]
+        samples = [self._of_filter(found[one.task.task_name]) for one in loaded]
+        golds, notes = self._golds(lm, loaded, samples)
+        items = [item for parts in zip(loaded, samples, golds, strict=True) for item in self._items(*parts)]
         is_perplexity = self.metric == "perplexity"
         metric = "log_perplexity" if is_perplexity else self.metric
-        return Outcome(metric, not is_perplexity, tuple(self._weighted(items)))
+        return Outcome(metric, not is_perplexity, tuple(self._weighted(items)), notes, lacks_gold=bool(notes))
 
     def load_tasks(self, inputs: Workspace) -> list[Loaded]:
         """The harness' tasks with the chosen rows; a subtask none of whose rows is chosen is left out.
@@ -229,22 +241,31 @@ class HarnessTask:
             task.set_fewshot_seed(FEWSHOT_SEED)
         return list(tasks)
 
-    def _items(self, one: Loaded, samples: Iterable[Mapping[str, Any]]) -> list[Item]:
-        wanted = self.filter or "none"
-        found = sorted((s for s in samples if s["filter"] == wanted), key=lambda sample: sample["doc_id"])
-        numbers = one.numbers
-        if len(found) != len(numbers):  # the task's own `process_docs` leaves some rows out
-            numbers = [sample["doc_id"] for sample in found]
-        return [self._item(one, number, sample) for number, sample in zip(numbers, found, strict=True)]
+    def _of_filter(self, samples: Iterable[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+        return sorted((s for s in samples if s["filter"] == (self.filter or "none")), key=lambda s: s["doc_id"])
 
-    def _item(self, one: Loaded, number: int, sample: Mapping[str, Any]) -> Item:
+    def _golds(self, lm: Any, loaded: Sequence[Loaded], samples: Sequence[Samples]) -> tuple[list[Golds], Notes]:
+        try:
+            parts = zip(loaded, samples, strict=True)
+            return [gold_losses(lm, one.task, found, self.metric) for one, found in parts], ()
+        except UnscoredError as error:
+            return [[None] * len(found) for found in samples], (str(error),)
+
+    def _items(self, one: Loaded, samples: Samples, golds: Golds) -> list[Item]:
+        numbers = one.numbers
+        if len(samples) != len(numbers):  # the task's own `process_docs` leaves some rows out
+            numbers = [sample["doc_id"] for sample in samples]
+        return [self._item(one, *parts) for parts in zip(numbers, samples, golds, strict=True)]
+
+    def _item(self, one: Loaded, number: int, sample: Mapping[str, Any], gold: GoldLoss | None) -> Item:
         value = float(sample[self.metric])
         # What the model was given, what counts as right and how that is judged: equal for any source of the same
         # content, different as soon as the task's version, metric or way to read an answer is.
         digest = content_hash(sample["arguments"], sample["target"], self.metric, self.filter, str(one.task.VERSION))
         value = -value if self.metric == "perplexity" else value
         name = f"{one.category}/{number}" if one.category else str(number)
-        return Item(name, digest, value, 1.0, one.category, *sample_texts(sample, self.metric))
+        texts = sample_texts(sample, self.metric)
+        return Item(name, digest, value, 1.0, one.category, *texts, gold_loss=gold)
 
     def _weighted(self, items: Sequence[Item]) -> list[Item]:
         """With average=tasks, weights by which every subtask counts the same; they are 1 on average."""

@@ -9,10 +9,11 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 from pipeline.data.sources.documents import RowSource
 from pipeline.evaluation.base import Item, Outcome, Workspace, content_hash, smallest_hashes
+from pipeline.evaluation.tasks.gold import ScoredOption, gold_loss
 from pipeline.evaluation.tasks.rows import Absent, Rows, read_rows
 
 METRIC = "multi_label_acc"
@@ -32,6 +33,7 @@ class LabelledOptions:
 
     splits: Mapping[str, RowSource]
     limit: int | None
+    scores_gold: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         if len(self.splits) != 1:
@@ -42,7 +44,10 @@ class LabelledOptions:
             raise ValueError(f"{origin.repo}: {origin.advice()}")
 
     def run(self, model: Any, tokenizer: Any, inputs: Workspace) -> Outcome:
-        """One item per prompt: numerator 1 if the picked option is among the labels; macro-F1 beside."""
+        """One item per prompt: numerator 1 if the picked option is among the labels; macro-F1 beside.
+
+        Beside it the mean loss of its labels (`pipeline.evaluation.tasks.gold`).
+        """
         from pipeline.evaluation.tasks.loglikelihood import SharedPrefixLM
 
         return self.score(SharedPrefixLM(model, tokenizer, inputs.progress), inputs)
@@ -53,9 +58,10 @@ class LabelledOptions:
         if not rows:
             raise ValueError("the split holds no row; at least one is required, so look at it")
         numbers = smallest_hashes(rows, self.limit)
-        picks = picked(lm, [rows[number] for number in numbers])
+        scored = scored_options(lm, [rows[number] for number in numbers])
+        picks = [picked(options) for options in scored]
         golds = [labels(rows[number]) for number in numbers]
-        items = [self._item(number, rows[number], pick) for number, pick in zip(numbers, picks, strict=True)]
+        items = [self._item(number, rows[number], options) for number, options in zip(numbers, scored, strict=True)]
         num_labels = max(len(rows[number]["options"]) for number in numbers)
         share, common = commonest(golds, num_labels)
         name = next(row["options"][common] for row in rows if len(row["options"]) > common)
@@ -73,11 +79,12 @@ class LabelledOptions:
     def _origin(self) -> RowSource:
         return next(iter(self.splits.values()))
 
-    def _item(self, number: int, row: Mapping[str, Any], pick: int) -> Item:
-        right = labels(row)
+    def _item(self, number: int, row: Mapping[str, Any], options: Sequence[ScoredOption]) -> Item:
+        right, pick = labels(row), picked(options)
         digest = content_hash(row["input"], row["options"], sorted(right), METRIC)
         gold = ", ".join(row["options"][label] for label in sorted(right))
-        return Item(str(number), digest, float(pick in right), 1.0, "", row["input"], row["options"][pick], gold)
+        texts = row["input"], row["options"][pick], gold
+        return Item(str(number), digest, float(pick in right), 1.0, "", *texts, gold_loss=gold_loss(options, right))
 
 
 def checked(number: int, row: Mapping[str, Any]) -> dict[str, Any]:
@@ -99,8 +106,8 @@ def labels(row: Mapping[str, Any]) -> frozenset[int]:
     return frozenset([gold] if isinstance(gold, int) else gold)
 
 
-def picked(lm: Any, rows: Rows) -> list[int]:
-    """For each row the option, after a space, with the best mean log-probability per token; the first of equals."""
+def scored_options(lm: Any, rows: Rows) -> list[list[ScoredOption]]:
+    """Each row's options after a space, with their log-probabilities and numbers of tokens."""
     from lm_eval.api.instance import Instance
 
     requests = [
@@ -109,11 +116,16 @@ def picked(lm: Any, rows: Rows) -> list[int]:
         for place, option in enumerate(row["options"])
     ]
     sums = iter(lm.loglikelihood(requests))
-    picks = []
-    for row in rows:
-        means = [next(sums)[0] / _num_tokens(lm, row["input"], f" {option}") for option in row["options"]]
-        picks.append(means.index(max(means)))
-    return picks
+    return [
+        [ScoredOption(one, next(sums)[0], _num_tokens(lm, row["input"], f" {one}")) for one in row["options"]]
+        for row in rows
+    ]
+
+
+def picked(options: Sequence[ScoredOption]) -> int:
+    """The option with the best mean log-probability per token; the first of equals."""
+    means = [option.logprob / option.length for option in options]
+    return means.index(max(means))
 
 
 def _num_tokens(lm: Any, context: str, continuation: str) -> int:

@@ -13,7 +13,7 @@ def sample_texts(sample: Mapping[str, Any], metric: str) -> tuple[str, str, str]
     character. Of a text to be predicted (LAMBADA) it is whether greedy decoding gives it; of a generation, the text.
     """
     arguments, target = sample["arguments"], sample["target"]
-    responses = [response[0] if _is_nested(response) else response for response in sample["filtered_resps"]]
+    responses = responses_of(sample)
     prompt = str(arguments[0][0])
     if not isinstance(arguments[0][1], str):
         return prompt, str(responses[0]), str(target)
@@ -21,6 +21,11 @@ def sample_texts(sample: Mapping[str, Any], metric: str) -> tuple[str, str, str]
         continuation = str(arguments[0][1])
         return prompt, continuation if responses[0][1] else "(something else)", continuation
     return prompt, *_choice(arguments, responses, target, metric)
+
+
+def responses_of(sample: Mapping[str, Any]) -> list[Any]:
+    """What the model gave for each request of a document, after the task's filter."""
+    return [response[0] if _is_nested(response) else response for response in sample["filtered_resps"]]
 
 
 def _choice(arguments: Sequence[Any], responses: Sequence[Any], target: Any, metric: str) -> tuple[str, str]:

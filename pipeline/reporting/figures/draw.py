@@ -38,11 +38,11 @@ def draw(comparison: Comparison, directory: Path) -> list[Plot]:
 def _tradeoff_alt(comparison: Comparison) -> str:
     points = []
     for line in comparison.lines:
-        gains = line.gains
-        if gains is not None and gains.domain is not None and gains.retention is not None:
+        gains, kept = line.gains, comparison.kept_change(line)
+        if gains is not None and gains.domain is not None and kept is not None:
             domain = number(gains.domain.value, 4, signed=True)
-            retention = number(gains.retention.value, 2, signed=True)
-            points.append(f"{line.label} {domain} bits per byte and {retention} {gains.retention_unit}")
+            change = number(kept.change.value, kept.digits, signed=True)
+            points.append(f"{line.label} {domain} bits per byte and {change} {kept.unit}")
     return f"Domain gain, and mean change of what the base could do already, against the base: {'; '.join(points)}."
 
 

@@ -22,7 +22,7 @@ from pipeline.reporting.tables.wording import percent
 
 def tradeoff_figure(comparison: Comparison) -> Figure | None:
     """Domain gain against retention for every model, the base at the origin; None if one of the two is not measured."""
-    shown = [line for line in comparison.lines if line.gains and line.gains.domain and line.gains.retention]
+    shown = [line for line in comparison.lines if line.gains and line.gains.domain and comparison.kept_change(line)]
     if not shown:
         return None
     with pyplot.rc_context(STYLE):
@@ -36,30 +36,31 @@ def tradeoff_figure(comparison: Comparison) -> Figure | None:
         labels = _tradeoff_labels(comparison, shown)
         ax.plot(0, 0, "o", color=INK, ms=7, zorder=5)
         interval = percent(comparison.confidence)
-        gains = shown[0].gains
-        assert gains is not None
-        measures = f"{gains.num_retention} measures" if gains.num_retention > 1 else "1 measure"
+        kept = comparison.kept_change(shown[0])
+        assert kept is not None
         ax.set_xlabel(f"domain gain over the base (bits per byte, {interval} interval)  → better")
         ax.set_ylabel(
-            f"kept: mean change over {measures} of what the base could do\n"
-            f"({gains.retention_unit}, {interval} interval)  → better"
+            f"kept: mean change over {kept.what} of what the base could do\n"
+            f"({kept.unit}, {interval} interval)  → better"
         )
         ax.margins(0.12)
         if len(comparison.collection.variants) > 1:
             _marker_legend(ax, comparison, shown)
         figure.tight_layout()
-        place_labels(ax, [(0.0, 0.0, _origin(shown), INK), *labels], avoid=[_extent(line) for line in shown])
+        place_labels(
+            ax, [(0.0, 0.0, _origin(shown), INK), *labels], avoid=[_extent(comparison, line) for line in shown]
+        )
         return figure
 
 
 def _draw_lineage(ax: Axes, comparison: Comparison, lines: Sequence[ModelResult], variant: Variant) -> None:
     """From each model's parents to it; a parent that is not shown is passed over for its own, the reference is 0, 0."""
-    points = {line.name: _point(line) for line in lines}
+    points = {line.name: _point(comparison, line) for line in lines}
     index = [c.name for c in comparison.collection.variants].index(variant.name)
     colour = PALETTE[index % len(PALETTE)]
     for line in lines:
         for start in _starts(variant, line.name, points):
-            ax.plot(*zip(start, _point(line), strict=True), color=colour, lw=1, alpha=0.4, zorder=2)
+            ax.plot(*zip(start, points[line.name], strict=True), color=colour, lw=1, alpha=0.4, zorder=2)
 
 
 def _starts(variant: Variant, name: str, points: Mapping[str, tuple[float, float]]) -> list[tuple[float, float]]:
@@ -76,13 +77,13 @@ def _origin(shown: Sequence[ModelResult]) -> str:
 
 
 def _draw_point(ax: Axes, line: ModelResult, comparison: Comparison) -> None:
-    assert line.gains and line.gains.domain and line.gains.retention
-    x, y = _point(line)
+    gain, kept = _gains(comparison, line)
+    x, y = _point(comparison, line)
     ax.errorbar(
         x,
         y,
-        xerr=_error(line.gains.domain),
-        yerr=_error(line.gains.retention),
+        xerr=_error(gain),
+        yerr=_error(kept),
         color=colour_of(comparison, line),
         marker=marker_of(comparison, line.name),
         ms=8,
@@ -92,20 +93,26 @@ def _draw_point(ax: Axes, line: ModelResult, comparison: Comparison) -> None:
     )
 
 
-def _extent(line: ModelResult) -> tuple[float, float, float, float]:
+def _extent(comparison: Comparison, line: ModelResult) -> tuple[float, float, float, float]:
     """left, right, bottom, top of a point's intervals."""
-    assert line.gains and line.gains.domain and line.gains.retention
     bounds = []
-    for gain in (line.gains.domain, line.gains.retention):
+    for gain in _gains(comparison, line):
         known = math.isfinite(gain.low)
         bounds += [gain.low if known else gain.value, gain.high if known else gain.value]
     return bounds[0], bounds[1], bounds[2], bounds[3]
 
 
-def _point(line: ModelResult) -> tuple[float, float]:
-    assert line.gains and line.gains.domain and line.gains.retention
+def _point(comparison: Comparison, line: ModelResult) -> tuple[float, float]:
     # Both are means over measures turned so that larger is better, whatever the metric's own direction.
-    return line.gains.domain.value, line.gains.retention.value
+    gain, kept = _gains(comparison, line)
+    return gain.value, kept.value
+
+
+def _gains(comparison: Comparison, line: ModelResult) -> tuple[Difference, Difference]:
+    """What was learned and what was kept."""
+    kept = comparison.kept_change(line)
+    assert line.gains and line.gains.domain and kept
+    return line.gains.domain, kept.change
 
 
 def _error(difference: Difference) -> Floats | None:
@@ -118,14 +125,14 @@ def _error(difference: Difference) -> Floats | None:
 def _tradeoff_labels(comparison: Comparison, shown: Sequence[ModelResult]) -> list[tuple[float, float, str, str]]:
     """One variant: every point by its model. Several: each one's last point by the variant; markers tell the models."""
     if len(comparison.collection.variants) == 1:
-        return [(*_point(line), line.name, colour_of(comparison, line)) for line in shown]
+        return [(*_point(comparison, line), line.name, colour_of(comparison, line)) for line in shown]
     labels = {}
     for variant in comparison.collection.variants:
         lines = [line for line in shown if variant.name in line.variants]
         if lines:
             last = lines[-1]
             text = " / ".join(comparison.labels[name] for name in last.variants)
-            labels[last.label] = (*_point(last), text, colour_of(comparison, last))
+            labels[last.label] = (*_point(comparison, last), text, colour_of(comparison, last))
     return list(labels.values())
 
 

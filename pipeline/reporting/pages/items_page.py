@@ -52,7 +52,7 @@ def items_html(comparison: Comparison, *, per_benchmark: int, characters: int) -
             the order of their content hashes.
         characters: what is longer is cut.
     """
-    benchmarks = [b for b in comparison.benchmarks if per_benchmark] or []
+    benchmarks = [b for b in comparison.benchmarks if per_benchmark and not b.gold_of]
     shown = [_benchmark(comparison, b, per_benchmark, characters) for b in benchmarks]
     shown = [benchmark for benchmark in shown if benchmark["items"]]
     if not shown:

@@ -172,7 +172,7 @@ def report_markdown(comparison: Comparison, sections: Sequence[Section] = ()) ->
 
 def summary(comparison: Comparison) -> str:
     """One line on what was compared."""
-    models, benchmarks = len(comparison.lines), len(comparison.benchmarks)
+    models, benchmarks = len(comparison.lines), sum(not b.gold_of for b in comparison.benchmarks)
     variants = len(comparison.collection.variants)
     text = f"{models} models, {benchmarks} benchmark{'s' if benchmarks != 1 else ''}"
     return text + (f", {variants} variants." if variants > 1 else ".")
@@ -216,7 +216,15 @@ def method(comparison: Comparison) -> list[str]:
             "Over seeds: runs whose settings differ by seeds only. Intervals are Student's t over the runs and, in "
             "quadrature, the error over items, which all runs share; runs that share a stage share its chance."
         )
-    few = [b.title for b in comparison.benchmarks if _num_items(comparison, b.name) < FEW_ITEMS]
+    if any(b.gold_of for b in comparison.benchmarks):
+        sentences.append(
+            "Gold answer: the loss of a task's right answer after the same prompt, in bits per byte of its text. It is "
+            "read off the pass that scores the options; of written answers it takes a pass of its own. Of several "
+            "right answers it is their mean. Every item changes it, so it shows smaller changes than accuracy does. "
+            "Its part `margin` is how much likelier the right answer is than the best wrong option. The mean change "
+            "over tasks is what figure and verdict take for what was kept."
+        )
+    few = [b.title for b in comparison.benchmarks if not b.gold_of and _num_items(comparison, b.name) < FEW_ITEMS]
     if few:
         sentences.append(f"Fewer than {FEW_ITEMS} items, so the intervals are too narrow or missing: {', '.join(few)}.")
     return sentences

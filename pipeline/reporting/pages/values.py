@@ -6,12 +6,14 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
+from pipeline.reporting.collect import gold_name
 from pipeline.reporting.compare import Comparison, Gains, ModelResult
 from pipeline.reporting.pages.page import Section, notes
 from pipeline.reporting.pages.verdict import expanded_lines, verdicts
 from pipeline.reporting.seeds import seed_lines, seed_values
 from pipeline.reporting.statistics.differences import Difference
 from pipeline.reporting.statistics.drift import ALL
+from pipeline.reporting.statistics.intervals import Score
 from pipeline.reporting.statistics.power import detectable
 
 
@@ -21,7 +23,10 @@ def data(comparison: Comparison, sections: Sequence[Section] = (), parts: Sequen
         "name": comparison.collection.name,
         "confidence": comparison.confidence,
         "num_bootstrap": comparison.num_bootstrap,
-        "benchmarks": {b.name: {"title": b.title, "group": b.group, "note": b.note} for b in comparison.benchmarks},
+        "benchmarks": {
+            b.name: {"title": b.title, "group": b.group, "note": b.note, "gold_of": b.gold_of or None}
+            for b in comparison.benchmarks
+        },
         "power": comparison.power,
         "models": [_line_data(line, comparison.power) for line in comparison.lines],
         "corrected_p": [
@@ -61,7 +66,8 @@ def headline(comparison: Comparison) -> dict[str, Any]:
         line = comparison.last_line(variant)
         if line is None or line.gains is None:
             continue
-        for key, gain in (("domain_gain", line.gains.domain), ("beyond_general_shift", line.gains.beyond)):
+        gains = {"domain_gain": line.gains.domain, "beyond_general_shift": line.gains.beyond}
+        for key, gain in {**gains, "kept_gold_answers": line.gains.gold}.items():
             if gain is not None:
                 metrics[prefix + key] = gain.value
         metrics |= {f"{prefix}{name}": found[ALL].value for name, found in line.drift.items()}
@@ -86,9 +92,7 @@ def _line_data(line: ModelResult, power: float) -> dict[str, Any]:
         "peak_memory_bytes": facts.peak_memory_bytes,
         "mfu": facts.mfu,
         "mfu_6nd": facts.mfu_6nd,
-        "scores": {
-            name: {"value": s.value, "stderr": _finite(s.stderr), "n": s.n} for name, s in sorted(line.scores.items())
-        },
+        "scores": {name: _score_data(line.scores.get(name)) for name in _measured(line)},
         "differences": {
             name: {**(_difference_data(d) or {}), "detectable": _finite(detectable(d, power)), "p": line.p_values[name]}
             for name, d in sorted(line.differences.items())
@@ -100,6 +104,15 @@ def _line_data(line: ModelResult, power: float) -> dict[str, Any]:
     }
 
 
+def _measured(line: ModelResult) -> list[str]:
+    """Every measure of a model, and those of right answers whose loss could not be had."""
+    return sorted({*line.scores, *map(gold_name, line.row.with_gold)})
+
+
+def _score_data(score: Score | None) -> dict[str, Any] | None:
+    return None if score is None else {"value": score.value, "stderr": _finite(score.stderr), "n": score.n}
+
+
 def _gains_data(gains: Gains) -> dict[str, Any]:
     return {
         "domain": _difference_data(gains.domain),
@@ -108,6 +121,8 @@ def _gains_data(gains: Gains) -> dict[str, Any]:
         "retention": _difference_data(gains.retention),
         "retention_unit": gains.retention_unit,
         "num_retention": gains.num_retention,
+        "gold_bits_per_byte": _difference_data(gains.gold),
+        "num_gold": gains.num_gold,
     }
 
 

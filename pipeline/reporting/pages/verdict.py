@@ -77,8 +77,9 @@ def _exactness(comparison: Comparison, line: ModelResult) -> Finding:
         return Finding(
             question, answer, f"The {line.name} model and the {line.row.reference} share no evaluated measure.{proof}"
         )
+    golds = {b.name for b in comparison.benchmarks if b.gold_of}
     changed = [b for b in comparison.benchmarks if b.name in line.differences and not line.differences[b.name].is_equal]
-    n = sum(difference.n for difference in line.differences.values())
+    n = sum(d.n for name, d in line.differences.items() if name not in golds)
     if not changed:
         measures = _measures(len(line.differences))
         return Finding(question, "yes", f"All {n:,} items of {measures} have exactly the same value.{proof}")
@@ -146,13 +147,13 @@ def _retention(comparison: Comparison, line: ModelResult) -> Finding:
     if by_mark["within"]:
         text += _largest_possible_loss(comparison, line, by_mark["within"])
     text += _mean_change(line.gains)
-    return Finding(question, _retention_answer(line, measured, len(worse)), text)
+    return Finding(question, _retention_answer(comparison, line, measured, len(worse)), text)
 
 
-def _retention_answer(line: ModelResult, measured: list[Benchmark], num_worse: int) -> str:
+def _retention_answer(comparison: Comparison, line: ModelResult, measured: list[Benchmark], num_worse: int) -> str:
     within = [line.differences[b.name] for b in measured if line.differences[b.name].mark == "within"]
-    mean = line.gains.retention if line.gains else None
-    if (mean is not None and mean.mark == "worse") or num_worse > len(measured) / 2:
+    mean = comparison.kept_change(line)
+    if (mean is not None and mean.change.mark == "worse") or num_worse > len(measured) / 2:
         return "no"
     if num_worse:
         return "partly"
@@ -175,9 +176,12 @@ def _largest_possible_loss(comparison: Comparison, line: ModelResult, within: li
 
 
 def _mean_change(gains: Gains) -> str:
-    if gains.retention is None or gains.num_retention < 2:
-        return ""
-    return f" Mean change over {_measures(gains.num_retention)}: {_retention_estimate(gains)}."
+    text = ""
+    if gains.gold is not None and gains.num_gold > 1:
+        text += f" Gold answers, mean over {gains.num_gold} tasks: {estimate(gains.gold, 4, BITS)}, positive is better."
+    if gains.retention is not None and gains.num_retention > 1:
+        text += f" Mean change over {_measures(gains.num_retention)}: {_retention_estimate(gains)}."
+    return text
 
 
 def _retention_estimate(gains: Gains) -> str:
@@ -192,11 +196,13 @@ def _against_first(baseline: Baseline) -> Finding:
     for name, gain in (("domain text", baseline.gains.domain), ("general text", baseline.gains.general)):
         if gain is not None:
             parts.append(f"{name}: {WORDS[gain.mark]}, {estimate(gain, 4, BITS)}")
+    if baseline.gains.gold is not None:
+        parts.append(f"gold answers: {WORDS[baseline.gains.gold.mark]}, {estimate(baseline.gains.gold, 4, BITS)}")
     if baseline.gains.retention is not None:
         parts.append(f"kept measures: {WORDS[baseline.gains.retention.mark]}, {_retention_estimate(baseline.gains)}")
     if baseline.drift is not None:
         parts.append(f"drift from the base: {WORDS[baseline.drift.mark]}, {estimate(baseline.drift, 4, NATS)}")
-    compared = (baseline.gains.domain, baseline.gains.retention, baseline.drift)
+    compared = (baseline.gains.domain, baseline.gains.gold or baseline.gains.retention, baseline.drift)
     marks = {gain.mark for gain in compared if gain is not None}
     if not parts:
         return Finding(question, "unknown", "The two variants share no evaluated measure.")

@@ -6,7 +6,7 @@ import math
 from statistics import NormalDist
 
 from pipeline.reporting.statistics.differences import Difference
-from pipeline.reporting.statistics.intervals import unseen_share
+from pipeline.reporting.statistics.intervals import Score, unseen_share
 
 
 def detectable(difference: Difference, power: float) -> float:
@@ -25,6 +25,15 @@ def detectable(difference: Difference, power: float) -> float:
         return math.nan
     normal = NormalDist()
     return (normal.inv_cdf((1 + difference.confidence) / 2) + normal.inv_cdf(power)) * difference.stderr
+
+
+def deviation(score: Score) -> float:
+    """The standard deviation over items, in which changes of measures in different units can be compared.
+
+    It is stderr * sqrt(n): of an accuracy the usual one, of bits over bytes that of the linearised ratio (Cochran 1977,
+    "Sampling Techniques", chapter 6).
+    """
+    return score.stderr * math.sqrt(score.n)
 
 
 def _shown_share(n: int, confidence: float, power: float) -> float:

@@ -146,17 +146,20 @@ def gains_table(comparison: Comparison) -> Table:
     """What every model gained over its base, summed up over each group; positive is better in every column."""
     lines = [(line, line.gains) for line in comparison.lines if line.gains is not None]
     unit = f"{lines[0][1].retention_unit}, mean of {max(g.num_retention for _, g in lines)}" if lines else ""
+    golds = f"bits/byte, mean of {max(g.num_gold for _, g in lines)}" if lines else ""
     columns = (
         Column("", "Domain gain", "bits/byte"),
         Column("", "General-text gain", "bits/byte"),
         Column("", "Beyond general shift", "bits/byte"),
         Column("", "Kept, mean change", unit),
+        Column("", "Kept, gold answers", golds),
         Column("", "Kept", "measures worse"),
     )
     rows = []
     for line, gains in lines:
         bits = [_difference_entry(gain, 4) for gain in (gains.domain, gains.general, gains.beyond)]
-        rows.append((line.label, (*bits, _difference_entry(gains.retention, 2), _num_worse(comparison, line))))
+        kept = _difference_entry(gains.retention, 2), _difference_entry(gains.gold, 4)
+        rows.append((line.label, (*bits, *kept, _num_worse(comparison, line))))
     caption = f"Gains over the base, positive is better [{percent(comparison.confidence)} confidence interval]"
     return _without_empty(Table(caption, columns, tuple(rows)))
 
@@ -261,7 +264,8 @@ def _difference_entry(difference: Difference | None, digits: int, scale: float =
 
 def _column(comparison: Comparison, benchmark: Benchmark) -> Column:
     unit = comparison.units[benchmark.name]
-    n = max(line.scores[benchmark.name].n for line in comparison.lines if benchmark.name in line.scores)
+    scores = (line.scores.get(benchmark.name) for line in comparison.lines)
+    n = max((score.n for score in scores if score), default=None)
     arrow = "↑" if unit.higher_is_better else "↓"
     return Column(GROUP_TITLES[benchmark.group], benchmark.title, f"{unit.name} {arrow}", n)
 

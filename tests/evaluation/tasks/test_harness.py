@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import pytest
 from lm_eval.evaluator import evaluate
 from lm_eval.models.huggingface import HFLM
@@ -110,9 +112,13 @@ def test_perplexity_is_kept_as_its_logarithm(benchmark, llama, tokenizer, inputs
 
 
 def test_a_limit_takes_the_same_documents_for_every_model_and_order(benchmark, local, llama, tiny, tokenizer, inputs):
-    everything = benchmark().run(llama, tokenizer, inputs).items
+    everything = {item.id: item for item in benchmark().run(llama, tokenizer, inputs).items}
     few = benchmark(limit=5).run(llama, tokenizer, inputs).items
-    assert len(few) == 5 and all(item in everything for item in few)
+    assert len(few) == 5
+    for item in few:  # in other batches log-probabilities differ by float noise
+        other = everything[item.id]
+        assert item.gold_loss.bits == pytest.approx(other.gold_loss.bits, rel=1e-5)
+        assert replace(item, gold_loss=None) == replace(other, gold_loss=None)
     assert [int(item.id) for item in few] != [0, 1, 2, 3, 4]
     other = benchmark(limit=5).run(tiny(num_hidden_layers=1), tokenizer, inputs).items
     assert [(a.id, a.hash) for a in other] == [(b.id, b.hash) for b in few]
