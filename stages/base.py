@@ -33,7 +33,7 @@ STAGE = Stage(
     makes="model",
     section="model",
     params=Params,
-    hints=("shape",),
+    hints=("shape", "num_groups"),
     reads_sources=True,
     single_process=True,
 )
@@ -51,6 +51,7 @@ def params_of(section: dict[str, Any]) -> dict[str, Any]:
 
 def forecast(request: Request) -> Forecast:
     """Refuse an unknown kind of source and a damaged local directory; tell the facts that are known beforehand."""
+    from pipeline.data.sources.hub import is_commit
     from pipeline.models.architecture.shape import cached_config, shape_of
     from pipeline.models.directory import check_directory
 
@@ -62,7 +63,13 @@ def forecast(request: Request) -> Forecast:
         check_directory(directory := request.path(source))
         return Forecast(model_facts(directory) | stated)
     config = cached_config(source["repo"], source["revision"]) if kind == "hub" else source.get("config")
-    if config is None and request.hints:
+    if kind == "hub" and not is_commit(source["revision"]):
+        warnings.warn(
+            f"model {source['repo']} at revision {source['revision']!r}, which may move: the identity of this model is a "
+            f"name, not its content; put the commit (40 hexadecimal digits) in its place",
+            stacklevel=2,
+        )
+    if config is None and request.hints.get("shape"):
         config = {"num_hidden_layers": params["num_blocks"], **request.hints["shape"]}
     return Forecast({"shape": shape_of(config) if config else None, "expanded": False, **stated})
 

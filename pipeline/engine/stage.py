@@ -22,6 +22,8 @@ class Stage:
     The module also has `run(context) -> metrics`, and may have
         forecast(request) -> Forecast: what can be told before it runs, see `pipeline.engine.run.forecast`;
         facts(directory) -> Mapping: what is known of an artifact that it made, for the forecasts of what reads it;
+        settle(section, fact) -> section: its settings that follow from facts about the first model that it reads;
+            `fact(key)` is None where that is not known;
         params_of(section) -> params: its params out of its section of the config, where they differ;
         check_network(params): raise ValueError for what a worker will download and this machine cannot.
 

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 ORIGINS = ("top", "bottom", "last")
 POSITIONS = ("interleaved", "prefix", "suffix", "explicit")
@@ -48,6 +48,34 @@ class Layout:
     origin: Origin = "top"
     strict: bool = True
 
+    @classmethod
+    def settings_for(cls, settings: Mapping[str, Any], total: int | None, num_blocks: int | None) -> dict[str, Any]:
+        """The settings with their `num_groups`, where `total` new blocks are asked for or it is None.
+
+        A total is spread evenly, one new block a group; where it does not divide the depth, over groups as equal as
+        possible. Without a total, see `num_groups_for`.
+
+        Args:
+            total: new blocks in all; None leaves `num_groups` and `per_group` as they are.
+            num_blocks: of the source; None where it is not known yet.
+
+        Raises:
+            ValueError: the depth must be known and is not, or has no such groups.
+        """
+        is_explicit = settings.get("position") == "explicit"
+        if total is None:
+            groups = settings["num_groups"] or (1 if is_explicit else num_groups_for(num_blocks))
+            return {**settings, "num_groups": groups}
+        if is_explicit:
+            raise ValueError(f"num_blocks={total} is not read with position=explicit, whose positions count their own")
+        if num_blocks is not None and total > num_blocks:
+            raise ValueError(
+                f"num_blocks={total} is more than the model's {num_blocks} blocks; use at most {num_blocks}, or "
+                "num_groups and per_group with origin=last"
+            )
+        is_even = num_blocks is not None and num_blocks % total == 0
+        return {**settings, "num_groups": total, "per_group": 1, "strict": settings["strict"] and is_even}
+
     def slots(self, num_blocks: int) -> list[Slot]:
         """The expanded stack of a model with that many blocks.
 
@@ -72,6 +100,25 @@ class Layout:
         if self.position == "interleaved":
             return interleaved(num_blocks, self.num_groups, self.per_group, self.origin, self.strict)
         return at_end(num_blocks, self.num_groups * self.per_group, self.position, self.origin)
+
+
+def num_groups_for(num_blocks: int | None) -> int:
+    """Groups of 4 blocks, the paper's size, or of the nearest size that divides the depth: 5, 3 or 6.
+
+    Raises:
+        ValueError: the depth is not known, or none of them divides it.
+    """
+    if num_blocks is None:
+        raise ValueError(
+            "num_groups is not given, and the depth of the model is not known before it is here; set expand.num_blocks=N "
+            "(new blocks in all), or the model's own depth, model.num_blocks=N"
+        )
+    if size := next((size for size in (4, 5, 3, 6) if num_blocks % size == 0), None):
+        return num_blocks // size
+    raise ValueError(
+        f"num_groups is not given, and the model's {num_blocks} blocks form no equal groups of 3 to 6; set "
+        f"expand.num_blocks=N (new blocks in all, such as {max(1, round(num_blocks / 4))}), for groups as equal as possible"
+    )
 
 
 def interleaved(

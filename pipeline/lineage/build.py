@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.engine.errors import ConfigError
-from pipeline.engine.graph import Node
+from pipeline.engine.graph import Node, topological
+from pipeline.engine.run.forecast import forecasts
 from pipeline.engine.sources.locations import localize
 from pipeline.engine.stage import find_stage
 from pipeline.lineage import gate
@@ -31,6 +32,13 @@ def build(config: Mapping[str, Any], name: str, cache: Path) -> Variant:
         ConfigError: the request is wrong in a way that no single stage could see, or a path does not exist.
     """
     return _Builder(config, Variant(name), cache).build()
+
+
+def known_fact(node: Node | None, key: str) -> Any:
+    """What can be told of a node's result before it is built; None where it cannot."""
+    if node is None:
+        return None
+    return forecasts([(one, None) for one in topological([node])], find_stage, list)[node].facts.get(key)
 
 
 class _Builder:
@@ -68,17 +76,21 @@ class _Builder:
             if not (data := section.pop(DATA, None)):
                 raise ConfigError(f"{entry.section} needs data; {entry.section}=none leaves the stage out")
             inputs[DATA] = self._data(short, data, root, entry.section)
-        params, hints = self._params(entry, section)
+        params, hints = self._params(entry, section, next(iter(inputs.values()), None))
         node = self._node(entry.stage, label, params, inputs, hints, method=entry.section)
         reference = entry.reference if entry.reference is not None else root
         self.variant.models[entry.name] = node
         self.variant.lineage[entry.name] = Model(entry.stage, dict(parents), reference)
 
-    def _params(self, entry: Entry, section: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    def _params(
+        self, entry: Entry, section: dict[str, Any], parent: Node | None
+    ) -> tuple[dict[str, Any], dict[str, Any]]:
         """Params and hints out of a section."""
         hints = {key: section.pop(key) for key in entry.declared.hints if key in section}
-        params_of = getattr(find_stage(entry.stage), "params_of", dict)
+        stage = find_stage(entry.stage)
+        params_of, settle = getattr(stage, "params_of", dict), getattr(stage, "settle", None)
         try:
+            section = settle(section, lambda key: known_fact(parent, key)) if settle else section
             return params_of(section), hints
         except ValueError as error:
             raise ConfigError(f"{entry.section}.{error}") from error
