@@ -51,7 +51,7 @@ def params_of(section: dict[str, Any]) -> dict[str, Any]:
 
 def forecast(request: Request) -> Forecast:
     """Refuse an unknown kind of source and a damaged local directory; tell the facts that are known beforehand."""
-    from pipeline.models.architecture.shape import shape_of
+    from pipeline.models.architecture.shape import cached_config, shape_of
     from pipeline.models.directory import check_directory
 
     params, source = request.params, request.params["source"]
@@ -61,20 +61,17 @@ def forecast(request: Request) -> Forecast:
     if kind == "local":
         check_directory(directory := request.path(source))
         return Forecast(model_facts(directory) | stated)
-    config = _hub_config(source, bool(stated)) if kind == "hub" else source.get("config")
+    config = source.get("config")
+    if kind == "hub":
+        _warn_of_a_branch(source)
+        config = cached_config(source["repo"], source["revision"])
     if config is None and request.hints.get("shape"):
         config = {"num_hidden_layers": params["num_blocks"], **request.hints["shape"]}
-    known = {"num_blocks": depth(config), "max_position_embeddings": longest(config)} if config else {}
-    return Forecast({"shape": shape_of(config) if config else None, "expanded": False, **known, **stated})
+    return Forecast({"shape": shape_of(config) if config else None, "expanded": False, **stated})
 
 
-def _hub_config(source: Mapping[str, Any], is_stated: bool) -> dict[str, Any] | None:
-    """The config.json of a model of the hub: a cached one, or, where no fact is stated, a download of a few kB."""
-    from huggingface_hub import hf_hub_download
-
-    from pipeline.data.sources.hub import is_commit, is_of_network
-    from pipeline.models.architecture.shape import cached_config
-    from pipeline.models.directory import read_config
+def _warn_of_a_branch(source: Mapping[str, Any]) -> None:
+    from pipeline.data.sources.hub import is_commit
 
     if not is_commit(source["revision"]):
         warnings.warn(
@@ -82,15 +79,6 @@ def _hub_config(source: Mapping[str, Any], is_stated: bool) -> dict[str, Any] | 
             "name, not its content; put the commit (40 hexadecimal digits) in its place",
             stacklevel=2,
         )
-    config = cached_config(source["repo"], source["revision"])
-    if config is not None or is_stated:
-        return config
-    try:
-        return read_config(Path(hf_hub_download(source["repo"], "config.json", revision=source["revision"])).parent)
-    except Exception as error:
-        if not is_of_network(error):
-            raise
-        return None  # where the model itself is downloaded, it is said what cannot be reached
 
 
 def facts(directory: Path) -> Mapping[str, Any]:

@@ -41,12 +41,11 @@ def params_of(section: dict[str, Any]) -> dict[str, Any]:
 
 
 def settle(section: dict[str, Any], fact: Callable[[str], Any]) -> dict[str, Any]:
-    """The section with what `num_blocks`, or no `num_groups`, means for the method and a model of that depth."""
-    total = section.pop("num_blocks", None)
-    if total is not None and (type(total) is not int or total < 1):
-        raise ValueError(f"num_blocks={total!r} must be a whole number of at least 1, or null")
-    if total is None and section.get("num_groups", 1) is not None:
+    """The section with the method's own settings for `num_blocks` new blocks in all, where that is given."""
+    if (total := section.pop("num_blocks", None)) is None:
         return section
+    if type(total) is not int or total < 1:
+        raise ValueError(f"num_blocks={total!r} must be a whole number of at least 1, or null")
     method = get_class(section["_target_"])
     if not hasattr(method, "settings_for"):
         raise ValueError(f"num_blocks is not a setting of {method.__name__}, which does not count new blocks")

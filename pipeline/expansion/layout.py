@@ -29,7 +29,7 @@ class Layout:
     """Where new blocks go.
 
     Attributes:
-        num_groups: N, the number of insertion points of `interleaved`; with `prefix` and `suffix` N x P blocks are
+        num_groups: N, the number of insertion points of `interleaved`; None: by the depth, see `num_groups_for`. With `prefix` and `suffix` N x P blocks are
             added at one end.
         per_group: P, new blocks at each insertion point.
         position: "interleaved" (after each group, the paper's), "prefix" (all below the first block), "suffix" (all
@@ -41,7 +41,7 @@ class Layout:
         strict: refuse num_groups that does not divide the depth, instead of making groups as equal as possible.
     """
 
-    num_groups: int = 1
+    num_groups: int | None = 1
     per_group: int = 1
     position: Literal["interleaved", "prefix", "suffix", "explicit"] = "interleaved"
     positions: Sequence[Sequence[int]] | None = None
@@ -49,24 +49,18 @@ class Layout:
     strict: bool = True
 
     @classmethod
-    def settings_for(cls, settings: Mapping[str, Any], total: int | None, num_blocks: int | None) -> dict[str, Any]:
-        """The settings with their `num_groups`, where `total` new blocks are asked for or it is None.
+    def settings_for(cls, settings: Mapping[str, Any], total: int, num_blocks: int | None) -> dict[str, Any]:
+        """The settings by which `total` new blocks come in, one a group, spread evenly.
 
-        A total is spread evenly, one new block a group; where it does not divide the depth, over groups as equal as
-        possible. Without a total, see `num_groups_for`.
+        Where the total does not divide the depth, groups are as equal as possible, also for a depth that is not known.
 
         Args:
-            total: new blocks in all; None leaves `num_groups` and `per_group` as they are.
             num_blocks: of the source; None where it is not known yet.
 
         Raises:
-            ValueError: the depth must be known and is not, or has no such groups.
+            ValueError: there are not as many blocks, or the places are given one by one.
         """
-        is_explicit = settings.get("position") == "explicit"
-        if total is None:
-            groups = settings["num_groups"] or (1 if is_explicit else num_groups_for(num_blocks))
-            return {**settings, "num_groups": groups}
-        if is_explicit:
+        if settings["position"] == "explicit":
             raise ValueError(f"num_blocks={total} is not read with position=explicit, whose positions count their own")
         if num_blocks is not None and total > num_blocks:
             raise ValueError(
@@ -92,27 +86,23 @@ class Layout:
             raise ValueError(
                 f"positions={list(self.positions)} is read only with position=explicit, found {self.position}"
             )
-        if self.num_groups < 1 or self.per_group < 1:
+        num_groups = num_groups_for(num_blocks) if self.num_groups is None else self.num_groups
+        if num_groups < 1 or self.per_group < 1:
             raise ValueError(
-                f"num_groups={self.num_groups} and per_group={self.per_group} must be at least 1; use expand=none to "
+                f"num_groups={num_groups} and per_group={self.per_group} must be at least 1; use expand=none to "
                 "add none"
             )
         if self.position == "interleaved":
-            return interleaved(num_blocks, self.num_groups, self.per_group, self.origin, self.strict)
-        return at_end(num_blocks, self.num_groups * self.per_group, self.position, self.origin)
+            return interleaved(num_blocks, num_groups, self.per_group, self.origin, self.strict)
+        return at_end(num_blocks, num_groups * self.per_group, self.position, self.origin)
 
 
-def num_groups_for(num_blocks: int | None) -> int:
+def num_groups_for(num_blocks: int) -> int:
     """Groups of 4 blocks, the paper's size, or of the nearest size that divides the depth: 5, 3 or 6.
 
     Raises:
-        ValueError: the depth is not known, or none of them divides it.
+        ValueError: none of them divides it.
     """
-    if num_blocks is None:
-        raise ValueError(
-            "num_groups is not given, and the depth of the model is not known before it is here; set expand.num_blocks=N "
-            "(new blocks in all), or the model's own depth, model.num_blocks=N"
-        )
     if size := next((size for size in (4, 5, 3, 6) if num_blocks % size == 0), None):
         return num_blocks // size
     raise ValueError(

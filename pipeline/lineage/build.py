@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -38,7 +39,9 @@ def known_fact(node: Node | None, key: str) -> Any:
     """What can be told of a node's result before it is built; None where it cannot."""
     if node is None:
         return None
-    return forecasts([(one, None) for one in topological([node])], find_stage, list)[node].facts.get(key)
+    with warnings.catch_warnings():  # what is to be told is told when the run is planned
+        warnings.simplefilter("ignore")
+        return forecasts([(one, None) for one in topological([node])], find_stage, list)[node].facts.get(key)
 
 
 class _Builder:

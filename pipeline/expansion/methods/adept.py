@@ -41,9 +41,9 @@ class Adept:
     max_tokens: int
 
     @classmethod
-    def settings_for(cls, settings: Mapping[str, Any], total: int | None, num_blocks: int | None) -> dict[str, Any]:
-        """The settings with `total` new blocks, if that is given; see `Layout.settings_for`."""
-        return {**settings, **({} if total is None else {"num_new_blocks": total})}
+    def settings_for(cls, settings: Mapping[str, Any], total: int, num_blocks: int | None) -> dict[str, Any]:
+        """The settings with `total` new blocks; see `Layout.settings_for`."""
+        return {**settings, "num_new_blocks": total}
 
     def check(self, num_blocks: int) -> None:
         """Raise ValueError where these settings do not fit a model of that depth."""
