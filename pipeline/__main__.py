@@ -20,6 +20,8 @@ from omegaconf.errors import OmegaConfBaseException
 
 from pipeline.command_line import arrange, check_surroundings, in_utf8
 from pipeline.engine.errors import EXIT_INTERRUPTED, ConfigError, GateError, PipelineError
+from pipeline.selection import settle, without_sweep_of_others
+from pipeline.short_forms import FORMS, hint, lengthened, literal_paths, settings_of
 
 if TYPE_CHECKING:
     from pipeline.engine.graph import Node
@@ -28,6 +30,7 @@ if TYPE_CHECKING:
 # Keys that do not change what a cell is, so that they do not name it.
 NOT_IDENTITY = re.compile(
     r"\+{0,2}(name|stage|to|dry_run|verify_resume|verify|launch|paths|report|hydra|evaluate\.gate)([.@=/]|$)"
+    r"|experiment=none$"
 )
 # Where the interpreter keeps its own library: text that every machine has.
 OmegaConf.register_new_resolver("stdlib", lambda: sysconfig.get_paths()["stdlib"], replace=True)
@@ -74,9 +77,13 @@ def main(cfg: DictConfig) -> None:
     """Run one configuration; in a sweep the report follows when all cells are done, and a cell may fail alone."""
     sweep = HydraConfig.get().mode == RunMode.MULTIRUN
     try:
+        hydra_config = HydraConfig.get()
+        given, own = (list(one) for one in (hydra_config.overrides.task, hydra_config.overrides.hydra))
+        settle(cfg, given, hydra_config.runtime.choices, [one for one in own if one.startswith("hydra.searchpath=")])
         config: Any = OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)
         _check_whole(config)
-        overrides = [o for o in HydraConfig.get().overrides.task if not NOT_IDENTITY.match(o)]
+        typed = [one for word in given for one in settings_of(word)]
+        overrides = [one for one in typed if not NOT_IDENTITY.match(one)]
         if config["verify_resume"] and not config["dry_run"]:
             verify_resume(config)
             return
@@ -250,7 +257,7 @@ def _nearest_option(text: str, options: Sequence[str] | None, file: str | None, 
     close = difflib.get_close_matches(option, options, n=1)
     where = "" if file in (None, "config") else f"{file}: "
     guess = f"; did you mean {close[0]}?" if close else ""
-    return f"{where}{group} has no {option!r}{guess} (it has: {', '.join(options)})"
+    return f"{where}{group} has no {option!r}{guess} (it has: {', '.join(options)}){hint(group)}"
 
 
 def _groups() -> dict[str, list[str]]:
@@ -277,7 +284,7 @@ def run() -> int:
     failed.clear()
     try:
         check_surroundings()
-        sys.argv[1:] = arrange(sys.argv[1:])
+        sys.argv[1:] = without_sweep_of_others(lengthened(arrange(literal_paths(sys.argv[1:]))))
         main()
         if swept:
             run_report(swept[-1])

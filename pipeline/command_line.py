@@ -93,6 +93,16 @@ def quoted(key: str, value: str) -> str | None:
     return None
 
 
+def written(key: str, value: str) -> str:
+    """The override that gives a key this text, in quotes only where it needs them."""
+    try:
+        plain = OverridesParser.create().parse_override(f"{key}={value}")
+    except HydraException:
+        return quoted(key, value) or f"{key}={value}"
+    is_text = not plain.is_sweep_override() and plain.value() == value
+    return f"{key}={value}" if is_text else quoted(key, value) or f"{key}={value}"
+
+
 def in_utf8() -> None:
     """Start this program again in Python's UTF-8 mode where the locale has another encoding: its files are UTF-8.
 

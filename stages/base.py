@@ -33,7 +33,7 @@ STAGE = Stage(
     makes="model",
     section="model",
     params=Params,
-    hints=("shape",),
+    hints=("shape", "num_groups"),
     reads_sources=True,
     single_process=True,
 )
@@ -61,10 +61,24 @@ def forecast(request: Request) -> Forecast:
     if kind == "local":
         check_directory(directory := request.path(source))
         return Forecast(model_facts(directory) | stated)
-    config = cached_config(source["repo"], source["revision"]) if kind == "hub" else source.get("config")
-    if config is None and request.hints:
+    config = source.get("config")
+    if kind == "hub":
+        _warn_of_a_branch(source)
+        config = cached_config(source["repo"], source["revision"])
+    if config is None and request.hints.get("shape"):
         config = {"num_hidden_layers": params["num_blocks"], **request.hints["shape"]}
     return Forecast({"shape": shape_of(config) if config else None, "expanded": False, **stated})
+
+
+def _warn_of_a_branch(source: Mapping[str, Any]) -> None:
+    from pipeline.data.sources.hub import is_commit
+
+    if not is_commit(source["revision"]):
+        warnings.warn(
+            f"model {source['repo']} at revision {source['revision']!r}, which may move: the identity of this model is a "
+            "name, not its content; put the commit (40 hexadecimal digits) in its place",
+            stacklevel=2,
+        )
 
 
 def facts(directory: Path) -> Mapping[str, Any]:

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hydra.utils import instantiate
+from hydra.utils import get_class, instantiate
 
 from pipeline.engine.artifact import model_dir
 from pipeline.engine.process import worker
@@ -45,6 +45,18 @@ STAGE = Stage(
 def params_of(section: dict[str, Any]) -> dict[str, Any]:
     """The method, and in which form its result is saved."""
     return {"method": {key: value for key, value in section.items() if key != "save"}, "save": section["save"]}
+
+
+def settle(section: dict[str, Any], fact: Callable[[str], Any]) -> dict[str, Any]:
+    """The section with the method's own settings for `num_blocks` new blocks in all, where that is given."""
+    if (total := section.pop("num_blocks", None)) is None:
+        return section
+    if type(total) is not int or total < 1:
+        raise ValueError(f"num_blocks={total!r} must be a whole number of at least 1, or null")
+    method = get_class(section["_target_"])
+    if not hasattr(method, "settings_for"):
+        raise ValueError(f"num_blocks is not a setting of {method.__name__}, which does not count new blocks")
+    return dict(method.settings_for(section, total, fact("num_blocks")))
 
 
 def forecast(request: Request) -> Forecast:

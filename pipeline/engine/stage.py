@@ -26,6 +26,8 @@ class Stage:
         facts(directory) -> Mapping: what is known of an artifact that it made, for the forecasts of what reads it;
         also_reads(section) -> {role: settings}: inputs of this section beside those of every run: prepared data or
             samples of these settings, or the root, whatever its settings;
+        settle(section, fact) -> section: its settings that follow from facts about the first model that it reads;
+            `fact(key)` is None where that is not known;
         params_of(section) -> params: its params out of its section of the config, where they differ;
         check_network(params): raise ValueError for what a worker will download and this machine cannot.
 

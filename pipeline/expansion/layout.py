@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 ORIGINS = ("top", "bottom", "last")
 POSITIONS = ("interleaved", "prefix", "suffix", "explicit")
@@ -29,7 +29,7 @@ class Layout:
     """Where new blocks go.
 
     Attributes:
-        num_groups: N, the number of insertion points of `interleaved`; with `prefix` and `suffix` N x P blocks are
+        num_groups: N, the number of insertion points of `interleaved`; None: by the depth, see `num_groups_for`. With `prefix` and `suffix` N x P blocks are
             added at one end.
         per_group: P, new blocks at each insertion point.
         position: "interleaved" (after each group, the paper's), "prefix" (all below the first block), "suffix" (all
@@ -41,12 +41,34 @@ class Layout:
         strict: refuse num_groups that does not divide the depth, instead of making groups as equal as possible.
     """
 
-    num_groups: int = 1
+    num_groups: int | None = 1
     per_group: int = 1
     position: Literal["interleaved", "prefix", "suffix", "explicit"] = "interleaved"
     positions: Sequence[Sequence[int]] | None = None
     origin: Origin = "top"
     strict: bool = True
+
+    @classmethod
+    def settings_for(cls, settings: Mapping[str, Any], total: int, num_blocks: int | None) -> dict[str, Any]:
+        """The settings by which `total` new blocks come in, one a group, spread evenly.
+
+        Where the total does not divide the depth, groups are as equal as possible, also for a depth that is not known.
+
+        Args:
+            num_blocks: of the source; None where it is not known yet.
+
+        Raises:
+            ValueError: there are not as many blocks, or the places are given one by one.
+        """
+        if settings["position"] == "explicit":
+            raise ValueError(f"num_blocks={total} is not read with position=explicit, whose positions count their own")
+        if num_blocks is not None and total > num_blocks:
+            raise ValueError(
+                f"num_blocks={total} is more than the model's {num_blocks} blocks; use at most {num_blocks}, or "
+                "num_groups and per_group with origin=last"
+            )
+        is_even = num_blocks is not None and num_blocks % total == 0
+        return {**settings, "num_groups": total, "per_group": 1, "strict": settings["strict"] and is_even}
 
     def slots(self, num_blocks: int) -> list[Slot]:
         """The expanded stack of a model with that many blocks.
@@ -64,14 +86,29 @@ class Layout:
             raise ValueError(
                 f"positions={list(self.positions)} is read only with position=explicit, found {self.position}"
             )
-        if self.num_groups < 1 or self.per_group < 1:
+        num_groups = num_groups_for(num_blocks) if self.num_groups is None else self.num_groups
+        if num_groups < 1 or self.per_group < 1:
             raise ValueError(
-                f"num_groups={self.num_groups} and per_group={self.per_group} must be at least 1; use expand=none to "
+                f"num_groups={num_groups} and per_group={self.per_group} must be at least 1; use expand=none to "
                 "add none"
             )
         if self.position == "interleaved":
-            return interleaved(num_blocks, self.num_groups, self.per_group, self.origin, self.strict)
-        return at_end(num_blocks, self.num_groups * self.per_group, self.position, self.origin)
+            return interleaved(num_blocks, num_groups, self.per_group, self.origin, self.strict)
+        return at_end(num_blocks, num_groups * self.per_group, self.position, self.origin)
+
+
+def num_groups_for(num_blocks: int) -> int:
+    """Groups of 4 blocks, the paper's size, or of the nearest size that divides the depth: 5, 3 or 6.
+
+    Raises:
+        ValueError: none of them divides it.
+    """
+    if size := next((size for size in (4, 5, 3, 6) if num_blocks % size == 0), None):
+        return num_blocks // size
+    raise ValueError(
+        f"num_groups is not given, and the model's {num_blocks} blocks form no equal groups of 3 to 6; set "
+        f"expand.num_blocks=N (new blocks in all, such as {max(1, round(num_blocks / 4))}), for groups as equal as possible"
+    )
 
 
 def interleaved(

@@ -47,8 +47,8 @@ class Evaluations:
     def _add(self, model: str, name: str, benchmark: dict[str, Any]) -> None:
         if "_target_" not in benchmark:
             raise ConfigError(
-                f"benchmark.{name} has keys but no _target_: {name} is not among the chosen benchmarks; choose it: "
-                f"benchmark=[...,{name}]"
+                f"benchmark.{name} has keys but no _target_: {name} is not among the chosen benchmarks; add it: "
+                f"+benchmark={name} (or leave its keys out)"
             )
         description = {key: benchmark.pop(key) for key in DESCRIPTION if key in benchmark}
         benchmark.pop("folder", None)  # only a place for other keys to refer to
@@ -137,6 +137,6 @@ class Evaluations:
         if model == next(iter(self.variant.models)):
             warnings.warn(
                 f"benchmark {name} is left out: it evaluates on the held-out part of data that this config "
-                f"skips; name the data with data@benchmark.{name}.data=...",
+                f"leaves out; name the data: +data@benchmark.{name}.data=OPTION, with an option of conf/data",
                 stacklevel=2,
             )

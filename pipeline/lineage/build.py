@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 from pipeline.engine.errors import ConfigError
-from pipeline.engine.graph import Node
+from pipeline.engine.graph import Node, topological
+from pipeline.engine.run.forecast import forecasts
 from pipeline.engine.sources.locations import localize
 from pipeline.engine.stage import ROOT, find_stage
 from pipeline.lineage import gate
@@ -33,6 +35,15 @@ def build(config: Mapping[str, Any], name: str, cache: Path) -> Variant:
         ConfigError: the request is wrong in a way that no single stage could see, or a path does not exist.
     """
     return _Builder(config, Variant(name), cache).build()
+
+
+def known_fact(node: Node | None, key: str) -> Any:
+    """What can be told of a node's result before it is built; None where it cannot."""
+    if node is None:
+        return None
+    with warnings.catch_warnings():  # what is to be told is told when the run is planned
+        warnings.simplefilter("ignore")
+        return forecasts([(one, None) for one in topological([node])], find_stage, list)[node].facts.get(key)
 
 
 class _Builder:
@@ -73,16 +84,21 @@ class _Builder:
                 raise ConfigError(f"{entry.section} needs data; {entry.section}=none leaves the stage out")
             inputs[DATA] = self._data(short, data, root, entry.section)
         inputs |= {role: self._asked(entry, role, settings, root, short) for role, settings in asked.items()}
-        params, hints = self._params(entry, section)
+        params, hints = self._params(entry, section, next(iter(inputs.values()), None))
         node = self._node(entry.stage, label, params, inputs, hints, method=entry.section)
         reference = entry.reference if entry.reference is not None else root
         self.variant.models[entry.name] = node
         self.variant.lineage[entry.name] = Model(entry.stage, dict(parents), reference)
 
-    def _params(self, entry: Entry, section: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    def _params(
+        self, entry: Entry, section: dict[str, Any], parent: Node | None
+    ) -> tuple[dict[str, Any], dict[str, Any]]:
         """Params and hints out of a section."""
         hints = {key: section.pop(key) for key in entry.declared.hints if key in section}
-        return self._checked(entry, getattr(find_stage(entry.stage), "params_of", dict), section), hints
+        stage = find_stage(entry.stage)
+        if settle := getattr(stage, "settle", None):
+            section = self._checked(entry, lambda own: settle(own, lambda key: known_fact(parent, key)), section)
+        return self._checked(entry, getattr(stage, "params_of", dict), section), hints
 
     def _checked(self, entry: Entry, function: Callable[[Any], dict[str, Any]], section: Any) -> dict[str, Any]:
         """What a stage's function says of a section; what it refuses is named by the section's key."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -38,6 +39,11 @@ class Adept:
     general: Text
     window: int
     max_tokens: int
+
+    @classmethod
+    def settings_for(cls, settings: Mapping[str, Any], total: int, num_blocks: int | None) -> dict[str, Any]:
+        """The settings with `total` new blocks; see `Layout.settings_for`."""
+        return {**settings, "num_new_blocks": total}
 
     def check(self, num_blocks: int) -> None:
         """Raise ValueError where these settings do not fit a model of that depth."""

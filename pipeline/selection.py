@@ -1,0 +1,128 @@
+"""What a person chose on the command line wins over what an experiment says of another choice.
+
+An experiment's keys are merged last, so that those for the option that it has in mind would stay in the section of another.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from typing import Any
+
+from hydra import compose, initialize_config_dir
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override
+from hydra.errors import HydraException
+from omegaconf import DictConfig, OmegaConf, open_dict
+
+from pipeline.engine.errors import ConfigError
+from pipeline.short_forms import CONF, INSTEAD, settings_of
+
+EXPERIMENT = "experiment"
+
+
+def settle(config: DictConfig, typed: Sequence[str], choices: Mapping[str, Any], more: Sequence[str]) -> None:
+    """Take out of a composed config what an experiment says of an option that is not the one chosen.
+
+    Args:
+        typed: the overrides of the command line, but for Hydra's own, which are `more`.
+        choices: the option of every group, as Hydra has them.
+
+    Raises:
+        ConfigError: a strategy is chosen for a stage that is left out.
+    """
+    overrides = {_key(one): one for one in _parsed(typed)}
+    chosen = {key: one for key, one in overrides.items() if key in choices and key != EXPERIMENT}
+    _check_used(config, chosen)
+    if choices.get(EXPERIMENT) in (None, "none") or not chosen:
+        return
+    try:
+        alone = compose("config", [*more, *(str(one.input_line) for one in chosen.values())])
+    except HydraException:  # one of them is chosen for what the experiment brings
+        return
+    values = set(overrides) - set(chosen)
+    plain, bare = (OmegaConf.to_container(one, resolve=False) for one in (config, alone))
+    with open_dict(config):
+        for key, one in chosen.items():
+            package = _package(key)
+            kept = values | {_package(other) for other in choices if other != key}
+            if left := list(_leftovers(_at(plain, package), _at(bare, package), package, kept)):
+                _leave_out(config, left, settings_of(str(one.input_line))[0], str(choices[EXPERIMENT]))
+        for one in chosen.values():  # the experiment may name another path, repository, ...
+            for value in _parsed(settings_of(str(one.input_line))[1:]):
+                if _key(value) not in values:
+                    OmegaConf.update(config, _key(value), value.value())
+
+
+def without_sweep_of_others(arguments: Sequence[str]) -> list[str]:
+    """The arguments, and what keeps an experiment's own sweep to keys that the options chosen beside it have."""
+    plain = [word for word in arguments if "=" in word and not word.startswith("-")]
+    overrides = [one for one in _parsed(plain) if not one.is_sweep_override()]
+    keys = {_key(one): one.value() for one in overrides}
+    if keys.get(EXPERIMENT) in (None, "none") or len(keys) == 1:
+        return list(arguments)
+    try:
+        with initialize_config_dir(str(CONF), version_base="1.3"):
+            config = compose("config", [str(one.input_line) for one in overrides], return_hydra_config=True)
+    except HydraException:  # told when the run itself is composed
+        return list(arguments)
+    params = OmegaConf.select(config, "hydra.sweeper.params") or {}
+    needless = {other for key in keys for other in INSTEAD.get(key, ())}
+    left = [key for key in params if key in needless or not ("@" in key or _has(config, key))]
+    if not left:
+        return list(arguments)
+    warnings.warn(f"{EXPERIMENT}={keys[EXPERIMENT]} sweeps {', '.join(left)}, which this run does not take: left out", stacklevel=2)
+    return [*arguments, "hydra.sweeper.params=null", *(f"{k}={v}" for k, v in params.items() if k not in {*left, *keys})]
+
+
+def _parsed(typed: Sequence[str]) -> list[Override]:
+    return OverridesParser.create().parse_overrides(list(typed))
+
+
+def _key(override: Override) -> str:
+    return override.get_key_element().lstrip("+~")
+
+
+def _package(key: str) -> str:
+    """Section of the config that a group fills."""
+    return key.partition("@")[2] or key
+
+
+def _check_used(config: DictConfig, chosen: Mapping[str, Override]) -> None:
+    for key, one in chosen.items():
+        section = _package(key).partition(".")[0]
+        if key.startswith("strategy@") and OmegaConf.select(config, f"{section}.skip"):
+            raise ConfigError(f"{section} is left out ({section}=none), so {one.input_line} has no use; leave one of them out")
+
+
+def _at(tree: Any, path: str) -> Any:
+    for key in path.split("."):
+        tree = tree.get(key) if isinstance(tree, Mapping) else None
+    return tree
+
+
+def _has(config: DictConfig, path: str) -> bool:
+    *above, key = path.split(".")
+    parent = OmegaConf.select(config, ".".join(above)) if above else config
+    return isinstance(parent, DictConfig) and key in parent
+
+
+def _leftovers(found: Any, bare: Any, path: str, kept: Collection[str]) -> Iterator[str]:
+    """Paths in a section that its option alone does not have; a mapping that is empty there takes any key."""
+    if not (isinstance(found, Mapping) and isinstance(bare, Mapping) and bare):
+        return
+    for key, value in found.items():
+        below = f"{path}.{key}"
+        if any(f"{other}.".startswith(f"{below}.") for other in kept):
+            continue
+        if key in bare:
+            yield from _leftovers(value, bare[key], below, kept)
+        else:
+            yield below
+
+
+def _leave_out(config: DictConfig, paths: Sequence[str], choice: str, experiment: str) -> None:
+    for path in paths:
+        above, _, key = path.rpartition(".")
+        del OmegaConf.select(config, above)[key]
+    warnings.warn(f"experiment={experiment} sets {', '.join(paths)}, which {choice} does not have: left out", stacklevel=3)
