@@ -6,14 +6,15 @@ Shapes: K tokens of a conversation.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from pipeline.data.chat.marks import RESERVED, spoken
 from pipeline.data.chat.spans import Aligner
-from pipeline.data.chat.template import ChatTemplate, TemplateSettings, UnfitChatError
+from pipeline.data.chat.template import ChatTemplate, Options, TemplateSettings, UnfitChatError
+from pipeline.data.chat.template_forms import Messages
 from pipeline.data.chat.turn_borders import TurnBorders
 
 __all__ = ["ChatEncoder", "Encoded", "UnfitChatError"]
@@ -23,7 +24,6 @@ _EXAMPLE = (
     {"role": "user", "content": "And before?"},
     {"role": "assistant", "content": "Thirty-two."},
 )
-Message = Mapping[str, Any]
 
 
 class Encoded(NamedTuple):
@@ -58,7 +58,7 @@ class ChatEncoder:
         self._aligner = Aligner(self.template, TurnBorders(self.template, self._special, tokenizer.eos_token))
 
     def encode(
-        self, messages: Sequence[Message], tools: Sequence[Message] = (), options: Mapping[str, Any] | None = None
+        self, messages: Messages, tools: Messages = (), options: Options = None
     ) -> tuple[np.ndarray, np.ndarray]:
         """Token ids int64[K] and mask uint8[K], 1 where the token is the assistant's own.
 
@@ -72,9 +72,7 @@ class ChatEncoder:
         """
         return self.encode_whole(messages, tools, options)[:2]
 
-    def encode_whole(
-        self, messages: Sequence[Message], tools: Sequence[Message] = (), options: Mapping[str, Any] | None = None
-    ) -> Encoded:
+    def encode_whole(self, messages: Messages, tools: Messages = (), options: Options = None) -> Encoded:
         """As `encode`, and what else is known of the conversation."""
         unlearned = {index for index, message in enumerate(messages) if message.get("learned") is False}
         messages = [{key: value for key, value in message.items() if key != "learned"} for message in messages]
@@ -87,9 +85,7 @@ class ChatEncoder:
         said = (text[turn.said : turn.silent] for turn in turns if turn.message not in unlearned)
         return Encoded(ids, mask, sum(len(words.encode()) for words in said), left_out)
 
-    def prompt(
-        self, messages: Sequence[Message], tools: Sequence[Message] = (), options: Mapping[str, Any] | None = None
-    ) -> list[int]:
+    def prompt(self, messages: Messages, tools: Messages = (), options: Options = None) -> list[int]:
         """Token ids of a conversation up to where the assistant is to go on. Raises UnfitChatError if it is refused."""
         text = self.template.prompt(messages, tools, options)
         return list(self._tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"])
@@ -106,7 +102,7 @@ class ChatEncoder:
             return next((closing for closing in closings if closing), [])
         return None
 
-    def _check_texts(self, messages: Sequence[Message], tools: Sequence[Message]) -> None:
+    def _check_texts(self, messages: Messages, tools: Messages) -> None:
         for text in spoken(messages, tools):
             if found := self._special.search(text):
                 raise UnfitChatError("a message spells a special token", repr(found.group()))

@@ -16,7 +16,7 @@ import numpy as np
 from pipeline.data.clean.shingles import ngram_hashes, word_hashes
 from pipeline.data.sources.documents import RowSource, describe
 from pipeline.data.sources.files import Listing, Locate
-from pipeline.data.sources.rows import Rejected, Row, Unused, field_value
+from pipeline.data.sources.rows import Rejected, Row, Unused, field_value, strings
 
 REASON = "overlaps an evaluation set"
 _WORD = re.compile(r"(?:[0-9A-Za-z_]|[^\x00-\x7f])+")
@@ -37,7 +37,7 @@ class EvaluationTexts:
         for row in self.origin.rows(locate, listing):
             if isinstance(row, Row):
                 found = True
-                yield row.id, "\n".join(_strings(self._values(row)))
+                yield row.id, "\n".join(strings(self._values(row)))
         if not found:
             raise ValueError(f"{describe(self.origin)} gives no row to compare with")
 
@@ -152,17 +152,6 @@ def _table(entries: list[tuple[np.ndarray, int]]) -> tuple[np.ndarray, np.ndarra
     owners = np.repeat([owner for _, owner in entries], [len(found) for found, _ in entries])
     order = np.argsort(hashes, kind="stable")
     return hashes[order], owners[order]
-
-
-def _strings(value: Any) -> Iterator[str]:
-    if isinstance(value, str):
-        yield value
-    elif isinstance(value, Mapping):
-        for part in value.values():
-            yield from _strings(part)
-    elif isinstance(value, list | tuple):
-        for part in value:
-            yield from _strings(part)
 
 
 def _words(text: str, first: int, size: int) -> str:
