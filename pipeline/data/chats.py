@@ -17,9 +17,9 @@ from pipeline.data.chat.encoder import ChatEncoder, UnfitChatError
 from pipeline.data.chat.template import TemplateSettings, read_template
 from pipeline.data.clean.contamination import Decontamination
 from pipeline.data.clean.split import HeldOut
-from pipeline.data.corpus import Corpus, Data, Form, Item, Workspace, check_sources, prepare
+from pipeline.data.corpus import Corpus, Data, Form, Workspace, check_sources, prepare
 from pipeline.data.sources.files import Listing, Locate
-from pipeline.data.sources.rows import Rejected, Unused
+from pipeline.data.sources.rows import Found, Item, Rejected, Unused
 from pipeline.data.tokens.encoding import spread
 from pipeline.data.tokens.store import write_store
 from pipeline.data.tokens.vocabulary import NoRowError, check_rows
@@ -95,7 +95,7 @@ def _warn_of_no_end(encoder: ChatEncoder) -> None:
         )
 
 
-def _items(source: ChatSource, encoder: ChatEncoder, place: Workspace) -> Iterator[Item | Rejected | Unused]:
+def _items(source: ChatSource, encoder: ChatEncoder, place: Workspace) -> Iterator[Found]:
     """Parts of a record: the plain text, the chat as JSON, its token ids, its targets, and a byte if the template left
     out reasoning; by processes if many."""
     chats = source.read(place.locate, place.listing)
@@ -104,9 +104,7 @@ def _items(source: ChatSource, encoder: ChatEncoder, place: Workspace) -> Iterat
     return chain.from_iterable(spread(make, batches, place.encoding.num_workers, _FEW_BATCHES))
 
 
-def _with_rows(
-    items: Iterable[Item | Rejected | Unused], num_rows: int, tokenizer: Any
-) -> Iterator[Item | Rejected | Unused]:
+def _with_rows(items: Iterable[Found], num_rows: int, tokenizer: Any) -> Iterator[Found]:
     """Chats with a token that the model has no row for are rejected."""
     for item in items:
         yield item if isinstance(item, Rejected | Unused) else _checked(item, num_rows, tokenizer)
@@ -120,7 +118,7 @@ def _checked(item: Item, num_rows: int, tokenizer: Any) -> Item | Rejected:
     return item
 
 
-def _batch_encoder(encoder: ChatEncoder) -> Callable[[list[Chat | Rejected | Unused]], list[Item | Rejected | Unused]]:
+def _batch_encoder(encoder: ChatEncoder) -> Callable[[list[Chat | Rejected | Unused]], list[Found]]:
     return lambda batch: [_encode_one(encoder, item) if isinstance(item, Chat) else item for item in batch]
 
 

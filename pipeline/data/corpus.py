@@ -15,7 +15,7 @@ import numpy as np
 from pipeline.data.clean.contamination import Contamination, Decontamination
 from pipeline.data.clean.split import HeldOut, Split, split_documents
 from pipeline.data.sources.files import Listing, Locate
-from pipeline.data.sources.rows import Rejected, Unused, escaped
+from pipeline.data.sources.rows import Found, Rejected, Unused, escaped
 from pipeline.data.tokens.encoding import Encoding
 from pipeline.data.tokens.spool import Spool
 from pipeline.data.tokens.vocabulary import highest_id
@@ -31,7 +31,6 @@ _KINDS = 200
 """Reasons, and keys, of a source that are told apart; what follows is counted as others."""
 _KEY_CHARS = 80
 Progress = Callable[..., None]
-Item = tuple[str, tuple[bytes, ...]]
 
 
 @dataclass(frozen=True)
@@ -119,7 +118,7 @@ class Corpus(Sequence[str]):
     owners: list[int] = field(default_factory=list)
     bad: list[Bad] = field(default_factory=list)
 
-    def add(self, name: str, items: Iterable[Item | Rejected | Unused]) -> None:
+    def add(self, name: str, items: Iterable[Found]) -> None:
         """Append a source's documents as (id, parts), the first part being the text that tells near-duplicates apart.
 
         Raises ValueError naming the source if it has none, if an id occurs twice, or if a row is damaged and bad rows
@@ -188,7 +187,7 @@ class Form:
     """
 
     kind: Literal["text", "chat"]
-    read: Callable[[Any], Iterable[Item | Rejected | Unused]]
+    read: Callable[[Any], Iterable[Found]]
     write: Callable[[Corpus, str, list[int], list[int]], dict[str, int]]
     spell: Callable[[Corpus, int], str]
 

@@ -11,9 +11,9 @@ import numpy as np
 
 from pipeline.data.clean.contamination import Decontamination
 from pipeline.data.clean.split import HeldOut
-from pipeline.data.corpus import Corpus, Data, Form, Item, Workspace, check_sources, prepare
+from pipeline.data.corpus import Corpus, Data, Form, Workspace, check_sources, prepare
 from pipeline.data.sources.documents import Document, Text
-from pipeline.data.sources.rows import Rejected, Unused
+from pipeline.data.sources.rows import Found, Rejected
 from pipeline.data.tokens.encoding import TokenCache, encode_all
 from pipeline.data.tokens.store import open_store, write_store
 from pipeline.data.tokens.text_encoder import TextEncoder
@@ -53,7 +53,7 @@ class TextData(Data):
         return prepare(self, form, {**self.sources, **self.replay}, tokenizer, place, {"replay": self.replay})
 
 
-def _items(source: Text, place: Workspace) -> Iterator[Item | Rejected | Unused]:
+def _items(source: Text, place: Workspace) -> Iterator[Found]:
     for item in source.read(place.locate, place.listing):
         if isinstance(item, Document):
             try:

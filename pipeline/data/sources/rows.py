@@ -41,6 +41,11 @@ class Unused:
     keys: tuple[str, ...]
 
 
+Item = tuple[str, tuple[bytes, ...]]
+"""A document: its id, and its parts, of which the first is its text."""
+Found = Item | Rejected | Unused
+
+
 def escaped(text: str) -> str:
     """Text that UTF-8 can spell: half a surrogate pair, or a byte of a file name that is not UTF-8, as `\\udcff`."""
     return text.encode("utf-8", "backslashreplace").decode()
