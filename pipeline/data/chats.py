@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import chain, islice
@@ -79,7 +79,7 @@ class ChatData(Data):
         num_rows = place.rows(tokenizer)
         form = Form(
             "chat",
-            lambda source: _with_rows(_items(source, encoder, place), num_rows, tokenizer),
+            lambda source: _items(source, partial(_batch_encoder, encoder, num_rows), place),
             lambda corpus, name, train, held: _write(corpus, name, train, held, num_rows, place.directory),
             lambda corpus, index: corpus.spool.part(index, 1).decode(),
         )
@@ -95,38 +95,26 @@ def _warn_of_no_end(encoder: ChatEncoder) -> None:
         )
 
 
-def _items(source: ChatSource, encoder: ChatEncoder, place: Workspace) -> Iterator[Found]:
+def _items(source: ChatSource, make: Callable[[], Callable], place: Workspace) -> Iterator[Found]:
     """Parts of a record: the plain text, the chat as JSON, its token ids, its targets, and a byte if the template left
     out reasoning; by processes if many."""
     chats = source.read(place.locate, place.listing)
     batches = iter(lambda: list(islice(chats, _BATCH)), [])
-    make = partial(_batch_encoder, encoder)
     return chain.from_iterable(spread(make, batches, place.encoding.num_workers, _FEW_BATCHES))
 
 
-def _with_rows(items: Iterable[Found], num_rows: int, tokenizer: Any) -> Iterator[Found]:
-    """Chats with a token that the model has no row for are rejected."""
-    for item in items:
-        yield item if isinstance(item, Rejected | Unused) else _checked(item, num_rows, tokenizer)
+def _batch_encoder(encoder: ChatEncoder, num_rows: int) -> Callable[[list[Chat | Rejected | Unused]], list[Found]]:
+    return lambda batch: [_encode_one(encoder, num_rows, item) if isinstance(item, Chat) else item for item in batch]
 
 
-def _checked(item: Item, num_rows: int, tokenizer: Any) -> Item | Rejected:
-    try:
-        check_rows(np.frombuffer(item[1][2], dtype=np.int64), num_rows, "the conversation", tokenizer)
-    except NoRowError as error:
-        return Rejected(item[0], "a token has no row in the model's embedding", str(error))
-    return item
-
-
-def _batch_encoder(encoder: ChatEncoder) -> Callable[[list[Chat | Rejected | Unused]], list[Found]]:
-    return lambda batch: [_encode_one(encoder, item) if isinstance(item, Chat) else item for item in batch]
-
-
-def _encode_one(encoder: ChatEncoder, chat: Chat) -> Item | Rejected:
+def _encode_one(encoder: ChatEncoder, num_rows: int, chat: Chat) -> Item | Rejected:
     try:
         text = "\n\n".join(message["content"] for message in chat.messages).encode()
         spelled = chat.to_json().encode()
         ids, targets, _, left_out = encoder.encode_whole(chat.messages, chat.tools, chat.options)
+        check_rows(ids, num_rows, "the conversation", encoder.tokenizer)
+    except NoRowError as error:
+        return Rejected(chat.id, "a token has no row in the model's embedding", str(error))
     except UnfitChatError as error:
         return Rejected(chat.id, error.reason, str(error))
     except UnicodeEncodeError:

@@ -51,7 +51,7 @@ class ChatEncoder:
         self.template = ChatTemplate(tokenizer, template)
         if not tokenizer.is_fast:
             raise ValueError(f"{type(tokenizer).__name__} gives no offsets; a fast tokenizer is required")
-        self._tokenizer = tokenizer
+        self.tokenizer = tokenizer
         self.special_tokens = special_tokens(tokenizer)
         longest_first = sorted(self.special_tokens, key=len, reverse=True)
         self._special = re.compile("|".join(map(re.escape, longest_first)) or "(?!)")
@@ -78,7 +78,7 @@ class ChatEncoder:
         messages = [{key: value for key, value in message.items() if key != "learned"} for message in messages]
         self._check_texts(messages, tools)
         text, turns, spans, left_out = self._aligner.align(messages, tools, options)
-        encoding = self._tokenizer(text, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
+        encoding = self.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
         ids = np.array(encoding["input_ids"], dtype=np.int64)
         learned = [(start, stop) for index, start, stop in spans if index not in unlearned]
         mask = _mask(encoding["offset_mapping"], learned, text, self._special)
@@ -88,7 +88,7 @@ class ChatEncoder:
     def prompt(self, messages: Messages, tools: Messages = (), options: Options = None) -> list[int]:
         """Token ids of a conversation up to where the assistant is to go on. Raises UnfitChatError if it is refused."""
         text = self.template.prompt(messages, tools, options)
-        return list(self._tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"])
+        return list(self.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"])
 
     def closing_tokens(self) -> list[str] | None:
         """The special tokens that close a turn of the assistant, in order: of the last one, or if it has none of an

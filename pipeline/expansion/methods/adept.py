@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass
-from typing import Any
 
 from pipeline.data.corpus import Workspace
 from pipeline.data.sources.documents import Text, describe
@@ -67,7 +66,7 @@ class Adept:
             zeroed_writers(source),
             exact=True,
             method="adept",
-            settings=self._settings(),
+            settings={**vars(self), "general": describe(self.general.origin)},
             lr_scales={b: 2 * (1 - i) for b, i in zip(chosen, importance.shares(chosen), strict=True)},
         )
         return dataclasses.replace(plan, notes={**plan.notes, "importance": dataclasses.asdict(importance)})
@@ -87,11 +86,3 @@ class Adept:
         model = load(source.directory, dtype=torch.float32).to(PartialState().device)
         blocks = list(model.get_submodule(source.anatomy.prefix.removesuffix(".")))
         return measure(model, blocks, rows, place.progress)
-
-    def _settings(self) -> dict[str, Any]:
-        return {
-            "num_new_blocks": self.num_new_blocks,
-            "general": describe(self.general.origin),
-            "window": self.window,
-            "max_tokens": self.max_tokens,
-        }
