@@ -95,7 +95,8 @@ def run(context: worker.Context) -> dict[str, Any]:
     from pipeline.models import load_tokenizer
     from pipeline.models.architecture.embedding import embedding_rows
     from pipeline.models.directory import read_config
-    from pipeline.models.files.safetensors_io import ITEM_BITS, read_index
+    from pipeline.models.files.safetensors_io import read_index
+    from pipeline.models.files.tensor_file import ITEM_BITS
     from pipeline.models.finite import check_weights
 
     directory = _materialise(context)

@@ -117,7 +117,8 @@ def run(context: worker.Context) -> dict[str, Any]:
 
 
 def _counts(target: Path, plan: Plan, num_source_blocks: int) -> dict[str, int]:
-    from pipeline.models.files.safetensors_io import ITEM_BITS, read_index
+    from pipeline.models.files.safetensors_io import read_index
+    from pipeline.models.files.tensor_file import ITEM_BITS
 
     sizes = {name: t.num_bytes * 8 // ITEM_BITS[t.dtype] for name, t in read_index(target).items()}
     buffers = set(plan.buffers)

@@ -13,7 +13,8 @@ from pipeline.expansion.methods.block import BlockExpansion
 from pipeline.expansion.source import read_source
 from pipeline.expansion.writer import write_expansion
 from pipeline.models import load
-from pipeline.models.files.safetensors_io import read_bytes, read_index
+from pipeline.models.files.safetensors_io import read_index
+from pipeline.models.files.tensor_file import read_bytes
 from pipeline.models.save import save_trained
 
 ROOT = Path(__file__).parent.parent

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import chain, islice
+from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
@@ -13,31 +15,18 @@ import numpy as np
 from pipeline.data.chat.conversations import Chat
 from pipeline.data.chat.encoder import ChatEncoder, UnfitChatError
 from pipeline.data.chat.template import TemplateSettings, read_template
-from pipeline.data.clean.contamination import Contamination, Decontamination
-from pipeline.data.clean.split import HeldOut, Split
-from pipeline.data.corpus import (
-    Corpus,
-    Item,
-    Workspace,
-    check_sources,
-    counts,
-    finish,
-    write_held_out,
-    write_ids,
-    write_overlap,
-    write_rejected,
-)
+from pipeline.data.clean.contamination import Decontamination
+from pipeline.data.clean.split import HeldOut
+from pipeline.data.corpus import Corpus, Data, Form, Workspace, check_sources, prepare
 from pipeline.data.sources.files import Listing, Locate
-from pipeline.data.sources.rows import Rejected, Unused
-from pipeline.data.tokens.encoding import in_processes
-from pipeline.data.tokens.spool import Spool
+from pipeline.data.sources.rows import Found, Item, Rejected, Unused
+from pipeline.data.tokens.encoding import spread
 from pipeline.data.tokens.store import write_store
 from pipeline.data.tokens.vocabulary import NoRowError, check_rows
 
 _BATCH = 200
 _FEW_BATCHES = 20
 """A source of fewer batches is done before processes have started."""
-_own: ChatEncoder | None = None
 
 
 class ChatSource(Protocol):
@@ -54,7 +43,7 @@ class ChatSource(Protocol):
 
 
 @dataclass(frozen=True)
-class ChatData:
+class ChatData(Data):
     """Weighted chat sources by name, how much of each is held out, and the chat template.
 
     bad_rows: what becomes of a row that is no conversation, or one that the template cannot spell: skip (counted and
@@ -87,23 +76,14 @@ class ChatData:
         template = read_template(self.template, place.locate)
         encoder = ChatEncoder(tokenizer, TemplateSettings(template, self.date, self.template_options))
         _warn_of_no_end(encoder)
-        overlap = Contamination(self.decontaminate).read(place.locate, place.listing) if self.decontaminate else None
-        with Spool(place.directory / "chats.spool") as spool:
-            corpus = Corpus(spool, list(self.sources), self.bad_rows)
-            for name, source in self.sources.items():
-                place.progress(note=f"reading and encoding {name}")
-                items = _with_rows(_items(source, encoder, place), place.rows(tokenizer), tokenizer)
-                corpus.add(name, overlap.filtered(name, items) if overlap else items)
-            place.progress(note="looking for near-duplicates")
-            split = corpus.split(self.held_out)
-            done, num_rows = {}, place.rows(tokenizer)
-            for index, (name, source) in enumerate(self.sources.items()):
-                done[name] = {"weight": source.weight, **_write(corpus, index, name, split, num_rows, place)}
-            write_rejected(place, corpus)
-        extra: dict[str, Any] = encoder.template.record()
-        if overlap:
-            extra["overlap"] = write_overlap(place, overlap)
-        return finish(place, "chat", tokenizer, done, split, extra)
+        num_rows = place.rows(tokenizer)
+        form = Form(
+            "chat",
+            lambda source: _items(source, partial(_batch_encoder, encoder, num_rows), place),
+            lambda corpus, name, train, held: _write(corpus, name, train, held, num_rows, place.directory),
+            lambda corpus, index: corpus.spool.part(index, 1).decode(),
+        )
+        return prepare(self, form, self.sources, tokenizer, place, encoder.template.record())
 
 
 def _warn_of_no_end(encoder: ChatEncoder) -> None:
@@ -115,54 +95,26 @@ def _warn_of_no_end(encoder: ChatEncoder) -> None:
         )
 
 
-def _items(source: ChatSource, encoder: ChatEncoder, place: Workspace) -> Iterator[Item | Rejected | Unused]:
+def _items(source: ChatSource, make: Callable[[], Callable], place: Workspace) -> Iterator[Found]:
     """Parts of a record: the plain text, the chat as JSON, its token ids, its targets, and a byte if the template left
     out reasoning; by processes if many."""
     chats = source.read(place.locate, place.listing)
     batches = iter(lambda: list(islice(chats, _BATCH)), [])
-    head, num_workers = list(islice(batches, _FEW_BATCHES)), place.encoding.num_workers
-    if num_workers > 1 and len(head) == _FEW_BATCHES:
-        done = in_processes(_encode_own, chain(head, batches), num_workers, _start_own, encoder)
-    else:
-        done = (_encode_batch(encoder, batch) for batch in chain(head, batches))
-    return chain.from_iterable(done)
+    return chain.from_iterable(spread(make, batches, place.encoding.num_workers, _FEW_BATCHES))
 
 
-def _with_rows(
-    items: Iterable[Item | Rejected | Unused], num_rows: int, tokenizer: Any
-) -> Iterator[Item | Rejected | Unused]:
-    """Chats with a token that the model has no row for are rejected."""
-    for item in items:
-        yield item if isinstance(item, Rejected | Unused) else _checked(item, num_rows, tokenizer)
+def _batch_encoder(encoder: ChatEncoder, num_rows: int) -> Callable[[list[Chat | Rejected | Unused]], list[Found]]:
+    return lambda batch: [_encode_one(encoder, num_rows, item) if isinstance(item, Chat) else item for item in batch]
 
 
-def _checked(item: Item, num_rows: int, tokenizer: Any) -> Item | Rejected:
-    try:
-        check_rows(np.frombuffer(item[1][2], dtype=np.int64), num_rows, "the conversation", tokenizer)
-    except NoRowError as error:
-        return Rejected(item[0], "a token has no row in the model's embedding", str(error))
-    return item
-
-
-def _start_own(encoder: ChatEncoder) -> None:
-    global _own
-    _own = encoder
-
-
-def _encode_own(batch: list[Chat | Rejected | Unused]) -> list[Item | Rejected | Unused]:
-    assert _own is not None
-    return _encode_batch(_own, batch)
-
-
-def _encode_batch(encoder: ChatEncoder, batch: list[Chat | Rejected | Unused]) -> list[Item | Rejected | Unused]:
-    return [_encode_one(encoder, item) if isinstance(item, Chat) else item for item in batch]
-
-
-def _encode_one(encoder: ChatEncoder, chat: Chat) -> Item | Rejected:
+def _encode_one(encoder: ChatEncoder, num_rows: int, chat: Chat) -> Item | Rejected:
     try:
         text = "\n\n".join(message["content"] for message in chat.messages).encode()
         spelled = chat.to_json().encode()
         ids, targets, _, left_out = encoder.encode_whole(chat.messages, chat.tools, chat.options)
+        check_rows(ids, num_rows, "the conversation", encoder.tokenizer)
+    except NoRowError as error:
+        return Rejected(chat.id, "a token has no row in the model's embedding", str(error))
     except UnfitChatError as error:
         return Rejected(chat.id, error.reason, str(error))
     except UnicodeEncodeError:
@@ -177,19 +129,13 @@ def _encoded(corpus: Corpus, index: int) -> tuple[np.ndarray, np.ndarray]:
     return np.frombuffer(ids, dtype=np.int64), np.frombuffer(targets, dtype=np.uint8)
 
 
-def _write(corpus: Corpus, source: int, name: str, split: Split, num_rows: int, place: Workspace) -> dict[str, Any]:
-    train, held = corpus.of(source, split, False), corpus.of(source, split, True)
-    documents, tokens = write_store(place.directory, name, (_encoded(corpus, i) for i in train), num_rows)
-    write_ids(place.directory, name, (corpus.ids[i] for i in train))
-    lines = (corpus.spool.part(i, 1).decode() for i in held)
-    write_held_out(place.directory / f"{name}.heldout.jsonl", lines)
+def _write(
+    corpus: Corpus, name: str, train: list[int], held: list[int], num_rows: int, directory: Path
+) -> dict[str, int]:
+    documents, tokens = write_store(directory, name, (_encoded(corpus, i) for i in train), num_rows)
     return {
         "documents": documents,
         "tokens": tokens,
         "target_tokens": sum(int(_encoded(corpus, i)[1].sum()) for i in train),
-        "bytes": sum(corpus.spool.size(i, 0) for i in train),
-        "held_out_documents": len(held),
-        "held_out_bytes": sum(corpus.spool.size(i, 0) for i in held),
         "reasoning_left_out": sum(corpus.spool.size(i, 4) for i in (*train, *held)),
-        **counts(corpus, source),
     }

@@ -8,14 +8,14 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, overload
+from typing import Any, Literal
 
 import numpy as np
 
-from pipeline.data.clean.contamination import Contamination
+from pipeline.data.clean.contamination import Contamination, Decontamination
 from pipeline.data.clean.split import HeldOut, Split, split_documents
 from pipeline.data.sources.files import Listing, Locate
-from pipeline.data.sources.rows import Rejected, Unused, escaped
+from pipeline.data.sources.rows import Found, Rejected, Unused, escaped
 from pipeline.data.tokens.encoding import Encoding
 from pipeline.data.tokens.spool import Spool
 from pipeline.data.tokens.vocabulary import highest_id
@@ -31,7 +31,6 @@ _KINDS = 200
 """Reasons, and keys, of a source that are told apart; what follows is counted as others."""
 _KEY_CHARS = 80
 Progress = Callable[..., None]
-Item = tuple[str, tuple[bytes, ...]]
 
 
 @dataclass(frozen=True)
@@ -119,7 +118,7 @@ class Corpus(Sequence[str]):
     owners: list[int] = field(default_factory=list)
     bad: list[Bad] = field(default_factory=list)
 
-    def add(self, name: str, items: Iterable[Item | Rejected | Unused]) -> None:
+    def add(self, name: str, items: Iterable[Found]) -> None:
         """Append a source's documents as (id, parts), the first part being the text that tells near-duplicates apart.
 
         Raises ValueError naming the source if it has none, if an id occurs twice, or if a row is damaged and bad rows
@@ -154,13 +153,8 @@ class Corpus(Sequence[str]):
     def __len__(self) -> int:
         return len(self.spool)
 
-    @overload
-    def __getitem__(self, index: int) -> str: ...
-    @overload
-    def __getitem__(self, index: slice) -> list[str]: ...
-    def __getitem__(self, index: int | slice) -> str | list[str]:
-        if isinstance(index, slice):
-            return [self[i] for i in range(*index.indices(len(self)))]
+    def __getitem__(self, index: Any) -> Any:
+        """The text of a document; only whole numbers are asked for."""
         if not 0 <= index < len(self):
             raise IndexError(index)
         return self.spool.part(index, 0).decode()
@@ -175,37 +169,87 @@ class Corpus(Sequence[str]):
         return np.flatnonzero(own & (split.held_out == held_out)).tolist()
 
 
-def write_held_out(path: Path, lines: Iterable[str]) -> None:
+class Data:
+    """Settings that text and chats have in common."""
+
+    bad_rows: str
+    decontaminate: Decontamination | None
+    held_out: HeldOut
+
+
+@dataclass(frozen=True)
+class Form:
+    """How documents of a kind (text or chat) become an artifact.
+
+    read: a source's documents, with what is not used of it. write: the tokens of the source of that name, of whose
+    documents the first list of indices is for training and the second held out; returns what is counted of them.
+    spell: the JSON line of a held-out document, by its index.
+    """
+
+    kind: Literal["text", "chat"]
+    read: Callable[[Any], Iterable[Found]]
+    write: Callable[[Corpus, str, list[int], list[int]], dict[str, int]]
+    spell: Callable[[Corpus, int], str]
+
+
+def prepare(
+    data: Data, form: Form, sources: Mapping[str, Any], tokenizer: Any, place: Workspace, extra: dict[str, Any]
+) -> dict[str, Any]:
+    """Write tokens, ids and held-out documents of every source and `sources.json`; return the stage's metrics.
+
+    extra: what `sources.json` says besides; under "replay" it names the sources that are no part of the domain.
+    Raises ValueError for an empty source, one that cannot be split, or a bad row that is to be refused.
+    """
+    overlap = Contamination(data.decontaminate).read(place.locate, place.listing) if data.decontaminate else None
+    with Spool(place.directory / "documents.spool") as spool:
+        corpus = Corpus(spool, list(sources), data.bad_rows)
+        for name, source in sources.items():
+            place.progress(note=f"reading {name}")
+            items = form.read(source)
+            corpus.add(name, overlap.filtered(name, items) if overlap else items)
+        place.progress(note="looking for near-duplicates")
+        split = corpus.split(data.held_out)
+        done = {}
+        for index, (name, source) in enumerate(sources.items()):
+            place.progress(step=index, total=len(sources), note=f"tokenising {name}")
+            done[name] = {"weight": source.weight, **_write(corpus, index, form, split, place)}
+    write_lines(place.directory / REJECTED, (_json(line) for bad in corpus.bad for line in bad.lines))
+    if "replay" in extra:
+        extra["replay"] = {name: done.pop(name) for name in extra["replay"]}
+    if overlap:
+        write_lines(place.directory / OVERLAP, map(_json, overlap.lines))
+        extra["overlap"] = overlap.summary()
+    return _finish(place, form.kind, tokenizer, done, split, extra)
+
+
+def _write(corpus: Corpus, source: int, form: Form, split: Split, place: Workspace) -> dict[str, Any]:
+    name, bad = corpus.names[source], corpus.bad[source]
+    train, held = corpus.of(source, split, False), corpus.of(source, split, True)
+    counts = form.write(corpus, name, train, held)
+    write_lines(place.directory / f"{name}.ids.jsonl", (_json(corpus.ids[i]) for i in train))
+    write_lines(place.directory / f"{name}.heldout.jsonl", (form.spell(corpus, i) for i in held))
+    return {
+        **counts,
+        "bytes": sum(corpus.spool.size(i, 0) for i in train),
+        "held_out_documents": len(held),
+        "held_out_bytes": sum(corpus.spool.size(i, 0) for i in held),
+        "rejected": dict(bad.rejected),
+        "left_out": dict(bad.left_out),
+        "ignored_keys": dict(bad.ignored_keys),
+    }
+
+
+def _json(value: Any) -> str:
+    return json.dumps(value, ensure_ascii=False)
+
+
+def write_lines(path: Path, lines: Iterable[str]) -> None:
     """Write JSON lines. What UTF-8 cannot spell, half a surrogate pair, is written as JSON escapes it."""
     with path.open("w", encoding="utf-8", errors="backslashreplace") as stream:
         stream.writelines(line + "\n" for line in lines)
 
 
-def write_ids(directory: Path, name: str, ids: Iterable[str]) -> None:
-    """Write the ids of a source's training documents, in the order of its tokens, one JSON string a line."""
-    write_held_out(directory / f"{name}.ids.jsonl", (json.dumps(identity, ensure_ascii=False) for identity in ids))
-
-
-def write_rejected(place: Workspace, corpus: Corpus) -> None:
-    """Write `rejected.jsonl`: the first rows of every reason and source that were not used."""
-    lines = (json.dumps(line, ensure_ascii=False) for bad in corpus.bad for line in bad.lines)
-    write_held_out(place.directory / REJECTED, lines)
-
-
-def write_overlap(place: Workspace, overlap: Contamination) -> dict[str, Any]:
-    """Write `overlap.jsonl`: every document left out, with the item it overlaps and the words; return the summary."""
-    write_held_out(place.directory / OVERLAP, (json.dumps(line, ensure_ascii=False) for line in overlap.lines))
-    return overlap.summary()
-
-
-def counts(corpus: Corpus, source: int) -> dict[str, dict[str, int]]:
-    """Rows of a source that were not used, by reason, and keys of the others that nothing reads, by path."""
-    bad = corpus.bad[source]
-    kinds = {"rejected": bad.rejected, "left_out": bad.left_out, "ignored_keys": bad.ignored_keys}
-    return {kind: dict(found) for kind, found in kinds.items()}
-
-
-def finish(
+def _finish(
     place: Workspace, kind: str, tokenizer: Any, sources: dict[str, dict], split: Split, extra: dict[str, Any]
 ) -> dict[str, Any]:
     """Write `sources.json`, which says everything about the artifact, and return the stage's metrics."""

@@ -9,31 +9,19 @@ from typing import Any
 
 import numpy as np
 
-from pipeline.data.clean.contamination import Contamination, Decontamination
-from pipeline.data.clean.split import HeldOut, Split
-from pipeline.data.corpus import (
-    Corpus,
-    Item,
-    Workspace,
-    check_sources,
-    counts,
-    finish,
-    write_held_out,
-    write_ids,
-    write_overlap,
-    write_rejected,
-)
+from pipeline.data.clean.contamination import Decontamination
+from pipeline.data.clean.split import HeldOut
+from pipeline.data.corpus import Corpus, Data, Form, Workspace, check_sources, prepare
 from pipeline.data.sources.documents import Document, Text
-from pipeline.data.sources.rows import Rejected, Unused
+from pipeline.data.sources.rows import Found, Rejected
 from pipeline.data.tokens.encoding import TokenCache, encode_all
-from pipeline.data.tokens.spool import Spool
 from pipeline.data.tokens.store import open_store, write_store
 from pipeline.data.tokens.text_encoder import TextEncoder
 from pipeline.data.tokens.vocabulary import check_rows, highest_id
 
 
 @dataclass(frozen=True)
-class TextData:
+class TextData(Data):
     """Weighted text sources by name, and how much of each is held out.
 
     replay: sources of general text, prepared in the same way and used by a training stage whose `replay` is more than
@@ -56,28 +44,16 @@ class TextData:
 
         Raises ValueError for an empty source, one that cannot be split, or a bad row that is to be refused.
         """
-        everything = {**self.sources, **self.replay}
-        overlap = Contamination(self.decontaminate).read(place.locate, place.listing) if self.decontaminate else None
-        with Spool(place.directory / "documents.spool") as spool:
-            corpus = Corpus(spool, list(everything), self.bad_rows)
-            for name, source in everything.items():
-                place.progress(note=f"reading {name}")
-                items = _items(source, place)
-                corpus.add(name, overlap.filtered(name, items) if overlap else items)
-            place.progress(note="looking for near-duplicates")
-            split = corpus.split(self.held_out)
-            done = {}
-            for index, (name, source) in enumerate(everything.items()):
-                place.progress(step=index, total=len(everything), note=f"tokenising {name}")
-                done[name] = {"weight": source.weight, **_write(corpus, index, name, split, tokenizer, place)}
-            write_rejected(place, corpus)
-        extra: dict[str, Any] = {"replay": {name: done.pop(name) for name in self.replay}}
-        if overlap:
-            extra["overlap"] = write_overlap(place, overlap)
-        return finish(place, "text", tokenizer, done, split, extra)
+        form = Form(
+            "text",
+            lambda source: _items(source, place),
+            lambda corpus, name, train, held: _write(corpus, name, train, held, tokenizer, place),
+            lambda corpus, i: json.dumps({"id": corpus.ids[i], "text": corpus[i]}, ensure_ascii=False),
+        )
+        return prepare(self, form, {**self.sources, **self.replay}, tokenizer, place, {"replay": self.replay})
 
 
-def _items(source: Text, place: Workspace) -> Iterator[Item | Rejected | Unused]:
+def _items(source: Text, place: Workspace) -> Iterator[Found]:
     for item in source.read(place.locate, place.listing):
         if isinstance(item, Document):
             try:
@@ -88,27 +64,24 @@ def _items(source: Text, place: Workspace) -> Iterator[Item | Rejected | Unused]
             yield item
 
 
-def _write(corpus: Corpus, source: int, name: str, split: Split, tokenizer: Any, place: Workspace) -> dict[str, Any]:
-    train, held = corpus.of(source, split, False), corpus.of(source, split, True)
-    documents, tokens = _tokenise(corpus, train, name, tokenizer, place)
-    _check_held_out((corpus[i] for i in held), tokenizer, place.rows(tokenizer))
-    write_ids(place.directory, name, (corpus.ids[i] for i in train))
-    lines = (json.dumps({"id": corpus.ids[i], "text": corpus[i]}, ensure_ascii=False) for i in held)
-    write_held_out(place.directory / f"{name}.heldout.jsonl", lines)
-    return {
-        "documents": documents,
-        "tokens": tokens,
-        "bytes": sum(corpus.spool.size(i, 0) for i in train),
-        "held_out_documents": len(held),
-        "held_out_bytes": sum(corpus.spool.size(i, 0) for i in held),
-        **counts(corpus, source),
-    }
+def _write(
+    corpus: Corpus, name: str, train: list[int], held: list[int], tokenizer: Any, place: Workspace
+) -> dict[str, int]:
+    num_rows = place.rows(tokenizer)
+    documents, tokens = _tokenise(corpus, train, name, tokenizer, num_rows, place)
+    # Validation encodes these in a training stage, where a token without a row would be found too late.
+    if highest_id(tokenizer) >= num_rows:
+        encoder = TextEncoder(tokenizer, num_rows)
+        for i in held:
+            encoder.document(corpus[i])
+    return {"documents": documents, "tokens": tokens}
 
 
-def _tokenise(corpus: Corpus, train: list[int], name: str, tokenizer: Any, place: Workspace) -> tuple[int, int]:
+def _tokenise(
+    corpus: Corpus, train: list[int], name: str, tokenizer: Any, num_rows: int, place: Workspace
+) -> tuple[int, int]:
     """Write the tokens of these documents, or copy those that are kept from another time; (documents, tokens)."""
     kept = TokenCache(place.encoding.directory) if place.encoding.directory else None
-    num_rows = place.rows(tokenizer)
     key = kept.key(tokenizer, (corpus.spool.part(i, 0) for i in train), num_rows) if kept else ""
     if kept and kept.fetch(key, place.directory, name):
         store = open_store(place.directory, name)
@@ -119,14 +92,6 @@ def _tokenise(corpus: Corpus, train: list[int], name: str, tokenizer: Any, place
     if kept:
         kept.keep(key, place.directory, name)
     return written
-
-
-def _check_held_out(texts: Iterator[str], tokenizer: Any, num_rows: int) -> None:
-    """Validation encodes these in a training stage, where a token without a row would be found too late."""
-    if highest_id(tokenizer) >= num_rows:
-        encoder = TextEncoder(tokenizer, num_rows)
-        for text in texts:
-            encoder.document(text)
 
 
 def _checked(ids: np.ndarray, identity: str, name: str, tokenizer: Any, num_rows: int) -> np.ndarray:

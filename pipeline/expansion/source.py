@@ -10,7 +10,8 @@ from typing import Any
 
 from pipeline.expansion.architecture_cache import Architecture
 from pipeline.models.directory import read_config
-from pipeline.models.files.safetensors_io import Stored, read_index
+from pipeline.models.files.safetensors_io import read_index
+from pipeline.models.files.tensor_file import Stored
 from pipeline.records.expansion import ExpansionMap, read_expansion
 
 _FLOATS = ("F64", "F32", "F16", "BF16")
@@ -92,20 +93,20 @@ class BlockNames:
 
     def split(self, name: str) -> tuple[int, str] | None:
         """(block index, rest of the name), or None for a tensor outside the blocks."""
-        if not name.startswith(self.prefix):
-            return None
-        index, _, rest = name[len(self.prefix) :].partition(".")
-        return (int(index), rest) if index.isdigit() and int(index) < self.num_blocks else None
+        found = self._numbered(name)
+        return found if found and found[0] < self.num_blocks else None
 
     def behind(self, name: str) -> tuple[int, str] | None:
         """(how far above the last block, from 0, rest of the name) of a tensor in a numbered block behind the depth.
 
         Multi-token prediction stands there (DeepSeek-V3, GLM-4.5), in the blocks from `num_hidden_layers` on.
         """
-        index, _, rest = name[len(self.prefix) :].partition(".")
-        if not name.startswith(self.prefix) or not index.isdigit() or int(index) < self.num_blocks:
-            return None
-        return int(index) - self.num_blocks, rest
+        found = self._numbered(name)
+        return (found[0] - self.num_blocks, found[1]) if found and found[0] >= self.num_blocks else None
+
+    def _numbered(self, name: str) -> tuple[int, str] | None:
+        index, _, rest = name.removeprefix(self.prefix).partition(".")
+        return (int(index), rest) if name.startswith(self.prefix) and index.isdigit() else None
 
     def join(self, index: int, rest: str) -> str:
         """The name of tensor `rest` in block `index`."""

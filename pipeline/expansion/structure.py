@@ -154,34 +154,28 @@ class MetaModel:
         kinds: dict[str, list[str]] = {}
         for name in sorted(names, key=lambda n: used.index(n) if n in used else -1):
             kinds.setdefault(re.sub(r"\.\d+\.", ".*.", name), []).append(name)
-        kept = dict(kinds)
-        for kind in kinds:
-            others = [name for other, group in kept.items() if other != kind for name in group]
-            if self.is_identity(block, others):
-                del kept[kind]
-        return tuple(sorted(name for group in kept.values() for name in group))
+
+        def names_of(kept: Iterable[str]) -> list[str]:
+            return [name for kind in kept for name in kinds[kind]]
+
+        return tuple(sorted(names_of(least(kinds, lambda kept: self.is_identity(block, names_of(kept))))))
 
     def _find_norms(self, block: int) -> tuple[str, ...]:
         parameters = self.parameters(block)
         matrices = {name.rpartition(".")[0] for name, value in parameters.items() if value.dim() > 1}
         scales = [n for n, v in parameters.items() if v.dim() == 1 and n.rpartition(".")[0] not in matrices]
         used = order_of_use(self.calls[block], self.streams[block], {n: parameters[n] for n in scales})
-        kept = list(used)
         for way in ("zero", "minus_one"):
-            if not self._norms_switch_off(block, kept, way):
-                continue
-            for name in reversed(used):
-                others = [n for n in kept if n != name]
-                if self._norms_switch_off(block, others, way):
-                    kept = others
-            return tuple(sorted(kept))
+            switch_off = partial(self._norms_switch_off, block, way)
+            if switch_off(used):
+                return tuple(sorted(least(reversed(used), switch_off)))
         raise ValueError(
             f"block {block} ({type(self.blocks[block]).__name__}) is not an identity with its norms "
             f"{', '.join(scales)} set to nothing, for instance because biases stand behind them; use "
             "expand.init=zero_writers"
         )
 
-    def _norms_switch_off(self, block: int, names: list[str], way: str) -> bool:
+    def _norms_switch_off(self, block: int, way: str, names: list[str]) -> bool:
         offsets = [n for n in names if n.endswith("bias")]
         weights = [n for n in names if n not in offsets]
         if way == "zero":
@@ -209,6 +203,16 @@ class MetaModel:
                     "that has no list to write instead; choose other blocks to copy (expand.origin=last) or places "
                     "that keep the rule (expand.position=explicit)"
                 )
+
+
+def least(things: Iterable[str], enough: Callable[[list[str]], bool]) -> list[str]:
+    """What is left of all after each that the rest is `enough` without is dropped, in this order."""
+    kept = list(things)
+    for one in tuple(kept):
+        others = [other for other in kept if other != one]
+        if enough(others):
+            kept = others
+    return kept
 
 
 def build(config: Mapping[str, Any]) -> MetaModel:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pipeline.models.directory import Form, begin_model, commit_model, write_weights
-from pipeline.models.files.safetensors_io import ITEM_BITS, Planned, Stored, read_header, read_pieces, sample_hash
+from pipeline.models.files.tensor_file import ITEM_BITS, Planned, Stored, copy_of, read_header, read_pieces, sample_hash
 
 if TYPE_CHECKING:  # torch comes with these; copying does without it
     import torch
@@ -88,17 +88,16 @@ def _tensor(name: str, recipe: Recipe, stored: Mapping[str, Stored], made: Mappi
     if recipe.kind == "made":  # by a function: the file that it lies in is not one to refer to
         ready = made[name]
         return Planned(ready.dtype, ready.shape, ready.num_bytes, lambda: read_pieces(ready))
-    shape, num_bytes = origin.shape, origin.num_bytes
     if recipe.kind == "copy":
-        return Planned(origin.dtype, shape, num_bytes, origin)
-    if recipe.kind == "zeros":
-        return Planned(origin.dtype, shape, num_bytes, None)
+        return copy_of(origin)
+    num_items = math.prod(origin.shape)
     values = {
-        "fill": lambda: _filled(recipe, math.prod(shape)),
-        "random": lambda: _random(recipe, name, math.prod(shape)),
+        "fill": lambda: _filled(recipe, num_items),
+        "random": lambda: _random(recipe, name, num_items),
         "mean": lambda: _mean([stored[other] for other in (recipe.source, *recipe.others)]),
     }
-    return Planned(origin.dtype, shape, num_bytes, _encoded(values[recipe.kind], origin.dtype))
+    content = None if recipe.kind == "zeros" else _encoded(values[recipe.kind], origin.dtype)
+    return Planned(origin.dtype, origin.shape, origin.num_bytes, content)
 
 
 def _encoded(values: Callable[[], Iterator[torch.Tensor]], dtype: str) -> Callable[[], Iterator[memoryview]]:

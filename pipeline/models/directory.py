@@ -11,7 +11,8 @@ from typing import Literal
 from pipeline.models.architecture.aliases import untied
 from pipeline.models.files.atomic_io import commit, partial_of, sync, write_text
 from pipeline.models.files.reference import OWN_FILE, REFERENCE_FILE, write_reference
-from pipeline.models.files.safetensors_io import INDEX_FILE, Planned, Stored, has_only_pickles, read_index, write_shards
+from pipeline.models.files.safetensors_io import INDEX_FILE, has_only_pickles, read_index, write_shards
+from pipeline.models.files.tensor_file import Planned, Stored, copy_of
 from pipeline.models.files.tokenizer_files import check_tokenizer
 from pipeline.records.expansion import EXPANSION_FILE, expansion_text
 
@@ -161,4 +162,4 @@ def rewrite(
 
 def as_copies(tensors: Mapping[str, Stored]) -> dict[str, Planned]:
     """A plan that writes stored tensors as they are."""
-    return {name: Planned(s.dtype, s.shape, s.num_bytes, s) for name, s in tensors.items()}
+    return {name: copy_of(stored) for name, stored in tensors.items()}

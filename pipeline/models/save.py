@@ -11,7 +11,8 @@ import torch
 
 from pipeline.models.architecture.aliases import aliases, stored_name, untied
 from pipeline.models.directory import CONFIG_FILE, Form, rewrite
-from pipeline.models.files.safetensors_io import Planned, Stored, read_index
+from pipeline.models.files.safetensors_io import read_index
+from pipeline.models.files.tensor_file import Planned, Stored
 
 DTYPES = {
     "F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16,

@@ -10,7 +10,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from pipeline.models.files.safetensors_io import Stored, read_index
+from pipeline.models.files.safetensors_io import read_index
+from pipeline.models.files.tensor_file import Stored
 from pipeline.records.expansion import ExpansionMap, origins, read_expansion, split_name
 from pipeline.reporting.tables.wording import count, percent
 

@@ -19,7 +19,8 @@ import torch
 from torch import nn
 
 from pipeline.models import load
-from pipeline.models.files.safetensors_io import Stored, read_index, read_pieces
+from pipeline.models.files.safetensors_io import read_index
+from pipeline.models.files.tensor_file import Stored, read_pieces
 from pipeline.models.save import raw_bytes, stored_dtypes, tensor_hashes
 from pipeline.training.kernels.document_separation import IGNORED
 from pipeline.training.methods.quantised import hold_frozen

@@ -63,7 +63,8 @@ class Measured:
 
 def make_base(directory: Path, again: Path, shape: dict[str, int]) -> None:
     """A Llama of incompressible bytes, written as it is drawn; in `again` as many as its expansion copies twice."""
-    from pipeline.models.files.safetensors_io import Planned, write_shards
+    from pipeline.models.files.safetensors_io import write_shards
+    from pipeline.models.files.tensor_file import Planned
 
     hidden, inner, vocab = shape["hidden"], shape["intermediate"], shape["vocab"]
     square, wide = (hidden, hidden), (inner, hidden)

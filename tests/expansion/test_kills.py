@@ -15,7 +15,8 @@ from pipeline.expansion.writer import write_expansion
 from pipeline.models import load
 from pipeline.models.bin import convert_bin
 from pipeline.models.directory import check_directory, materialise
-from pipeline.models.files.safetensors_io import read_index, tensors_hash
+from pipeline.models.files.safetensors_io import read_index
+from pipeline.models.files.tensor_file import tensors_hash
 from pipeline.models.save import save_trained
 from tests.expansion.kills import in_process, killed_at_call, num_calls
 

@@ -24,7 +24,8 @@ from pipeline.expansion.writer import write_expansion
 from pipeline.models import load
 from pipeline.models.directory import check_directory, materialise
 from pipeline.models.files import atomic_io as durable
-from pipeline.models.files.safetensors_io import read_header, read_index, tensors_hash, weight_files
+from pipeline.models.files.safetensors_io import read_index, weight_files
+from pipeline.models.files.tensor_file import read_header, tensors_hash
 from tests.expansion.kills import in_process, killed_at_call
 
 UP = "model.layers.2.mlp.up_proj.weight"

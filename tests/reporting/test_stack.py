@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.models.files.safetensors_io import Stored
+from pipeline.models.files.tensor_file import Stored
 from pipeline.records.expansion import ExpansionMap
 from pipeline.reporting.figures.stack_figure import stack_figure, write_inspection
 from pipeline.reporting.stack import Stack, build_stack, byte_size, cost_rows, inspection, read_stack

@@ -152,7 +152,7 @@ def test_an_expanded_model_trains_whichever_of_the_tied_names_are_stored(
 
 
 def bytes_of(stored):
-    from pipeline.models.files.safetensors_io import read_bytes
+    from pipeline.models.files.tensor_file import read_bytes
 
     return read_bytes(stored)
 
@@ -210,7 +210,7 @@ def altered(monkeypatch, change):
 def spoilt(tensors, name):
     from dataclasses import replace
 
-    from pipeline.models.files.safetensors_io import read_bytes
+    from pipeline.models.files.tensor_file import read_bytes
 
     planned = tensors[name]
     content = bytearray(read_bytes(planned.content) if hasattr(planned.content, "file") else planned.content)

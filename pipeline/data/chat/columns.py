@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from pipeline.data.chat.conversations import Chat, exchange, listed_messages, read_chat
+from pipeline.data.chat.conversations import ColumnLayout, dialogue, exchange, listed_messages
 from pipeline.data.chat.messages import ROLES, KeyUsage, Message, MessageFormat, UnfitRowError, parsed, text_of
-from pipeline.data.sources.rows import Rejected, Row, columns
+from pipeline.data.sources.rows import columns
 
 _LISTS = ("messages", "conversations", "conversation", "dialog", "dialogue")
 _PAIRS = (
@@ -31,7 +31,7 @@ _NO_FORM = "columns of no known form"
 
 
 @dataclass(frozen=True)
-class ByColumns:
+class ByColumns(ColumnLayout):
     """A layout for `Chats`: each row is read by the form that its columns show, so that files may be mixed.
 
     - a list of messages (`messages`, `conversations`, ...), each {"role", "content"} or ShareGPT's {"from", "value"},
@@ -39,7 +39,7 @@ class ByColumns:
     - Alpaca: `instruction`, `input` (or `context`) and `output`, with `history` where a row has it;
     - `prompt` and `completion` (or `response`, `answer`; `question`, `query`), as text or as lists of messages.
 
-    See `conversations.read_chat` for the other columns. roles maps role names to system, user, assistant and tool. A
+    See `ColumnLayout` for the other columns. roles maps role names to system, user, assistant and tool. A
     row of another form, with another role, or of answers that are only compared or marked as unwanted, is rejected.
     What follows the assistant's last message is left out and counted, as is every key that nothing reads, except those
     named in `irrelevant` (of a message as `messages[].key`).
@@ -51,10 +51,6 @@ class ByColumns:
     def __post_init__(self) -> None:
         if wrong := sorted(set(self.roles.values()) - set(ROLES)):
             raise ValueError(f"layout.roles maps to {', '.join(wrong)}; use {', '.join(ROLES)}")
-
-    def chat(self, row: Row) -> Chat | Rejected:
-        """See `Layout`; raises nothing."""
-        return read_chat(row, self.irrelevant, self._messages)
 
     def _messages(self, fields: Mapping, usage: KeyUsage) -> list[Message]:
         _require_wanted(fields, usage)
@@ -124,6 +120,5 @@ def _history(fields: Mapping, usage: KeyUsage) -> list[Message]:
     for turn in turns or ():
         if not isinstance(turn, list | tuple) or len(turn) != 2:
             raise UnfitRowError(reason, repr(turn)[:200])
-        pair = zip(("user", "assistant"), turn, strict=True)
-        messages += [{"role": role, "content": text_of(text, "history", usage)} for role, text in pair]
+        messages += dialogue(*(text_of(text, "history", usage) for text in turn))
     return messages

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from itertools import pairwise
+from itertools import cycle, pairwise
 from typing import Any, Protocol
 
 from pipeline.data.chat.extra_columns import options_of, system_of, tools_of
@@ -58,13 +58,44 @@ class Layout(Protocol):
         ...
 
 
+class ColumnLayout:
+    """A layout that finds the messages in some of a row's columns; the others are read the same for all.
+
+    irrelevant: paths of keys that are not noted as unused.
+    """
+
+    irrelevant: Sequence[str]
+
+    def _messages(self, fields: Mapping, usage: KeyUsage) -> list[Message]:
+        """Raises KeyError if the row has not the layout's columns, UnfitRowError if these hold no conversation."""
+        raise NotImplementedError
+
+    def chat(self, row: Row) -> Chat | Rejected:
+        """The conversation in a row, with what other columns add to it: `system` (or `system_prompt`,
+        `system_message`), `tools` (or OpenAI's older `functions`) and `chat_template_kwargs`. See `Layout`."""
+        usage = KeyUsage(self.irrelevant, count_nulls=not row.nulls_are_absent)
+        try:
+            messages = self._messages(row.fields, usage)
+            usage.literal = False
+            messages = system_of(row.fields, messages, usage) + messages
+            while messages and messages[-1]["role"] != "assistant":
+                messages.pop()
+                usage.note("messages[] after the assistant's last")
+            found = _checked(row.id, messages, tools_of(row.fields, usage), options_of(row.fields, usage))
+            usage.rest("", row.fields, usage.used)
+        except UnfitRowError as error:
+            beside = f"not read: {', '.join(dict.fromkeys(usage.unused))}" if usage.unused else ""
+            return Rejected(row.id, error.reason, error.detail or beside)
+        return replace(found, unused=tuple(usage.unused))
+
+
 @dataclass(frozen=True)
-class MessageList:
+class MessageList(ColumnLayout):
     """A column that lists messages, such as OpenAI's {"role", "content"} or ShareGPT's {"from", "value"}.
 
     roles maps the dataset's role names to system, user, assistant and tool; a conversation with another role is
     rejected. What follows the assistant's last message is left out and counted, as is every key that nothing reads,
-    except those named in `irrelevant` (of a message as `messages[].key`). See `read_chat` for the other columns.
+    except those named in `irrelevant` (of a message as `messages[].key`). See `ColumnLayout` for the other columns.
     """
 
     field: str
@@ -72,10 +103,6 @@ class MessageList:
     content_key: str
     roles: Mapping[str, str]
     irrelevant: Sequence[str] = ()
-
-    def chat(self, row: Row) -> Chat | Rejected:
-        """See `Layout`."""
-        return read_chat(row, self.irrelevant, self._messages)
 
     def _messages(self, fields: Mapping, usage: KeyUsage) -> list[Message]:
         listed = listed_messages(field_value(fields, self.field), usage)
@@ -100,7 +127,7 @@ def listed_messages(value: Any, usage: KeyUsage) -> list[Mapping] | None:
 
 
 @dataclass(frozen=True)
-class PromptAndResponse:
+class PromptAndResponse(ColumnLayout):
     """Two columns: what the user asks and what the assistant answers; `input` names a column appended to the prompt.
 
     Text, numbers, true and false are taken as they are spelled. irrelevant: see `MessageList`.
@@ -110,10 +137,6 @@ class PromptAndResponse:
     input: str | None
     response: str
     irrelevant: Sequence[str] = ()
-
-    def chat(self, row: Row) -> Chat | Rejected:
-        """See `Layout`."""
-        return read_chat(row, self.irrelevant, self._messages)
 
     def _messages(self, fields: Mapping, usage: KeyUsage) -> list[Message]:
         names = [name for name in (self.prompt, self.input) if name is not None]
@@ -125,37 +148,13 @@ def exchange(fields: Mapping, asked: Sequence[str], answered: str, usage: KeyUsa
     usage.used |= {*asked, answered}
     *parts, answer = (text_of(field_value(fields, name), name, usage) for name in (*asked, answered))
     prompt = "\n\n".join(part for part in map(str.strip, parts) if part)
-    return [_message("user", prompt), _message("assistant", answer)]
+    return dialogue(prompt, answer)
 
 
-def _message(role: str, content: str) -> Message:
-    return {"role": role, "content": content}
-
-
-Reader = Callable[[Mapping, KeyUsage], list[Message]]
-
-
-def read_chat(row: Row, irrelevant: Sequence[str], read: Reader) -> Chat | Rejected:
-    """The conversation of the messages that `read` finds in a row, with what other columns add to it: `system` (or
-    `system_prompt`, `system_message`), `tools` (or OpenAI's older `functions`) and `chat_template_kwargs`.
-
-    irrelevant: paths of keys that are not noted as unused. Raises KeyError as `read` does; an UnfitRowError, of `read`
-    too, is a rejected row.
-    """
-    usage = KeyUsage(irrelevant, count_nulls=not row.nulls_are_absent)
-    try:
-        messages = read(row.fields, usage)
-        usage.literal = False
-        messages = system_of(row.fields, messages, usage) + messages
-        while messages and messages[-1]["role"] != "assistant":
-            messages.pop()
-            usage.note("messages[] after the assistant's last")
-        found = _checked(row.id, messages, tools_of(row.fields, usage), options_of(row.fields, usage))
-        usage.rest("", row.fields, usage.used)
-    except UnfitRowError as error:
-        beside = f"not read: {', '.join(dict.fromkeys(usage.unused))}" if usage.unused else ""
-        return Rejected(row.id, error.reason, error.detail or beside)
-    return replace(found, unused=tuple(usage.unused))
+def dialogue(*contents: str) -> list[Message]:
+    """Messages of the user and of the assistant in turn."""
+    turns = zip(cycle(("user", "assistant")), contents, strict=False)
+    return [{"role": role, "content": content} for role, content in turns]
 
 
 def checked(identity: str, messages: Sequence[Message]) -> Chat | Rejected:
@@ -262,9 +261,8 @@ class PassageQuestions(WeightedRows):
                 yield found
 
     def _chat(self, story: str, document: Mapping) -> Chat | Rejected:
-        messages = []
+        turns = []
         for number, turn in enumerate(document["previous_qa"]):
             opening = f"{self.request}\n\n{document['story'].strip()}\n\n" if number == 0 else ""
-            messages.append(_message("user", opening + turn["question"].strip()))
-            messages.append(_message("assistant", turn["answer"]))
-        return checked(story, messages)
+            turns += [opening + turn["question"].strip(), turn["answer"]]
+        return checked(story, dialogue(*turns))

@@ -10,10 +10,10 @@ import textwrap
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from pipeline.data.chat.conversations import Chat, checked
+from pipeline.data.chat.conversations import Chat, Message, checked, dialogue
 from pipeline.data.sources.documents import WeightedRows
 from pipeline.data.sources.files import Listing, Locate
-from pipeline.data.sources.rows import Rejected, Unused, unread
+from pipeline.data.sources.rows import Rejected, Unused, unused
 
 _WRITE = (
     "Write {target}.\n\n{description}",
@@ -86,8 +86,7 @@ class DocstringPairs(WeightedRows):
                 continue
             for qualified, function in found:
                 yield self._chat(f"{row.id}:{qualified}", function, seen)
-            if others := tuple(key for key, _ in unread(row.fields, ("text",))):
-                yield Unused(row.id, others)
+            yield from unused(row, ("text",))
 
     def _chat(self, identity: str, function: DocumentedFunction | str, seen: set[str]) -> Chat | Rejected:
         if isinstance(function, str):
@@ -103,25 +102,17 @@ class DocstringPairs(WeightedRows):
         return checked(identity, conversation(function))
 
 
-def conversation(function: DocumentedFunction) -> list[dict[str, str]]:
+def conversation(function: DocumentedFunction) -> list[Message]:
     """The messages about a function; kind and wording follow a hash of its code."""
     draw = int.from_bytes(hashlib.blake2b(function.code.encode(), digest_size=8).digest(), "little")
     kind, draw = draw % 4, draw // 4
     values = vars(function)
     if kind == 0:
-        return [_user(_EXPLAIN[draw % len(_EXPLAIN)].format(**values)), _assistant(function.description)]
-    messages = [_user(_WRITE[draw % len(_WRITE)].format(**values)), _assistant(_fence(function.code))]
+        return dialogue(_EXPLAIN[draw % len(_EXPLAIN)].format(**values), function.description)
+    turns = [_WRITE[draw % len(_WRITE)].format(**values), _fence(function.code)]
     if kind == 1:
-        messages += [_user(_DOCUMENT[draw % len(_DOCUMENT)]), _assistant(_fence(function.documented))]
-    return messages
-
-
-def _user(content: str) -> dict[str, str]:
-    return {"role": "user", "content": content}
-
-
-def _assistant(content: str) -> dict[str, str]:
-    return {"role": "assistant", "content": content}
+        turns += [_DOCUMENT[draw % len(_DOCUMENT)], _fence(function.documented)]
+    return dialogue(*turns)
 
 
 def _fence(code: str) -> str:

@@ -6,14 +6,15 @@ Shapes: K tokens of a conversation.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from pipeline.data.chat.marks import RESERVED, spoken
 from pipeline.data.chat.spans import Aligner
-from pipeline.data.chat.template import ChatTemplate, TemplateSettings, UnfitChatError
+from pipeline.data.chat.template import ChatTemplate, Options, TemplateSettings, UnfitChatError
+from pipeline.data.chat.template_forms import Messages
 from pipeline.data.chat.turn_borders import TurnBorders
 
 __all__ = ["ChatEncoder", "Encoded", "UnfitChatError"]
@@ -23,7 +24,6 @@ _EXAMPLE = (
     {"role": "user", "content": "And before?"},
     {"role": "assistant", "content": "Thirty-two."},
 )
-Message = Mapping[str, Any]
 
 
 class Encoded(NamedTuple):
@@ -51,14 +51,14 @@ class ChatEncoder:
         self.template = ChatTemplate(tokenizer, template)
         if not tokenizer.is_fast:
             raise ValueError(f"{type(tokenizer).__name__} gives no offsets; a fast tokenizer is required")
-        self._tokenizer = tokenizer
+        self.tokenizer = tokenizer
         self.special_tokens = special_tokens(tokenizer)
         longest_first = sorted(self.special_tokens, key=len, reverse=True)
         self._special = re.compile("|".join(map(re.escape, longest_first)) or "(?!)")
         self._aligner = Aligner(self.template, TurnBorders(self.template, self._special, tokenizer.eos_token))
 
     def encode(
-        self, messages: Sequence[Message], tools: Sequence[Message] = (), options: Mapping[str, Any] | None = None
+        self, messages: Messages, tools: Messages = (), options: Options = None
     ) -> tuple[np.ndarray, np.ndarray]:
         """Token ids int64[K] and mask uint8[K], 1 where the token is the assistant's own.
 
@@ -72,27 +72,23 @@ class ChatEncoder:
         """
         return self.encode_whole(messages, tools, options)[:2]
 
-    def encode_whole(
-        self, messages: Sequence[Message], tools: Sequence[Message] = (), options: Mapping[str, Any] | None = None
-    ) -> Encoded:
+    def encode_whole(self, messages: Messages, tools: Messages = (), options: Options = None) -> Encoded:
         """As `encode`, and what else is known of the conversation."""
         unlearned = {index for index, message in enumerate(messages) if message.get("learned") is False}
         messages = [{key: value for key, value in message.items() if key != "learned"} for message in messages]
         self._check_texts(messages, tools)
         text, turns, spans, left_out = self._aligner.align(messages, tools, options)
-        encoding = self._tokenizer(text, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
+        encoding = self.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
         ids = np.array(encoding["input_ids"], dtype=np.int64)
         learned = [(start, stop) for index, start, stop in spans if index not in unlearned]
         mask = _mask(encoding["offset_mapping"], learned, text, self._special)
         said = (text[turn.said : turn.silent] for turn in turns if turn.message not in unlearned)
         return Encoded(ids, mask, sum(len(words.encode()) for words in said), left_out)
 
-    def prompt(
-        self, messages: Sequence[Message], tools: Sequence[Message] = (), options: Mapping[str, Any] | None = None
-    ) -> list[int]:
+    def prompt(self, messages: Messages, tools: Messages = (), options: Options = None) -> list[int]:
         """Token ids of a conversation up to where the assistant is to go on. Raises UnfitChatError if it is refused."""
         text = self.template.prompt(messages, tools, options)
-        return list(self._tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"])
+        return list(self.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"])
 
     def closing_tokens(self) -> list[str] | None:
         """The special tokens that close a turn of the assistant, in order: of the last one, or if it has none of an
@@ -106,7 +102,7 @@ class ChatEncoder:
             return next((closing for closing in closings if closing), [])
         return None
 
-    def _check_texts(self, messages: Sequence[Message], tools: Sequence[Message]) -> None:
+    def _check_texts(self, messages: Messages, tools: Messages) -> None:
         for text in spoken(messages, tools):
             if found := self._special.search(text):
                 raise UnfitChatError("a message spells a special token", repr(found.group()))

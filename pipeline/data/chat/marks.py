@@ -12,9 +12,9 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from pipeline.data.chat.template_forms import REASONING
+from pipeline.data.chat.template_forms import REASONING, Message, Messages
+from pipeline.data.sources.rows import strings
 
-Message = Mapping[str, Any]
 Kind = Literal["content", "reasoning", "call", "tool"]
 RESERVED = re.compile("[\ufdd0\ufdd1]")
 _MARK = re.compile(r"(?:\ufdd0|\\ufdd0)(\d+)(?:\ufdd1|\\ufdd1)")  # as it was put, or as ASCII JSON spells it
@@ -42,7 +42,7 @@ class Marked:
     tools: list[dict[str, Any]] = field(default_factory=list)
 
     @staticmethod
-    def of(messages: Sequence[Message], tools: Sequence[Message], inside: bool) -> Marked:
+    def of(messages: Messages, tools: Messages, inside: bool) -> Marked:
         """Mark every message and tool."""
         marked = Marked(inside)
         marked.messages = [marked._message(index, message) for index, message in enumerate(messages)]
@@ -106,7 +106,7 @@ class Marked:
 
 
 @dataclass(frozen=True)
-class Workspace:
+class Place:
     """Where a part stands in a rendering: characters [start, stop)."""
 
     part: int
@@ -114,7 +114,7 @@ class Workspace:
     stop: int
 
 
-def places(rendered: str, marked: Marked) -> tuple[str, list[Workspace]] | None:
+def places(rendered: str, marked: Marked) -> tuple[str, list[Place]] | None:
     """A rendering without its marks, and where its parts stand, in order; None if a mark does not stand as it was put.
 
     A part that a template repeats has several places.
@@ -140,42 +140,30 @@ def _without(rendered: str) -> tuple[str, list[tuple[int, int]]]:
     return "".join(pieces[0::2]), found
 
 
-def _around(text: str, position: int, number: int, parts: Sequence[Part]) -> Workspace | None:
+def _around(text: str, position: int, number: int, parts: Sequence[Part]) -> Place | None:
     core = parts[number].text
     start = position - len(core) // 2
     fits = start >= 0 and text[start : start + len(core)] == core
-    return Workspace(number, start, start + len(core)) if fits else None
+    return Place(number, start, start + len(core)) if fits else None
 
 
-def _pairs(found: Sequence[tuple[int, int]]) -> list[Workspace] | None:
-    edges: list[Workspace] = []
+def _pairs(found: Sequence[tuple[int, int]]) -> list[Place] | None:
+    edges: list[Place] = []
     opened: dict[int, int] = {}
     for position, number in found:
         if number % 2 == 0:
             opened[number] = position
         elif number - 1 in opened:
-            edges.append(Workspace(number // 2, opened.pop(number - 1), position))
+            edges.append(Place(number // 2, opened.pop(number - 1), position))
         else:
             return None
     return None if opened else _in_order(edges)
 
 
-def _in_order(found: Iterable[Workspace]) -> list[Workspace]:
+def _in_order(found: Iterable[Place]) -> list[Place]:
     return sorted(found, key=lambda place: (place.start, place.stop))
 
 
-def spoken(messages: Sequence[Message], tools: Sequence[Message]) -> Iterator[str]:
+def spoken(messages: Messages, tools: Messages) -> Iterator[str]:
     """Every text in a conversation and its tools, keys included; not the roles, which are no one's words."""
-
-    def texts(value: Any) -> Iterator[str]:
-        if isinstance(value, str):
-            yield value
-        elif isinstance(value, Mapping):
-            for key, inner in value.items():
-                yield from texts(key)
-                yield from texts(inner)
-        elif isinstance(value, list | tuple):
-            for inner in value:
-                yield from texts(inner)
-
-    return texts([*({**message, "role": None} for message in messages), *tools])
+    return strings([*({**message, "role": None} for message in messages), *tools], keys=True)

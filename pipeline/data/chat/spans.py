@@ -9,11 +9,13 @@ from __future__ import annotations
 
 import functools
 import re
-from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
 
-from pipeline.data.chat.marks import Marked, Message, Workspace, places
-from pipeline.data.chat.template import ChatTemplate, UnfitChatError
+from pipeline.data.chat.marks import Marked, Place, places
+from pipeline.data.chat.template import ChatTemplate, Options, UnfitChatError
+from pipeline.data.chat.template_forms import Messages
 from pipeline.data.chat.turn_borders import TurnBorders
 
 CANNOT = "the assistant's part cannot be told from what the chat template renders"
@@ -51,9 +53,7 @@ class Aligner:
     def __init__(self, template: ChatTemplate, borders: TurnBorders) -> None:
         self.template, self.borders = template, borders
 
-    def align(
-        self, messages: Sequence[Message], tools: Sequence[Message] = (), options: Mapping[str, Any] | None = None
-    ) -> Aligned:
+    def align(self, messages: Messages, tools: Messages = (), options: Options = None) -> Aligned:
         """The rendering and what to learn of it; `spans` are (message, start, stop), in order.
 
         Raises UnfitChatError if the template refuses the conversation, leaves something of it out, or renders it so
@@ -69,9 +69,7 @@ class Aligner:
             spans = self._within(text, generated, turns)
         return Aligned(text, turns, spans, left_out)
 
-    def _marked(
-        self, text: str, messages: Sequence[Message], tools: Sequence[Message], options: Mapping[str, Any] | None
-    ) -> tuple[Marked, list[Workspace]]:
+    def _marked(self, text: str, messages: Messages, tools: Messages, options: Options) -> tuple[Marked, list[Place]]:
         for inside in (False, True):
             marked = Marked.of(messages, tools, inside)
             try:
@@ -103,52 +101,48 @@ class Aligner:
         return spans
 
 
+@dataclass(frozen=True)
 class _Rendering:
     """One conversation under alignment."""
 
-    def __init__(
-        self,
-        template: ChatTemplate,
-        borders: TurnBorders,
-        text: str,
-        marked: Marked,
-        found: Sequence[Workspace],
-        options: Mapping[str, Any] | None,
-    ) -> None:
-        self._template, self._borders, self._text = template, borders, text
-        self._marked, self._found, self._options = marked, found, options
+    template: ChatTemplate
+    borders: TurnBorders
+    text: str
+    marked: Marked
+    found: Sequence[Place]
+    options: Options
 
     def turn(self, index: int) -> Turn:
         # A template may name a called function again with what it returned: a part is where it stands first.
-        own = [place for place in _first(self._found) if self._marked.parts[place.part].message == index]
+        own = [place for place in _first(self.found) if self.marked.parts[place.part].message == index]
         said, last = own[0].start, max(own, key=_stop)
-        others = (place for place in self._found if self._marked.parts[place.part].message != index)
+        others = (place for place in self.found if self.marked.parts[place.part].message != index)
         if any(said <= place.start and place.stop <= last.stop for place in others):
             raise UnfitChatError(CANNOT, f"others speak within message {index}")
         return Turn(index, self._start(index, said), said, last.stop, self._stop(index, last))
 
-    def _prefix(self, stop: int, prompt: bool) -> tuple[str, list[Workspace]]:
+    def _prefix(self, stop: int, prompt: bool) -> tuple[str, list[Place]]:
         """What is rendered of the first messages alone; nothing if the template refuses them."""
         try:
-            rendered = self._template.render(self._marked.messages[:stop], self._marked.tools, self._options, prompt)
+            rendered = self.template.render(self.marked.messages[:stop], self.marked.tools, self.options, prompt)
         except UnfitChatError:
             return "", []
-        return places(rendered, self._marked) or ("", [])
+        return places(rendered, self.marked) or ("", [])
 
     def _start(self, index: int, said: int) -> int:
         """Where the generation prompt of a turn ends. A role header is never the model's, prompted for or not."""
-        start, header = self._given(index, said), self._template.generation_prompt
-        return start + len(header) if header and self._text[start:said].startswith(header) else start
+        start, header = self._given(index, said), self.template.generation_prompt
+        return start + len(header) if header and self.text[start:said].startswith(header) else start
 
     def _given(self, index: int, said: int) -> int:
-        borders = self._borders
-        last = max((place for place in self._found if place.stop <= said), key=_stop, default=None)
+        borders = self.borders
+        last = max((place for place in self.found if place.stop <= said), key=_stop, default=None)
         begin = last.stop if last else 0
-        gap = self._text[begin:said]
+        gap = self.text[begin:said]
         text, found = self._prefix(index, True)
         ahead = max(found, key=_stop, default=None)
         if text and (ahead and ahead.part) == (last and last.part):
-            given = text[ahead.stop if ahead else 0 :] + self._template.header
+            given = text[ahead.stop if ahead else 0 :] + self.template.header
             common = borders.shared(given, gap)
             if common in (len(gap), len(given)):
                 return begin + common
@@ -158,14 +152,14 @@ class _Rendering:
         cut = borders.line_or_token(gap[:common]) if prompted is None else prompted
         return begin + cut if cut else said
 
-    def _stop(self, index: int, last: Workspace) -> int:
+    def _stop(self, index: int, last: Place) -> int:
         """Where a turn is closed."""
-        borders, silent, after = self._borders, last.stop, self._text[last.stop :]
-        has_calls = bool(self._marked.messages[index].get("tool_calls"))
-        if index == len(self._marked.messages) - 1:
+        borders, silent, after = self.borders, last.stop, self.text[last.stop :]
+        has_calls = bool(self.marked.messages[index].get("tool_calls"))
+        if index == len(self.marked.messages) - 1:
             return silent + borders.last_closing(after, has_calls)
-        following = min((place.start for place in self._found if place.start >= silent), default=len(self._text))
-        before_next, common = self._text[silent:following], 0
+        following = min((place.start for place in self.found if place.start >= silent), default=len(self.text))
+        before_next, common = self.text[silent:following], 0
         for closing in self._closings(index, last):
             if before_next.startswith(closing):
                 return silent + borders.closing(after, has_calls, len(closing), True)
@@ -176,22 +170,22 @@ class _Rendering:
             raise UnfitChatError(CANNOT, f"where the calls of message {index} end")
         return silent + end
 
-    def _closings(self, index: int, last: Workspace) -> Iterator[str]:
+    def _closings(self, index: int, last: Place) -> Iterator[str]:
         """What follows a turn's last words where it is the last: by itself, and before a generation prompt."""
         for prompt in (False, True):
             text, found = self._prefix(index + 1, prompt)
             stop = next((place.stop for place in found if place.part == last.part), None)
             if stop is not None:
-                yield text[stop:].removesuffix(self._template.generation_prompt if prompt else "")
+                yield text[stop:].removesuffix(self.template.generation_prompt if prompt else "")
 
 
-def _stop(place: Workspace) -> int:
+def _stop(place: Place) -> int:
     return place.stop
 
 
-def _first(found: Sequence[Workspace]) -> list[Workspace]:
+def _first(found: Sequence[Place]) -> list[Place]:
     """The first place of every part, in order."""
-    there: dict[int, Workspace] = {}
+    there: dict[int, Place] = {}
     for place in found:
         there.setdefault(place.part, place)
     return list(there.values())
@@ -207,7 +201,7 @@ def _joined(blocks: Sequence[tuple[int, int]]) -> list[tuple[int, int]]:
     return joined
 
 
-def _check_said(marked: Marked, found: Sequence[Workspace], messages: Sequence[Message]) -> bool:
+def _check_said(marked: Marked, found: Sequence[Place], messages: Messages) -> bool:
     """Whether reasoning was left out. Raises UnfitChatError if anything else was."""
     there = {place.part for place in found}
     missing = [part for number, part in enumerate(marked.parts) if number not in there]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
 from functools import cached_property
@@ -11,13 +11,13 @@ from typing import Any
 
 import jinja2
 
-from pipeline.data.chat.template_forms import ANSWERED, ASKED, Form, find_form
+from pipeline.data.chat.template_forms import ANSWERED, ASKED, Form, Messages, find_form
 from pipeline.data.sources.files import Locate
 
 DATE = "2024-07-26"
 """The date that Llama 3.1's template falls back to, so that whoever names none gets the same rows every day."""
-Message = Mapping[str, Any]
-Options = Mapping[str, Any]
+Options = Mapping[str, Any] | None
+"""Variables of a template for one conversation."""
 _OWN = ("messages", "tools", "add_generation_prompt")
 _FAILURES = (jinja2.TemplateError, TypeError, ValueError, LookupError, AttributeError, RecursionError)
 
@@ -42,7 +42,7 @@ class TemplateSettings:
 
     template: str | Mapping[str, str] | None = None
     date: str | None = None
-    options: Options = field(default_factory=dict)
+    options: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         _day(self.date)
@@ -85,7 +85,7 @@ class ChatTemplate:
         """What `TemplateSettings.recorded` reads."""
         return {"chat_template": self.text, "chat_date": self.date, "chat_template_options": self.options}
 
-    def source(self, tools: Sequence[Message] = ()) -> str:
+    def source(self, tools: Messages = ()) -> str:
         """The template for a conversation with these tools. Raises UnfitChatError if none is meant for it."""
         if isinstance(self.text, str):
             return self.text
@@ -94,13 +94,7 @@ class ChatTemplate:
             raise UnfitChatError("no chat template for a conversation without tools", f"there is {sorted(self.text)}")
         return self.text[name]
 
-    def render(
-        self,
-        messages: Sequence[Message],
-        tools: Sequence[Message] = (),
-        options: Options | None = None,
-        prompt: bool = False,
-    ) -> str:
+    def render(self, messages: Messages, tools: Messages = (), options: Options = None, prompt: bool = False) -> str:
         """The text of a conversation; `prompt` asks for the generation prompt after it.
 
         Raises UnfitChatError with the template's own words if it refuses the conversation.
@@ -109,14 +103,14 @@ class ChatTemplate:
         return _render(source, self._given(self._form(source), messages, tools, options, prompt))
 
     def render_tracked(
-        self, messages: Sequence[Message], tools: Sequence[Message], options: Options | None
+        self, messages: Messages, tools: Messages, options: Options
     ) -> tuple[str, list[tuple[int, int]]]:
         """As `render`, with the character ranges that the template's `{% generation %}` blocks wrote."""
         source = self.source(tools)
         spans: list[tuple[int, int]] = []
         return _render(source, self._given(self._form(source), messages, tools, options, False), spans), spans
 
-    def prompt(self, messages: Sequence[Message], tools: Sequence[Message] = (), options: Options | None = None) -> str:
+    def prompt(self, messages: Messages, tools: Messages = (), options: Options = None) -> str:
         """A conversation up to where the assistant is to go on. Raises UnfitChatError as `render`."""
         return self.render(messages, tools, options, prompt=True) + self.header
 
@@ -145,14 +139,7 @@ class ChatTemplate:
         header = answered[len(asked) : answered.rfind("answered-1")]
         return header if header.strip() else ""
 
-    def _given(
-        self,
-        form: Form,
-        messages: Sequence[Message],
-        tools: Sequence[Message],
-        options: Options | None,
-        prompt: bool,
-    ) -> dict[str, Any]:
+    def _given(self, form: Form, messages: Messages, tools: Messages, options: Options, prompt: bool) -> dict[str, Any]:
         if taken := sorted(set(options or ()) & set(_OWN)):
             raise UnfitChatError("options that a chat template cannot be given", ", ".join(taken))
         formed = [form.apply(message) for message in messages]
@@ -160,7 +147,7 @@ class ChatTemplate:
         return {**self._variables, **(options or {}), **own}
 
     def _form(self, source: str) -> Form:
-        def attempt(form: Form, messages: Sequence[Message], tools: Sequence[Message]) -> str:
+        def attempt(form: Form, messages: Messages, tools: Messages) -> str:
             try:
                 return _render(source, self._given(form, messages, tools, None, False))
             except UnfitChatError:
@@ -248,9 +235,14 @@ def _day(date: str | None) -> datetime:
         raise ValueError(f"date={date!r} must be a date such as {DATE}") from error
 
 
+def common_length(a: str, b: str) -> int:
+    """Length of the common prefix."""
+    return next((i for i, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b)))
+
+
 def _shared(a: str, b: str) -> int:
     """Length of the common prefix, cut back so that it does not end inside a token in brackets."""
-    length = next((i for i, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b)))
+    length = common_length(a, b)
     if length in (len(a), len(b)):
         return length
     opened = max(a[:length].rfind("<"), a[:length].rfind("["))

@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 Message = Mapping[str, Any]
+Messages = Sequence[Message]
 REASONING = ("reasoning_content", "thinking", "reasoning")
 """Names of a message's reasoning, in rows and in templates."""
 ASKED = {"role": "user", "content": "asked-1"}
@@ -53,14 +54,14 @@ class Form(NamedTuple):
 
 
 _SPLITS = re.compile(r"""split\(\s*['"]</think>""")
-Attempt = Callable[[Form, Sequence[Message], Sequence[Message]], str]
+Attempt = Callable[[Form, Messages, Messages], str]
 """Renders messages with tools in a form; an empty text if the template refuses them."""
 
 
 def find_form(source: str, attempt: Attempt) -> Form:
     """The first form of each kind in which a template says all of an example; the usual one if none does."""
 
-    def first(forms: Sequence[Form], messages: Sequence[Message], tools: Sequence[Message], *words: str) -> Form | None:
+    def first(forms: Sequence[Form], messages: Messages, tools: Messages, *words: str) -> Form | None:
         return next((form for form in forms if _says(attempt(form, messages, tools), words)), None)
 
     plain = [Form(parts=parts, no_tools=no) for no in (None, ()) for parts in (False, True)]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import re
 
-from pipeline.data.chat.template import ChatTemplate, UnfitChatError
+from pipeline.data.chat.template import ChatTemplate, UnfitChatError, common_length
 from pipeline.data.chat.template_forms import ANSWERED, ASKED
 
 
@@ -61,7 +61,7 @@ class TurnBorders:
 
     def shared(self, a: str, b: str) -> int:
         """Length of the common prefix, cut back where it ends inside a special token of either."""
-        length = next((i for i, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b)))
+        length = common_length(a, b)
         for text in (a, b):
             for match in self.special.finditer(text):
                 if match.start() < length < match.end():

@@ -13,10 +13,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from pipeline.data.clean.shingles import ngram_hashes, word_hashes
+from pipeline.data.clean.shingles import merged, ngram_hashes, word_hashes
 from pipeline.data.sources.documents import RowSource, describe
 from pipeline.data.sources.files import Listing, Locate
-from pipeline.data.sources.rows import Rejected, Row, Unused, field_value
+from pipeline.data.sources.rows import Found, Rejected, Row, field_value, strings
 
 REASON = "overlaps an evaluation set"
 _WORD = re.compile(r"(?:[0-9A-Za-z_]|[^\x00-\x7f])+")
@@ -37,7 +37,7 @@ class EvaluationTexts:
         for row in self.origin.rows(locate, listing):
             if isinstance(row, Row):
                 found = True
-                yield row.id, "\n".join(_strings(self._values(row)))
+                yield row.id, "\n".join(strings(self._values(row)))
         if not found:
             raise ValueError(f"{describe(self.origin)} gives no row to compare with")
 
@@ -91,11 +91,11 @@ class Contamination:
 
     def __post_init__(self) -> None:
         self._names: list[tuple[str, str]] = []
-        self._tables: dict[int, tuple[np.ndarray, np.ndarray]] = {}
+        self._tables: dict[int, tuple[np.ndarray, np.ndarray, list[int]]] = {}
 
     def read(self, locate: Locate, listing: Listing) -> Contamination:
         """Read the evaluation sets."""
-        found: dict[int, list[tuple[np.ndarray, int]]] = {}
+        found: dict[int, dict[int, np.ndarray]] = {}
         for name, texts in self.wanted.sets.items():
             self.items[name], self.too_short[name], self.hit_items[name] = 0, 0, set()
             for identity, text in texts.texts(locate, listing):
@@ -105,27 +105,25 @@ class Contamination:
                 if size < self.wanted.min_words:
                     self.too_short[name] += 1
                     continue
-                found.setdefault(size, []).append((ngram_hashes(words, size), len(self._names)))
+                found.setdefault(size, {})[len(self._names)] = ngram_hashes(words, size)
                 self._names.append((name, identity))
-        self._tables = {size: _table(entries) for size, entries in found.items()}
+        self._tables = {size: (*merged([*hashes.values()]), [*hashes]) for size, hashes in found.items()}
         return self
 
     def find(self, text: str) -> Hit | None:
         """The first n-gram of a document that an evaluation item has too."""
         words = word_hashes(text)
-        for size, (hashes, owners) in sorted(self._tables.items(), reverse=True):
+        for size, (hashes, owners, items) in sorted(self._tables.items(), reverse=True):
             own = ngram_hashes(words, size)
             places = np.searchsorted(hashes, own)
             places[places == len(hashes)] = 0
             if len(common := np.flatnonzero(hashes[places] == own)):
                 first = int(common[0])
-                evaluation, item = self._names[owners[places[first]]]
+                evaluation, item = self._names[items[owners[places[first]]]]
                 return Hit(evaluation, item, _words(text, first, size))
         return None
 
-    def filtered(
-        self, source: str, items: Iterable[tuple[str, tuple[bytes, ...]] | Rejected | Unused]
-    ) -> Iterator[tuple[str, tuple[bytes, ...]] | Rejected | Unused]:
+    def filtered(self, source: str, items: Iterable[Found]) -> Iterator[Found]:
         """Documents (id, parts of which the first is the text) without those that overlap; these are rejected."""
         for item in items:
             hit = self.find(item[1][0].decode()) if isinstance(item, tuple) else None
@@ -144,25 +142,6 @@ class Contamination:
             for name in self.wanted.sets
         }
         return {"ngram": self.wanted.ngram, "removed": dict(self.removed), "sets": sets}
-
-
-def _table(entries: list[tuple[np.ndarray, int]]) -> tuple[np.ndarray, np.ndarray]:
-    """Hashes sorted, and the item of each."""
-    hashes = np.concatenate([found for found, _ in entries])
-    owners = np.repeat([owner for _, owner in entries], [len(found) for found, _ in entries])
-    order = np.argsort(hashes, kind="stable")
-    return hashes[order], owners[order]
-
-
-def _strings(value: Any) -> Iterator[str]:
-    if isinstance(value, str):
-        yield value
-    elif isinstance(value, Mapping):
-        for part in value.values():
-            yield from _strings(part)
-    elif isinstance(value, list | tuple):
-        for part in value:
-            yield from _strings(part)
 
 
 def _words(text: str, first: int, size: int) -> str:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from pipeline.data.clean.shingles import bands
+from pipeline.data.clean.shingles import bands, merged
 
 
 class Clusters:
@@ -72,21 +72,6 @@ class Overlap:
     coverage: float
 
 
-@dataclass(frozen=True)
-class _Index:
-    hashes: np.ndarray
-    owners: np.ndarray
-    sizes: np.ndarray
-
-
-def _index(shingles: Callable[[int], np.ndarray], documents: np.ndarray) -> _Index:
-    lists = [shingles(int(document)) for document in documents]
-    hashes = np.concatenate(lists) if lists else np.zeros(0, dtype=np.uint64)
-    owners = np.repeat(np.arange(len(lists)), [len(found) for found in lists])
-    order = np.argsort(hashes, kind="stable")
-    return _Index(hashes[order], owners[order], np.array([max(1, len(found)) for found in lists]))
-
-
 def compare(
     shingles: Callable[[int], np.ndarray], indexed: np.ndarray, num: int, sides: np.ndarray, threshold: float
 ) -> Overlap:
@@ -95,16 +80,18 @@ def compare(
     `sides[i]` names document i's side; documents of one side are not compared. Time and memory are linear in the number
     of shingles.
     """
-    index = _index(shingles, indexed)
-    seen_H = np.zeros(len(index.hashes), dtype=bool)
+    lists = [shingles(int(document)) for document in indexed]
+    hashes_H, owners_H = merged(lists)
+    sizes = np.array([max(1, len(found)) for found in lists])
+    seen_H = np.zeros(len(hashes_H), dtype=bool)
     edges, highest = [], 0.0
     for document in range(num if len(indexed) else 0):
-        entries = _entries(index.hashes, shingles(document))
-        entries = entries[sides[indexed[index.owners[entries]]] != sides[document]]
+        entries = _entries(hashes_H, shingles(document))
+        entries = entries[sides[indexed[owners_H[entries]]] != sides[document]]
         if not len(entries):
             continue
         seen_H[entries] = True
-        part = np.bincount(index.owners[entries], minlength=len(indexed)) / index.sizes
+        part = np.bincount(owners_H[entries], minlength=len(indexed)) / sizes
         highest = max(highest, float(part.max()))
         edges += [(int(indexed[owner]), document) for owner in np.flatnonzero(part >= threshold)]
     return Overlap(edges, highest, float(seen_H.mean()) if len(seen_H) else 0.0)

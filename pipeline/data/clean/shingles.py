@@ -5,7 +5,7 @@ Shapes: B bytes, W words, S distinct shingles, P permutations.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 
@@ -83,6 +83,14 @@ def ngram_hashes(words_W: np.ndarray, size: int) -> np.ndarray:
     for offset in range(size):
         total += words_W[offset : offset + len(total)] * _U64(pow(_ORDER_PRIME, offset + 1, 1 << 64))
     return _mix(total)
+
+
+def merged(lists: Sequence[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
+    """The hashes of all lists, sorted, and for each the index of the list that it is from."""
+    hashes = np.concatenate(lists) if lists else np.zeros(0, dtype=_U64)
+    owners = np.repeat(np.arange(len(lists)), [len(found) for found in lists])
+    order = np.argsort(hashes, kind="stable")
+    return hashes[order], owners[order]
 
 
 def shingles(text: str) -> np.ndarray:

@@ -6,7 +6,7 @@ Shapes: N documents, P permutations of a MinHash signature.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -129,7 +129,7 @@ def _choose(documents: _Documents, clusters: Clusters, groups: np.ndarray, budge
     chosen = np.zeros(len(groups), dtype=bool)
     held = np.zeros(len(budgets))
     limit = np.bincount(groups, weights=documents.sizes, minlength=len(budgets)) * _MOST_OF_A_SOURCE
-    order = _by_key(documents.keys, clusters.members())
+    order = sorted(clusters.members(), key=lambda members: int(documents.keys[members].min()))
     for share in (_SHARE_OF_ONE_CLUSTER, 1.0):
         for members in order:
             if chosen[members[0]]:
@@ -143,10 +143,6 @@ def _choose(documents: _Documents, clusters: Clusters, groups: np.ndarray, budge
         if (held >= budgets / 2).all():
             break
     return chosen
-
-
-def _by_key(keys: np.ndarray, members: Iterable[np.ndarray]) -> list[np.ndarray]:
-    return sorted(members, key=lambda indices: int(keys[indices].min()))
 
 
 def _require(

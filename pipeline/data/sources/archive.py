@@ -26,7 +26,6 @@ class Member:
     name: str
     size: int
     link: bool
-    handle: zipfile.ZipInfo | tarfile.TarInfo
 
 
 def _check_name(archive: Path, name: str) -> str:
@@ -42,14 +41,14 @@ def _zip_members(path: Path, handle: zipfile.ZipFile) -> Iterator[Member]:
         mode = info.external_attr >> 16
         special = bool(stat.S_IFMT(mode)) and not (stat.S_ISREG(mode) or stat.S_ISDIR(mode))
         if not info.is_dir():
-            yield Member(name, info.file_size, special or bool(info.flag_bits & 0x1), info)
+            yield Member(name, info.file_size, special or bool(info.flag_bits & 0x1))
 
 
 def _tar_members(path: Path, handle: tarfile.TarFile) -> Iterator[Member]:
     for info in handle:
         name = _check_name(path, info.name)
         if not info.isdir():
-            yield Member(name, info.size, not info.isreg(), info)
+            yield Member(name, info.size, not info.isreg())
 
 
 class Archive:
@@ -134,24 +133,12 @@ def extract_member(path: Path, name: str, directory: Path) -> Path:
 
     Raises ValueError if there is no such member or it is unsafe.
     """
-    (written,) = extract(path, [glob.escape(name)], directory)
-    return written
-
-
-def extract(path: Path, include: Iterable[str], directory: Path) -> list[Path]:
-    """Write the matching members below `directory` under their own names and return the files.
-
-    Raises ValueError if none matches or anything about them is unsafe.
-    """
-    written = []
+    target = directory / name
     with open_archive(path) as archive:
-        for member in archive.select(include):
-            target = directory / member.name
-            target.parent.mkdir(parents=True, exist_ok=True)
-            with target.open("wb") as stream:
-                for block in archive.blocks(member):
-                    stream.write(block)
-            written.append(target)
-    if not written:
-        raise ValueError(f"{path.name} holds no member that matches {list(include)}")
-    return written
+        chosen = archive.select([glob.escape(name)])
+        if not chosen:
+            raise ValueError(f"{path.name} holds no member called {name}; look with `python -m zipfile -l`")
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with target.open("wb") as stream:
+            stream.writelines(archive.blocks(chosen[0]))
+    return target

@@ -14,7 +14,7 @@ from pipeline.data.sources.archive import read_members
 from pipeline.data.sources.files import Listing, Locate
 from pipeline.data.sources.formats import rows_of_file
 from pipeline.data.sources.hub import Repository, check_format
-from pipeline.data.sources.rows import Rejected, Row, Unused, escaped, field_value, unread
+from pipeline.data.sources.rows import Rejected, Row, Unused, escaped, field_value, unused
 
 _SYMBOL = re.compile(r"[^\w\s]|\d")
 _SPACE = re.compile(r"\s+")
@@ -146,11 +146,8 @@ class Text(WeightedRows):
                 continue
             found = [self._judge(document) for document in self._cut(row)]
             yield from found
-            if any(isinstance(item, Document) for item in found) and (others := self._others(row)):
-                yield Unused(row.id, others)
-
-    def _others(self, row: Row) -> tuple[str, ...]:
-        return tuple(key for key, _ in unread(row.fields, (self.text_field,)))
+            if any(isinstance(item, Document) for item in found):
+                yield from unused(row, (self.text_field,))
 
     def documents(self, locate: Locate, listing: Listing, rejected: Counter[str] | None = None) -> Iterator[Document]:
         """The documents alone; the others are counted by reason in `rejected`. Raises ValueError if there are none."""

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -56,15 +57,11 @@ class Repository:
         if (folder := Path(self.repo)).is_dir():
             yield from _local_rows(folder, files, self.repo)
             return
-        try:
+        with self._asking(is_of_network, files):
             if streaming and (system := self._reachable()):
                 yield from self._remote_rows(system, files)
             else:
                 yield from _local_rows(self._download(files), files, self.repo)
-        except Exception as error:
-            if not is_of_network(error):
-                raise
-            raise self._error(error, files) from error
 
     def load(self, name: str | None, split: str, streaming: bool) -> Iterator[Row | Rejected]:
         """The rows of a configuration and split, by the `datasets` library; row ids are `repo#i`.
@@ -74,13 +71,9 @@ class Repository:
         """
         import datasets
 
-        try:
+        with self._asking(is_of_network):
             found = datasets.load_dataset(self.repo, name, split=split, revision=self.revision, streaming=streaming)
-        except Exception as error:
-            if not is_of_network(error):
-                raise
-            raise self._error(error, None) from error
-        yield from self._until_broken(iter(found))
+            yield from self._until_broken(iter(found))
 
     def commit(self) -> str:
         """The commit that the revision stands for now, asked of the hub if it is no commit itself.
@@ -91,10 +84,8 @@ class Repository:
             return self.revision
         from huggingface_hub import HfApi
 
-        try:
+        with self._asking():
             return str(HfApi().dataset_info(self.repo, revision=self.revision).sha)
-        except Exception as error:
-            raise self._error(error, None) from error
 
     def reach(self) -> None:
         """Check that the dataset is available, without downloading it: in this machine's cache, or from the Hub.
@@ -105,10 +96,8 @@ class Repository:
             return
         from huggingface_hub import HfApi
 
-        try:
+        with self._asking():
             HfApi().dataset_info(self.repo, revision=self.revision, timeout=_PATIENCE_S)
-        except Exception as error:
-            raise self._error(error, None) from error
 
     def _is_cached(self) -> bool:
         """Whether the hub's cache has files of the revision, or `datasets` has made something of the dataset."""
@@ -124,17 +113,26 @@ class Repository:
         # `datasets` writes owner___name, the name in snake case
         return made.is_dir() and any(_letters(one.name) == _letters(self.repo) for one in made.iterdir())
 
-    def _error(self, error: BaseException, files: str | None) -> HubError:
-        include = f" --include {files!r}" if files else ""
-        message = (
-            f"dataset {self.repo} at revision {self.revision} could not be downloaded from the Hub: "
-            f"{type(error).__name__}: {str(error).strip()[:300]}\n"
-            f"Without network here: on a machine with one run\n"
-            f"  hf download {self.repo} --repo-type dataset --revision {self.revision}{include}\n"
-            f"and copy the folder datasets--{self.repo.replace('/', '--')} of ~/.cache/huggingface/hub here.\n"
-            "A gated dataset needs an accepted licence and `hf auth login`."
-        )
-        return HubError(message, self.repo, self.revision)
+    @contextmanager
+    def _asking(
+        self, counts: Callable[[Exception], bool] = lambda error: True, files: str | None = None
+    ) -> Iterator[None]:
+        """Raise HubError instead of an error that `counts`, with what to download without a network."""
+        try:
+            yield
+        except Exception as error:
+            if not counts(error):
+                raise
+            include = f" --include {files!r}" if files else ""
+            message = (
+                f"dataset {self.repo} at revision {self.revision} could not be downloaded from the Hub: "
+                f"{type(error).__name__}: {str(error).strip()[:300]}\n"
+                f"Without network here: on a machine with one run\n"
+                f"  hf download {self.repo} --repo-type dataset --revision {self.revision}{include}\n"
+                f"and copy the folder datasets--{self.repo.replace('/', '--')} of ~/.cache/huggingface/hub here.\n"
+                "A gated dataset needs an accepted licence and `hf auth login`."
+            )
+            raise HubError(message, self.repo, self.revision) from error
 
     def _reachable(self) -> Any:
         """The hub as a file system, or None where it cannot be reached: then what was downloaded before is used."""
@@ -171,7 +169,7 @@ class Repository:
                 return
             except Exception as error:
                 if is_of_network(error):
-                    raise self._error(error, None) from error
+                    raise
                 reason = f"not readable by datasets ({type(error).__name__})"
                 yield Rejected(f"{self.repo}#{number}", reason, f"after {number} rows: {error}")
                 return

@@ -160,22 +160,15 @@ def _after_space(text: str, place: int) -> int:
 def is_json_rows(text: str) -> bool:
     """Whether plain text is in fact rows: its first lines are JSON objects, or all of it an array of them."""
     lines = [line for line in text.split("\n", _SAMPLE_LINES)[:_SAMPLE_LINES] if line.strip()]
-    if lines and all(line.lstrip().startswith("{") and _is_object(line) for line in lines):
+    if lines and all(line.lstrip().startswith("{") and isinstance(_loaded(line), dict) for line in lines):
         return True
     start = text.lstrip()
-    return start.startswith("[") and start[1:].lstrip().startswith("{") and _is_array_of_objects(text)
-
-
-def _is_object(text: str) -> bool:
-    try:
-        return isinstance(json.loads(text), dict)
-    except (ValueError, RecursionError):
-        return False
-
-
-def _is_array_of_objects(text: str) -> bool:
-    try:
-        value = json.loads(text)
-    except (ValueError, RecursionError):
-        return False
+    value = _loaded(text) if start.startswith("[") and start[1:].lstrip().startswith("{") else None
     return isinstance(value, list) and all(isinstance(entry, dict) for entry in value)
+
+
+def _loaded(text: str) -> Any:
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError):
+        return None

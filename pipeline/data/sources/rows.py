@@ -41,6 +41,11 @@ class Unused:
     keys: tuple[str, ...]
 
 
+Item = tuple[str, tuple[bytes, ...]]
+"""A document: its id, and its parts, of which the first is its text."""
+Found = Item | Rejected | Unused
+
+
 def escaped(text: str) -> str:
     """Text that UTF-8 can spell: half a surrogate pair, or a byte of a file name that is not UTF-8, as `\\udcff`."""
     return text.encode("utf-8", "backslashreplace").decode()
@@ -70,6 +75,19 @@ def _rows_inside(value: object) -> str:
     return f" (a list of {len(value)} objects; if these are the rows, write them to a file of their own)"
 
 
+def strings(value: object, keys: bool = False) -> Iterator[str]:
+    """Every text inside a value, at any depth; with the keys of objects, if asked for."""
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, Mapping):
+        for key, inner in value.items():
+            yield from strings(key) if keys else ()
+            yield from strings(inner, keys)
+    elif isinstance(value, list | tuple):
+        for inner in value:
+            yield from strings(inner, keys)
+
+
 def unread(fields: Mapping, paths: Collection[str], where: str = "") -> Iterator[tuple[str, object]]:
     """The keys that none of the (dotted) paths reads and that hold something other than null, and what they hold."""
     for key, value in fields.items():
@@ -80,3 +98,9 @@ def unread(fields: Mapping, paths: Collection[str], where: str = "") -> Iterator
             yield from unread(value, below, f"{where}{key}.")
         else:
             yield f"{where}{key}", value
+
+
+def unused(row: Row, paths: Collection[str]) -> Iterator[Unused]:
+    """The account of a row of which these paths are read, if there is anything else in it."""
+    if keys := tuple(key for key, _ in unread(row.fields, paths)):
+        yield Unused(row.id, keys)

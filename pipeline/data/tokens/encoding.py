@@ -12,7 +12,8 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
 from dataclasses import dataclass
-from itertools import chain, islice, starmap
+from functools import partial
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +29,7 @@ _FEW_BATCHES = 8
 _FORMAT = "2"
 _HASHES = "sha256.json"
 _BLOCK_BYTES = 1 << 20
-_own: WordEncoder | None = None
+_own: Callable | None = None
 
 
 @dataclass(frozen=True)
@@ -51,41 +52,50 @@ def encode_all(tokenizer: Any, texts: Iterable[str], encoding: Encoding) -> Iter
     """
     stated, special = backend_of(tokenizer).to_str(), SpecialTokens.of(tokenizer)
     prefix, end = (np.array(ids, dtype=np.uint32) for ids in (special.prefix, special.end))
-    done: Iterator[list[np.ndarray]]
-    batches = in_batches(texts, _BATCH_CHARS)
-    head = list(islice(batches, _FEW_BATCHES))
-    if encoding.num_workers > 1 and len(head) == _FEW_BATCHES:
-        start = (_start_words, stated, encoding.word_cache)
-        done = starmap(_apart, in_processes(_encode, chain(head, batches), encoding.num_workers, *start))
-    else:
-        encoder = WordEncoder(stated, encoding.word_cache)
-        done = (encoder.encode(batch) for batch in chain(head, batches))
-    for ids in chain.from_iterable(done):
-        yield np.concatenate([prefix, ids, end])
+    make = partial(_word_encoder, stated, encoding.word_cache)
+    for ids, lengths in spread(make, in_batches(texts, _BATCH_CHARS), encoding.num_workers, _FEW_BATCHES):
+        for own in np.split(ids, np.cumsum(lengths)[:-1]):
+            yield np.concatenate([prefix, own, end])
 
 
-def in_processes(
-    work: Callable[[Any], Any], batches: Iterable[Any], num_workers: int, start: Callable[..., None], *arguments: Any
-) -> Iterator[Any]:
-    """`work` of every batch in order, by processes that first call `start(*arguments)`, a few batches ahead at most.
+def _word_encoder(stated: str, words: bool) -> Callable[[list[str]], tuple[np.ndarray, np.ndarray]]:
+    """A function that gives the ids of a batch as one array, which is quickly handed on, and how many each text has."""
+    encoder = WordEncoder(stated, words)
 
-    All of it must be importable by name: the processes are fresh ones.
+    def encode(batch: list[str]) -> tuple[np.ndarray, np.ndarray]:
+        encoded = encoder.encode(batch)
+        return np.concatenate(encoded), np.array([len(ids) for ids in encoded])
+
+    return encode
+
+
+def spread(make: Callable[[], Callable], batches: Iterator[Any], num_workers: int, few: int) -> Iterator[Any]:
+    """What the function that `make` gives makes of every batch, in order.
+
+    Fewer than `few` batches are done here, more by `num_workers` processes, each with a function of its own and a few
+    batches ahead at most. The processes are fresh ones, to which `make` and the batches are pickled.
     """
+    head = list(islice(batches, few))
+    batches = chain(head, batches)
+    if num_workers < 2 or len(head) < few:
+        yield from map(make(), batches)
+        return
     context = multiprocessing.get_context("spawn")  # this process may hold threads, which a fork would not survive
     waiting: deque[Future] = deque()
-    with ProcessPoolExecutor(num_workers, context, _start, (start, arguments)) as pool:
+    with ProcessPoolExecutor(num_workers, context, _start, (make,)) as pool:
         for batch in batches:
-            waiting.append(pool.submit(work, batch))
+            waiting.append(pool.submit(_work, batch))
             if len(waiting) > 2 * num_workers:
                 yield waiting.popleft().result()
         while waiting:
             yield waiting.popleft().result()
 
 
-def _start(start: Callable[..., None], arguments: tuple[Any, ...]) -> None:
+def _start(make: Callable[[], Callable]) -> None:
+    global _own
     os.environ["TOKENIZERS_PARALLELISM"] = "false"  # the processes are the parallelism
     threading.Thread(target=_end_with_parent, daemon=True).start()
-    start(*arguments)
+    _own = make()
 
 
 def _end_with_parent() -> None:
@@ -95,19 +105,9 @@ def _end_with_parent() -> None:
         os._exit(1)
 
 
-def _start_words(stated: str, words: bool) -> None:
-    global _own
-    _own = WordEncoder(stated, words)
-
-
-def _apart(ids: np.ndarray, lengths: np.ndarray) -> list[np.ndarray]:
-    return np.split(ids, np.cumsum(lengths)[:-1])
-
-
-def _encode(batch: list[str]) -> tuple[np.ndarray, np.ndarray]:
+def _work(batch: Any) -> Any:
     assert _own is not None
-    encoded = _own.encode(batch)
-    return np.concatenate(encoded), np.array([len(ids) for ids in encoded])
+    return _own(batch)
 
 
 class TokenCache:

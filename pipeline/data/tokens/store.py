@@ -8,7 +8,6 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 import numpy as np
@@ -16,7 +15,6 @@ import numpy as np
 from pipeline.data.tokens.text_encoder import TextEncoder
 from pipeline.data.tokens.vocabulary import check_rows
 
-_HEADER_BYTES = 128
 _BATCH_CHARS = 1 << 22
 
 
@@ -50,15 +48,12 @@ class ArrayWriter:
         self.dtype, self.length = np.dtype(dtype), 0
         path.unlink(missing_ok=True)  # whoever has the old file mapped keeps it as it was
         self._stream = path.open("wb")
-        self._stream.write(self._header())
+        self._write_header()
 
-    def _header(self) -> bytes:
-        """Version 1.0 of the .npy format, padded so that it can be overwritten once the length is known."""
-        entry = (
-            f"{{'descr': '{self.dtype.newbyteorder('<').str}', 'fortran_order': False, 'shape': ({self.length},), }}"
-        )
-        text = entry.ljust(_HEADER_BYTES - 11) + "\n"
-        return b"\x93NUMPY\x01\x00" + len(text).to_bytes(2, "little") + text.encode("latin1")
+    def _write_header(self) -> None:
+        """numpy pads it, so that it can be overwritten once the length is known."""
+        entry = {"descr": self.dtype.newbyteorder("<").str, "fortran_order": False, "shape": (self.length,)}
+        np.lib.format.write_array_header_1_0(self._stream, entry)
 
     def write(self, values: np.ndarray) -> None:
         """Append values; they must fit the dtype."""
@@ -68,11 +63,9 @@ class ArrayWriter:
     def __enter__(self) -> ArrayWriter:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self._stream.seek(0)
-        self._stream.write(self._header())
+        self._write_header()
         self._stream.close()
 
 

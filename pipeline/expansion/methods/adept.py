@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 from pipeline.data.corpus import Workspace
 from pipeline.data.sources.documents import Text, describe
@@ -73,7 +72,7 @@ class Adept:
             zeroed_writers(source),
             exact=True,
             method="adept",
-            settings=self._settings(),
+            settings={**vars(self), "general": describe(self.general.origin)},
             lr_scales={b: 2 * (1 - i) for b, i in zip(chosen, importance.shares(chosen), strict=True)},
         )
         return dataclasses.replace(plan, notes={**plan.notes, "importance": dataclasses.asdict(importance)})
@@ -93,11 +92,3 @@ class Adept:
         model = load(source.directory, dtype=torch.float32).to(PartialState().device)
         blocks = list(model.get_submodule(source.anatomy.prefix.removesuffix(".")))
         return measure(model, blocks, rows, place.progress)
-
-    def _settings(self) -> dict[str, Any]:
-        return {
-            "num_new_blocks": self.num_new_blocks,
-            "general": describe(self.general.origin),
-            "window": self.window,
-            "max_tokens": self.max_tokens,
-        }

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 from pipeline.expansion.base import Plan, Recipe, grow_map
@@ -49,10 +49,7 @@ class BlockExpansion(Layout):
         self.check(source.anatomy.num_blocks)
         stack = self.slots(source.anatomy.num_blocks)
         recipe_of = _of_parameters(source, self._recipe_of(source, stack))
-        return plan_stack(source, stack, recipe_of, self.init in EXACT, "block", self._settings())
-
-    def _settings(self) -> dict[str, Any]:
-        return {field.name: getattr(self, field.name) for field in fields(self)}
+        return plan_stack(source, stack, recipe_of, self.init in EXACT, "block", vars(self))
 
     def _recipe_of(self, source: Source, stack: Sequence[Slot]) -> RecipeOf:
         if self.init == "copy":

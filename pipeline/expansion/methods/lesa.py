@@ -16,8 +16,8 @@ from pipeline.expansion.layout import Layout, Slot
 from pipeline.expansion.methods.block import RecipeOf, copied_of, plan_stack
 from pipeline.expansion.methods.latent import Fitting, between, find_basis, fit, project
 from pipeline.expansion.source import Source
-from pipeline.models.files.safetensors_io import Planned, Stored, read_bytes, read_header, write_file
-from pipeline.models.save import DTYPES
+from pipeline.models.files.tensor_file import Planned, Stored, read_bytes, read_header, write_file
+from pipeline.models.save import DTYPES, raw_bytes
 
 Neighbours = dict[int, tuple[int, int]]
 """Position of a new block in the new stack -> the source's blocks below and above it."""
@@ -76,8 +76,7 @@ class Lesa(Layout):
         self.check(source.anatomy.num_blocks)
         stack, kinds = self.slots(source.anatomy.num_blocks), matrix_kinds(source)
         neighbours = neighbours_of(stack)
-        settings = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
-        plan = plan_stack(source, stack, _recipe_of(source, kinds, neighbours), False, "lesa", settings)
+        plan = plan_stack(source, stack, _recipe_of(source, kinds, neighbours), False, "lesa", vars(self))
         return dataclasses.replace(plan, made=self._make(source, kinds, neighbours, place))
 
     def _make(self, source: Source, kinds: Sequence[str], neighbours: Neighbours, place: Workspace) -> Path:
@@ -190,7 +189,6 @@ def _predict(
 
 
 def _fill(room: Stored, matrix_OI: torch.Tensor) -> None:
-    flat = matrix_OI.to(DTYPES[room.dtype]).contiguous().view(-1)
     with room.file.open("r+b") as out:
         out.seek(room.start)
-        out.write(memoryview(flat.view(torch.uint8).numpy()))
+        out.write(raw_bytes(matrix_OI, room.dtype))

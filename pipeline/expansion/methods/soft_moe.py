@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Literal
 from pipeline.expansion.base import Plan, Recipe, grow_map
 from pipeline.expansion.layout import Slot
 from pipeline.expansion.source import Source
-from pipeline.models.files.safetensors_io import Planned, write_file
+from pipeline.models.files.tensor_file import Planned, write_file
 
 if TYPE_CHECKING:
     from pipeline.data.corpus import Workspace

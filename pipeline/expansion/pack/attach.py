@@ -23,7 +23,8 @@ from pipeline.expansion.pack.stack import Attached, write_stack
 from pipeline.expansion.source import Source, find_blocks, read_source
 from pipeline.models.directory import CONFIG_FILE, Form, as_copies, begin_model, commit_model, write_weights
 from pipeline.models.files.reference import is_reference
-from pipeline.models.files.safetensors_io import ITEM_BITS, Stored, read_index, tensors_hash
+from pipeline.models.files.safetensors_io import read_index
+from pipeline.models.files.tensor_file import ITEM_BITS, Stored, tensors_hash
 from pipeline.records.expansion import (
     EXPANSION_FILE,
     AttachedPack,

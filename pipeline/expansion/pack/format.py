@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.models.files.atomic_io import partial_of, sync
-from pipeline.models.files.safetensors_io import Stored, read_header
+from pipeline.models.files.tensor_file import Stored, read_header
 
 FORMAT = 1
 FACTS, WEIGHTS = "pack.json", "blocks.safetensors"

@@ -13,12 +13,12 @@ from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING
 
 from pipeline.expansion.source import Source
-from pipeline.models.files.safetensors_io import Planned, Stored, read_pieces
+from pipeline.models.files.tensor_file import Planned, Stored, read_pieces
 
 if TYPE_CHECKING:
     from pipeline.expansion.structure import MetaModel
 
-_DTYPES = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}
+_SCALABLE = ("F64", "F32", "F16", "BF16")
 
 
 def writers_of(source: Source, block: int) -> tuple[str, ...]:
@@ -50,17 +50,14 @@ def _proportional(structure: MetaModel, block: int) -> list[str]:
 
 def _last_norms(structure: MetaModel, block: int) -> tuple[str, ...]:
     """The smallest set of vectors, as late in the block as can be, with which at zero it is the identity; or none."""
+    from pipeline.expansion.structure import least
     from pipeline.expansion.zero_propagation import order_of_use
 
     vectors = {name: value for name, value in structure.parameters(block).items() if value.dim() == 1}
-    kept = order_of_use(structure.calls[block], structure.streams[block], vectors)
-    if not structure.is_identity(block, kept):
+    used = order_of_use(structure.calls[block], structure.streams[block], vectors)
+    if not structure.is_identity(block, used):
         return ()
-    for name in tuple(kept):
-        others = [other for other in kept if other != name]
-        if structure.is_identity(block, others):
-            kept = others
-    return tuple(kept)
+    return tuple(least(used, lambda names: structure.is_identity(block, names)))
 
 
 def gains_of(gains: Mapping[str, float], sizes: Mapping[str, int]) -> dict[str, tuple[float, dict[int, float]]]:
@@ -114,19 +111,20 @@ def scaled(stored: Stored, gain: float) -> Planned:
     Raises:
         ValueError: the tensor is quantised.
     """
-    if stored.dtype not in _DTYPES:
+    if stored.dtype not in _SCALABLE:
         raise ValueError(
             f"a tensor of dtype {stored.dtype} in {stored.file} cannot be scaled; gains other than 0 and 1 need "
-            f"{', '.join(_DTYPES)}"
+            f"{', '.join(_SCALABLE)}"
         )
 
     def pieces() -> Iterator[memoryview]:
         import torch
 
-        dtype = getattr(torch, _DTYPES[stored.dtype])
+        from pipeline.models.save import DTYPES, raw_bytes
+
+        dtype = DTYPES[stored.dtype]
         for piece in read_pieces(stored):
-            values = torch.frombuffer(piece, dtype=dtype)
-            wide = values.to(torch.promote_types(dtype, torch.float32))
-            yield memoryview((wide * gain).to(dtype).view(torch.uint8).numpy())
+            wide = torch.frombuffer(piece, dtype=dtype).to(torch.promote_types(dtype, torch.float32))
+            yield raw_bytes(wide * gain, stored.dtype)
 
     return Planned(stored.dtype, stored.shape, stored.num_bytes, pieces)

@@ -18,7 +18,7 @@ from pipeline.expansion.pack.gain import scaled, scaled_tensors
 from pipeline.expansion.source import Source
 from pipeline.expansion.writer import write_expansion
 from pipeline.models.directory import Form
-from pipeline.models.files.safetensors_io import Planned, Stored, write_file
+from pipeline.models.files.tensor_file import Planned, copy_of, write_file
 from pipeline.records.expansion import AttachedPack, PackBase
 
 
@@ -43,7 +43,7 @@ class Attached:
 
 
 @dataclass(frozen=True)
-class Workspace:
+class Placed:
     """A block of a pack in the stack: which of the packs, which of its blocks, and that block's facts."""
 
     part: int
@@ -64,10 +64,10 @@ class Stack:
     parts: tuple[Attached, ...]
 
     @cached_property
-    def places(self) -> tuple[int | Workspace, ...]:
+    def places(self) -> tuple[int | Placed, ...]:
         """The new order: blocks of the base by their indices, and blocks of packs."""
         found = [
-            Workspace(part, index, block)
+            Placed(part, index, block)
             for part, attached in enumerate(self.parts)
             for index, block in enumerate(attached.pack.blocks)
         ]
@@ -78,6 +78,11 @@ class Stack:
             for after in range(-1, depth)
             for place in ([after] if after >= 0 else []) + [at for at in found if at.block.after == after]
         )
+
+    @cached_property
+    def added(self) -> dict[int, Placed]:
+        """The blocks of packs by their positions in the new order."""
+        return {position: place for position, place in enumerate(self.places) if isinstance(place, Placed)}
 
     @cached_property
     def scales(self) -> list[list[tuple[str, ...]]]:
@@ -125,36 +130,32 @@ class Stack:
 
         def recipe(slot: Slot, position: int, rest: str) -> Recipe:
             donor = self.source.blocks.join(slot.source, rest)
-            return Recipe("zeros" if self._is_zeroed(self.places[position], rest) else "made", donor)
+            return Recipe("zeros" if self._is_zeroed(self.added[position], rest) else "made", donor)
 
         # With every gain 0 it computes what the base does; otherwise nothing is claimed.
         exact = all(gain == 0 for part in self.parts for gain in part.gains)
         settings = {"gains": {name: gain for part in self.parts for name, gain in part.named().items()}}
         plan = plan_stack(self.source, self.slots(), recipe, exact, "packs", settings)
         self._check_config(plan)
-        lr_scales = {p: at.block.lr_scale for p, at in enumerate(self.places) if isinstance(at, Workspace)}
-        first = len(plan.blocks) - len(lr_scales)
-        new = [dataclasses.replace(block, lr_scale=lr_scales[block.position]) for block in plan.blocks[first:]]
+        first = len(plan.blocks) - len(self.added)
+        scaled = [(block, self.added[block.position].block.lr_scale) for block in plan.blocks[first:]]
+        new = [dataclasses.replace(block, lr_scale=scale) for block, scale in scaled]
         blocks = (*plan.blocks[:first], *new)
         return dataclasses.replace(plan, blocks=blocks, base=base, packs=self._records(), made=made)
 
     def made(self) -> dict[str, Planned]:
         """The packs' tensors by their names in the new model, scaled as they are written, but for zeroed ones."""
         tensors = {}
-        for position, place in enumerate(self.places):
-            if isinstance(place, int):
-                continue
+        for position, place in self.added.items():
             part = self.parts[place.part]
             for rest, stored in part.pack.tensors[place.index].items():
                 if not self._is_zeroed(place, rest):
                     multiply = rest in self.scales[place.part][place.index]
-                    content = scaled(stored, part.gains[place.index]) if multiply else _as_it_is(stored)
+                    content = scaled(stored, part.gains[place.index]) if multiply else copy_of(stored)
                     tensors[self.source.blocks.join(position, rest)] = content
         return tensors
 
-    def _is_zeroed(self, place: int | Workspace, rest: str) -> bool:
-        if isinstance(place, int):
-            return False
+    def _is_zeroed(self, place: Placed, rest: str) -> bool:
         return self.parts[place.part].gains[place.index] == 0 and rest in self.scales[place.part][place.index]
 
     def _check_config(self, plan: Plan) -> None:
@@ -162,9 +163,7 @@ class Stack:
 
         The base's content hash covers its tensors alone: its config may have been edited since.
         """
-        for position, place in enumerate(self.places):
-            if isinstance(place, int):
-                continue
+        for position, place in self.added.items():
             trained, now = place.block.config, per_block_config(plan.config, self.source, position)
             for name in sorted(set(trained) & set(now)):
                 if trained[name] != now[name]:
@@ -177,9 +176,8 @@ class Stack:
     def _records(self) -> tuple[AttachedPack, ...]:
         """What `detach` reads: each pack's facts, its gains, and where its blocks are."""
         positions: list[dict[int, int]] = [{} for _ in self.parts]
-        for position, place in enumerate(self.places):
-            if isinstance(place, Workspace):
-                positions[place.part][place.index] = position
+        for position, place in self.added.items():
+            positions[place.part][place.index] = position
         return tuple(
             AttachedPack(part.pack.record(), part.gain, tuple(where[i] for i in sorted(where)), part.of_blocks)
             for part, where in zip(self.parts, positions, strict=True)
@@ -203,7 +201,3 @@ def write_stack(
     plan = write_expansion(plan, source, target, shard_bytes, save)
     shutil.rmtree(scratch)
     return dataclasses.replace(plan, made=None)
-
-
-def _as_it_is(stored: Stored) -> Planned:
-    return Planned(stored.dtype, stored.shape, stored.num_bytes, stored)

@@ -26,26 +26,10 @@ from collections.abc import Mapping
 from typing import Any, Literal
 
 import torch
+import transformers
 from huggingface_hub.dataclasses import strict
 from torch import nn
-from transformers import (
-    AutoConfig,
-    AutoModel,
-    AutoModelForCausalLM,
-    LlamaConfig,
-    LlamaForCausalLM,
-    LlamaModel,
-    MistralConfig,
-    MistralForCausalLM,
-    MistralModel,
-    PreTrainedModel,
-    Qwen2Config,
-    Qwen2ForCausalLM,
-    Qwen2Model,
-    Qwen3Config,
-    Qwen3ForCausalLM,
-    Qwen3Model,
-)
+from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, PreTrainedModel
 from transformers import initialization as init
 
 Mode = Literal["exact", "faithful"]
@@ -67,12 +51,8 @@ class SoftMixture(nn.Module):
     def __init__(self, ffn: nn.Module, mode: Mode) -> None:
         super().__init__()
         self.mode = mode
-        self.gate_proj, self.up_proj, self.down_proj, self.act_fn = (
-            ffn.gate_proj,
-            ffn.up_proj,
-            ffn.down_proj,
-            ffn.act_fn,
-        )
+        self.gate_proj, self.up_proj = ffn.gate_proj, ffn.up_proj
+        self.down_proj, self.act_fn = ffn.down_proj, ffn.act_fn
         self.second_down_proj = nn.Linear(self.down_proj.in_features, self.down_proj.out_features, bias=False)
         self.mixing = nn.Parameter(torch.empty(2, dtype=torch.float32))
         self.initialize()
@@ -131,104 +111,42 @@ class _WidenedCausalLM(PreTrainedModel):
         self.post_init()
 
 
-@strict
-class SoftMoeLlamaConfig(LlamaConfig):
-    """Llama's config, the name of the base architecture, and the mode of the mixtures."""
+def _family(name: str) -> type[_WidenedCausalLM]:
+    """A causal language model of transformers with soft mixtures for FFNs, made known to the Auto classes.
 
-    model_type = "soft_moe_llama"
-    base_model_tp_plan = LlamaConfig.base_model_tp_plan | _TENSOR_PARALLEL
-    base_model_type: Literal["llama"] = "llama"
-    mode: Mode = "exact"
+    Its classes and those of its decoder and its config are called as the base's, after SoftMoe. They are attributes of
+    this module, where pickle looks for them. The config is the base's, with the base's `model_type` and the mode.
 
+    Args:
+        name: of the architecture, as transformers' classes spell it.
+    """
+    base = getattr(transformers, f"{name}Config")
 
-class SoftMoeLlamaModel(_WidenedModel, LlamaModel):
-    """Llama's decoder with soft mixtures for FFNs."""
+    def subclass(suffix: str, parents: tuple[type, ...], **attributes: Any) -> Any:
+        made = type(f"SoftMoe{name}{suffix}", parents, {"__module__": __name__, **attributes})
+        return globals().setdefault(made.__name__, made)
 
-    config_class = SoftMoeLlamaConfig
-
-
-class SoftMoeLlamaForCausalLM(_WidenedCausalLM, LlamaForCausalLM):
-    """Llama with soft mixtures for FFNs."""
-
-    config_class = SoftMoeLlamaConfig
-    decoder_class = SoftMoeLlamaModel
-
-
-@strict
-class SoftMoeMistralConfig(MistralConfig):
-    """Mistral's config, the name of the base architecture, and the mode of the mixtures."""
-
-    model_type = "soft_moe_mistral"
-    base_model_tp_plan = MistralConfig.base_model_tp_plan | _TENSOR_PARALLEL
-    base_model_type: Literal["mistral"] = "mistral"
-    mode: Mode = "exact"
-
-
-class SoftMoeMistralModel(_WidenedModel, MistralModel):
-    """Mistral's decoder with soft mixtures for FFNs."""
-
-    config_class = SoftMoeMistralConfig
+    config_class = strict(
+        subclass(
+            "Config",
+            (base,),
+            __annotations__={"base_model_type": Literal[base.model_type], "mode": Mode},
+            model_type=f"soft_moe_{base.model_type}",
+            base_model_tp_plan=base.base_model_tp_plan | _TENSOR_PARALLEL,
+            base_model_type=base.model_type,
+            mode="exact",
+        )
+    )
+    decoder = subclass("Model", (_WidenedModel, getattr(transformers, f"{name}Model")), config_class=config_class)
+    parents = (_WidenedCausalLM, getattr(transformers, f"{name}ForCausalLM"))
+    model = subclass("ForCausalLM", parents, config_class=config_class, decoder_class=decoder)
+    AutoConfig.register(config_class.model_type, config_class)
+    AutoModel.register(config_class, decoder)
+    AutoModelForCausalLM.register(config_class, model)
+    return model
 
 
-class SoftMoeMistralForCausalLM(_WidenedCausalLM, MistralForCausalLM):
-    """Mistral with soft mixtures for FFNs."""
-
-    config_class = SoftMoeMistralConfig
-    decoder_class = SoftMoeMistralModel
-
-
-@strict
-class SoftMoeQwen2Config(Qwen2Config):
-    """Qwen2's config, the name of the base architecture, and the mode of the mixtures."""
-
-    model_type = "soft_moe_qwen2"
-    base_model_tp_plan = Qwen2Config.base_model_tp_plan | _TENSOR_PARALLEL
-    base_model_type: Literal["qwen2"] = "qwen2"
-    mode: Mode = "exact"
-
-
-class SoftMoeQwen2Model(_WidenedModel, Qwen2Model):
-    """Qwen2's decoder with soft mixtures for FFNs."""
-
-    config_class = SoftMoeQwen2Config
-
-
-class SoftMoeQwen2ForCausalLM(_WidenedCausalLM, Qwen2ForCausalLM):
-    """Qwen2 with soft mixtures for FFNs."""
-
-    config_class = SoftMoeQwen2Config
-    decoder_class = SoftMoeQwen2Model
-
-
-@strict
-class SoftMoeQwen3Config(Qwen3Config):
-    """Qwen3's config, the name of the base architecture, and the mode of the mixtures."""
-
-    model_type = "soft_moe_qwen3"
-    base_model_tp_plan = Qwen3Config.base_model_tp_plan | _TENSOR_PARALLEL
-    base_model_type: Literal["qwen3"] = "qwen3"
-    mode: Mode = "exact"
-
-
-class SoftMoeQwen3Model(_WidenedModel, Qwen3Model):
-    """Qwen3's decoder with soft mixtures for FFNs."""
-
-    config_class = SoftMoeQwen3Config
-
-
-class SoftMoeQwen3ForCausalLM(_WidenedCausalLM, Qwen3ForCausalLM):
-    """Qwen3 with soft mixtures for FFNs."""
-
-    config_class = SoftMoeQwen3Config
-    decoder_class = SoftMoeQwen3Model
-
-
-FAMILIES: dict[str, type[_WidenedCausalLM]] = {
-    "llama": SoftMoeLlamaForCausalLM,
-    "mistral": SoftMoeMistralForCausalLM,
-    "qwen2": SoftMoeQwen2ForCausalLM,
-    "qwen3": SoftMoeQwen3ForCausalLM,
-}
+FAMILIES = {model.config_class.base_model_type: model for model in map(_family, ("Llama", "Mistral", "Qwen2", "Qwen3"))}
 """By the base's `model_type`."""
 
 
@@ -251,14 +169,3 @@ def widened_config(config: Mapping[str, Any], mode: Mode) -> dict[str, Any]:
     kept = {key: value for key, value in config.items() if key != "auto_map"}
     ours = {"model_type": model_class.config_class.model_type, "base_model_type": base, "mode": mode}
     return kept | ours | {"architectures": [model_class.__name__]}
-
-
-def _register() -> None:
-    for model_class in FAMILIES.values():
-        config_class = model_class.config_class
-        AutoConfig.register(config_class.model_type, config_class)
-        AutoModel.register(config_class, model_class.decoder_class)
-        AutoModelForCausalLM.register(config_class, model_class)
-
-
-_register()

@@ -10,42 +10,7 @@ from pathlib import Path
 
 from pipeline.models.files.atomic_io import commit, sync, write_text
 from pipeline.models.files.reference import is_reference, read_reference
-from pipeline.models.files.tensor_file import (
-    ITEM_BITS,
-    Planned,
-    Stored,
-    content_hash,
-    fingerprint,
-    read_bytes,
-    read_header,
-    read_pieces,
-    sample_hash,
-    tensors_hash,
-    write_file,
-    write_partial,
-)
-
-__all__ = [
-    "INDEX_FILE",
-    "ITEM_BITS",
-    "SINGLE_FILE",
-    "Planned",
-    "Stored",
-    "content_hash",
-    "fingerprint",
-    "has_only_pickles",
-    "ignored_index",
-    "read_bytes",
-    "read_header",
-    "read_index",
-    "read_pieces",
-    "sample_hash",
-    "tensors_hash",
-    "weight_files",
-    "write_file",
-    "write_index",
-    "write_shards",
-]
+from pipeline.models.files.tensor_file import Planned, Stored, read_header, write_partial
 
 SINGLE_FILE = "model.safetensors"
 INDEX_FILE = "model.safetensors.index.json"

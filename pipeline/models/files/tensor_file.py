@@ -59,6 +59,11 @@ class Planned:
     content: Content
 
 
+def copy_of(stored: Stored) -> Planned:
+    """A tensor to be written as it is stored."""
+    return Planned(stored.dtype, stored.shape, stored.num_bytes, stored)
+
+
 def read_header(file: Path) -> dict[str, Stored]:
     """Read the names, types and places of all tensors in one safetensors file.
 

@@ -16,7 +16,7 @@ from pipeline.data.chat.columns import ByColumns
 from pipeline.data.chat.conversations import Chats
 from pipeline.data.chats import ChatData
 from pipeline.data.clean.split import HeldOut
-from pipeline.data.corpus import Workspace, read_sources, write_held_out
+from pipeline.data.corpus import Workspace, read_sources, write_lines
 from pipeline.data.sources.documents import LocalFiles, Text
 from pipeline.data.sources.formats import rows_of_file
 from pipeline.data.sources.json_rows import DUPLICATE_KEY, WRONG_ENCODING
@@ -202,7 +202,7 @@ def test_names_that_are_not_utf8_are_written_escaped(tokenizer, tmp_path, kind):
 
 
 def test_what_utf8_cannot_spell_is_written_as_json_escapes_it(tmp_path):
-    write_held_out(tmp_path / "x.jsonl", [json.dumps({"id": "\ud83d", "e": "\u00e9"}, ensure_ascii=False)])
+    write_lines(tmp_path / "x.jsonl", [json.dumps({"id": "\ud83d", "e": "\u00e9"}, ensure_ascii=False)])
     assert json.loads((tmp_path / "x.jsonl").read_text(encoding="utf-8")) == {"id": "\ud83d", "e": "\u00e9"}
 
 

@@ -21,7 +21,8 @@ from pipeline.expansion.verify import verify_identity
 from pipeline.expansion.writer import write_expansion
 from pipeline.models import load, load_tokenizer
 from pipeline.models.directory import read_config
-from pipeline.models.files.safetensors_io import content_hash, read_bytes, read_header, read_index
+from pipeline.models.files.safetensors_io import read_index
+from pipeline.models.files.tensor_file import content_hash, read_bytes, read_header
 from pipeline.models.save import save_trained
 from pipeline.records.expansion import read_expansion
 from pipeline.training.methods.strategy import Full, NewBlocks

@@ -17,7 +17,8 @@ from pipeline.expansion.verify import verify_identity
 from pipeline.expansion.writer import write_expansion
 from pipeline.models import load
 from pipeline.models.directory import materialise, read_config
-from pipeline.models.files.safetensors_io import read_bytes, read_index
+from pipeline.models.files.safetensors_io import read_index
+from pipeline.models.files.tensor_file import read_bytes
 from pipeline.models.save import save_trained
 from pipeline.records.expansion import read_expansion
 

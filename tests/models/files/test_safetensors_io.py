@@ -7,19 +7,17 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from pipeline.models.files.safetensors_io import (
+from pipeline.models.files.safetensors_io import ignored_index, read_index, write_shards
+from pipeline.models.files.tensor_file import (
     Planned,
     content_hash,
     fingerprint,
-    ignored_index,
     read_bytes,
     read_header,
-    read_index,
     read_pieces,
     sample_hash,
     tensors_hash,
     write_file,
-    write_shards,
 )
 
 
