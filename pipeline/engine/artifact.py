@@ -15,7 +15,7 @@ from typing import Any
 from pipeline.engine.errors import ArtifactError
 from pipeline.engine.graph import SHORT, Node, identify
 from pipeline.engine.sources.hashes import HashCache, sha256_file, write_atomic
-from pipeline.file_modes import grant
+from pipeline.file_io import grant, sync
 
 MANIFEST, CONFIG, LOG = "manifest.json", "config.yaml", "log.txt"
 PARTIAL = ".partial"
@@ -169,9 +169,9 @@ def commit(directory: Path, manifest: dict[str, Any]) -> Path:
     files = _flush(directory)
     text = json.dumps({**manifest, "files": files}, indent=1, sort_keys=True, allow_nan=False)
     write_atomic(directory / MANIFEST, text + "\n")
-    _sync_folder(directory)
+    sync(directory)
     os.rename(directory, target)
-    _sync_folder(target.parent)
+    sync(target.parent)
     return target
 
 
@@ -205,18 +205,7 @@ def _flush(directory: Path) -> dict[str, dict[str, Any]]:
     files = {}
     for path in sorted(directory.rglob("*")):
         name = path.relative_to(directory).as_posix()
-        if path.is_dir():
-            _sync_folder(path)
-        elif name not in UNLISTED:
-            with path.open("rb") as stream:
-                os.fsync(stream.fileno())
+        sync(path)
+        if not path.is_dir() and name not in UNLISTED:
             files[name] = {"size": path.stat().st_size, "sha256": sha256_file(path)}
     return files
-
-
-def _sync_folder(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -10,7 +10,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from pipeline.file_modes import grant
+from pipeline.file_io import grant
 
 SETTLED_S = 2.0
 """A file younger than this is not remembered: a second write within the clock's grain would go unseen."""
