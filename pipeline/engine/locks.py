@@ -33,16 +33,12 @@ def building(directory: Path, tell: Callable[[str], None]) -> Iterator[None]:
     """
     path = lock_path(directory)
     path.parent.mkdir(parents=True, exist_ok=True)
-    lock, told = FileLock(path), False
-    while True:
-        try:
-            lock.acquire(timeout=0)
-            break
-        except Timeout:
-            if not told:
-                tell(f"waiting for {directory.name}: {describe(owner(path))} is building it")
-                told = True
-            time.sleep(POLL_S)
+    lock = FileLock(path)
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        tell(f"waiting for {directory.name}: {describe(owner(path))} is building it")
+        lock.acquire(poll_interval=POLL_S)
     try:
         write_atomic(_owner_path(path), json.dumps(_self()))
         yield

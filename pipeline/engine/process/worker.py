@@ -9,7 +9,7 @@ import re
 import sys
 import time
 import traceback
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,7 @@ from pipeline.engine.fingerprint import plain
 from pipeline.engine.graph import identify
 from pipeline.engine.locks import writing
 from pipeline.engine.process import provenance
-from pipeline.engine.process.context import Channel, Context, Send
+from pipeline.engine.process.context import Context, Send, channel
 from pipeline.engine.process.signals import DRIVER_PID, Stop, grace_s, restore_signals, watch_driver
 
 __all__ = ["Context", "Interrupted", "main"]
@@ -43,12 +43,11 @@ def main(run: Run, argv: Sequence[str] | None = None) -> None:
     directories = [Path(one).absolute() for one in (sys.argv[1:] if argv is None else argv)]
     driven = DRIVER_PID in os.environ
     restore_signals()
-    send, rank = Channel(os.dup(1)), _rank()
+    send, rank = channel(os.dup(1)), _rank()
     if driven:
         _output_to(directories[0])
     send({"event": "started", "pid": os.getpid(), "rank": rank})
-    stop = Stop()
-    with stop.handling():
+    with Stop().handling() as stop:
         status = _guarded(run, directories, send, stop, rank == 0, driven)
     sys.stdout.flush()
     sys.exit(status)
@@ -180,11 +179,3 @@ def _spent(directory: Path, began: float) -> float:
 
 def _now() -> str:
     return time.strftime("%Y-%m-%dT%H:%M:%S%z")
-
-
-@contextlib.contextmanager
-def stoppable() -> Iterator[Stop]:
-    """A request to stop that this process's signals reach, for running a stage without a worker process."""
-    stop = Stop()
-    with stop.handling():
-        yield stop

@@ -15,7 +15,7 @@ from pipeline.engine.errors import Interrupted, StageError
 from pipeline.engine.graph import Node
 from pipeline.engine.locks import building
 from pipeline.engine.process import launch, slurm, worker
-from pipeline.engine.process.signals import grace_s, restore_signals, termination_as_interrupt
+from pipeline.engine.process.signals import Stop, grace_s, restore_signals, termination_as_interrupt
 from pipeline.engine.process.supervise import Outcome, explain, supervise_stage
 from pipeline.engine.run import output_dir as ground
 from pipeline.engine.run import planning
@@ -233,7 +233,7 @@ class _Run:
         self, stage: ModuleType, settings: Mapping[str, Any], directories: Sequence[Path], tracker: Tracker
     ) -> None:
         try:
-            with worker.stoppable() as stop:
+            with Stop().handling() as stop:
                 worker.execute(stage.run, directories, tracker, stop, is_main=True, driven=False)
         except Exception as error:
             raise _failure(stage, settings, directories, Outcome(1, set(), worker.failure(error))) from error

@@ -74,13 +74,13 @@ def test_records_are_plain_and_keep_off_the_manifests_own_fields(make):
 
 def test_a_signal_interrupts_unless_the_stage_looks_at_it(make):
     before = signal.getsignal(signal.SIGTERM)
-    with worker.stoppable() as stop:
+    with Stop().handling() as stop:
         context, _ = make(stop)
         with pytest.raises(worker.Interrupted):
             os.kill(os.getpid(), signal.SIGTERM)
         assert context.should_stop()
         os.kill(os.getpid(), signal.SIGTERM)  # the second changes nothing
-    with worker.stoppable() as stop:
+    with Stop().handling() as stop:
         context, _ = make(stop)
         context.handle_stop()
         assert not context.should_stop()
