@@ -7,17 +7,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from hydra.utils import instantiate
-
 from pipeline.data.packing.schedule import check_replay
 from pipeline.engine.artifact import model_dir
 from pipeline.engine.process import worker
 from pipeline.engine.run.forecast import Forecast, Request
 from pipeline.engine.stage import Stage
+from pipeline.instantiation import build
 from pipeline.models.architecture.facts import model_facts
 from pipeline.training.recipe import forecast_training, train, whole_lengths
 from pipeline.training.settings import Settings
-from pipeline.typed import checked
 
 MIXING = ("packing", "shares", "replay")
 
@@ -41,7 +39,7 @@ def forecast(request: Request) -> Forecast:
     params = request.params
     if params["packing"] not in ("fill", "first_fit"):
         raise ValueError(f"packing={params['packing']!r} must be fill (no padding) or first_fit (no document cut)")
-    strategy = instantiate(checked(params["strategy"]), _convert_="all")
+    strategy = build(params["strategy"], "strategy")
     known, lines = forecast_training("pretrain", request, strategy, MIXING)
     check_replay(params["replay"], request.fact("replay", "data") is not False)
     return Forecast(known, lines)
@@ -57,7 +55,7 @@ def run(context: worker.Context) -> dict[str, Any]:
     from pipeline.training.runtime import StoppedError
 
     context.handle_stop()
-    strategy = instantiate(context.params["strategy"], _convert_="all")
+    strategy = build(context.params["strategy"], "strategy")
     try:
         return train(context, model_dir(context.inputs["model"]), context.inputs["data"], strategy, MIXING)
     except StoppedError as stopped:

@@ -7,16 +7,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from hydra.utils import instantiate
-
 from pipeline.engine.artifact import model_dir
 from pipeline.engine.process import worker
 from pipeline.engine.run.forecast import Forecast, Request
 from pipeline.engine.stage import Stage
+from pipeline.instantiation import build
 from pipeline.models.architecture.facts import model_facts
 from pipeline.training.recipe import forecast_training, train, whole_lengths
 from pipeline.training.settings import Settings
-from pipeline.typed import checked
 
 MIXING = ("overlong", "shares")
 
@@ -39,7 +37,7 @@ def forecast(request: Request) -> Forecast:
     params = request.params
     if params["overlong"] not in ("truncate", "skip", "split"):
         raise ValueError(f"overlong={params['overlong']!r} must be truncate, skip or split")
-    strategy = instantiate(checked(params["strategy"]), _convert_="all")
+    strategy = build(params["strategy"], "strategy")
     known, lines = forecast_training("sft", request, strategy, MIXING)
     return Forecast(known | {"chat_template": True}, lines)
 
@@ -57,7 +55,7 @@ def run(context: worker.Context) -> dict[str, Any]:
 
     source, data = model_dir(context.inputs["model"]), context.inputs["data"]
     context.handle_stop()
-    strategy = instantiate(context.params["strategy"], _convert_="all")
+    strategy = build(context.params["strategy"], "strategy")
     try:
         metrics = train(context, source, data, strategy, MIXING)
     except StoppedError as stopped:
