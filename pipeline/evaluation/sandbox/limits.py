@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
-from typing import Any, Literal
+from typing import Literal
 
 Outcome = Literal["finished", "raised", "exited", "killed", "timeout", "memory", "output"]
 """finished: ran to its end. raised: an exception reached the top. exited: left before its end. killed: by a signal.
@@ -38,10 +38,6 @@ class Limits:
                 raise ValueError(f"sandbox limit {name}={value} must be positive")
         if self.cpu_s != int(self.cpu_s):
             raise ValueError(f"sandbox limit cpu_s={self.cpu_s} must be a whole number of seconds")
-
-    def to_json(self) -> dict[str, Any]:
-        """Plain data."""
-        return asdict(self)
 
 
 @dataclass(frozen=True)

@@ -11,6 +11,7 @@ import weakref
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -53,7 +54,7 @@ class Sandbox:
 
     def __init__(self, limits: Limits, required: str, workers: int | None) -> None:
         self.limits, self.workers = limits, workers or _cores()
-        self._interpreter = this_interpreter(tuple(limits.packages)).to_json()
+        self._interpreter = asdict(this_interpreter(tuple(limits.packages)))
         # pop and append of a list are atomic
         self._launchers: list[Launcher] = []
         self._idle: list[Launcher] = []
@@ -124,7 +125,7 @@ class Sandbox:
             **way,
             "program": program,
             "stdin": stdin,
-            "limits": self.limits.to_json(),
+            "limits": asdict(self.limits),
             "interpreter": self._interpreter,
             "runner": self._runner,
             "token": secrets.token_hex(_TOKEN_BYTES),
