@@ -14,7 +14,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
+from pipeline.data.sources.documents import RowSource
 from pipeline.data.sources.files import Listing, Locate
+from pipeline.data.sources.rows import Row
 from pipeline.records.items import Item, Outcome
 
 HASH_LENGTH = 16
@@ -117,6 +119,21 @@ def smallest_hashes(rows: Iterable[Mapping[str, Any]], limit: int | None) -> lis
         return [number for number, _ in enumerate(rows)]
     hashes = [(content_hash(row), number) for number, row in enumerate(rows)]
     return sorted(number for _, number in sorted(hashes)[:limit])
+
+
+def every_row(source: RowSource, inputs: Workspace, name: str = "benchmark") -> list[Mapping[str, Any]]:
+    """All rows of a source. Raises ValueError for one that cannot be read, with the name of the source."""
+    rows = []
+    for row in source.rows(inputs.locate, inputs.listing):
+        if not isinstance(row, Row):
+            raise ValueError(f"{name}: row {row.id} is {row.reason}; every row is needed")
+        rows.append(row.fields)
+    return rows
+
+
+def cut(text: str, stop: Sequence[str]) -> str:
+    """The text before the first place where any of `stop` begins; empty ones count for nothing."""
+    return text[: min((text.find(end) for end in stop if end and end in text), default=len(text))]
 
 
 def num_rows(model: Any) -> int:

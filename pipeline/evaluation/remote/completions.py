@@ -18,8 +18,9 @@ import requests
 from lm_eval.api.model import TemplateLM
 
 from pipeline.data.tokens.text_encoder import TextEncoder
-from pipeline.evaluation.model.generation import GenerationSettings, cut, occurrences, row_seed
-from pipeline.evaluation.model.replies import Reply
+from pipeline.evaluation.base import cut
+from pipeline.evaluation.model.generation import GenerationSettings, occurrences, row_seed
+from pipeline.evaluation.model.replies import Reply, Turn
 from pipeline.evaluation.remote.endpoint import SHOWN, Endpoint, UnusableError, ask, whole_text
 from pipeline.evaluation.tasks.harness_encoding import HarnessEncoding
 
@@ -96,13 +97,7 @@ class RemoteGenerator:
         return [row * (settings.num_samples // count) for row in texts]
 
     def turns(
-        self,
-        prompts: Sequence[Sequence[int]],
-        lengths: Sequence[int],
-        ends: AbstractSet[int],
-        stop: Sequence[str],
-        temperature: float,
-        seeds: Sequence[int],
+        self, asked: Sequence[Turn], ends: AbstractSet[int], stop: Sequence[str], temperature: float
     ) -> list[Reply]:
         """See `pipeline.evaluation.model.replies.Speaker`. Raises what `CompletionModel.ask` raises, too.
 
@@ -111,17 +106,16 @@ class RemoteGenerator:
         """
         others = sorted(ends - {self.tokenizer.eos_token_id})
         marks = [self.tokenizer.decode([token]) for token in others]
-        asked = {"stop": [*stop, *marks]} if stop or marks else {}
-        tokens = {"stop_token_ids": others} if others else {}
-        jobs = list(zip(prompts, lengths, seeds, strict=True))
+        settings: dict[str, Any] = {"temperature": temperature, "top_p": 1.0}
+        settings |= {"stop": [*stop, *marks]} if stop or marks else {}
+        settings |= {"stop_token_ids": others} if others else {}
 
-        def turn(job: tuple[Sequence[int], int, int]) -> Reply:
-            prompt, length, seed = job
-            settings = {"temperature": temperature, "top_p": 1.0, "seed": seed % _SEEDS, **asked, **tokens}
-            reply = self._model.ask(_only, prompt=list(prompt), max_tokens=length, **settings)
+        def reply_to(turn: Turn) -> Reply:
+            drawn = {"seed": turn.seed % _SEEDS, **settings}
+            reply = self._model.ask(_only, prompt=list(turn.prompt), max_tokens=turn.length, **drawn)
             return _closed(reply, stop, marks)
 
-        return self._model.each(turn, jobs, lambda **_: None, "turns")
+        return self._model.each(reply_to, asked, lambda **_: None, "turns")
 
     def complete(self, tokens: list[int], stop: Sequence[str], length: int, count: int, **settings: Any) -> list[str]:
         """`count` texts after a prompt of tokens, each cut before the first of `stop`."""
