@@ -11,7 +11,6 @@ from __future__ import annotations
 import warnings
 from collections import defaultdict
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
 from types import SimpleNamespace
 from typing import Any
 
@@ -149,16 +148,6 @@ def partition(
     deepspeed = _deepspeed(accelerator.device)
     engine = deepspeed.initialize(model=loss_model, optimizer=optimizer, config=_config(stage, precision))[0]
     return engine, ZeroOptimizer(engine, trainable)
-
-
-@contextmanager
-def accumulating(engine: Any) -> Iterator[None]:
-    """Inside, backward passes add up what each process keeps of the gradient."""
-    engine.set_gradient_accumulation_boundary(False)
-    try:
-        yield
-    finally:
-        engine.set_gradient_accumulation_boundary(True)
 
 
 def gathered(parameter: torch.Tensor) -> torch.Tensor:
