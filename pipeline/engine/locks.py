@@ -16,7 +16,7 @@ import psutil
 from filelock import FileLock, Timeout
 
 from pipeline.engine.errors import ArtifactError
-from pipeline.engine.sources.hashes import write_atomic
+from pipeline.engine.sources.hashes import read_object, write_atomic
 
 POLL_S = 0.5
 WRITING = (".worker.lock", ".worker.pid")
@@ -54,11 +54,7 @@ def lock_path(directory: Path) -> Path:
 
 def owner(path: Path) -> dict[str, Any]:
     """What the holder of the lock wrote about itself: pid, host, started, argv; empty if it has not yet."""
-    try:
-        content = json.loads(_owner_path(path).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return content if isinstance(content, dict) else {}
+    return read_object(_owner_path(path))
 
 
 def describe(who: dict[str, Any]) -> str:

@@ -9,6 +9,7 @@ import os
 import tempfile
 import time
 from pathlib import Path
+from typing import Any
 
 from pipeline.file_io import grant
 
@@ -39,6 +40,15 @@ def write_atomic(path: Path, text: str) -> None:
         raise
 
 
+def read_object(path: Path) -> dict[str, Any]:
+    """The JSON object in a file that may be missing or unreadable, or hold something else: then an empty one."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return content if isinstance(content, dict) else {}
+
+
 class HashCache:
     """sha256 by (absolute path, size, mtime, inode), kept in `<cache>/hashes.json`.
 
@@ -48,7 +58,7 @@ class HashCache:
 
     def __init__(self, cache: Path) -> None:
         self._file = cache / "hashes.json"
-        self._known = self._read()
+        self._known: dict[str, list] = read_object(self._file)
         self._new: dict[str, list] = {}
 
     def sha256(self, path: Path) -> str:
@@ -70,7 +80,7 @@ class HashCache:
         """Write what was learnt. A cache that cannot be written is no error."""
         if not self._new:
             return
-        self._known = {**self._read(), **self._new}
+        self._known = {**read_object(self._file), **self._new}
         with contextlib.suppress(OSError):
             write_atomic(self._file, json.dumps(self._known, separators=(",", ":"), sort_keys=True))
             self._new = {}
@@ -80,13 +90,6 @@ class HashCache:
         known = self._new.get(name) or self._known.get(name)
         fits = isinstance(known, list) and len(known) == 4 and known[:3] == stamp
         return str(known[3]) if known and fits else None
-
-    def _read(self) -> dict[str, list]:
-        try:
-            content = json.loads(self._file.read_text(encoding="utf-8"))
-        except (OSError, ValueError):
-            return {}
-        return content if isinstance(content, dict) else {}
 
     @staticmethod
     def _stamp(path: Path) -> list[int]:
