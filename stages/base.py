@@ -29,13 +29,7 @@ class Params:
 
 
 STAGE = Stage(
-    version=2,
-    makes="model",
-    section="model",
-    params=Params,
-    hints=("shape",),
-    reads_sources=True,
-    single_process=True,
+    version=2, makes="model", section="model", params=Params, hints=("shape",), reads_sources=True, single_process=True
 )
 
 

@@ -86,20 +86,28 @@ def load_manifest(directory: Path) -> dict[str, Any]:
     return manifest
 
 
+def identity_of(record: dict[str, Any]) -> str:
+    """The fingerprint that the stage, version, params and inputs of a manifest or a worker's config have together.
+
+    Raises:
+        ValueError, TypeError, KeyError, AttributeError: one of them is not there, or not what it should be.
+    """
+    inputs = {role: entry["fingerprint"] for role, entry in record["inputs"].items()}
+    return identify(record["stage"], record["version"], record["params"], inputs)
+
+
 def check(directory: Path) -> dict[str, Any]:
     """Cheap check of a committed directory: a sound manifest, and every listed file there with its size.
 
     Returns the manifest. Raises ArtifactError naming the directory and the file.
     """
-    manifest = load_manifest(directory)
+    manifest, remedy = load_manifest(directory), f"delete {directory} to rebuild it"
     for name, entry in manifest["files"].items():
         path = directory / name
         if not path.is_file():
-            raise ArtifactError(f"{path} is missing; delete {directory} to rebuild it")
+            raise ArtifactError(f"{path} is missing; {remedy}")
         if (size := path.stat().st_size) != entry["size"]:
-            raise ArtifactError(
-                f"{path} has {size} bytes, its manifest says {entry['size']}; delete {directory} to rebuild it"
-            )
+            raise ArtifactError(f"{path} has {size} bytes, its manifest says {entry['size']}; {remedy}")
     reference = manifest.get("model_path")
     if reference and not Path(reference).exists():
         raise ArtifactError(
@@ -195,8 +203,7 @@ def _candidates(node: Node, outputs: Path, suffix: str) -> list[Path]:
 
 def _identity(manifest: dict[str, Any]) -> str:
     try:
-        inputs = {role: entry["fingerprint"] for role, entry in manifest["inputs"].items()}
-        return identify(manifest["stage"], manifest["version"], manifest["params"], inputs)
+        return identity_of(manifest)
     except (ValueError, TypeError, KeyError, AttributeError) as error:
         return f"nothing ({error!r})"
 

@@ -40,7 +40,9 @@ def building(directory: Path, tell: Callable[[str], None]) -> Iterator[None]:
         tell(f"waiting for {directory.name}: {describe(owner(path))} is building it")
         lock.acquire(poll_interval=POLL_S)
     try:
-        write_atomic(_owner_path(path), json.dumps(_self()))
+        started = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(psutil.Process().create_time()))
+        me = {"pid": os.getpid(), "host": socket.gethostname(), "started": started, "argv": sys.argv}
+        write_atomic(_owner_path(path), json.dumps(me))
         yield
     finally:
         _owner_path(path).unlink(missing_ok=True)
@@ -90,8 +92,3 @@ def writing(directory: Path, timeout_s: float = ORPHAN_S) -> Iterator[None]:
 
 def _owner_path(lock: Path) -> Path:
     return lock.with_name(lock.name + ".owner")
-
-
-def _self() -> dict[str, Any]:
-    started = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(psutil.Process().create_time()))
-    return {"pid": os.getpid(), "host": socket.gethostname(), "started": started, "argv": sys.argv}

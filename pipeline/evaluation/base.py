@@ -30,25 +30,6 @@ class Score(NamedTuple):
     n: int
 
 
-class Ran(Protocol):
-    """What a program did: whether it ran to its end without an error, and what it wrote."""
-
-    @property
-    def ok(self) -> bool: ...
-    @property
-    def stdout(self) -> str: ...
-    @property
-    def stderr(self) -> str: ...
-
-
-RunProgram = Callable[[str], Ran]
-"""Runs a Python program where it can do no harm. A program that crashes or never ends is an answer, not an error."""
-
-
-def _no_progress(**fields: Any) -> None:
-    return None
-
-
 @dataclass(frozen=True)
 class Workspace:
     """What a benchmark may read besides the model.
@@ -70,7 +51,7 @@ class Workspace:
     locate: Locate
     listing: Listing
     data: Path | None = None
-    progress: Callable[..., None] = _no_progress
+    progress: Callable[..., None] = lambda **_: None
     isolation: str = "full"
     workers: int | None = None
     reference: Path | None = None

@@ -77,11 +77,6 @@ class Context:
         location = self._location(source)
         return listing(Path(location["path"]), location.get("include"), location.get("exclude"))
 
-    def files(self, source: dict[str, Any]) -> list[Path]:
-        """The files that a local source means, in the order of `listing`."""
-        root = self.locate(source)
-        return [root] if root.is_file() else [root / name for name in self.listing(source)]
-
     def progress(self, **fields: Any) -> None:
         """Show step, total, loss, tokens_per_s, eta_s, note in the driver. Cheap; shown a few times a second."""
         now = time.monotonic()

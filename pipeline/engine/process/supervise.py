@@ -84,14 +84,12 @@ def explain(outcome: Outcome, directory: Path) -> tuple[str, list[str]]:
     """Why a worker failed, in a sentence, and the last lines of its log without what its launcher said about it."""
     log, failure = _tail(directory / artifact.LOG), outcome.failure
     if failure is None:
-        ended = "was killed, perhaps for want of memory," if outcome.ranks else "could not start its stage"
-        remedy = (
-            "; launch.micro_batch=1 and launch.checkpointing=full need less for a step, frozen_dtype and launch=fsdp2 "
-            "for the weights"
-            if outcome.ranks
-            else ""
+        ended = f"and left no message (exit status {outcome.status})"
+        killed = (
+            f"the worker was killed, perhaps for want of memory, {ended}; launch.micro_batch=1 and "
+            "launch.checkpointing=full need less for a step, frozen_dtype and launch=fsdp2 for the weights"
         )
-        return f"the worker {ended} and left no message (exit status {outcome.status}){remedy}", log[-LOG_LINES:]
+        return killed if outcome.ranks else f"the worker could not start its stage {ended}", log[-LOG_LINES:]
     error = str(failure["error"])
     lines = [line for line in error.splitlines() if line.strip()]
     ends = [index for index, line in enumerate(log) if line.startswith(lines[0])]

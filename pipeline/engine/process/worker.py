@@ -18,7 +18,6 @@ import yaml
 from pipeline.engine import artifact
 from pipeline.engine.errors import ArtifactError, Interrupted
 from pipeline.engine.fingerprint import plain
-from pipeline.engine.graph import identify
 from pipeline.engine.locks import writing
 from pipeline.engine.process import provenance
 from pipeline.engine.process.context import Context, Send, channel
@@ -81,8 +80,7 @@ def read_config(directory: Path) -> dict[str, Any]:
     path = directory / artifact.CONFIG
     try:
         config = yaml.safe_load(path.read_text(encoding="utf-8"))
-        inputs = {role: entry["fingerprint"] for role, entry in config["inputs"].items()}
-        found = identify(config["stage"], config["version"], config["params"], inputs)
+        found = artifact.identity_of(config)
     except (OSError, yaml.YAMLError, KeyError, TypeError, AttributeError, ValueError) as error:
         raise ArtifactError(f"{path} cannot be used: {error!r}; let the driver write it") from error
     if found != config["fingerprint"]:

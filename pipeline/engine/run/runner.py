@@ -30,12 +30,7 @@ TOLD_BYTES = 1 << 30
 
 
 def run(
-    targets: Iterable[Node],
-    outputs: Path,
-    cache: Path,
-    *,
-    display: Display | None = None,
-    stages: str = STAGES,
+    targets: Iterable[Node], outputs: Path, cache: Path, *, display: Display | None = None, stages: str = STAGES
 ) -> dict[str, Path]:
     """Have the artifact of every target, building what is not committed and what that needs.
 
@@ -73,13 +68,7 @@ def run(
             ) from interrupt
 
 
-def plan(
-    targets: Iterable[Node],
-    outputs: Path,
-    cache: Path,
-    *,
-    stages: str = STAGES,
-) -> str:
+def plan(targets: Iterable[Node], outputs: Path, cache: Path, *, stages: str = STAGES) -> str:
     """The table of what `run` would do, and why, and what it will cost as far as stages can tell.
 
     Makes the checks of the request, but fetches and builds nothing.

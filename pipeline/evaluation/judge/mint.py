@@ -16,12 +16,12 @@ from typing import Any
 
 from pipeline.data.sources.documents import RowSource
 from pipeline.data.sources.rows import Row
-from pipeline.evaluation.base import Item, Outcome, RunProgram, Workspace, content_hash
+from pipeline.evaluation.base import Item, Outcome, Workspace, content_hash
 from pipeline.evaluation.judge.grading import GRADES
 from pipeline.evaluation.judge.jsonl_journal import JsonlJournal
 from pipeline.evaluation.judge.session import Session
 from pipeline.evaluation.model.replies import ChatBenchmark, ChatReplies, Speaker
-from pipeline.evaluation.sandbox import Limits, Sandbox, check_isolation
+from pipeline.evaluation.sandbox import Limits, RunProgram, Sandbox, check_isolation
 
 METRIC = "success"
 EPISODES = "episodes.jsonl"
@@ -180,12 +180,8 @@ class Mint(ChatBenchmark):
                     yield number, step
 
     def _opening(self, problem: Problem, limit: int, solutions: int, tools: str) -> str:
-        fields = {
-            "num_turns": str(limit),
-            "num_solutions": str(solutions),
-            "tools": tools,
-            "task": str(problem.row["prompt"]).strip(),
-        }
+        task = str(problem.row["prompt"]).strip()
+        fields = {"num_turns": str(limit), "num_solutions": str(solutions), "tools": tools, "task": task}
         return re.sub(r"\{(\w+)\}", lambda match: fields.get(match[1], match[0]), self.instructions).strip()
 
     def _problems(self, inputs: Workspace) -> list[Problem]:

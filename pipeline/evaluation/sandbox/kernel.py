@@ -93,11 +93,6 @@ def prctl(option: int, *arguments: int, about: str = "") -> int:
     return _call("prctl", ctypes.c_int(option), *longs, about=about or str(option))
 
 
-def set_host_name(name: str) -> None:
-    """The name of the machine in this UTS namespace."""
-    _call("sethostname", name.encode(), ctypes.c_size_t(len(name)))
-
-
 def die_with_parent() -> None:
     """Have the kernel kill this process when the thread that started it ends."""
     prctl(PR_SET_PDEATHSIG, SIGKILL)

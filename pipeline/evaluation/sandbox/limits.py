@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from typing import Literal
 
@@ -61,3 +62,7 @@ class Ran:
     def ok(self) -> bool:
         """Whether it ran to its end."""
         return self.outcome == "finished"
+
+
+RunProgram = Callable[[str], Ran]
+"""Runs a Python program where it can do no harm. A program that crashes or never ends is an answer, not an error."""

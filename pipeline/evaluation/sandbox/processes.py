@@ -10,6 +10,7 @@ import contextlib
 import os
 import resource
 import signal
+import socket
 from collections.abc import Callable, Mapping
 from typing import Any, NoReturn
 
@@ -112,7 +113,7 @@ def _last_words(status: int, body: Callable[[], None]) -> NoReturn:
 def _be_init(job: Mapping[str, Any], files: Mapping[str, int]) -> None:
     kernel.die_with_parent()
     kernel.prctl(kernel.PR_SET_DUMPABLE, 0)
-    kernel.set_host_name(room.HOST)
+    socket.sethostname(room.HOST)
     room.build(job["interpreter"], job["limits"]["scratch_mb"] << 20)
     _tend(job, files)
 
