@@ -29,7 +29,13 @@ class Params:
 
 
 STAGE = Stage(
-    version=2, makes="model", section="model", params=Params, hints=("shape",), reads_sources=True, single_process=True
+    version=2,
+    makes="model",
+    section="model",
+    params=Params,
+    hints=("shape",),
+    reads_sources=True,
+    single_process=True,
 )
 
 

@@ -25,7 +25,14 @@ class Params:
     data: Mapping[str, Any]
 
 
-STAGE = Stage(version=2, makes="data", inputs={"base": "model"}, params=Params, reads_sources=True, single_process=True)
+STAGE = Stage(
+    version=2,
+    makes="data",
+    inputs={"base": "model"},
+    params=Params,
+    reads_sources=True,
+    single_process=True,
+)
 
 
 def forecast(request: Request) -> Forecast:

@@ -20,7 +20,13 @@ from pipeline.engine.run.forecast import Forecast, Request
 from pipeline.engine.stage import ANY_ROLE, Stage
 from pipeline.reporting.statistics.settings import check_bootstrap
 
-STAGE = Stage(version=2, makes="verdict", inputs={ANY_ROLE: "scores"}, section="evaluate.gate", single_process=True)
+STAGE = Stage(
+    version=2,
+    makes="verdict",
+    inputs={ANY_ROLE: "scores"},
+    section="evaluate.gate",
+    single_process=True,
+)
 RULES = ("shown", "estimated", "possible")
 
 

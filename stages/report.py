@@ -105,8 +105,13 @@ def run(context: worker.Context) -> dict[str, Any]:
     params = context.params
     collection = collect(params["name"], params["variants"], params["benchmarks"], context.inputs)
     context.progress(step=1, total=3, note="comparing models")
-    settings = {key: params[key] for key in ("confidence", "num_bootstrap", "seed", "power")}
-    comparison = compare(collection, **settings)
+    comparison = compare(
+        collection,
+        confidence=params["confidence"],
+        num_bootstrap=params["num_bootstrap"],
+        seed=params["seed"],
+        power=params["power"],
+    )
     context.progress(step=2, total=3, note="drawing")
     plots = draw(comparison, context.directory)
     sections = [*block_sections(comparison, context.directory), *data_sections(comparison)]

@@ -19,7 +19,9 @@ from pipeline.file_io import grant, sync
 
 MANIFEST, CONFIG, LOG = "manifest.json", "config.yaml", "log.txt"
 PARTIAL = ".partial"
-REQUIRED = ("stage", "label", "version", "fingerprint", "params", "inputs", "metrics", "files", "provenance")
+OF_NODE = ("stage", "label", "version", "fingerprint", "params")
+"""What a manifest and a worker's config say of their node."""
+REQUIRED = (*OF_NODE, "inputs", "metrics", "files", "provenance")
 UNLISTED = {MANIFEST, LOG}
 """Left out of a manifest's files: the manifest itself, and the log, whose last lines may come after the commit."""
 

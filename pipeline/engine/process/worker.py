@@ -123,7 +123,7 @@ def _one(run: Run, directory: Path, send: Send, stop: Stop, is_main: bool) -> No
         return
     facts = provenance.collect(config.get("argv") or sys.argv)
     times = {"started": started, "finished": _now(), "wall_time_s": _spent(directory, began)}
-    identity = {key: config[key] for key in ("stage", "label", "version", "fingerprint", "params")}
+    identity = {key: config[key] for key in artifact.OF_NODE}
     inputs = {
         role: {"fingerprint": entry["fingerprint"], "directory": "/".join(Path(entry["directory"]).parts[-2:])}
         for role, entry in config["inputs"].items()

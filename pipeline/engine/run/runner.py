@@ -243,11 +243,7 @@ def _config(
         for role, source in node.inputs.items()
     }
     return {
-        "stage": node.stage,
-        "label": node.label,
-        "version": node.version,
-        "fingerprint": node.fingerprint,
-        "params": node.params,
+        **{key: getattr(node, key) for key in artifact.OF_NODE},
         "inputs": inputs,
         **node.settings,
         "launch": dict(settings),

@@ -71,10 +71,7 @@ def forecast(
     settings, trains = Settings.of(params), strategy.footprint()
     if trains is None or not trains.fits(shape):
         return None
-    memory = memory_of(
-        shape, trains, settings.seq_len, settings.precision, Knobs.of(launch), settings.frozen_dtype,
-        needs_base(strategy.penalties),
-    )  # fmt: skip
+    memory = memory_of(shape, trains, settings, Knobs.of(launch), needs_base(strategy.penalties))
     in_epochs = settings.num_epochs is not None
     steps = None if in_epochs and rows_of is None else settings.total_steps(rows_of or (lambda _: 0))
     return Forecast(

@@ -71,8 +71,7 @@ def check_labels(stream: Any, batch_size: int) -> None:
 def expected_memory(source: Path, strategy: Any, settings: Settings, knobs: Knobs) -> Memory | None:
     """The estimate for training the model saved in `source`; None for a model or a strategy that has none."""
     known = known_shape(source, strategy)
-    base = needs_base(strategy.penalties)
-    return known and memory_of(*known, settings.seq_len, settings.precision, knobs, settings.frozen_dtype, base)
+    return known and memory_of(*known, settings, knobs, needs_base(strategy.penalties))
 
 
 def expect(accelerator: Any, source: Path, strategy: Any, settings: Settings, knobs: Knobs) -> Memory | None:
