@@ -30,7 +30,14 @@ class Params:
     save: str
 
 
-STAGE = Stage(version=3, makes="model", inputs={"model": "model"}, params=Params, single_process=True)
+STAGE = Stage(
+    version=3,
+    makes="model",
+    inputs={"model": "model"},
+    params=Params,
+    single_process=True,
+    proves_identity=True,
+)
 
 
 def params_of(section: dict[str, Any]) -> dict[str, Any]:

@@ -16,6 +16,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from pipeline.records.items import read_items
 from tests.children import PATIENCE_S, wait_for
 
 ROOT = Path(__file__).parent.parent
@@ -126,6 +127,33 @@ def test_the_whole_run_in_process(arguments, run_here, tmp_path):
     run_here([*arguments, "sft.lr=1e-3"])
     assert [len(artifacts(outputs, s)) for s in ("expand", "pretrain", "sft", "evaluate")] == [1, 1, 2, 5]
     assert "sft.lr=1e-3" in (outputs / "reports" / "demo" / "report.md").read_text()
+
+
+def test_a_model_proven_identical_takes_the_scores_of_its_parent_over_unless_told_otherwise(
+    arguments, run_here, tmp_path
+):
+    arguments = [a for a in arguments if not a.startswith(("sft.", "data@sft", "benchmark="))]
+    arguments += ["sft=none", "stage=evaluate", "benchmark=[domain,blocks]"]
+    run_here(arguments)
+    outputs = tmp_path / "outputs"
+    found = {manifest(p)["label"]: p for p in artifacts(outputs, "evaluate")}
+    base, expanded = found["evaluate/base/domain"], found["evaluate/expanded/domain"]
+    assert manifest(expanded)["metrics"] == manifest(base)["metrics"] | {"taken_over": True}
+    # what looks at the blocks themselves is measured on each model
+    assert "taken_over" not in manifest(found["evaluate/expanded/blocks"])["metrics"]
+    run_here([*arguments, "evaluate.reuse_exact=false"])
+    scored = next(p for p in artifacts(outputs, "evaluate") if p not in found.values())
+    assert manifest(scored)["label"] == "evaluate/expanded/domain" and "taken_over" not in manifest(scored)["metrics"]
+    before, over, after = (read_items(one) for one in (base, expanded, scored))
+    assert list(over.numerators) == list(before.numerators) == list(after.numerators)
+
+
+def test_a_model_that_is_not_identical_is_scored(arguments, run_here, tmp_path):
+    arguments = [a for a in arguments if not a.startswith(("sft.", "data@sft"))]
+    run_here([*arguments, "sft=none", "stage=evaluate", "expand.init=copy"])
+    found = {manifest(p)["label"]: manifest(p)["metrics"] for p in artifacts(tmp_path / "outputs", "evaluate")}
+    assert "taken_over" not in found["evaluate/expanded/domain"]
+    assert found["evaluate/expanded/domain"]["value"] != found["evaluate/base/domain"]["value"]
 
 
 def test_a_sweep_shares_what_it_can_and_ends_in_one_report(arguments, run_here, tmp_path):

@@ -36,6 +36,7 @@ class Stage:
         single_process: launched with one process, whatever `launch.num_processes` says.
         resumable: what an interrupted run left in its directory is kept for the next one.
         shared_role: nodes with the same input in this role run in one worker, one after another.
+        proves_identity: its metrics have exact=true for a model that computes bit for bit what its parent does.
     """
 
     version: int
@@ -48,6 +49,7 @@ class Stage:
     single_process: bool = False
     resumable: bool = False
     shared_role: str | None = None
+    proves_identity: bool = False
 
     def check(self, params: Mapping[str, Any]) -> None:
         """Raise ValueError if `params` have a key that `self.params` has not, or lack one without a default."""

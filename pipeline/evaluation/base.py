@@ -63,7 +63,8 @@ class Workspace:
 class Benchmark(Protocol):
     """A frozen dataclass named by `_target_`; its fields are the keys of one file of conf/benchmark.
 
-    One that cannot do without `reference` or `samples` of its workspace names them in `needs`.
+    One that cannot do without `reference` or `samples` of its workspace names them in `needs`; one whose result depends
+    on more than what the model computes says `looks_inside = True`.
     """
 
     def run(self, model: Any, tokenizer: Any, inputs: Workspace) -> Outcome:

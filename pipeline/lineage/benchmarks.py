@@ -66,6 +66,8 @@ class Evaluations:
             elif not samples:
                 self._tell_without_data(model, name)
                 return
+        if same := self._scores_of_parent(model, name, benchmark):
+            inputs["parent_scores"] = same
         self.variant.benchmarks[name] = description
         self.variant.evaluations[model][name] = self._node_of(model, name, benchmark, inputs)
 
@@ -93,6 +95,16 @@ class Evaluations:
         if found != asked:
             self.here[name] = asked
         return found
+
+    def _scores_of_parent(self, model: str, name: str, benchmark: Mapping[str, Any]) -> Node | None:
+        """The evaluation that this one repeats, should the model compute exactly what its parent does."""
+        place = self.variant.lineage[model]
+        evaluate = self.config["evaluate"]
+        backend = self.stage.backend_for(benchmark, benchmark.get("backend", evaluate["backend"]))
+        repeats = find_stage(place.stage).STAGE.proves_identity and self.stage.reads_outputs_alone(benchmark)
+        if not (evaluate["reuse_exact"] and repeats and backend == "local"):
+            return None
+        return self.variant.evaluations[next(iter(place.parents.values()))].get(name)
 
     def _reference(self, name: str, model: str) -> Node:
         if model not in self.variant.models:

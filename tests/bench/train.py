@@ -12,8 +12,9 @@ second and a core second, which a busy machine disturbs less (padding is not use
 memory. What each way is: tests/bench/train_ways.py. MFU is of FLOPs actually needed and, behind it, by 6ND, at the
 rate of the timed steps, of the peak that a run of ours found.
 
-The floor is what the matrix products would take that no way can do without, at the rates measured in the same run: the
-forward pass, the gradient by the input above the first new block, the gradient by the weight in new blocks.
+The floor is what the matrix products would take that no way can do without: the forward pass, the gradient by the input
+above the first new block, the gradient by the weight in new blocks, the head. Their rates are measured warm, at the
+run's own shapes, in a process at the head of every round.
 
 --tricks compares ours with one setting changed; --profile shows where ours spends its time.
 """
@@ -117,6 +118,7 @@ class Bench:
 
     def __init__(self, arguments: argparse.Namespace, model: Path) -> None:
         self.arguments, self.model = arguments, model
+        self.rates: dict[int, list[dict[str, float]]] = {}
 
     def start(self, way: Way, seq_len: int, steps: int, *extra: str) -> list[dict[str, Any]]:
         """The lines that a way printed.
@@ -150,6 +152,8 @@ class Bench:
         results, absent = [], {}
         for seq_len in seq_lens:
             for index in range(self.arguments.rounds):
+                rates = self.start(Way("rates", "rates", keeps_buffers=True), seq_len, 1)[-1]["rates"]
+                self.rates.setdefault(seq_len, []).append(rates)
                 for way in rotated(found, index):
                     print(f"round {index + 1}, {seq_len} tokens: {way.name}", file=sys.stderr, flush=True)
                     try:
@@ -159,11 +163,11 @@ class Bench:
         return results, absent
 
     def floor(self, seq_len: int) -> dict[str, Any]:
-        """Tokens a second if nothing but the needed matrix products took time, and the rates they ran at."""
-        found = self.start(Way("rates", "rates", keeps_buffers=True), seq_len, 1)[-1]
-        flops, rates = needed_flops(self.model, seq_len), found["rates"]
+        """Tokens a second if nothing but the needed matrix products took time, at the median rates over the rounds."""
+        flops, measured = needed_flops(self.model, seq_len), self.rates[seq_len]
+        rates = {name: statistics.median(one[name] for one in measured) for name in flops}
         seconds = sum(flops[name] / (rates[name] * 1e12) for name in flops)
-        return {**found, "flops_per_token": flops, "tokens_per_s": 1 / seconds}
+        return {"rates": rates, "rates_by_round": measured, "flops_per_token": flops, "tokens_per_s": 1 / seconds}
 
 
 def rotated(found: Sequence[Way], by: int) -> Iterator[Way]:
@@ -195,9 +199,11 @@ def needed_flops(model: Path, seq_len: int) -> dict[str, float]:
     attention = 2 * 2 * heads * size * seq_len / 2
     head, above = 2 * hidden * config["vocab_size"], blocks - min(new)
     return {
-        "forward": blocks * (2 * weights + attention) + head,
-        "by_input": above * (2 * weights + 2 * attention) + head,
+        "forward": blocks * (2 * weights + attention),
+        "by_input": above * (2 * weights + 2 * attention),
         "by_weight": len(new) * 2 * weights,
+        "head_forward": head,
+        "head_by_input": head,
     }
 
 
@@ -303,7 +309,6 @@ def main() -> None:
             random_base(arguments.base, base)
         grow(base, Path(place) / "grown")
         bench = Bench(arguments, Path(place) / "grown")
-        floors = {seq_len: bench.floor(seq_len) for seq_len in arguments.seq_len}
         if arguments.profile:
             for seq_len in arguments.seq_len:
                 shares = bench.start(Way("ours", "ours", keeps_buffers=True), seq_len, 2, "--profile")
@@ -311,6 +316,7 @@ def main() -> None:
             return
         multiplies = multiplies_bf16(torch.device("cuda" if arguments.cuda else "cpu"))
         results, absent = bench.rounds(ways(arguments, arguments.cuda, multiplies), arguments.seq_len)
+        floors = {seq_len: bench.floor(seq_len) for seq_len in arguments.seq_len}
     if not arguments.llamafactory and not arguments.tricks:
         absent["LLaMA-Factory"] = "not given; name the python of its environment with --llamafactory"
     print(table(results, floors, absent))

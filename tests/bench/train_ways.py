@@ -23,7 +23,7 @@ import resource
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -234,8 +234,16 @@ def reporting_callback(useful: list[float]) -> Any:
 # Rates and profiles
 
 
+DISTINCT_BLOCKS = 4  # whose weights a cache does not hold, like a model's
+HEAD_TOKENS = 512  # whose logits a run holds at once: loss_chunk
+
+
 def run_rates(arguments: argparse.Namespace) -> None:
-    """TFLOP/s of the model's own matrix products, by pass: forward, gradient by the input, gradient by the weight."""
+    """TFLOP/s of the matrix products of a step, by pass: forward, gradient by the input, gradient by the weight.
+
+    Measured as a run does them at best: every product of a block and the head at its own shape, each block with weights
+    of its own, results into memory that is there already, and all of them twice before they are timed.
+    """
     import torch
     import transformers
 
@@ -244,16 +252,59 @@ def run_rates(arguments: argparse.Namespace) -> None:
     config = transformers.AutoConfig.from_pretrained(str(arguments.model))
     device = "cuda" if torch.cuda.is_available() else "cpu"
     dtype = torch.bfloat16 if arguments.precision == "bf16" else torch.float32
-    tokens, inner, outer = arguments.micro * arguments.seq_len, config.hidden_size, config.intermediate_size
-    x, w, g = (torch.randn(*s, device=device, dtype=dtype) for s in ((tokens, inner), (outer, inner), (tokens, outer)))
-    passes = {"forward": lambda: x @ w.T, "by_input": lambda: g @ w, "by_weight": lambda: g.T @ x}
+    tokens, head = arguments.micro * arguments.seq_len, [(config.vocab_size, config.hidden_size)]
+    blocks = Products(matrices(config) * DISTINCT_BLOCKS, tokens, device, dtype)
+    head_alone = Products(head, min(tokens, HEAD_TOKENS), device, dtype)
     with fp32_matmul(choose_fp32_matmul("auto", torch.device(device), arguments.precision, "auto")):
-        rates = {name: 2 * tokens * inner * outer / best_seconds(product) / 1e12 for name, product in passes.items()}
+        rates = {name: blocks.rate(name) for name in ("forward", "by_input", "by_weight")}
+        rates |= {f"head_{name}": head_alone.rate(name) for name in ("forward", "by_input")}
     report(rates=rates, threads=torch.get_num_threads(), torch=torch.__version__)
 
 
-def best_seconds(work: Callable[[], Any], repeats: int = 12) -> float:
-    """The median of several runs after a first one, in seconds."""
+def matrices(config: Any) -> list[tuple[int, int]]:
+    """Outputs and inputs of the seven matrices of a block."""
+    hidden, inner = config.hidden_size, config.intermediate_size
+    size = getattr(config, "head_dim", None) or hidden // config.num_attention_heads
+    queries, keys = config.num_attention_heads * size, config.num_key_value_heads * size
+    attention = [(queries, hidden), (keys, hidden), (keys, hidden), (hidden, queries)]
+    return [*attention, (inner, hidden), (inner, hidden), (hidden, inner)]
+
+
+class Products:
+    """What multiplying by these matrices takes, forwards and backwards, for so many tokens."""
+
+    def __init__(self, shapes: Sequence[tuple[int, int]], tokens: int, device: str, dtype: Any) -> None:
+        import torch
+
+        self._mm, options = torch.mm, {"device": device, "dtype": dtype}
+        self._flops = sum(2.0 * tokens * rows * columns for rows, columns in shapes)
+        self._weights = [torch.randn(shape, **options) for shape in shapes]
+        self._of_width = {width: torch.randn(tokens, width, **options) for width in {n for s in shapes for n in s}}
+        self._results = {width: torch.empty(tokens, width, **options) for width in self._of_width}
+        self._gradients = [torch.empty(shape, **options) for shape in shapes]
+
+    def rate(self, name: str) -> float:
+        """TFLOP/s of one pass over all matrices, the median of eight."""
+        return self._flops / median_seconds(getattr(self, f"_{name}")) / 1e12
+
+    def _forward(self) -> None:
+        for weight in self._weights:
+            rows, columns = weight.shape
+            self._mm(self._of_width[columns], weight.T, out=self._results[rows])
+
+    def _by_input(self) -> None:
+        for weight in self._weights:
+            rows, columns = weight.shape
+            self._mm(self._of_width[rows], weight, out=self._results[columns])
+
+    def _by_weight(self) -> None:
+        for gradient in self._gradients:
+            rows, columns = gradient.shape
+            self._mm(self._of_width[rows].T, self._of_width[columns], out=gradient)
+
+
+def median_seconds(work: Callable[[], Any], repeats: int = 8) -> float:
+    """The median of several runs after two first ones, in seconds."""
     import torch
 
     times = []

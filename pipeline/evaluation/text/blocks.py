@@ -6,7 +6,7 @@ from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import NormalDist
-from typing import Any
+from typing import Any, ClassVar
 
 from pipeline.evaluation.base import Item, Outcome, Workspace, score
 from pipeline.evaluation.text.perplexity import HeldOutText
@@ -32,6 +32,7 @@ class BlockDiagnostics(HeldOutText):
         others: as for HeldOutText.
     """
 
+    looks_inside: ClassVar[bool] = True
     confidence: float
 
     def __post_init__(self) -> None:
