@@ -13,7 +13,7 @@ from types import SimpleNamespace
 import psutil
 import pytest
 
-from pipeline.evaluation.sandbox import Limits, Sandbox, SandboxError, levels, pool, remote, seccomp
+from pipeline.evaluation.sandbox import Limits, Sandbox, SandboxError, levels, pool, seccomp
 from pipeline.evaluation.sandbox.interpreter import this_interpreter
 from tests.children import PATIENCE_S, wait_for
 
@@ -507,11 +507,11 @@ def test_a_stronger_level_is_taken_where_there_is_one(full):
 
 
 def test_a_broken_sandbox_is_no_wrong_answer(full, monkeypatch):
-    monkeypatch.setattr(remote, "START", "import sys; sys.exit(1)")
+    monkeypatch.setattr(pool, "START", "import sys; sys.exit(1)")
     full.close()
     with pytest.raises(SandboxError, match="gave no answer"):
         full.run("print(1)")
-    monkeypatch.setattr(remote, "START", 'print(\'{"failure": "mount: no"}\')')
+    monkeypatch.setattr(pool, "START", 'print(\'{"failure": "mount: no"}\')')
     with pytest.raises(SandboxError, match="mount: no"):
         list(full.run_all(["print(1)"] * 3))
     full.close()  # a launcher that answered may still be about to end
