@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import math
-import shutil
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -125,7 +124,8 @@ def run(context: worker.Context) -> dict[str, Any]:
 
     if not context.is_main:
         return {}
-    if (known := context.inputs.get("parent_scores")) and load_manifest(context.inputs["model"])["metrics"].get("exact"):
+    known = context.inputs.get("parent_scores")
+    if known and load_manifest(context.inputs["model"])["metrics"].get("exact"):
         context.progress(note="the model computes exactly what its parent does: its scores are taken over")
         return _take_over(known, context.directory)
     benchmark, directory = _benchmark(context.params["benchmark"]), model_dir(context.inputs["model"])
@@ -144,13 +144,10 @@ def run(context: worker.Context) -> dict[str, Any]:
 
 def _take_over(scores: Path, directory: Path) -> dict[str, Any]:
     """Copy what another evaluation wrote; returns its metrics, and that they are."""
-    from pipeline.engine.artifact import CONFIG, load_manifest
+    from pipeline.engine.artifact import load_manifest, publish
 
-    manifest = load_manifest(scores)
-    for name in set(manifest["files"]) - {CONFIG}:
-        (directory / name).parent.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(scores / name, directory / name)
-    return {**manifest["metrics"], "taken_over": True}
+    publish(scores, directory)
+    return {**load_manifest(scores)["metrics"], "taken_over": True}
 
 
 def _check_endpoint(settings: Mapping[str, Any]) -> None:

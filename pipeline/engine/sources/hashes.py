@@ -6,12 +6,12 @@ import contextlib
 import hashlib
 import json
 import os
-import tempfile
+import secrets
 import time
 from pathlib import Path
 from typing import Any
 
-from pipeline.file_io import grant
+from pipeline.file_io import sync
 
 SETTLED_S = 2.0
 """A file younger than this is not remembered: a second write within the clock's grain would go unseen."""
@@ -26,17 +26,13 @@ def sha256_file(path: Path) -> str:
 def write_atomic(path: Path, text: str) -> None:
     """Replace `path` by `text` so that a reader, or a crash, sees the old file or the new one. Makes the folder."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    unfinished = path.with_name(f".{path.name}.{secrets.token_hex(8)}")
     try:
-        with os.fdopen(descriptor, "w", encoding="utf-8") as stream:
-            stream.write(text)
-            stream.flush()
-            os.fsync(stream.fileno())
-        grant(Path(name))
-        os.replace(name, path)
+        unfinished.write_text(text, encoding="utf-8")
+        sync(unfinished)
+        os.replace(unfinished, path)
     except BaseException:
-        with contextlib.suppress(OSError):
-            os.unlink(name)
+        unfinished.unlink(missing_ok=True)
         raise
 
 

@@ -135,8 +135,8 @@ class MTBench(ChatBenchmark):
         """The kept judgements. Turns without a rating are asked for again."""
         assert inputs.directory is not None
         kept, partial = JsonlJournal(inputs.directory / JUDGEMENTS), inputs.directory / PARTIAL
-        settings = {"temperature": self.judge_temperature, "max_tokens": self.judge_max_tokens}
-        judge = ChatModel(self.judge, Endpoint.of(inputs.endpoint), **settings)
+        endpoint = Endpoint.of(inputs.endpoint)
+        judge = ChatModel(self.judge, endpoint, temperature=self.judge_temperature, max_tokens=self.judge_max_tokens)
         turns = [(question, turn) for question in questions for turn in range(1, len(question.turns) + 1)]
         found = {(record["id"], record["turn"]): record for record in kept}
         open_turns = [(q, t) for q, t in turns if found.get((q.id, t), {}).get("rating") is None]
