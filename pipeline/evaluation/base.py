@@ -59,6 +59,12 @@ class Workspace:
     directory: Path | None = None
     endpoint: Mapping[str, Any] | None = None
 
+    def kept(self, name: str) -> Path:
+        """Where a file lies that the next attempt finds again. Raises ValueError if there is no such place."""
+        if self.directory is None:
+            raise ValueError(f"this benchmark needs a directory to keep {name} in")
+        return self.directory / name
+
 
 class Benchmark(Protocol):
     """A frozen dataclass named by `_target_`; its fields are the keys of one file of conf/benchmark.

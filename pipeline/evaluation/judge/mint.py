@@ -114,10 +114,8 @@ class Mint(ChatBenchmark):
         """
         sandbox = Sandbox(self.limits, inputs.isolation, inputs.workers)
         replies = ChatReplies(speaker, self.template_settings(inputs))
-        if inputs.directory is None:
-            raise ValueError("MINT needs a directory to keep its episodes in")
         problems, prelude = self._problems(inputs), self._prelude(inputs)
-        kept = JsonlJournal(inputs.directory / EPISODES)
+        kept = JsonlJournal(inputs.kept(EPISODES))
         played = {(record["id"], record["limit"]): record for record in kept}
         total = len(problems) * len(self.turn_limits)
         left = [(p, limit) for p in problems for limit in self.turn_limits if (p.id, limit) not in played]

@@ -80,8 +80,6 @@ class MTBench(ChatBenchmark):
             ValueError: there is no chat template, or a file is not what it should be.
             IncompleteError: the judge cannot be reached, refuses whatever it is asked, or rates too little.
         """
-        if inputs.directory is None:
-            raise ValueError("MT-Bench needs a directory to keep answers and judgements in")
         questions, prompts = self._read(inputs)
         answers = self._answer(ChatReplies(speaker, self.template_settings(inputs)), questions, inputs)
         judged = self._judge(questions, prompts, answers, inputs)
@@ -100,8 +98,7 @@ class MTBench(ChatBenchmark):
 
     def _answer(self, replies: ChatReplies, questions: Sequence[Question], inputs: Workspace) -> dict[str, list[str]]:
         """Every question's answers, turn by turn; those of an earlier attempt are taken as they are."""
-        assert inputs.directory is not None
-        kept = JsonlJournal(inputs.directory / ANSWERS)
+        kept = JsonlJournal(inputs.kept(ANSWERS))
         answers = {record["id"]: record["turns"] for record in kept}
         left = [question for question in questions if question.id not in answers]
         for temperature in sorted({self.temperatures[question.category] for question in left}):
@@ -133,8 +130,7 @@ class MTBench(ChatBenchmark):
 
     def _judge(self, questions: Sequence[Question], prompts: Prompts, answers: Answers, inputs: Workspace) -> Judged:
         """The kept judgements. Turns without a rating are asked for again."""
-        assert inputs.directory is not None
-        kept, partial = JsonlJournal(inputs.directory / JUDGEMENTS), inputs.directory / PARTIAL
+        kept, partial = JsonlJournal(inputs.kept(JUDGEMENTS)), inputs.kept(PARTIAL)
         endpoint = Endpoint.of(inputs.endpoint)
         judge = ChatModel(self.judge, endpoint, temperature=self.judge_temperature, max_tokens=self.judge_max_tokens)
         turns = [(question, turn) for question in questions for turn in range(1, len(question.turns) + 1)]

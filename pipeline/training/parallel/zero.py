@@ -177,11 +177,7 @@ def _config(stage: int, precision: str) -> dict[str, Any]:
         "gradient_accumulation_steps": 1,
         "steps_per_print": 1 << 60,
         "zero_force_ds_cpu_optimizer": False,
-        "zero_optimization": {
-            "stage": stage,
-            "reduce_bucket_size": BUCKET,
-            "allgather_bucket_size": BUCKET,
-        },
+        "zero_optimization": {"stage": stage, "reduce_bucket_size": BUCKET, "allgather_bucket_size": BUCKET},
     }
     if precision == "bf16":  # outside its engine autocast is switched off; no module's gradients are exchanged in bf16
         config["torch_autocast"] = {"enabled": True, "dtype": "bfloat16", "lower_precision_safe_modules": []}
