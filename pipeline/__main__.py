@@ -21,7 +21,7 @@ from omegaconf.errors import OmegaConfBaseException
 from pipeline.command_line import arrange, check_surroundings, in_utf8
 from pipeline.engine.errors import EXIT_INTERRUPTED, ConfigError, GateError, PipelineError
 from pipeline.selection import settle, without_sweep_of_others
-from pipeline.short_forms import FORMS, hint, lengthened, literal_paths, settings_of
+from pipeline.short_forms import hint, lengthened, literal_paths, settings_of
 
 if TYPE_CHECKING:
     from pipeline.engine.graph import Node

@@ -6,7 +6,7 @@ import argparse
 import json
 import os
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -67,28 +67,27 @@ def parser() -> argparse.ArgumentParser:
     return top
 
 
-def _add_extract(commands: Any) -> None:
+def _add(commands: Any, run: Callable[[argparse.Namespace], None]) -> argparse.ArgumentParser:
+    """A command that is called as its function and described by its docstring: a line for the list, then the rest."""
+    summary, _, description = (run.__doc__ or "").partition("\n\n")
     command = commands.add_parser(
-        "extract",
-        help="take the new blocks out of a trained model",
-        description="Write the blocks that MODEL has and BASE has not as a pack. Refused where any other tensor of "
-        "MODEL differs from BASE's by a byte, such as after a full fine-tuning.",
+        run.__name__.strip("_"), help=summary[0].lower() + summary[1:].rstrip("."), description=description
     )
+    command.set_defaults(run=run)
+    return command
+
+
+def _add_extract(commands: Any) -> None:
+    command = _add(commands, _extract)
     command.add_argument("model", type=Path, metavar="MODEL", help="the trained model")
     command.add_argument("pack", type=Path, metavar="PACK", help="the directory to write")
     command.add_argument("--base", type=Path, required=True, help="the model that was expanded")
     command.add_argument("--name", help="of the pack; by default PACK's name without a suffix")
     command.add_argument("--round", type=int, help="take the blocks of this round of expansion alone (from 1)")
-    command.set_defaults(run=_extract)
 
 
 def _add_attach(commands: Any) -> None:
-    command = commands.add_parser(
-        "attach",
-        help="put packs on their base",
-        description="Write BASE with these packs; at one place of the base the first pack stands lowest. Refused where "
-        "the content of BASE is not what a pack was extracted against.",
-    )
+    command = _add(commands, _attach)
     command.add_argument("base", type=Path, metavar="BASE")
     command.add_argument("packs", type=Path, nargs="+", metavar="PACK")
     command.add_argument("--to", type=Path, required=True, metavar="DIR", help="the model directory to write")
@@ -107,42 +106,25 @@ def _add_attach(commands: Any) -> None:
         action="store_true",
         help="copy the base's weights, for any software; otherwise they are referred to, and `materialise` copies them",
     )
-    command.set_defaults(run=_attach)
 
 
 def _add_detach(commands: Any) -> None:
-    command = commands.add_parser(
-        "detach",
-        help="take packs off a model",
-        description="Write MODEL without these packs. Without any pack it is the base, bit for bit, and whole; "
-        "otherwise it is what attaching the others alone would give.",
-    )
+    command = _add(commands, _detach)
     command.add_argument("model", type=Path, metavar="MODEL", help="what `attach` wrote")
     command.add_argument("names", nargs="*", metavar="NAME", help="names of packs; all without any")
     command.add_argument("--to", type=Path, required=True, metavar="DIR", help="the model directory to write")
-    command.set_defaults(run=_detach)
 
 
 def _add_materialise(commands: Any) -> None:
-    command = commands.add_parser(
-        "materialise",
-        help="write a model that refers to its base as a plain one",
-        description="Write MODEL as a plain directory that stock transformers loads and that needs no other.",
-    )
+    command = _add(commands, _materialise)
     command.add_argument("model", type=Path, metavar="MODEL")
     command.add_argument("target", type=Path, metavar="DIR", help="the model directory to write")
-    command.set_defaults(run=_materialise)
 
 
 def _add_show(commands: Any) -> None:
-    command = commands.add_parser(
-        "show",
-        help="say what a pack holds, or which packs a model has",
-        description="Check a pack and print its facts, or print those of the packs that a model has.",
-    )
+    command = _add(commands, _show)
     command.add_argument("path", type=Path, metavar="PATH", help="a pack or a model")
     command.add_argument("--json", action="store_true", help="every fact, as JSON")
-    command.set_defaults(run=_show)
 
 
 def _gain(text: str) -> tuple[str, float]:
@@ -177,6 +159,11 @@ def _memory() -> Path | None:
 
 
 def _extract(options: argparse.Namespace) -> None:
+    """Take the new blocks out of a trained model.
+
+    Write the blocks that MODEL has and BASE has not as a pack. Refused where any other tensor of MODEL differs from
+    BASE's by a byte, such as after a full fine-tuning.
+    """
     from pipeline.expansion.pack.attach import extract
 
     name = options.name or options.pack.resolve().name.split(".")[0]
@@ -186,6 +173,11 @@ def _extract(options: argparse.Namespace) -> None:
 
 
 def _attach(options: argparse.Namespace) -> None:
+    """Put packs on their base.
+
+    Write BASE with these packs; at one place of the base the first pack stands lowest. Refused where the content of
+    BASE is not what a pack was extracted against.
+    """
     from pipeline.expansion.pack.attach import attach
 
     gains = dict(options.gain)
@@ -200,6 +192,11 @@ def _attach(options: argparse.Namespace) -> None:
 
 
 def _detach(options: argparse.Namespace) -> None:
+    """Take packs off a model.
+
+    Write MODEL without these packs. Without any pack it is the base, bit for bit, and whole; otherwise it is what
+    attaching the others alone would give.
+    """
     from pipeline.expansion.pack.attach import detach
 
     record = detach(_model(options.model), options.names or None, options.to, memory=_memory())
@@ -208,6 +205,10 @@ def _detach(options: argparse.Namespace) -> None:
 
 
 def _materialise(options: argparse.Namespace) -> None:
+    """Write a model that refers to its base as a plain one.
+
+    Write MODEL as a plain directory that stock transformers loads and that needs no other.
+    """
     from pipeline.expansion.pack.format import fresh_directory
     from pipeline.models.directory import materialise
 
@@ -217,6 +218,10 @@ def _materialise(options: argparse.Namespace) -> None:
 
 
 def _show(options: argparse.Namespace) -> None:
+    """Say what a pack holds, or which packs a model has.
+
+    Check a pack and print its facts, or print those of the packs that a model has.
+    """
     if (options.path / "pack.json").is_file():
         from pipeline.expansion.pack.attach import inspect
 

@@ -81,7 +81,9 @@ def literal_paths(arguments: Sequence[str]) -> list[str]:
 def _literal(word: str) -> str:
     key, equal, value = word.partition("=")
     takes_path = bool(equal) and any(form.local and key in (name, form.key) for name, form in FORMS.items())
-    return written(key, value) if takes_path and _PATH.match(value) and "," not in value and value.isprintable() else word
+    return (
+        written(key, value) if takes_path and _PATH.match(value) and "," not in value and value.isprintable() else word
+    )
 
 
 def lengthened(arguments: Sequence[str]) -> list[str]:
@@ -144,7 +146,9 @@ def _element(form: Form | None, key: str, value: Any) -> str:
         return _made(form, form.local[0], text)
     if _HUB.fullmatch(text):
         if Path(text).exists():
-            warnings.warn(f"{key}={text} is the Hub's {text}; for the one that lies here write {key}=./{text}", stacklevel=2)
+            warnings.warn(
+                f"{key}={text} is the Hub's {text}; for the one that lies here write {key}=./{text}", stacklevel=2
+            )
         return _made(form, form.hub[0], text)
     _refuse_likely(key, text)
     return Override._get_value_element_as_str(value)

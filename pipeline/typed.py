@@ -31,13 +31,16 @@ def checked(section: _SECTION) -> _SECTION:
     return section
 
 
-def check_fields(cls: type, values: Mapping[str, Any]) -> None:
+def check_fields(cls: Any, values: Mapping[str, Any], where: str = "") -> None:
     """Compare values with the annotated fields of a dataclass; what has no simple type is left to the class.
 
-    Raises:
-        ValueError: as `checked`.
+    `where` is what stands before a field's name in an error. Raises ValueError as `checked`.
     """
-    _check_fields(cls, values, "")
+    hints = _hints(cls)
+    for field in dataclasses.fields(cls) if dataclasses.is_dataclass(cls) else ():
+        if field.name in values and not _fits(values[field.name], hints[field.name]):
+            wanted = _in_words(hints[field.name])
+            raise ValueError(f"{where}{field.name}={values[field.name]!r} must be {wanted}")
 
 
 def _check_within(value: Any, where: str) -> None:
@@ -45,7 +48,7 @@ def _check_within(value: Any, where: str) -> None:
         if isinstance(value.get(_TARGET), str):
             cls = _class_of(value[_TARGET])
             _check_names(cls, value, where)
-            _check_fields(cls, value, where)
+            check_fields(cls, value, where)
         for key, inner in value.items():
             _check_within(inner, f"{where}{key}.")
     elif isinstance(value, Sequence) and not isinstance(value, str):
@@ -70,14 +73,6 @@ def _check_names(cls: Any, values: Mapping[str, Any], where: str) -> None:
             close = difflib.get_close_matches(str(key), known, n=1)
             guess = f"; did you mean {where}{close[0]}?" if close else f"; it has {', '.join(known) or 'none'}"
             raise ValueError(f"{where}{key} is not a setting of {getattr(cls, '__name__', cls)}{guess}")
-
-
-def _check_fields(cls: Any, values: Mapping[str, Any], where: str) -> None:
-    hints = _hints(cls)
-    for field in dataclasses.fields(cls) if dataclasses.is_dataclass(cls) else ():
-        if field.name in values and not _fits(values[field.name], hints[field.name]):
-            wanted = _in_words(hints[field.name])
-            raise ValueError(f"{where}{field.name}={values[field.name]!r} must be {wanted}")
 
 
 @functools.cache

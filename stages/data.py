@@ -15,7 +15,7 @@ from pipeline.engine.process import worker
 from pipeline.engine.run.forecast import Forecast, Request
 from pipeline.engine.sources.kinds import sources
 from pipeline.engine.stage import Stage
-from pipeline.typed import checked
+from pipeline.instantiation import build
 
 
 @dataclass(frozen=True)
@@ -102,16 +102,10 @@ def _pinned(params: dict[str, Any]) -> tuple[dict[str, Any], dict[str, str]]:
 
 
 def _build(params: Mapping[str, Any]) -> Any:
-    from hydra.errors import HydraException
-    from hydra.utils import instantiate
-
     from pipeline.data.chats import ChatData
     from pipeline.data.text import TextData
 
-    try:
-        data = instantiate(checked(params["data"]), _convert_="all")
-    except HydraException as error:
-        raise ValueError(f"data: {error.__cause__ or error}") from error
+    data = build(params["data"], "data")
     if not isinstance(data, TextData | ChatData):
         wanted = "pipeline.data.text.TextData or pipeline.data.chats.ChatData"
         raise ValueError(f"data._target_ gives {type(data).__name__}; it must be {wanted}")

@@ -4,21 +4,19 @@ from __future__ import annotations
 
 import functools
 import math
-import shutil
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hydra.errors import HydraException
-from hydra.utils import get_class, instantiate
+from hydra.utils import get_class
 
 from pipeline.engine.process import worker
 from pipeline.engine.run.forecast import Forecast, Request
 from pipeline.engine.sources.kinds import sources
 from pipeline.engine.stage import Stage
-from pipeline.typed import checked
+from pipeline.instantiation import build
 
 if TYPE_CHECKING:
     from pipeline.evaluation.base import Benchmark, Outcome, Workspace
@@ -59,12 +57,13 @@ STAGE = Stage(
 def forecast(request: Request) -> Forecast:
     """Refuse settings of a benchmark that make no sense, and a model that cannot be asked for it."""
     from pipeline.evaluation.remote import backends
+    from pipeline.evaluation.sandbox import check_isolation
 
     params = request.params
     benchmark = _benchmark(params["benchmark"])
     backends.check(params.get("backend", "local"), benchmark, params.get("served_model"))
-    if request.launch and hasattr(benchmark, "check_isolation"):
-        benchmark.check_isolation(request.launch["isolation"])
+    if request.launch and (limits := getattr(benchmark, "limits", None)):  # of programs that the model writes
+        check_isolation(limits, request.launch["isolation"])
     if lacking := [role for role in getattr(benchmark, "needs", ()) if role not in request.inputs]:
         raise ValueError(f"{lacking[0]} is null or missing; this benchmark sets the model against another and needs it")
     window, longest = getattr(benchmark, "window", 0), request.fact("max_position_embeddings")
@@ -131,23 +130,23 @@ def run(context: worker.Context) -> dict[str, Any]:
     """
     from pipeline.engine.artifact import load_manifest, model_dir
     from pipeline.evaluation.base import gold_scores, score
+    from pipeline.evaluation.remote.backends import SERVERS
     from pipeline.records.items import write_items
 
     if not context.is_main:
         return {}
-    if (known := context.inputs.get("parent_scores")) and load_manifest(context.inputs["model"])["metrics"].get("exact"):
+    known = context.inputs.get("parent_scores")
+    if known and load_manifest(context.inputs["model"])["metrics"].get("exact"):
         context.progress(note="the model computes exactly what its parent does: its scores are taken over")
         return _take_over(known, context.directory)
     benchmark, directory = _benchmark(context.params["benchmark"]), model_dir(context.inputs["model"])
     inputs = _inputs(context)
     if prepare := getattr(benchmark, "prepare", None):  # what can be refused before a large model is loaded
         prepare(directory, inputs)
-    if context.params.get("backend") in ("vllm", "endpoint"):
+    if context.params.get("backend") in SERVERS:
         outcome = _outcome_of_server(benchmark, directory, context, inputs)
     else:
-        context.progress(note="loading the model")
-        model, tokenizer = _model(str(directory))
-        outcome = _outcome(benchmark, context.params.get("backend"), model, tokenizer, inputs)
+        outcome = _outcome_of_process(benchmark, directory, context, inputs)
     write_items(outcome, context.directory)
     found = score(outcome.items)
     stderr = found.stderr if math.isfinite(found.stderr) else None  # a single item has none
@@ -157,13 +156,10 @@ def run(context: worker.Context) -> dict[str, Any]:
 
 def _take_over(scores: Path, directory: Path) -> dict[str, Any]:
     """Copy what another evaluation wrote; returns its metrics, and that they are."""
-    from pipeline.engine.artifact import CONFIG, load_manifest
+    from pipeline.engine.artifact import load_manifest, publish
 
-    manifest = load_manifest(scores)
-    for name in set(manifest["files"]) - {CONFIG}:
-        (directory / name).parent.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(scores / name, directory / name)
-    return {**manifest["metrics"], "taken_over": True}
+    publish(scores, directory)
+    return {**load_manifest(scores)["metrics"], "taken_over": True}
 
 
 def _check_endpoint(settings: Mapping[str, Any]) -> None:
@@ -196,30 +192,32 @@ def _inputs(context: worker.Context) -> Workspace:
     )
 
 
-def _outcome(benchmark: Any, backend: str | None, model: Any, tokenizer: Any, inputs: Workspace) -> Outcome:
-    from pipeline.evaluation.remote import backends
+def _outcome_of_process(benchmark: Any, directory: Path, context: worker.Context, inputs: Workspace) -> Outcome:
+    context.progress(note="loading the model")
+    model, tokenizer = _model(str(directory))
+    if context.params.get("backend") != "hf":
+        return benchmark.run(model, tokenizer, inputs)
+    from pipeline.evaluation.tasks.loglikelihood import EncodedHFLM
 
-    if backend == "hf":
-        return benchmark.score(backends.reference(model, tokenizer), inputs)
-    return benchmark.run(model, tokenizer, inputs)
+    return benchmark.score(EncodedHFLM(model, tokenizer), inputs)
 
 
 def _outcome_of_server(benchmark: Any, directory: Path, context: worker.Context, inputs: Workspace) -> Outcome:
     from pipeline.evaluation.remote import backends
+    from pipeline.evaluation.remote.completions import RemoteGenerator, RemoteLM
     from pipeline.models import load_tokenizer
 
     context.progress(note="reaching the server")
     backend, name, log = context.params["backend"], context.params.get("served_model"), context.directory / "server.log"
     tokenizer = load_tokenizer(str(directory))
-    with backends.remote(backend, name, context.access["server"], directory, tokenizer, log) as served:
-        return served.outcome(benchmark, inputs)
+    with backends.remote(backend, name, context.access["server"], directory, log) as (model, window):
+        if hasattr(benchmark, "score"):
+            return benchmark.score(RemoteLM(model, tokenizer, window, inputs.progress), inputs)
+        return benchmark.measure(RemoteGenerator(model, tokenizer, window, inputs.progress), inputs)
 
 
 def _benchmark(settings: Mapping[str, Any]) -> Benchmark:
-    try:
-        return instantiate(checked(settings), _convert_="all")
-    except HydraException as error:
-        raise ValueError(f"benchmark {settings.get('_target_')}: {error.__cause__ or error}") from error
+    return build(settings, f"benchmark {settings.get('_target_')}")
 
 
 @functools.lru_cache(maxsize=1)

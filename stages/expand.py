@@ -8,14 +8,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hydra.utils import get_class, instantiate
+from hydra.utils import get_class
 
 from pipeline.engine.artifact import model_dir
 from pipeline.engine.process import worker
 from pipeline.engine.run.forecast import Forecast, Request
 from pipeline.engine.stage import Stage
+from pipeline.instantiation import build
 from pipeline.models.architecture.facts import model_facts
-from pipeline.typed import checked
 
 if TYPE_CHECKING:
     from pipeline.expansion.base import Plan
@@ -65,7 +65,7 @@ def forecast(request: Request) -> Forecast:
 
     if (save := request.params["save"]) not in FORMS:
         raise ValueError(f"save={save!r} is not known; use one of {', '.join(FORMS)}")
-    expansion = instantiate(checked(request.params["method"]), _convert_="all")
+    expansion = build(request.params["method"], "expand")
     if (num_blocks := request.fact("num_blocks")) is not None:
         expansion.check(num_blocks)
     kept = {key: request.fact(key) for key in ("max_position_embeddings", "chat_template")}
@@ -95,7 +95,7 @@ def run(context: worker.Context) -> dict[str, Any]:
 
     target, scratch = context.directory / "model", context.directory / "scratch"
     scratch.mkdir(exist_ok=True)
-    expansion = instantiate(context.params["method"], _convert_="all")
+    expansion = build(context.params["method"], "expand")
     memory = context.launch.get("architecture_cache")
     source = read_source(model_dir(context.inputs["model"]), Path(memory).absolute() if memory else None)
     context.progress(note="planning")

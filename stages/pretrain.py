@@ -7,18 +7,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from hydra.utils import instantiate
-
 from pipeline.data.packing.schedule import check_replay
 from pipeline.engine.artifact import model_dir
 from pipeline.engine.process import worker
 from pipeline.engine.run.forecast import Forecast, Request
 from pipeline.engine.stage import ROOT, Stage
+from pipeline.instantiation import build
 from pipeline.models.architecture.facts import model_facts
 from pipeline.training.recipe import forecast_training, train, training_params
 from pipeline.training.settings import Settings
 from pipeline.training.tracking.track import tracked_inputs
-from pipeline.typed import checked
 
 MIXING = ("packing", "shares", "replay")
 
@@ -49,7 +47,7 @@ def forecast(request: Request) -> Forecast:
     params = request.params
     if params["packing"] not in ("fill", "first_fit"):
         raise ValueError(f"packing={params['packing']!r} must be fill (no padding) or first_fit (no document cut)")
-    strategy = instantiate(checked(params["strategy"]), _convert_="all")
+    strategy = build(params["strategy"], "strategy")
     known, lines = forecast_training("pretrain", request, strategy, MIXING)
     check_replay(params["replay"], request.fact("replay", "data") is not False)
     return Forecast(known, lines)
@@ -68,7 +66,7 @@ def run(context: worker.Context) -> dict[str, Any]:
     source, data = model_dir(context.inputs["model"]), context.inputs["data"]
     base = model_dir(context.inputs["base"]) if "base" in context.inputs else None
     context.handle_stop()
-    strategy = instantiate(context.params["strategy"], _convert_="all")
+    strategy = build(context.params["strategy"], "strategy")
     try:
         return train(context, source, data, strategy, MIXING, tracked_texts, base)
     except StoppedError as stopped:

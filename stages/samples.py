@@ -10,7 +10,7 @@ from typing import Any
 from pipeline.engine.process import worker
 from pipeline.engine.run.forecast import Forecast, Request
 from pipeline.engine.stage import Stage
-from pipeline.typed import checked
+from pipeline.instantiation import build
 
 
 @dataclass(frozen=True)
@@ -34,7 +34,7 @@ def forecast(request: Request) -> Forecast:
     """Refuse settings that make no sense for this model; tell if chat samples will be left out."""
     from pipeline.evaluation.text.base_samples import NO_CHAT_TEMPLATE
 
-    samples, has_template = _build(request.params), request.fact("chat_template")
+    samples, has_template = build(request.params["samples"], "samples"), request.fact("chat_template")
     samples.check_base(request.fact("max_position_embeddings"), has_template)
     if samples.prompts and has_template is False:
         warnings.warn(NO_CHAT_TEMPLATE, stacklevel=2)
@@ -56,21 +56,11 @@ def run(context: worker.Context) -> dict[str, Any]:
     directory = model_dir(context.inputs["model"])
     model = load(directory, dtype=torch.float32).to(PartialState().device)
     check_finite(model)
-    found = _build(context.params).draw(model, load_tokenizer(directory), context.progress)
+    found = build(context.params["samples"], "samples").draw(model, load_tokenizer(directory), context.progress)
     write_samples(found, context.directory)
     kinds = dict.fromkeys(sample.kind for sample in found)
     counts = {f"num_{kind}": sum(sample.kind == kind for sample in found) for kind in kinds}
     return {**counts, "num_tokens": sum(len(sample.tokens) for sample in found)}
-
-
-def _build(params: Mapping[str, Any]) -> Any:
-    from hydra.errors import HydraException
-    from hydra.utils import instantiate
-
-    try:
-        return instantiate(checked(params["samples"]), _convert_="all")
-    except HydraException as error:
-        raise ValueError(f"samples: {error.__cause__ or error}") from error
 
 
 if __name__ == "__main__":

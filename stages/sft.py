@@ -7,17 +7,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from hydra.utils import instantiate
-
 from pipeline.engine.artifact import model_dir
 from pipeline.engine.process import worker
 from pipeline.engine.run.forecast import Forecast, Request
 from pipeline.engine.stage import ROOT, Stage
+from pipeline.instantiation import build
 from pipeline.models.architecture.facts import model_facts
 from pipeline.training.recipe import forecast_training, train, training_params
 from pipeline.training.settings import Settings
 from pipeline.training.tracking.track import tracked_inputs
-from pipeline.typed import checked
 
 MIXING = ("overlong", "shares")
 
@@ -47,7 +45,7 @@ def forecast(request: Request) -> Forecast:
     params = request.params
     if params["overlong"] not in ("truncate", "skip", "split"):
         raise ValueError(f"overlong={params['overlong']!r} must be truncate, skip or split")
-    strategy = instantiate(checked(params["strategy"]), _convert_="all")
+    strategy = build(params["strategy"], "strategy")
     known, lines = forecast_training("sft", request, strategy, MIXING)
     return Forecast(known | {"chat_template": True}, lines)
 
@@ -67,7 +65,7 @@ def run(context: worker.Context) -> dict[str, Any]:
     source, data = model_dir(context.inputs["model"]), context.inputs["data"]
     base = model_dir(context.inputs["base"]) if "base" in context.inputs else None
     context.handle_stop()
-    strategy = instantiate(context.params["strategy"], _convert_="all")
+    strategy = build(context.params["strategy"], "strategy")
     try:
         metrics = train(context, source, data, strategy, MIXING, tracked_texts, base)
     except StoppedError as stopped:

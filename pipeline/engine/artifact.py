@@ -15,11 +15,13 @@ from typing import Any
 from pipeline.engine.errors import ArtifactError
 from pipeline.engine.graph import SHORT, Node, identify
 from pipeline.engine.sources.hashes import HashCache, sha256_file, write_atomic
-from pipeline.file_modes import grant
+from pipeline.file_io import grant, sync
 
 MANIFEST, CONFIG, LOG = "manifest.json", "config.yaml", "log.txt"
 PARTIAL = ".partial"
-REQUIRED = ("stage", "label", "version", "fingerprint", "params", "inputs", "metrics", "files", "provenance")
+OF_NODE = ("stage", "label", "version", "fingerprint", "params")
+"""What a manifest and a worker's config say of their node."""
+REQUIRED = (*OF_NODE, "inputs", "metrics", "files", "provenance")
 UNLISTED = {MANIFEST, LOG}
 """Left out of a manifest's files: the manifest itself, and the log, whose last lines may come after the commit."""
 
@@ -86,20 +88,28 @@ def load_manifest(directory: Path) -> dict[str, Any]:
     return manifest
 
 
+def identity_of(record: dict[str, Any]) -> str:
+    """The fingerprint that the stage, version, params and inputs of a manifest or a worker's config have together.
+
+    Raises:
+        ValueError, TypeError, KeyError, AttributeError: one of them is not there, or not what it should be.
+    """
+    inputs = {role: entry["fingerprint"] for role, entry in record["inputs"].items()}
+    return identify(record["stage"], record["version"], record["params"], inputs)
+
+
 def check(directory: Path) -> dict[str, Any]:
     """Cheap check of a committed directory: a sound manifest, and every listed file there with its size.
 
     Returns the manifest. Raises ArtifactError naming the directory and the file.
     """
-    manifest = load_manifest(directory)
+    manifest, remedy = load_manifest(directory), f"delete {directory} to rebuild it"
     for name, entry in manifest["files"].items():
         path = directory / name
         if not path.is_file():
-            raise ArtifactError(f"{path} is missing; delete {directory} to rebuild it")
+            raise ArtifactError(f"{path} is missing; {remedy}")
         if (size := path.stat().st_size) != entry["size"]:
-            raise ArtifactError(
-                f"{path} has {size} bytes, its manifest says {entry['size']}; delete {directory} to rebuild it"
-            )
+            raise ArtifactError(f"{path} has {size} bytes, its manifest says {entry['size']}; {remedy}")
     reference = manifest.get("model_path")
     if reference and not Path(reference).exists():
         raise ArtifactError(
@@ -169,9 +179,9 @@ def commit(directory: Path, manifest: dict[str, Any]) -> Path:
     files = _flush(directory)
     text = json.dumps({**manifest, "files": files}, indent=1, sort_keys=True, allow_nan=False)
     write_atomic(directory / MANIFEST, text + "\n")
-    _sync_folder(directory)
+    sync(directory)
     os.rename(directory, target)
-    _sync_folder(target.parent)
+    sync(target.parent)
     return target
 
 
@@ -195,8 +205,7 @@ def _candidates(node: Node, outputs: Path, suffix: str) -> list[Path]:
 
 def _identity(manifest: dict[str, Any]) -> str:
     try:
-        inputs = {role: entry["fingerprint"] for role, entry in manifest["inputs"].items()}
-        return identify(manifest["stage"], manifest["version"], manifest["params"], inputs)
+        return identity_of(manifest)
     except (ValueError, TypeError, KeyError, AttributeError) as error:
         return f"nothing ({error!r})"
 
@@ -205,18 +214,7 @@ def _flush(directory: Path) -> dict[str, dict[str, Any]]:
     files = {}
     for path in sorted(directory.rglob("*")):
         name = path.relative_to(directory).as_posix()
-        if path.is_dir():
-            _sync_folder(path)
-        elif name not in UNLISTED:
-            with path.open("rb") as stream:
-                os.fsync(stream.fileno())
+        sync(path)
+        if not path.is_dir() and name not in UNLISTED:
             files[name] = {"size": path.stat().st_size, "sha256": sha256_file(path)}
     return files
-
-
-def _sync_folder(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

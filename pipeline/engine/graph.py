@@ -7,6 +7,7 @@ import re
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from functools import cached_property
+from graphlib import TopologicalSorter
 from typing import Any
 
 from pipeline.engine.errors import ConfigError
@@ -95,25 +96,16 @@ def topological(targets: Iterable[Node]) -> list[Node]:
     """
     found = _discover(targets)
     position = {fingerprint: index for index, fingerprint in enumerate(found)}
-    waiting = {node.fingerprint: {i.fingerprint for i in node.inputs.values()} for node in found.values()}
-    users: dict[str, list[str]] = {fingerprint: [] for fingerprint in found}
-    for fingerprint, inputs in waiting.items():
-        for needed in inputs:
-            users[needed].append(fingerprint)
-
-    def rank(fingerprint: str) -> tuple[bool, int, str]:
-        return not found[fingerprint].is_early, position[fingerprint], fingerprint
-
-    ready = [rank(fingerprint) for fingerprint, inputs in waiting.items() if not inputs]
-    heapq.heapify(ready)
+    sorter = TopologicalSorter({one: [i.fingerprint for i in node.inputs.values()] for one, node in found.items()})
+    sorter.prepare()
+    ready: list[tuple[bool, int, str]] = []
     order = []
-    while ready:
+    while sorter.is_active():
+        for fingerprint in sorter.get_ready():
+            heapq.heappush(ready, (not found[fingerprint].is_early, position[fingerprint], fingerprint))
         *_, fingerprint = heapq.heappop(ready)
         order.append(found[fingerprint])
-        for user in users[fingerprint]:
-            waiting[user].discard(fingerprint)
-            if not waiting[user]:
-                heapq.heappush(ready, rank(user))
+        sorter.done(fingerprint)
     return order
 
 

@@ -16,7 +16,7 @@ import psutil
 from filelock import FileLock, Timeout
 
 from pipeline.engine.errors import ArtifactError
-from pipeline.engine.sources.hashes import write_atomic
+from pipeline.engine.sources.hashes import read_object, write_atomic
 
 POLL_S = 0.5
 WRITING = (".worker.lock", ".worker.pid")
@@ -33,18 +33,16 @@ def building(directory: Path, tell: Callable[[str], None]) -> Iterator[None]:
     """
     path = lock_path(directory)
     path.parent.mkdir(parents=True, exist_ok=True)
-    lock, told = FileLock(path), False
-    while True:
-        try:
-            lock.acquire(timeout=0)
-            break
-        except Timeout:
-            if not told:
-                tell(f"waiting for {directory.name}: {describe(owner(path))} is building it")
-                told = True
-            time.sleep(POLL_S)
+    lock = FileLock(path)
     try:
-        write_atomic(_owner_path(path), json.dumps(_self()))
+        lock.acquire(timeout=0)
+    except Timeout:
+        tell(f"waiting for {directory.name}: {describe(owner(path))} is building it")
+        lock.acquire(poll_interval=POLL_S)
+    try:
+        started = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(psutil.Process().create_time()))
+        me = {"pid": os.getpid(), "host": socket.gethostname(), "started": started, "argv": sys.argv}
+        write_atomic(_owner_path(path), json.dumps(me))
         yield
     finally:
         _owner_path(path).unlink(missing_ok=True)
@@ -58,11 +56,7 @@ def lock_path(directory: Path) -> Path:
 
 def owner(path: Path) -> dict[str, Any]:
     """What the holder of the lock wrote about itself: pid, host, started, argv; empty if it has not yet."""
-    try:
-        content = json.loads(_owner_path(path).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return content if isinstance(content, dict) else {}
+    return read_object(_owner_path(path))
 
 
 def describe(who: dict[str, Any]) -> str:
@@ -98,8 +92,3 @@ def writing(directory: Path, timeout_s: float = ORPHAN_S) -> Iterator[None]:
 
 def _owner_path(lock: Path) -> Path:
     return lock.with_name(lock.name + ".owner")
-
-
-def _self() -> dict[str, Any]:
-    started = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(psutil.Process().create_time()))
-    return {"pid": os.getpid(), "host": socket.gethostname(), "started": started, "argv": sys.argv}

@@ -14,7 +14,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
+from pipeline.data.sources.documents import RowSource
 from pipeline.data.sources.files import Listing, Locate
+from pipeline.data.sources.rows import Row
 from pipeline.records.items import Item, Outcome
 
 HASH_LENGTH = 16
@@ -27,25 +29,6 @@ class Score(NamedTuple):
     value: float
     stderr: float
     n: int
-
-
-class Ran(Protocol):
-    """What a program did: whether it ran to its end without an error, and what it wrote."""
-
-    @property
-    def ok(self) -> bool: ...
-    @property
-    def stdout(self) -> str: ...
-    @property
-    def stderr(self) -> str: ...
-
-
-RunProgram = Callable[[str], Ran]
-"""Runs a Python program where it can do no harm. A program that crashes or never ends is an answer, not an error."""
-
-
-def _no_progress(**fields: Any) -> None:
-    return None
 
 
 @dataclass(frozen=True)
@@ -69,13 +52,19 @@ class Workspace:
     locate: Locate
     listing: Listing
     data: Path | None = None
-    progress: Callable[..., None] = _no_progress
+    progress: Callable[..., None] = lambda **_: None
     isolation: str = "full"
     workers: int | None = None
     reference: Path | None = None
     samples: Path | None = None
     directory: Path | None = None
     endpoint: Mapping[str, Any] | None = None
+
+    def kept(self, name: str) -> Path:
+        """Where a file lies that the next attempt finds again. Raises ValueError if there is no such place."""
+        if self.directory is None:
+            raise ValueError(f"this benchmark needs a directory to keep {name} in")
+        return self.directory / name
 
 
 class Benchmark(Protocol):
@@ -140,6 +129,21 @@ def smallest_hashes(rows: Iterable[Mapping[str, Any]], limit: int | None) -> lis
         return [number for number, _ in enumerate(rows)]
     hashes = [(content_hash(row), number) for number, row in enumerate(rows)]
     return sorted(number for _, number in sorted(hashes)[:limit])
+
+
+def every_row(source: RowSource, inputs: Workspace, name: str = "benchmark") -> list[Mapping[str, Any]]:
+    """All rows of a source. Raises ValueError for one that cannot be read, with the name of the source."""
+    rows = []
+    for row in source.rows(inputs.locate, inputs.listing):
+        if not isinstance(row, Row):
+            raise ValueError(f"{name}: row {row.id} is {row.reason}; every row is needed")
+        rows.append(row.fields)
+    return rows
+
+
+def cut(text: str, stop: Sequence[str]) -> str:
+    """The text before the first place where any of `stop` begins; empty ones count for nothing."""
+    return text[: min((text.find(end) for end in stop if end and end in text), default=len(text))]
 
 
 def num_rows(model: Any) -> int:

@@ -14,9 +14,9 @@ from pickle import UnpicklingError
 
 import torch
 
+from pipeline.file_io import sync
 from pipeline.models.architecture.aliases import tied_names
 from pipeline.models.directory import CONFIG_FILE, begin_model, commit_model, read_config
-from pipeline.models.files.atomic_io import sync
 from pipeline.models.files.safetensors_io import SINGLE_FILE, write_index
 from pipeline.models.files.tensor_file import Planned, write_file
 from pipeline.models.save import DTYPES, raw_bytes

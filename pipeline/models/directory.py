@@ -8,8 +8,9 @@ from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 from typing import Literal
 
+from pipeline.file_io import sync
 from pipeline.models.architecture.aliases import untied
-from pipeline.models.files.atomic_io import commit, partial_of, sync, write_text
+from pipeline.models.files.atomic_io import commit, partial_of, write_text
 from pipeline.models.files.reference import OWN_FILE, REFERENCE_FILE, write_reference
 from pipeline.models.files.safetensors_io import INDEX_FILE, has_only_pickles, read_index, write_shards
 from pipeline.models.files.tensor_file import Planned, Stored, copy_of

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from pipeline.models.files.atomic_io import sync
+from pipeline.file_io import sync
 
 
 class Journal:

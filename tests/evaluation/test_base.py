@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from lm_eval.api.metrics import mean_stderr
 
-from pipeline.evaluation.base import Item, content_hash, score
+from pipeline.evaluation.base import Item, content_hash, cut, score
 
 
 def items(numerators, denominators):
@@ -42,3 +42,9 @@ def test_hashes_tell_contents_apart():
     assert content_hash("a", ["b"]) == content_hash("a", ["b"])
     assert len({content_hash("a", "b"), content_hash("ab"), content_hash("a", ["b"]), content_hash("b", "a")}) == 4
     assert len(content_hash("a")) == 16
+
+
+def test_an_answer_ends_where_the_first_stop_begins():
+    assert cut("ab\nclass\ndef", ["\ndef", "\nclass"]) == "ab"
+    assert cut("abcd", ["cd", "bc"]) == "a"
+    assert cut("abc", ["x"]) == "abc" and cut("abc", []) == "abc" and cut("abc", ["", "c"]) == "ab"

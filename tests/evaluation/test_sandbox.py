@@ -6,13 +6,14 @@ import shutil
 import socket
 import subprocess
 import sys
+from dataclasses import asdict
 from pathlib import Path
 from types import SimpleNamespace
 
 import psutil
 import pytest
 
-from pipeline.evaluation.sandbox import Limits, Sandbox, SandboxError, levels, pool, remote, seccomp
+from pipeline.evaluation.sandbox import Limits, Sandbox, SandboxError, levels, pool, seccomp
 from pipeline.evaluation.sandbox.interpreter import this_interpreter
 from tests.children import PATIENCE_S, wait_for
 
@@ -25,7 +26,7 @@ def at(level, **changes):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(levels, "allowed", lambda required: [required])
         try:
-            return Sandbox(Limits(**{**LIMITS.to_json(), **changes}), level, 2)
+            return Sandbox(Limits(**{**asdict(LIMITS), **changes}), level, 2)
         except SandboxError as error:
             pytest.skip(str(error))
 
@@ -506,11 +507,11 @@ def test_a_stronger_level_is_taken_where_there_is_one(full):
 
 
 def test_a_broken_sandbox_is_no_wrong_answer(full, monkeypatch):
-    monkeypatch.setattr(remote, "START", "import sys; sys.exit(1)")
+    monkeypatch.setattr(pool, "START", "import sys; sys.exit(1)")
     full.close()
     with pytest.raises(SandboxError, match="gave no answer"):
         full.run("print(1)")
-    monkeypatch.setattr(remote, "START", 'print(\'{"failure": "mount: no"}\')')
+    monkeypatch.setattr(pool, "START", 'print(\'{"failure": "mount: no"}\')')
     with pytest.raises(SandboxError, match="mount: no"):
         list(full.run_all(["print(1)"] * 3))
     full.close()  # a launcher that answered may still be about to end
@@ -538,11 +539,11 @@ time.sleep(3600)
 
 def test_limits_are_checked():
     with pytest.raises(ValueError, match="memory_mb=0 must be positive"):
-        Limits(**{**LIMITS.to_json(), "memory_mb": 0})
+        Limits(**{**asdict(LIMITS), "memory_mb": 0})
     with pytest.raises(ValueError, match=r"cpu_s=0\.5 must be a whole number"):
-        Limits(**{**LIMITS.to_json(), "cpu_s": 0.5})
+        Limits(**{**asdict(LIMITS), "cpu_s": 0.5})
     with pytest.raises(ValueError, match="'not_there' is not installed; run `pip install not_there`"):
-        Sandbox(Limits(**{**LIMITS.to_json(), "packages": ("not_there",)}), "full", 1)
+        Sandbox(Limits(**{**asdict(LIMITS), "packages": ("not_there",)}), "full", 1)
 
 
 def test_filters_of_both_architectures():
@@ -561,7 +562,7 @@ def test_an_ordinary_user_reaches_the_same_level():
 import sys
 sys.path.insert(0, {str(here)!r})
 from pipeline.evaluation.sandbox import Limits, Sandbox
-sandbox = Sandbox(Limits(**{LIMITS.to_json()!r}), "full", 1)
+sandbox = Sandbox(Limits(**{asdict(LIMITS)!r}), "full", 1)
 print(sandbox.level, sandbox.run("import os; print(os.getuid())").stdout, sandbox.run("open('/etc/passwd')").error)
 """
     try:
@@ -597,7 +598,7 @@ sys.path.insert(0, {str(Path(pool.__file__).parents[3])!r})
 from pipeline.evaluation.sandbox import Limits, Sandbox, SandboxError, seccomp
 seccomp._DENIED = {{name: seccomp._DENIED[name] for name in ("unshare", "setns", "mount", "umount2", "pivot_root")}}
 seccomp.install(None)
-limits = Limits(**{LIMITS.to_json()!r})
+limits = Limits(**{asdict(LIMITS)!r})
 try:
     Sandbox(limits, "full", 1)
 except SandboxError as error:

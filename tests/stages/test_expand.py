@@ -14,6 +14,7 @@ from safetensors.torch import load_file, save_file
 from pipeline.engine import artifact
 from pipeline.engine.graph import identify
 from pipeline.engine.process import worker
+from pipeline.engine.process.signals import Stop
 from pipeline.expansion import writer
 from pipeline.models import load
 from pipeline.records.expansion import read_expansion
@@ -134,12 +135,12 @@ def test_what_claims_to_be_exact_and_is_not_fails_and_is_not_committed(source, t
     partial.mkdir()
     (partial / artifact.CONFIG).write_text(yaml.safe_dump(config))
     with (
-        worker.stoppable() as stop,
+        Stop().handling() as stop,
         pytest.raises(ValueError, match=r"is not identical to its source: .*'logits_equal': False"),
     ):
         worker._one(expand.run, partial, lambda event: None, stop, is_main=True)
     assert not artifact.is_committed(tmp_path / "expand-x") and not (partial / artifact.MANIFEST).exists()
     monkeypatch.setattr(writer, "write_expansion", writer_of_old)
-    with worker.stoppable() as stop:  # the same attempt again, with nothing in its way
+    with Stop().handling() as stop:  # the same attempt again, with nothing in its way
         worker._one(expand.run, partial, lambda event: None, stop, is_main=True)
     assert artifact.is_committed(tmp_path / "expand-x")

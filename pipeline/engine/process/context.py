@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import time
@@ -9,6 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from pipeline.engine.artifact import REQUIRED
 from pipeline.engine.fingerprint import plain
 from pipeline.engine.process.signals import Stop
 from pipeline.engine.sources.locations import listing
@@ -17,21 +19,16 @@ PROGRESS = "@progress "
 """Begins a line of a worker's standard output that is meant for the driver and not for the log."""
 Send = Callable[[dict[str, Any]], None]
 PROGRESS_EVERY_S = 0.1
-RESERVED = {"stage", "label", "version", "fingerprint", "params", "inputs", "metrics", "files", "provenance"}
 
 
-class Channel:
+def channel(descriptor: int) -> Send:
     """Sends events to the driver as lines on a file descriptor. A driver that is gone is no error."""
 
-    def __init__(self, descriptor: int) -> None:
-        self._descriptor = descriptor
+    def send(event: dict[str, Any]) -> None:
+        with contextlib.suppress(OSError):
+            os.write(descriptor, f"{PROGRESS}{json.dumps(event, default=str)}\n".encode())
 
-    def __call__(self, event: dict[str, Any]) -> None:
-        line = f"{PROGRESS}{json.dumps(event, default=str)}\n".encode()
-        try:
-            os.write(self._descriptor, line)
-        except OSError:
-            return
+    return send
 
 
 class Context:
@@ -80,11 +77,6 @@ class Context:
         location = self._location(source)
         return listing(Path(location["path"]), location.get("include"), location.get("exclude"))
 
-    def files(self, source: dict[str, Any]) -> list[Path]:
-        """The files that a local source means, in the order of `listing`."""
-        root = self.locate(source)
-        return [root] if root.is_file() else [root / name for name in self.listing(source)]
-
     def progress(self, **fields: Any) -> None:
         """Show step, total, loss, tokens_per_s, eta_s, note in the driver. Cheap; shown a few times a second."""
         now = time.monotonic()
@@ -109,7 +101,7 @@ class Context:
         Raises:
             ValueError: for a name that the manifest uses itself, or a value without a stable form.
         """
-        if taken := sorted(RESERVED & set(fields)):
+        if taken := sorted(set(REQUIRED) & set(fields)):
             raise ValueError(f"the manifest's own fields {', '.join(taken)} cannot be recorded; choose other names")
         self.recorded.update(plain(fields, "record"))
 

@@ -7,7 +7,7 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from types import FrameType
 from typing import Any
 
@@ -39,17 +39,10 @@ class Stop:
             raise Interrupted(f"received {signal.Signals(number).name}")
 
     @contextlib.contextmanager
-    def handling(self) -> Iterator[None]:
+    def handling(self) -> Iterator[Stop]:
         """Handle SIGTERM and SIGINT in here; in a thread other than the main one, do nothing."""
-        if threading.current_thread() is not threading.main_thread():
-            yield
-            return
-        before = {number: signal.signal(number, self) for number in (signal.SIGTERM, signal.SIGINT)}
-        try:
-            yield
-        finally:
-            for number, handler in before.items():
-                signal.signal(number, handler)
+        with _handled((signal.SIGTERM, signal.SIGINT), self):
+            yield self
 
 
 def restore_signals() -> None:
@@ -64,28 +57,31 @@ def restore_signals() -> None:
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
 
 
-@contextlib.contextmanager
-def termination_as_interrupt() -> Iterator[None]:
+def termination_as_interrupt() -> contextlib.AbstractContextManager[None]:
     """In a driver, let SIGTERM, and SIGHUP unless it is ignored (nohup), raise `Interrupted` as Ctrl-C does.
 
     SIGTERM does so even where it was ignored: it is how a run without a terminal is stopped.
     """
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
 
     def interrupt(number: int, frame: FrameType | None) -> None:
         raise Interrupted(f"received {signal.Signals(number).name}")
 
-    caught = [signal.SIGTERM]
-    if signal.getsignal(signal.SIGHUP) == signal.SIG_DFL:
-        caught.append(signal.SIGHUP)
-    before = {number: signal.signal(number, interrupt) for number in caught}
+    hangup = [signal.SIGHUP] if signal.getsignal(signal.SIGHUP) == signal.SIG_DFL else []
+    return _handled([signal.SIGTERM, *hangup], interrupt)
+
+
+@contextlib.contextmanager
+def _handled(numbers: Sequence[int], handler: Callable[[int, FrameType | None], None]) -> Iterator[None]:
+    """Have these signals handled in here; in a thread other than the main one, do nothing."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = {number: signal.signal(number, handler) for number in numbers}
     try:
         yield
     finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+        for number, earlier in before.items():
+            signal.signal(number, earlier)
 
 
 def grace_s(launch: Mapping[str, Any]) -> float:

@@ -15,7 +15,7 @@ from __future__ import annotations
 import json
 import shutil
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
@@ -24,7 +24,7 @@ from pipeline.engine import artifact
 from pipeline.engine.errors import ConfigError
 from pipeline.engine.process.context import PROGRESS
 from pipeline.engine.process.signals import grace_s
-from pipeline.engine.process.supervise import Event, Outcome, supervise_stage, take
+from pipeline.engine.process.supervise import Event, OnEvent, Outcome, Tell, supervise_stage, take
 
 POLL_S = 0.5
 PORT = 29500
@@ -80,11 +80,7 @@ def check(asked: Mapping[str, Any]) -> None:
 
 
 def run(
-    module: str,
-    directories: Sequence[Path],
-    settings: Mapping[str, Any],
-    on_event: Callable[[Event], None],
-    tell: Callable[[str], None],
+    module: str, directories: Sequence[Path], settings: Mapping[str, Any], on_event: OnEvent, tell: Tell
 ) -> Outcome:
     """Run a launch as one job or, where time limits end them, as several. Arguments and result as `supervise` has them.
 
@@ -120,12 +116,12 @@ def _executor(folder: Path, wanted: Mapping[str, Any]) -> Any:
 class _Follower:
     """Reads what the tasks of a job write, as it comes."""
 
-    def __init__(self, job: Any, folder: Path, log: IO[bytes], on_event: Callable[[Event], None]) -> None:
+    def __init__(self, job: Any, folder: Path, log: IO[bytes], on_event: OnEvent) -> None:
         self._job, self._folder, self._log, self._on_event = job, folder, log, on_event
         self._places: dict[Path, int] = {}
         self._outcome = Outcome()
 
-    def follow(self, grace: float, tell: Callable[[str], None]) -> Outcome:
+    def follow(self, grace: float, tell: Tell) -> Outcome:
         try:
             while not self._job.done():
                 self._read()
@@ -151,7 +147,7 @@ class _Follower:
                     if line.startswith(PROGRESS.encode()):
                         take(line, self._outcome, self._log, self._on_event)
 
-    def _cancel(self, grace: float, tell: Callable[[str], None]) -> None:
+    def _cancel(self, grace: float, tell: Tell) -> None:
         tell(f"cancelling job {self._job.job_id}: it has up to {grace:.0f} s to save; interrupt again not to wait")
         self._job.cancel(check=False)
         deadline = time.monotonic() + grace

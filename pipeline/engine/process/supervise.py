@@ -20,6 +20,8 @@ from pipeline.engine.process.processes import Tree
 from pipeline.engine.process.signals import grace_s
 
 Event = dict[str, Any]
+OnEvent = Callable[[Event], None]
+Tell = Callable[[str], None]
 TICK_S = 0.2
 LOOK_EVERY_S = 1.0
 DRAIN_S = 2.0
@@ -38,12 +40,7 @@ class Outcome:
 
 
 def supervise(
-    command: Sequence[str],
-    environment: Mapping[str, str],
-    log: Path,
-    grace_s: float,
-    on_event: Callable[[Event], None],
-    tell: Callable[[str], None],
+    command: Sequence[str], environment: Mapping[str, str], log: Path, grace_s: float, on_event: OnEvent, tell: Tell
 ) -> Outcome:
     """Run `command` in a session of its own, its output into `log`, until its whole process tree is gone.
 
@@ -76,11 +73,7 @@ def supervise(
 
 
 def supervise_stage(
-    module: str,
-    directories: Sequence[Path],
-    settings: Mapping[str, Any],
-    on_event: Callable[[Event], None],
-    tell: Callable[[str], None],
+    module: str, directories: Sequence[Path], settings: Mapping[str, Any], on_event: OnEvent, tell: Tell
 ) -> Outcome:
     """`supervise` over the launch of a stage's nodes as `launch` settings ask for it; raises what `supervise` does."""
     command, environment = launch.command(module, directories, settings), launch.environment(settings)
@@ -91,14 +84,12 @@ def explain(outcome: Outcome, directory: Path) -> tuple[str, list[str]]:
     """Why a worker failed, in a sentence, and the last lines of its log without what its launcher said about it."""
     log, failure = _tail(directory / artifact.LOG), outcome.failure
     if failure is None:
-        ended = "was killed, perhaps for want of memory," if outcome.ranks else "could not start its stage"
-        remedy = (
-            "; launch.micro_batch=1 and launch.checkpointing=full need less for a step, frozen_dtype and launch=fsdp2 "
-            "for the weights"
-            if outcome.ranks
-            else ""
+        ended = f"and left no message (exit status {outcome.status})"
+        killed = (
+            f"the worker was killed, perhaps for want of memory, {ended}; launch.micro_batch=1 and "
+            "launch.checkpointing=full need less for a step, frozen_dtype and launch=fsdp2 for the weights"
         )
-        return f"the worker {ended} and left no message (exit status {outcome.status}){remedy}", log[-LOG_LINES:]
+        return killed if outcome.ranks else f"the worker could not start its stage {ended}", log[-LOG_LINES:]
     error = str(failure["error"])
     lines = [line for line in error.splitlines() if line.strip()]
     ends = [index for index, line in enumerate(log) if line.startswith(lines[0])]
@@ -108,9 +99,7 @@ def explain(outcome: Outcome, directory: Path) -> tuple[str, list[str]]:
     return error, log
 
 
-def _follow(
-    process: subprocess.Popen, tree: Tree, outcome: Outcome, log: IO[bytes], on_event: Callable[[Event], None]
-) -> None:
+def _follow(process: subprocess.Popen, tree: Tree, outcome: Outcome, log: IO[bytes], on_event: OnEvent) -> None:
     lines: queue.Queue[bytes | None] = queue.Queue()
     threading.Thread(target=_read, args=(process.stdout, lines), daemon=True).start()
     looked, ended = 0.0, None
@@ -140,7 +129,7 @@ def _read(pipe: IO[bytes], lines: queue.Queue[bytes | None]) -> None:
     lines.put(None)
 
 
-def take(line: bytes, outcome: Outcome, log: IO[bytes], on_event: Callable[[Event], None]) -> None:
+def take(line: bytes, outcome: Outcome, log: IO[bytes], on_event: OnEvent) -> None:
     """What a line of a worker's standard output is: an event for the outcome or the display, or text for the log."""
     event = _event(line)
     if event is None:
@@ -166,7 +155,7 @@ def _event(line: bytes) -> Event | None:
     return {"event": "progress", **event} if isinstance(event, dict) else None
 
 
-def _stop(tree: Tree, outcome: Outcome, grace_s: float, tell: Callable[[str], None]) -> None:
+def _stop(tree: Tree, outcome: Outcome, grace_s: float, tell: Tell) -> None:
     with contextlib.suppress(KeyboardInterrupt):
         tell(f"stopping: the worker has up to {grace_s:.0f} s to save; interrupt again to kill it")
         tree.terminate(outcome.ranks)

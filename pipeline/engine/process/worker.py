@@ -9,7 +9,7 @@ import re
 import sys
 import time
 import traceback
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,10 +18,9 @@ import yaml
 from pipeline.engine import artifact
 from pipeline.engine.errors import ArtifactError, Interrupted
 from pipeline.engine.fingerprint import plain
-from pipeline.engine.graph import identify
 from pipeline.engine.locks import writing
 from pipeline.engine.process import provenance
-from pipeline.engine.process.context import Channel, Context, Send
+from pipeline.engine.process.context import Context, Send, channel
 from pipeline.engine.process.signals import DRIVER_PID, Stop, grace_s, restore_signals, watch_driver
 
 __all__ = ["Context", "Interrupted", "main"]
@@ -43,12 +42,11 @@ def main(run: Run, argv: Sequence[str] | None = None) -> None:
     directories = [Path(one).absolute() for one in (sys.argv[1:] if argv is None else argv)]
     driven = DRIVER_PID in os.environ
     restore_signals()
-    send, rank = Channel(os.dup(1)), _rank()
+    send, rank = channel(os.dup(1)), _rank()
     if driven:
         _output_to(directories[0])
     send({"event": "started", "pid": os.getpid(), "rank": rank})
-    stop = Stop()
-    with stop.handling():
+    with Stop().handling() as stop:
         status = _guarded(run, directories, send, stop, rank == 0, driven)
     sys.stdout.flush()
     sys.exit(status)
@@ -82,8 +80,7 @@ def read_config(directory: Path) -> dict[str, Any]:
     path = directory / artifact.CONFIG
     try:
         config = yaml.safe_load(path.read_text(encoding="utf-8"))
-        inputs = {role: entry["fingerprint"] for role, entry in config["inputs"].items()}
-        found = identify(config["stage"], config["version"], config["params"], inputs)
+        found = artifact.identity_of(config)
     except (OSError, yaml.YAMLError, KeyError, TypeError, AttributeError, ValueError) as error:
         raise ArtifactError(f"{path} cannot be used: {error!r}; let the driver write it") from error
     if found != config["fingerprint"]:
@@ -126,7 +123,7 @@ def _one(run: Run, directory: Path, send: Send, stop: Stop, is_main: bool) -> No
         return
     facts = provenance.collect(config.get("argv") or sys.argv)
     times = {"started": started, "finished": _now(), "wall_time_s": _spent(directory, began)}
-    identity = {key: config[key] for key in ("stage", "label", "version", "fingerprint", "params")}
+    identity = {key: config[key] for key in artifact.OF_NODE}
     inputs = {
         role: {"fingerprint": entry["fingerprint"], "directory": "/".join(Path(entry["directory"]).parts[-2:])}
         for role, entry in config["inputs"].items()
@@ -180,11 +177,3 @@ def _spent(directory: Path, began: float) -> float:
 
 def _now() -> str:
     return time.strftime("%Y-%m-%dT%H:%M:%S%z")
-
-
-@contextlib.contextmanager
-def stoppable() -> Iterator[Stop]:
-    """A request to stop that this process's signals reach, for running a stage without a worker process."""
-    stop = Stop()
-    with stop.handling():
-        yield stop

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import IO, Any
 
 PLAIN_EVERY_S = 15.0
@@ -123,16 +123,14 @@ class Tracker:
 
 def describe(fields: dict[str, Any]) -> str:
     """The progress fields as one short text: "12/200  loss 1.234  5,120 tokens/s  2m31s left  note"."""
-    parts = []
-    if fields.get("step") is not None:
-        parts.append(f"{fields['step']}/{fields['total']}" if fields.get("total") else f"{fields['step']}")
-    if fields.get("loss") is not None:
-        parts.append(f"loss {fields['loss']:.3f}")
-    if fields.get("tokens_per_s") is not None:
-        parts.append(f"{fields['tokens_per_s']:,.0f} tokens/s")
-    if fields.get("eta_s") is not None:
-        parts.append(f"{duration(fields['eta_s'])} left")
-    return "  ".join([*parts, *([str(fields["note"])] if fields.get("note") else [])])
+    forms: dict[str, Callable[[Any], str]] = {
+        "step": lambda step: f"{step}/{fields['total']}" if fields.get("total") else f"{step}",
+        "loss": "loss {:.3f}".format,
+        "tokens_per_s": "{:,.0f} tokens/s".format,
+        "eta_s": lambda seconds: f"{duration(seconds)} left",
+        "note": str,
+    }
+    return "  ".join(form(fields[key]) for key, form in forms.items() if fields.get(key) not in (None, ""))
 
 
 def duration(seconds: float) -> str:

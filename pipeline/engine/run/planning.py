@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+import contextlib
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any, Literal
 
@@ -43,7 +45,7 @@ def plan(targets: Iterable[Node], outputs: Path, explain: bool = True) -> list[S
     nodes = topological(targets)
     found = {node: artifact.find(node, outputs) for node in nodes}
     needed = _needed(targets, found)
-    siblings = _Siblings(outputs)
+    siblings = cache(lambda stage: manifests(outputs, [stage]))
     steps = []
     for node in nodes:
         if directory := found[node]:
@@ -69,9 +71,13 @@ def render(steps: Sequence[Step], notes: Mapping[Node, Sequence[str]] | None = N
 
 
 def manifests(outputs: Path, stages: Iterable[str]) -> list[dict[str, Any]]:
-    """Of everything committed of these stages; damaged ones are passed over."""
-    siblings = _Siblings(outputs)
-    return [manifest for stage in stages for manifest in siblings(stage)]
+    """Of everything committed of these stages; damaged ones are passed over: they are nobody's input."""
+    found = []
+    for root in (artifact.stage_root(outputs, stage) for stage in stages):
+        for directory in filter(artifact.is_committed, sorted(root.glob("*-*"))):
+            with contextlib.suppress(ArtifactError):
+                found.append(artifact.load_manifest(directory))
+    return found
 
 
 def note(label: str, lines: Sequence[str]) -> str:
@@ -99,29 +105,7 @@ def _needed(targets: Iterable[Node], found: dict[Node, Path | None]) -> set[Node
     return needed
 
 
-class _Siblings:
-    """What is committed of each stage, read once. Damaged neighbours are passed over: they are nobody's input."""
-
-    def __init__(self, outputs: Path) -> None:
-        self._outputs = outputs
-        self._read: dict[str, list[dict[str, Any]]] = {}
-
-    def __call__(self, stage: str) -> list[dict[str, Any]]:
-        if stage not in self._read:
-            self._read[stage] = list(self._manifests(stage))
-        return self._read[stage]
-
-    def _manifests(self, stage: str) -> Iterator[dict[str, Any]]:
-        root = artifact.stage_root(self._outputs, stage)
-        for directory in sorted(root.glob("*-*")) if root.is_dir() else []:
-            if artifact.is_committed(directory):
-                try:
-                    yield artifact.load_manifest(directory)
-                except ArtifactError:
-                    continue
-
-
-def _reason(node: Node, missing: Sequence[str], siblings: _Siblings) -> str:
+def _reason(node: Node, missing: Sequence[str], siblings: Callable[[str], list[dict[str, Any]]]) -> str:
     rebuilt = [f"input {role} is rebuilt" for role in missing]
     if len(rebuilt) > SHOWN:  # a report has dozens
         rebuilt = [*rebuilt[:2], f"and {len(rebuilt) - 2} more inputs are"]

@@ -15,7 +15,7 @@ from pipeline.engine.errors import Interrupted, StageError
 from pipeline.engine.graph import Node
 from pipeline.engine.locks import building
 from pipeline.engine.process import launch, slurm, worker
-from pipeline.engine.process.signals import grace_s, restore_signals, termination_as_interrupt
+from pipeline.engine.process.signals import Stop, grace_s, restore_signals, termination_as_interrupt
 from pipeline.engine.process.supervise import Outcome, explain, supervise_stage
 from pipeline.engine.run import output_dir as ground
 from pipeline.engine.run import planning
@@ -30,12 +30,7 @@ TOLD_BYTES = 1 << 30
 
 
 def run(
-    targets: Iterable[Node],
-    outputs: Path,
-    cache: Path,
-    *,
-    display: Display | None = None,
-    stages: str = STAGES,
+    targets: Iterable[Node], outputs: Path, cache: Path, *, display: Display | None = None, stages: str = STAGES
 ) -> dict[str, Path]:
     """Have the artifact of every target, building what is not committed and what that needs.
 
@@ -73,13 +68,7 @@ def run(
             ) from interrupt
 
 
-def plan(
-    targets: Iterable[Node],
-    outputs: Path,
-    cache: Path,
-    *,
-    stages: str = STAGES,
-) -> str:
+def plan(targets: Iterable[Node], outputs: Path, cache: Path, *, stages: str = STAGES) -> str:
     """The table of what `run` would do, and why, and what it will cost as far as stages can tell.
 
     Makes the checks of the request, but fetches and builds nothing.
@@ -233,7 +222,7 @@ class _Run:
         self, stage: ModuleType, settings: Mapping[str, Any], directories: Sequence[Path], tracker: Tracker
     ) -> None:
         try:
-            with worker.stoppable() as stop:
+            with Stop().handling() as stop:
                 worker.execute(stage.run, directories, tracker, stop, is_main=True, driven=False)
         except Exception as error:
             raise _failure(stage, settings, directories, Outcome(1, set(), worker.failure(error))) from error
@@ -254,11 +243,7 @@ def _config(
         for role, source in node.inputs.items()
     }
     return {
-        "stage": node.stage,
-        "label": node.label,
-        "version": node.version,
-        "fingerprint": node.fingerprint,
-        "params": node.params,
+        **{key: getattr(node, key) for key in artifact.OF_NODE},
         "inputs": inputs,
         **node.settings,
         "launch": dict(settings),

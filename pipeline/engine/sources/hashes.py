@@ -6,11 +6,12 @@ import contextlib
 import hashlib
 import json
 import os
-import tempfile
+import secrets
 import time
 from pathlib import Path
+from typing import Any
 
-from pipeline.file_modes import grant
+from pipeline.file_io import sync
 
 SETTLED_S = 2.0
 """A file younger than this is not remembered: a second write within the clock's grain would go unseen."""
@@ -25,18 +26,23 @@ def sha256_file(path: Path) -> str:
 def write_atomic(path: Path, text: str) -> None:
     """Replace `path` by `text` so that a reader, or a crash, sees the old file or the new one. Makes the folder."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    unfinished = path.with_name(f".{path.name}.{secrets.token_hex(8)}")
     try:
-        with os.fdopen(descriptor, "w", encoding="utf-8") as stream:
-            stream.write(text)
-            stream.flush()
-            os.fsync(stream.fileno())
-        grant(Path(name))
-        os.replace(name, path)
+        unfinished.write_text(text, encoding="utf-8")
+        sync(unfinished)
+        os.replace(unfinished, path)
     except BaseException:
-        with contextlib.suppress(OSError):
-            os.unlink(name)
+        unfinished.unlink(missing_ok=True)
         raise
+
+
+def read_object(path: Path) -> dict[str, Any]:
+    """The JSON object in a file that may be missing or unreadable, or hold something else: then an empty one."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return content if isinstance(content, dict) else {}
 
 
 class HashCache:
@@ -48,7 +54,7 @@ class HashCache:
 
     def __init__(self, cache: Path) -> None:
         self._file = cache / "hashes.json"
-        self._known = self._read()
+        self._known: dict[str, list] = read_object(self._file)
         self._new: dict[str, list] = {}
 
     def sha256(self, path: Path) -> str:
@@ -70,7 +76,7 @@ class HashCache:
         """Write what was learnt. A cache that cannot be written is no error."""
         if not self._new:
             return
-        self._known = {**self._read(), **self._new}
+        self._known = {**read_object(self._file), **self._new}
         with contextlib.suppress(OSError):
             write_atomic(self._file, json.dumps(self._known, separators=(",", ":"), sort_keys=True))
             self._new = {}
@@ -80,13 +86,6 @@ class HashCache:
         known = self._new.get(name) or self._known.get(name)
         fits = isinstance(known, list) and len(known) == 4 and known[:3] == stamp
         return str(known[3]) if known and fits else None
-
-    def _read(self) -> dict[str, list]:
-        try:
-            content = json.loads(self._file.read_text(encoding="utf-8"))
-        except (OSError, ValueError):
-            return {}
-        return content if isinstance(content, dict) else {}
 
     @staticmethod
     def _stamp(path: Path) -> list[int]:

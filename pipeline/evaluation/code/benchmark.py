@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipeline.data.sources.documents import RowSource
-from pipeline.evaluation.base import Item, Outcome, Workspace, content_hash, score, smallest_hashes
+from pipeline.evaluation.base import Item, Outcome, Workspace, content_hash, cut, every_row, score, smallest_hashes
 from pipeline.evaluation.code.pass_at_k import pass_at_k
-from pipeline.evaluation.code.problems import Form, Problem, cut, rows_of
-from pipeline.evaluation.sandbox import Limits, Ran, Sandbox, check_isolation
+from pipeline.evaluation.code.problems import Form, Problem
+from pipeline.evaluation.sandbox import Limits, Ran, Sandbox
 
 if TYPE_CHECKING:  # torch comes with it; a request is checked without
     from pipeline.evaluation.model.generation import Generator
@@ -64,10 +64,6 @@ class CodeBenchmark:
         if self.limit is not None and self.limit < 1:
             raise ValueError(f"limit={self.limit} must be at least 1, or null for every problem")
 
-    def check_isolation(self, isolation: str) -> None:
-        """Refuse before any work what `prepare` would refuse after it. Raises ValueError."""
-        check_isolation(self.limits, isolation)
-
     def prepare(self, model: Path, inputs: Workspace) -> None:
         """Refuse unreadable problems and a machine that cannot isolate, before the model is loaded."""
         self.problems(inputs)
@@ -92,7 +88,7 @@ class CodeBenchmark:
 
     def problems(self, inputs: Workspace) -> list[Problem]:
         """The problems to be answered. Raises ValueError if there is none or a row cannot be read."""
-        rows = rows_of(self.rows, inputs)
+        rows = every_row(self.rows, inputs)
         found = self.form.problems(rows, inputs)
         if not found:
             raise ValueError("the benchmark's source holds no problem; correct its path, include or exclude")

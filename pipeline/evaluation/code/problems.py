@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from pipeline.data.sources.documents import RowSource
-from pipeline.data.sources.rows import Row, field_value
-from pipeline.evaluation.base import Workspace
+from pipeline.data.sources.rows import field_value
+from pipeline.evaluation.base import Workspace, every_row
 from pipeline.evaluation.sandbox import Ran
 
 Fields = Mapping[str, Any]
@@ -63,21 +63,6 @@ class Form(Protocol):
     def problems(self, rows: Sequence[Fields], inputs: Workspace) -> list[Problem]:
         """The problems of these rows. Raises ValueError if a row lacks a column."""
         ...
-
-
-def rows_of(origin: RowSource, inputs: Workspace) -> list[Fields]:
-    """All rows of a source. Raises ValueError for a row that cannot be read: a benchmark needs every one."""
-    rows = []
-    for row in origin.rows(inputs.locate, inputs.listing):
-        if not isinstance(row, Row):
-            raise ValueError(f"benchmark row {row.id} is {row.reason}; a benchmark needs every one of its rows")
-        rows.append(row.fields)
-    return rows
-
-
-def cut(text: str, stop: Sequence[str]) -> str:
-    """The text before the first place where any stop begins."""
-    return text[: min((text.find(end) for end in stop if end in text), default=len(text))]
 
 
 @dataclass(frozen=True)
@@ -162,7 +147,7 @@ class FewShotMbpp(Mbpp):
 
     def problems(self, rows: Sequence[Fields], inputs: Workspace) -> list[Problem]:
         """See `Form`. Raises ValueError if an example is missing."""
-        known = {row["task_id"]: row for row in rows_of(self.examples, inputs)}
+        known = {row["task_id"]: row for row in every_row(self.examples, inputs)}
         if missing := [number for number in self.example_ids if number not in known]:
             raise ValueError(f"example_ids: no example has task_id {missing}; there are {sorted(known)[:12]}")
         shots = [known[number] for number in self.example_ids]
@@ -210,7 +195,7 @@ class ProgramOfThought:
 
     def problems(self, rows: Sequence[Fields], inputs: Workspace) -> list[Problem]:
         """See `Form`."""
-        shots = rows_of(self.examples, inputs)
+        shots = every_row(self.examples, inputs)
         shown = [self.template.replace("{code}", r["code"]).replace("{question}", r["question"]) for r in shots]
         return [self._problem(number, row, shown) for number, row in enumerate(rows)]
 

@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping
 from fractions import Fraction
 from typing import Any
 
-from pipeline.evaluation.base import RunProgram
+from pipeline.evaluation.sandbox import RunProgram
 
 Grade = Callable[[str, Mapping[str, Any], RunProgram], bool]
 """(the solution, the task's row, a way to run programs) -> whether it is right."""

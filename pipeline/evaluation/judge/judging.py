@@ -132,14 +132,9 @@ def judgements(judge: ChatModel, asked: Sequence[Asked]) -> Iterator[dict[str, A
 def _judgement(judge: ChatModel, asked: Asked) -> dict[str, Any]:
     record: dict[str, Any] = {"id": asked.id, "turn": asked.turn, "prompt": asked.prompt, "rating": None}
     try:
-        text = judge.ask(asked.messages, _rated)
+        value, text = judge.ask(asked.messages, lambda text: (rating(text), text))
     except (UnusableError, RefusedError) as error:
         if isinstance(error, RefusedError) and error.is_for_all:
             raise
         return {**record, "error": str(error)}
-    return {**record, "rating": rating(text), "judgement": text}
-
-
-def _rated(text: str) -> str:
-    rating(text)
-    return text
+    return {**record, "rating": value, "judgement": text}

@@ -10,19 +10,18 @@ from __future__ import annotations
 import re
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
-from pipeline.data.chat.template import TemplateSettings, read_template
 from pipeline.data.sources.documents import RowSource
 from pipeline.data.sources.rows import Row
-from pipeline.evaluation.base import Item, Outcome, RunProgram, Workspace, content_hash
+from pipeline.evaluation.base import Item, Outcome, Workspace, content_hash
 from pipeline.evaluation.judge.grading import GRADES
 from pipeline.evaluation.judge.jsonl_journal import JsonlJournal
 from pipeline.evaluation.judge.session import Session
-from pipeline.evaluation.model.replies import ChatReplies, Speaker, require_template
-from pipeline.evaluation.sandbox import Limits, Sandbox, check_isolation
+from pipeline.evaluation.model.replies import ChatBenchmark, ChatReplies, Speaker
+from pipeline.evaluation.sandbox import Limits, RunProgram, Sandbox, check_isolation
 
 METRIC = "success"
 EPISODES = "episodes.jsonl"
@@ -72,8 +71,8 @@ class Problem:
         return GRADES[self.task.grading](solution, self.row, run)
 
 
-@dataclass(frozen=True)
-class Mint:
+@dataclass(frozen=True, kw_only=True)
+class Mint(ChatBenchmark):
     """The success rate at the largest turn limit; that at each limit is a part, and the kinds are categories.
 
     Attributes:
@@ -83,62 +82,40 @@ class Mint:
         tools: Python that defines what the model may call beside Python itself, or null.
         turn_limits: each is played from the start.
         max_solutions: proposals in an episode; where there is a single turn there is one.
-        template: a chat template in place of the model's own, or null; as for `ChatData`, as are date and
-            template_options.
-        max_new_tokens: of one turn.
-        max_items: problems, in the order of their content hashes; null for all.
         limits: what one program may use.
     """
-
-    needs_chat: ClassVar[bool] = True
 
     tasks: Mapping[str, MintTask]
     instructions: str
     tools: RowSource | None
     turn_limits: Sequence[int]
     max_solutions: int
-    template: str | Mapping[str, Any] | None
-    max_new_tokens: int
-    max_items: int | None
     limits: Limits
-    date: str | None = None
-    template_options: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        TemplateSettings(None, self.date, self.template_options)
+        super().__post_init__()
         if not self.turn_limits or min(self.turn_limits) < 1 or sorted(set(self.turn_limits)) != list(self.turn_limits):
             raise ValueError(f"turn_limits={list(self.turn_limits)} must be ascending numbers of at least 1")
-        if min(self.max_solutions, self.max_new_tokens, self.max_items or 1) < 1:
-            raise ValueError("max_solutions, max_new_tokens and max_items must be at least 1 (max_items may be null)")
+        if self.max_solutions < 1:
+            raise ValueError(f"max_solutions={self.max_solutions} must be at least 1")
         if "{task}" not in self.instructions:
             raise ValueError("instructions must hold {task}, where the problem stands")
 
-    def check_isolation(self, isolation: str) -> None:
-        """Refuse before any work a machine that cannot isolate what the model writes. Raises ValueError."""
-        check_isolation(self.limits, isolation)
-
     def prepare(self, model: Path, inputs: Workspace) -> None:
         """Refuse a missing chat template or file, and a machine that cannot isolate, before the model is loaded."""
-        from pipeline.models import load_tokenizer
-
-        require_template(load_tokenizer(model), self._settings(inputs))
-        self.check_isolation(inputs.isolation)
+        super().prepare(model, inputs)
+        check_isolation(self.limits, inputs.isolation)
         self._problems(inputs)
 
-    def run(self, model: Any, tokenizer: Any, inputs: Workspace) -> Outcome:
-        """One item per problem: numerator 1 if it is solved within the largest limit, denominator 1."""
-        from pipeline.evaluation.model.generation import LocalGenerator
-
-        return self.measure(LocalGenerator(model, tokenizer), inputs)
-
     def measure(self, speaker: Speaker, inputs: Workspace) -> Outcome:
-        """As `run`, with turns from anything that speaks. Raises SandboxError if the sandbox fails."""
+        """One item per problem: numerator 1 if it is solved within the largest limit, denominator 1.
+
+        Raises SandboxError if the sandbox fails.
+        """
         sandbox = Sandbox(self.limits, inputs.isolation, inputs.workers)
-        replies = ChatReplies(speaker, self._settings(inputs))
-        if inputs.directory is None:
-            raise ValueError("MINT needs a directory to keep its episodes in")
+        replies = ChatReplies(speaker, self.template_settings(inputs))
         problems, prelude = self._problems(inputs), self._prelude(inputs)
-        kept = JsonlJournal(inputs.directory / EPISODES)
+        kept = JsonlJournal(inputs.kept(EPISODES))
         played = {(record["id"], record["limit"]): record for record in kept}
         total = len(problems) * len(self.turn_limits)
         left = [(p, limit) for p in problems for limit in self.turn_limits if (p.id, limit) not in played]
@@ -153,9 +130,6 @@ class Mint:
                 kept.add(record)
         sandbox.close()
         return Outcome(METRIC, True, tuple(self._item(problem, played) for problem in problems))
-
-    def _settings(self, inputs: Workspace) -> TemplateSettings:
-        return TemplateSettings(read_template(self.template, inputs.locate), self.date, self.template_options)
 
     def episode(self, problem: Problem, limit: int, session: Session) -> Episode:
         """One episode of at most `limit` turns: gives the conversation whenever the model is to speak, takes what it
@@ -204,12 +178,8 @@ class Mint:
                     yield number, step
 
     def _opening(self, problem: Problem, limit: int, solutions: int, tools: str) -> str:
-        fields = {
-            "num_turns": str(limit),
-            "num_solutions": str(solutions),
-            "tools": tools,
-            "task": str(problem.row["prompt"]).strip(),
-        }
+        task = str(problem.row["prompt"]).strip()
+        fields = {"num_turns": str(limit), "num_solutions": str(solutions), "tools": tools, "task": task}
         return re.sub(r"\{(\w+)\}", lambda match: fields.get(match[1], match[0]), self.instructions).strip()
 
     def _problems(self, inputs: Workspace) -> list[Problem]:

@@ -7,19 +7,17 @@ are kept one by one as they come; an interrupted or incomplete run goes on from 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
-from pipeline.data.chat.template import TemplateSettings, read_template
 from pipeline.data.sources.documents import RowSource
-from pipeline.data.sources.rows import Row
-from pipeline.evaluation.base import Item, Outcome, Workspace, content_hash
+from pipeline.evaluation.base import Item, Outcome, Workspace, content_hash, every_row
 from pipeline.evaluation.judge.jsonl_journal import JsonlJournal
 from pipeline.evaluation.judge.judging import PROMPTS, Asked, JudgePrompt, judge_prompts, judgements
 from pipeline.evaluation.judge.questions import Question, read_questions, read_references
-from pipeline.evaluation.model.replies import ChatReplies, Speaker, require_template
+from pipeline.evaluation.model.replies import ChatBenchmark, ChatReplies, Speaker
 from pipeline.evaluation.remote.endpoint import ChatModel, Endpoint, RefusedError, UnreachableError
 
 METRIC = "rating"
@@ -28,13 +26,18 @@ ANSWERS, JUDGEMENTS, PARTIAL = "answers.jsonl", "judgements.jsonl", "partial.jso
 TOGETHER = 16
 """Questions asked together; an interrupted run loses at most their answers."""
 
+Prompts = Mapping[str, JudgePrompt]
+Answers = Mapping[str, list[str]]
+Judged = dict[tuple[str, int], dict[str, Any]]
+"""(question, turn from 1) -> the judgement of it."""
+
 
 class IncompleteError(RuntimeError):
     """Too little was judged for a result; what there is, is kept, and the same command goes on from there."""
 
 
-@dataclass(frozen=True)
-class MTBench:
+@dataclass(frozen=True, kw_only=True)
+class MTBench(ChatBenchmark):
     """The mean rating, from 1 to 10, over all turns; a question is one item, so that its turns stay together.
 
     Attributes:
@@ -42,17 +45,11 @@ class MTBench:
         reference_categories: categories whose answers the judge compares with a reference.
         judge: the name of the judging model at the endpoint.
         judge_temperature, judge_max_tokens: of its judgements.
-        template: a chat template in place of the model's own, or null; as for `ChatData`, as are date and
-            template_options.
         temperatures: of the model's answers by category; 0 is greedy.
-        max_new_tokens: of one answer.
         seed: of sampled answers, together with the question and the turn.
-        max_items: questions to ask, the first in the order of their content hashes; null for all.
         max_unrated: the share of turns that may stay without a rating because the judge gave none; they are left out of
             the mean and counted. Above it there is no result.
     """
-
-    needs_chat: ClassVar[bool] = True
 
     questions: RowSource
     prompts: RowSource
@@ -61,73 +58,47 @@ class MTBench:
     judge: str
     judge_temperature: float
     judge_max_tokens: int
-    template: str | Mapping[str, Any] | None
     temperatures: Mapping[str, float]
-    max_new_tokens: int
     seed: int
-    max_items: int | None
     max_unrated: float
-    date: str | None = None
-    template_options: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        TemplateSettings(None, self.date, self.template_options)
+        super().__post_init__()
         if not 0 <= self.max_unrated < 1:
             raise ValueError(f"max_unrated={self.max_unrated} must be a share from 0 to below 1")
-        if self.max_new_tokens < 1 or (self.max_items is not None and self.max_items < 1):
-            raise ValueError("max_new_tokens and max_items must be at least 1 (max_items may be null)")
 
     def prepare(self, model: Path, inputs: Workspace) -> None:
         """Refuse a missing chat template, key or file before the model is loaded. Raises ValueError."""
-        from pipeline.models import load_tokenizer
-
-        require_template(load_tokenizer(model), self._settings(inputs))
+        super().prepare(model, inputs)
         Endpoint.of(inputs.endpoint).key()
         self._read(inputs)
 
-    def run(self, model: Any, tokenizer: Any, inputs: Workspace) -> Outcome:
+    def measure(self, speaker: Speaker, inputs: Workspace) -> Outcome:
         """One item per question: numerator the sum of its turns' ratings, denominator their number.
 
         Raises:
             ValueError: there is no chat template, or a file is not what it should be.
             IncompleteError: the judge cannot be reached, refuses whatever it is asked, or rates too little.
         """
-        from pipeline.evaluation.model.generation import LocalGenerator
-
-        return self.measure(LocalGenerator(model, tokenizer), inputs)
-
-    def measure(self, speaker: Speaker, inputs: Workspace) -> Outcome:
-        """As `run`, with replies from anything that speaks. Raises what `run` raises."""
-        if inputs.directory is None:
-            raise ValueError("MT-Bench needs a directory to keep answers and judgements in")
         questions, prompts = self._read(inputs)
-        answers = self._answer(ChatReplies(speaker, self._settings(inputs)), questions, inputs)
+        answers = self._answer(ChatReplies(speaker, self.template_settings(inputs)), questions, inputs)
         judged = self._judge(questions, prompts, answers, inputs)
         return self._outcome(questions, prompts, answers, judged)
 
-    def _settings(self, inputs: Workspace) -> TemplateSettings:
-        return TemplateSettings(read_template(self.template, inputs.locate), self.date, self.template_options)
-
     def _read(self, inputs: Workspace) -> tuple[list[Question], dict[str, JudgePrompt]]:
-        references = read_references(self._rows("references", inputs))
-        questions = read_questions(self._rows("questions", inputs), references, self.reference_categories)
+        references = read_references(every_row(self.references, inputs, "references"))
+        rows = every_row(self.questions, inputs, "questions")
+        questions = read_questions(rows, references, self.reference_categories)
         if unknown := sorted({question.category for question in questions} - set(self.temperatures)):
             known = ", ".join(self.temperatures)
             raise ValueError(f"questions: the categories {unknown} have no temperature; there are {known}")
         questions.sort(key=lambda question: (content_hash(question.turns), question.id))
         chosen = sorted(questions[: self.max_items], key=lambda question: question.id)
-        return chosen, judge_prompts(list(self._rows("prompts", inputs)))
-
-    def _rows(self, name: str, inputs: Workspace) -> Iterator[Mapping[str, Any]]:
-        for row in getattr(self, name).rows(inputs.locate, inputs.listing):
-            if not isinstance(row, Row):
-                raise ValueError(f"{name}: row {row.id} is {row.reason}; every row is needed")
-            yield row.fields
+        return chosen, judge_prompts(every_row(self.prompts, inputs, "prompts"))
 
     def _answer(self, replies: ChatReplies, questions: Sequence[Question], inputs: Workspace) -> dict[str, list[str]]:
         """Every question's answers, turn by turn; those of an earlier attempt are taken as they are."""
-        assert inputs.directory is not None
-        kept = JsonlJournal(inputs.directory / ANSWERS)
+        kept = JsonlJournal(inputs.kept(ANSWERS))
         answers = {record["id"]: record["turns"] for record in kept}
         left = [question for question in questions if question.id not in answers]
         for temperature in sorted({self.temperatures[question.category] for question in left}):
@@ -157,17 +128,11 @@ class MTBench:
                 messages[i].append({"role": "assistant", "content": reply.text.strip()})
         return [[m["content"] for m in one if m["role"] == "assistant"] for one in messages]
 
-    def _judge(
-        self,
-        questions: Sequence[Question],
-        prompts: Mapping[str, JudgePrompt],
-        answers: Mapping[str, list[str]],
-        inputs: Workspace,
-    ) -> dict[tuple[str, int], dict[str, Any]]:
-        """(question, turn) -> the kept judgement. Turns without a rating are asked for again."""
-        assert inputs.directory is not None
-        kept, partial = JsonlJournal(inputs.directory / JUDGEMENTS), inputs.directory / PARTIAL
-        judge = ChatModel(self.judge, self.judge_temperature, self.judge_max_tokens, Endpoint.of(inputs.endpoint))
+    def _judge(self, questions: Sequence[Question], prompts: Prompts, answers: Answers, inputs: Workspace) -> Judged:
+        """The kept judgements. Turns without a rating are asked for again."""
+        kept, partial = JsonlJournal(inputs.kept(JUDGEMENTS)), inputs.kept(PARTIAL)
+        endpoint = Endpoint.of(inputs.endpoint)
+        judge = ChatModel(self.judge, endpoint, temperature=self.judge_temperature, max_tokens=self.judge_max_tokens)
         turns = [(question, turn) for question in questions for turn in range(1, len(question.turns) + 1)]
         found = {(record["id"], record["turn"]): record for record in kept}
         open_turns = [(q, t) for q, t in turns if found.get((q.id, t), {}).get("rating") is None]
@@ -188,12 +153,7 @@ class MTBench:
         return found
 
     def _incomplete(
-        self,
-        questions: Sequence[Question],
-        found: Mapping[tuple[str, int], Mapping[str, Any]],
-        num_turns: int,
-        reason: str,
-        partial: Path,
+        self, questions: Sequence[Question], found: Judged, num_turns: int, reason: str, partial: Path
     ) -> IncompleteError:
         """The partial result, written beside the judgements, and said in the error."""
         categories = {question.id: question.category for question in questions}
@@ -218,13 +178,7 @@ class MTBench:
             "command goes on from there"
         )
 
-    def _outcome(
-        self,
-        questions: Sequence[Question],
-        prompts: Mapping[str, JudgePrompt],
-        answers: Mapping[str, list[str]],
-        judged: Mapping[tuple[str, int], Mapping[str, Any]],
-    ) -> Outcome:
+    def _outcome(self, questions: Sequence[Question], prompts: Prompts, answers: Answers, judged: Judged) -> Outcome:
         judge = (self.judge, self.judge_temperature, [vars(prompts[name]) for name in PROMPTS.values()])
         items = []
         for question in questions:

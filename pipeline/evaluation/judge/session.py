@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from pipeline.evaluation.base import RunProgram
+from pipeline.evaluation.sandbox import RunProgram
 
 MAX_OUTPUT = 2000
 """Characters of a program's output that the model sees."""

@@ -12,9 +12,9 @@ from typing import Any, Protocol
 import torch
 
 from pipeline.data.tokens.text_encoder import TextEncoder
-from pipeline.evaluation.base import num_rows
+from pipeline.evaluation.base import cut, num_rows
 from pipeline.evaluation.model.decoding import Decoder, Request, Sampling
-from pipeline.evaluation.model.replies import Reply
+from pipeline.evaluation.model.replies import Reply, Turn
 from pipeline.evaluation.model.scoring import TokenScorer
 
 _SLACK = 4  # tokens more than a stop has bytes: some tokenizers spell a blank or a byte of its own before it
@@ -118,28 +118,22 @@ class LocalGenerator:
         return [self._text(tokens, stop) for tokens in written]
 
     def turns(
-        self,
-        prompts: Sequence[Sequence[int]],
-        lengths: Sequence[int],
-        ends: AbstractSet[int],
-        stop: Sequence[str],
-        temperature: float,
-        seeds: Sequence[int],
+        self, asked: Sequence[Turn], ends: AbstractSet[int], stop: Sequence[str], temperature: float
     ) -> list[Reply]:
         """See `replies.Speaker`. Raises NoRowError for a token that the model has no row for."""
-        for tokens in prompts:
-            self._encoder.check(tokens, "a conversation")
+        for turn in asked:
+            self._encoder.check(turn.prompt, "a conversation")
         rows = [
-            Request(tuple(tokens), _draws(seed, length) if temperature else None, length)
-            for tokens, length, seed in zip(prompts, lengths, seeds, strict=True)
+            Request(tuple(turn.prompt), _draws(turn.seed, turn.length) if temperature else None, turn.length)
+            for turn in asked
         ]
         sampling = Sampling(temperature, 1.0) if temperature else None
-        most = max(lengths, default=0)
+        most = max((turn.length for turn in asked), default=0)
         written = self.decoder.decode(rows, most, frozenset(ends), self._ends(stop), sampling)
         texts = [self.tokenizer.decode(tokens, skip_special_tokens=True) for tokens in written]
         return [
-            Reply(text, len(tokens) == length and not any(one in text for one in stop))
-            for text, tokens, length in zip(texts, written, lengths, strict=True)
+            Reply(text, len(tokens) == turn.length and not any(one in text for one in stop))
+            for text, tokens, turn in zip(texts, written, asked, strict=True)
         ]
 
     def _encode(self, prompt: str, room: int) -> list[int]:
@@ -166,14 +160,6 @@ class LocalGenerator:
 
     def _text(self, tokens: Sequence[int], stop: Sequence[str]) -> str:
         return cut(self.tokenizer.decode(tokens, skip_special_tokens=True), stop)
-
-
-def cut(text: str, stop: Iterable[str]) -> str:
-    """The text before the first of any of `stop`."""
-    for end in stop:
-        if end:
-            text = text.partition(end)[0]
-    return text
 
 
 def occurrences(prompts: Iterable[str]) -> list[int]:

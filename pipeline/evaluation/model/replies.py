@@ -8,11 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from collections.abc import Set as AbstractSet
-from dataclasses import dataclass
-from typing import Any, Protocol
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, ClassVar, Protocol
 
 from pipeline.data.chat.encoder import ChatEncoder
-from pipeline.data.chat.template import TemplateSettings
+from pipeline.data.chat.template import TemplateSettings, read_template
+from pipeline.evaluation.base import Outcome, Workspace
 
 
 @dataclass(frozen=True)
@@ -21,6 +23,15 @@ class Reply:
 
     text: str
     is_cut: bool
+
+
+@dataclass(frozen=True)
+class Turn:
+    """A reply that is asked for: what it follows, how many tokens it has at most, and the seed of its draws."""
+
+    prompt: Sequence[int]
+    length: int
+    seed: int
 
 
 class Speaker(Protocol):
@@ -35,22 +46,14 @@ class Speaker(Protocol):
     def window(self) -> int: ...
 
     def turns(
-        self,
-        prompts: Sequence[Sequence[int]],
-        lengths: Sequence[int],
-        ends: AbstractSet[int],
-        stop: Sequence[str],
-        temperature: float,
-        seeds: Sequence[int],
+        self, asked: Sequence[Turn], ends: AbstractSet[int], stop: Sequence[str], temperature: float
     ) -> list[Reply]:
         """What follows each prompt, in their order.
 
         Args:
-            lengths: of each reply in tokens, at most.
             ends: tokens that end a reply and are no part of it.
             stop: texts that end a reply and are part of it.
             temperature: 0 decodes greedily.
-            seeds: of each reply's draws.
         """
         ...
 
@@ -81,16 +84,12 @@ class ChatReplies:
         A conversation that fills the model's window gets none. A reply ends with the first text of `stop`.
         """
         prompts = [self._encoder.prompt(messages) for messages in conversations]
-        lengths = [min(max_new_tokens, self._speaker.window - len(prompt)) for prompt in prompts]
-        asked = [i for i, length in enumerate(lengths) if length > 0]
-        said = self._speaker.turns(
-            [prompts[i] for i in asked],
-            [lengths[i] for i in asked],
-            self._ends,
-            stop,
-            temperature,
-            [seeds[i] for i in asked],
-        )
+        turns = [
+            Turn(prompt, min(max_new_tokens, self._speaker.window - len(prompt)), seed)
+            for prompt, seed in zip(prompts, seeds, strict=True)
+        ]
+        asked = {i: turn for i, turn in enumerate(turns) if turn.length > 0}
+        said = self._speaker.turns(list(asked.values()), self._ends, stop, temperature)
         found = dict(zip(asked, said, strict=True))
         return [found.get(i, Reply("", True)) for i in range(len(prompts))]
 
@@ -111,3 +110,48 @@ def require_template(tokenizer: Any, template: TemplateSettings | str | None) ->
             "`models` to those that were instruction-tuned, such as [tuned]"
         )
     return ChatEncoder(tokenizer, settings)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ChatBenchmark:
+    """What benchmarks of replies share; `measure` is their own.
+
+    Attributes:
+        template: a chat template in place of the model's own, or null; as for `ChatData`, as are date and
+            template_options.
+        max_new_tokens: of one reply.
+        max_items: questions or problems, the first in the order of their content hashes; null for all.
+    """
+
+    needs_chat: ClassVar[bool] = True
+
+    template: str | Mapping[str, Any] | None
+    max_new_tokens: int
+    max_items: int | None
+    date: str | None = None
+    template_options: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        TemplateSettings(None, self.date, self.template_options)
+        if self.max_new_tokens < 1 or (self.max_items is not None and self.max_items < 1):
+            raise ValueError("max_new_tokens and max_items must be at least 1 (max_items may be null)")
+
+    def prepare(self, model: Path, inputs: Workspace) -> None:
+        """Refuse a missing chat template before the model is loaded. Raises ValueError."""
+        from pipeline.models import load_tokenizer
+
+        require_template(load_tokenizer(model), self.template_settings(inputs))
+
+    def run(self, model: Any, tokenizer: Any, inputs: Workspace) -> Outcome:
+        """`measure` with the model in this process."""
+        from pipeline.evaluation.model.generation import LocalGenerator
+
+        return self.measure(LocalGenerator(model, tokenizer), inputs)
+
+    def measure(self, speaker: Speaker, inputs: Workspace) -> Outcome:
+        """The outcome with replies from anything that speaks."""
+        raise NotImplementedError
+
+    def template_settings(self, inputs: Workspace) -> TemplateSettings:
+        """How conversations are rendered. Raises ValueError for a template that cannot be read."""
+        return TemplateSettings(read_template(self.template, inputs.locate), self.date, self.template_options)

@@ -9,11 +9,9 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-
-from pipeline.evaluation.base import Outcome, Workspace
 
 if TYPE_CHECKING:  # a request is checked without lm-evaluation-harness
     from pipeline.evaluation.remote.completions import CompletionModel
@@ -21,7 +19,6 @@ if TYPE_CHECKING:  # a request is checked without lm-evaluation-harness
 BACKENDS = ("local", "hf", "vllm", "endpoint")
 SERVERS = ("vllm", "endpoint")
 SERVED_AS = "model"  # the name that our own server gives its only model
-ENDPOINT_KEYS = ("url", "key_variable", "timeout_s", "num_attempts", "wait_s", "max_wait_s", "num_parallel")
 
 
 def check(backend: str, benchmark: Any, model: str | None) -> None:
@@ -47,28 +44,11 @@ def nearest(kind: type, asked: str) -> str:
     return asked if can or asked not in BACKENDS else "local"
 
 
-@dataclass(frozen=True)
-class Remote:
-    """A model behind a server that is up, as a benchmark may ask it."""
-
-    model: CompletionModel
-    tokenizer: Any
-    window: int
-
-    def outcome(self, benchmark: Any, inputs: Workspace) -> Outcome:
-        """The benchmark's outcome, through lm-evaluation-harness' model interface or as texts."""
-        from pipeline.evaluation.remote.completions import RemoteGenerator, RemoteLM
-
-        if hasattr(benchmark, "score"):
-            return benchmark.score(RemoteLM(self.model, self.tokenizer, self.window, inputs.progress), inputs)
-        return benchmark.measure(RemoteGenerator(self.model, self.tokenizer, self.window, inputs.progress), inputs)
-
-
 @contextlib.contextmanager
 def remote(
-    backend: str, name: str | None, server: Mapping[str, Any], directory: Path, tokenizer: Any, log: Path
-) -> Iterator[Remote]:
-    """The model at a server, which is up while the block runs.
+    backend: str, name: str | None, server: Mapping[str, Any], directory: Path, log: Path
+) -> Iterator[tuple[CompletionModel, int]]:
+    """The model at a server, which is up while the block runs, and how many positions it has.
 
     Args:
         backend: "vllm" or "endpoint".
@@ -81,20 +61,13 @@ def remote(
     from pipeline.evaluation.remote.endpoint import Endpoint
     from pipeline.evaluation.remote.serving import served
 
-    settings = {key: server[key] for key in ENDPOINT_KEYS}
+    settings = {field.name: server[field.name] for field in fields(Endpoint)}
     with contextlib.ExitStack() as stack:
         if backend == "vllm":
             command, patience = server["command"], server["startup_s"]
             settings |= {"url": stack.enter_context(served(command, directory, log, patience)), "key_variable": None}
         model = CompletionModel(name or SERVED_AS, Endpoint.of(settings))
-        yield Remote(model, tokenizer, _window(directory))
-
-
-def reference(model: Any, tokenizer: Any) -> Any:
-    """lm-evaluation-harness' own loop over a loaded model, with text encoded as everywhere here."""
-    from pipeline.evaluation.tasks.loglikelihood import EncodedHFLM
-
-    return EncodedHFLM(model, tokenizer)
+        yield model, _window(directory)
 
 
 def _window(directory: Path) -> int:

@@ -7,20 +7,20 @@ why a result names its backend.
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Sequence
 from collections.abc import Set as AbstractSet
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from functools import partial
 from typing import Any, TypeVar
 
 import requests
 from lm_eval.api.model import TemplateLM
 
 from pipeline.data.tokens.text_encoder import TextEncoder
-from pipeline.evaluation.model.generation import GenerationSettings, cut, occurrences, row_seed
-from pipeline.evaluation.model.replies import Reply
-from pipeline.evaluation.remote.endpoint import SHOWN, Endpoint, RefusedError, UnusableError, ask, whole_text
+from pipeline.evaluation.base import cut
+from pipeline.evaluation.model.generation import GenerationSettings, occurrences, row_seed
+from pipeline.evaluation.model.replies import Reply, Turn
+from pipeline.evaluation.remote.endpoint import SHOWN, RefusedError, ServedModel, UnusableError, whole_text
 from pipeline.evaluation.tasks.harness_encoding import HarnessEncoding
 
 T = TypeVar("T")
@@ -28,27 +28,15 @@ R = TypeVar("R")
 _SEEDS = 1 << 31  # servers take a signed 32-bit seed
 
 
-@dataclass(frozen=True)
-class CompletionModel:
-    """A model at an endpoint.
-
-    Attributes:
-        model: the name that the server knows it by.
-        endpoint: how it is reached.
-        sleep: waits for a number of seconds.
-    """
-
-    model: str
-    endpoint: Endpoint
-    sleep: Callable[[float], None] = time.sleep
+class CompletionModel(ServedModel):
+    """A model at an endpoint that continues tokens."""
 
     def ask(self, accept: Callable[[list[dict[str, Any]]], R], **body: Any) -> R:
         """What `accept` makes of the choices of one completion request; it raises UnusableError if they will not do.
 
-        Raises what `endpoint.ask` raises.
+        Raises what `request` raises.
         """
-        whole = {"model": self.model, **body}
-        return ask(self.endpoint, "completions", whole, lambda reply: accept(_choices(reply)), self.sleep)
+        return self.request("completions", lambda reply: accept(_choices(reply)), **body)
 
     def each(self, task: Callable[[T], R], jobs: Sequence[T], progress: Callable[..., None], note: str) -> list[R]:
         """`task` over all jobs in order, as many in parallel as the endpoint allows."""
@@ -96,13 +84,7 @@ class RemoteGenerator:
         return [row * (settings.num_samples // count) for row in texts]
 
     def turns(
-        self,
-        prompts: Sequence[Sequence[int]],
-        lengths: Sequence[int],
-        ends: AbstractSet[int],
-        stop: Sequence[str],
-        temperature: float,
-        seeds: Sequence[int],
+        self, asked: Sequence[Turn], ends: AbstractSet[int], stop: Sequence[str], temperature: float
     ) -> list[Reply]:
         """See `pipeline.evaluation.model.replies.Speaker`. Raises what `CompletionModel.ask` raises, too.
 
@@ -111,35 +93,30 @@ class RemoteGenerator:
         """
         others = sorted(ends - {self.tokenizer.eos_token_id})
         marks = [self.tokenizer.decode([token]) for token in others]
-        asked = {"stop": [*stop, *marks]} if stop or marks else {}
-        tokens = {"stop_token_ids": others} if others else {}
-        jobs = list(zip(prompts, lengths, seeds, strict=True))
+        settings: dict[str, Any] = {"temperature": temperature, "top_p": 1.0}
+        settings |= {"stop": [*stop, *marks]} if stop or marks else {}
+        settings |= {"stop_token_ids": others} if others else {}
 
-        def turn(job: tuple[Sequence[int], int, int]) -> Reply:
-            prompt, length, seed = job
-            settings = {"temperature": temperature, "top_p": 1.0, "seed": seed % _SEEDS, **asked, **tokens}
-            reply = self._model.ask(_only, prompt=list(prompt), max_tokens=length, **settings)
+        def reply_to(turn: Turn) -> Reply:
+            drawn = {"seed": turn.seed % _SEEDS, **settings}
+            accept = partial(_with_texts, count=1)
+            (reply,) = self._model.ask(accept, prompt=list(turn.prompt), max_tokens=turn.length, **drawn)
             return _closed(reply, stop, marks)
 
-        return self._model.each(turn, jobs, lambda **_: None, "turns")
+        return self._model.each(reply_to, asked, lambda **_: None, "turns")
 
     def complete(self, tokens: list[int], stop: Sequence[str], length: int, count: int, **settings: Any) -> list[str]:
         """`count` texts after a prompt of tokens, each cut before the first of `stop`."""
-
-        def accept(choices: list[dict[str, Any]]) -> list[str]:
-            texts = [choice.get("text") for choice in choices]
-            if len(texts) != count or not all(isinstance(text, str) for text in texts):
-                raise UnusableError(f"the reply has {len(texts)} texts, {count} were asked for")
-            return [cut(str(text), stop) for text in texts]
-
         stops = {"stop": list(stop)} if stop else {}
-        return self._model.ask(accept, prompt=tokens, max_tokens=length, **stops, **settings)
+        accept = partial(_with_texts, count=count)
+        choices = self._model.ask(accept, prompt=tokens, max_tokens=length, **stops, **settings)
+        return [cut(choice["text"], stop) for choice in choices]
 
 
-def _only(choices: list[dict[str, Any]]) -> dict[str, Any]:
-    if len(choices) != 1 or not isinstance(choices[0].get("text"), str):
-        raise UnusableError(f"the reply has {len(choices)} texts, 1 was asked for")
-    return choices[0]
+def _with_texts(choices: list[dict[str, Any]], count: int) -> list[dict[str, Any]]:
+    if len(choices) != count or not all(isinstance(choice.get("text"), str) for choice in choices):
+        raise UnusableError(f"the reply has {len(choices)} texts, {count} were asked for")
+    return choices
 
 
 def _closed(choice: dict[str, Any], stop: Sequence[str], marks: Sequence[str]) -> Reply:

@@ -97,78 +97,76 @@ class Endpoint:
 
 
 @dataclass(frozen=True)
-class ChatModel:
+class ServedModel:
     """A model at an endpoint.
 
     Attributes:
         model: the name that the service knows it by.
-        temperature, max_tokens: of its answers.
         endpoint: how it is reached.
         sleep: waits for a number of seconds.
     """
 
     model: str
-    temperature: float
-    max_tokens: int
     endpoint: Endpoint
     sleep: Callable[[float], None] = time.sleep
+
+    def request(self, path: str, accept: Callable[[requests.Response], T], **body: Any) -> T:
+        """What `accept` makes of the reply to one question; it raises UnusableError for a reply that will not do.
+
+        Args:
+            path: what stands behind the endpoint's url.
+            body: the question, without the model's name.
+
+        Raises:
+            RefusedError: the request can never succeed.
+            UnusableError: replies came, but none that would do; the last one's error.
+            UnreachableError: no attempt was answered.
+        """
+        endpoint = self.endpoint
+        unusable: list[UnusableError] = []
+
+        def attempt() -> T:
+            try:
+                return accept(_reply(endpoint, path, {"model": self.model, **body}))
+            except UnusableError as error:
+                unusable.append(error)
+                raise
+
+        retrying = tenacity.Retrying(
+            stop=tenacity.stop_after_attempt(endpoint.num_attempts),
+            wait=partial(_wait, endpoint),
+            retry=tenacity.retry_if_exception_type(_WORTH_ANOTHER),
+            sleep=self.sleep,
+            reraise=True,
+        )
+        try:
+            return retrying(attempt)
+        except _WORTH_ANOTHER as failure:
+            if unusable:
+                raise unusable[-1] from None
+            attempts = f"{endpoint.num_attempts} attempt{'s' if endpoint.num_attempts > 1 else ''}"
+            message = f"{endpoint.url} gave no answer in {attempts}: {_safe(endpoint, failure)}"
+            raise UnreachableError(message) from None  # the cause could repeat the key
+
+
+@dataclass(frozen=True, kw_only=True)
+class ChatModel(ServedModel):
+    """A chat model at an endpoint.
+
+    Attributes:
+        temperature, max_tokens: of its answers.
+    """
+
+    temperature: float
+    max_tokens: int
 
     def ask(self, messages: Sequence[Mapping[str, str]], accept: Callable[[str], T]) -> T:
         """What `accept` makes of the model's answer; it raises UnusableError for an answer that will not do.
 
-        Raises what `ask` raises.
+        Raises what `request` raises.
         """
-        body = {
-            "model": self.model,
-            "messages": [dict(message) for message in messages],
-            "temperature": self.temperature,
-            "max_tokens": self.max_tokens,
-        }
-        return ask(self.endpoint, "chat/completions", body, lambda reply: accept(_content(reply)), self.sleep)
-
-
-def ask(
-    endpoint: Endpoint,
-    path: str,
-    body: Mapping[str, Any],
-    accept: Callable[[requests.Response], T],
-    sleep: Callable[[float], None],
-) -> T:
-    """What `accept` makes of the reply to one question; it raises UnusableError for a reply that will not do.
-
-    Args:
-        path: what stands behind the endpoint's url.
-        sleep: waits for a number of seconds.
-
-    Raises:
-        RefusedError: the request can never succeed.
-        UnusableError: replies came, but none that would do; the last one's error.
-        UnreachableError: no attempt was answered.
-    """
-    unusable: list[UnusableError] = []
-
-    def attempt() -> T:
-        try:
-            return accept(_reply(endpoint, path, body))
-        except UnusableError as error:
-            unusable.append(error)
-            raise
-
-    retrying = tenacity.Retrying(
-        stop=tenacity.stop_after_attempt(endpoint.num_attempts),
-        wait=partial(_wait, endpoint),
-        retry=tenacity.retry_if_exception_type(_WORTH_ANOTHER),
-        sleep=sleep,
-        reraise=True,
-    )
-    try:
-        return retrying(attempt)
-    except _WORTH_ANOTHER as failure:
-        if unusable:
-            raise unusable[-1] from None
-        attempts = f"{endpoint.num_attempts} attempt{'s' if endpoint.num_attempts > 1 else ''}"
-        message = f"{endpoint.url} gave no answer in {attempts}: {_safe(endpoint, failure)}"
-        raise UnreachableError(message) from None  # the cause could repeat the key
+        body = {"messages": list(messages), "temperature": self.temperature, "max_tokens": self.max_tokens}
+        return self.request("chat/completions", lambda reply: accept(_content(reply)), **body)
 
 
 def _reply(endpoint: Endpoint, path: str, body: Mapping[str, Any]) -> requests.Response:

@@ -7,10 +7,9 @@ import os
 import sys
 import sysconfig
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
 
 _SYSTEM = ("/lib", "/lib32", "/lib64", "/libx32", "/usr/lib", "/usr/lib32", "/usr/lib64", "/usr/local/lib")
 _LOADER_CACHE = "/etc/ld.so.cache"
@@ -31,10 +30,6 @@ class Interpreter:
     shown: tuple[str, ...]
     hidden: tuple[str, ...]
     packages: tuple[str, ...]
-
-    def to_json(self) -> dict[str, Any]:
-        """Plain data."""
-        return asdict(self)
 
 
 @lru_cache(maxsize=8)

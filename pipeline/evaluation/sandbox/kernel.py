@@ -87,15 +87,10 @@ def make_read_only(point: str) -> None:
     mount("none", point, None, MS_REMOUNT | MS_BIND | kept | MS_RDONLY | MS_NOSUID)
 
 
-def prctl(option: int, argument: int = 0) -> int:
-    """prctl(2) with one argument."""
-    longs = [ctypes.c_ulong(value) for value in (argument, 0, 0, 0)]
-    return _call("prctl", ctypes.c_int(option), *longs, about=str(option))
-
-
-def set_host_name(name: str) -> None:
-    """The name of the machine in this UTS namespace."""
-    _call("sethostname", name.encode(), ctypes.c_size_t(len(name)))
+def prctl(option: int, *arguments: int, about: str = "") -> int:
+    """prctl(2); arguments that are not given are 0. `about` names the option in an error."""
+    longs = [ctypes.c_ulong(value) for value in (*arguments, 0, 0, 0, 0)[:4]]
+    return _call("prctl", ctypes.c_int(option), *longs, about=about or str(option))
 
 
 def die_with_parent() -> None:

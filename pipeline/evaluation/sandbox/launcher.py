@@ -84,7 +84,7 @@ def run(job: dict[str, Any]) -> dict[str, Any]:
     kernel.die_with_parent()
     kernel.prctl(kernel.PR_SET_CHILD_SUBREAPER, 1)
     readers, files = _pipes(job)
-    root = (processes.start_init if own else processes.start_guard)(job, files)
+    root = processes.start_init(job, files)
     for descriptor in files.values():
         os.close(descriptor)
     watch = _Watch(job, readers, root)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
-from typing import Any, Literal
+from typing import Literal
 
 Outcome = Literal["finished", "raised", "exited", "killed", "timeout", "memory", "output"]
 """finished: ran to its end. raised: an exception reached the top. exited: left before its end. killed: by a signal.
@@ -39,10 +40,6 @@ class Limits:
         if self.cpu_s != int(self.cpu_s):
             raise ValueError(f"sandbox limit cpu_s={self.cpu_s} must be a whole number of seconds")
 
-    def to_json(self) -> dict[str, Any]:
-        """Plain data."""
-        return asdict(self)
-
 
 @dataclass(frozen=True)
 class Ran:
@@ -65,3 +62,7 @@ class Ran:
     def ok(self) -> bool:
         """Whether it ran to its end."""
         return self.outcome == "finished"
+
+
+RunProgram = Callable[[str], Ran]
+"""Runs a Python program where it can do no harm. A program that crashes or never ends is an answer, not an error."""

@@ -10,6 +10,7 @@ import contextlib
 import os
 import resource
 import signal
+import socket
 from collections.abc import Callable, Mapping
 from typing import Any, NoReturn
 
@@ -71,23 +72,16 @@ def _write(path: str, text: str) -> None:
 
 
 def start_init(job: Mapping[str, Any], files: Mapping[str, int]) -> int:
-    """Fork process 1 and return its pid. It reports on files["status"], a line each.
+    """Fork process 1, or what stands for it where we made no namespaces, and return its pid.
 
-    "ready" once the program is on its way, "error: ..." if it or the room could not be set up, and at the end
-    "ended <wait status> <CPU seconds>" of the program.
+    It reports on files["status"], a line each: "ready" once the program is on its way, "error: ..." if it or the room
+    could not be set up, and at the end "ended <wait status> <CPU seconds>" of the program.
     """
+    body = _be_init if job["walls"] == "own" else _tend
     init = os.fork()
     if not init:
-        _last_words(files["status"], lambda: _be_init(job, files))
+        _last_words(files["status"], lambda: body(job, files))
     return init
-
-
-def start_guard(job: Mapping[str, Any], files: Mapping[str, int]) -> int:
-    """Fork what stands for process 1 where we made no namespaces; it reports as `start_init` says."""
-    guard = os.fork()
-    if not guard:
-        _last_words(files["status"], lambda: _tend(job, files))
-    return guard
 
 
 def end_all() -> None:
@@ -119,7 +113,7 @@ def _last_words(status: int, body: Callable[[], None]) -> NoReturn:
 def _be_init(job: Mapping[str, Any], files: Mapping[str, int]) -> None:
     kernel.die_with_parent()
     kernel.prctl(kernel.PR_SET_DUMPABLE, 0)
-    kernel.set_host_name(room.HOST)
+    socket.sethostname(room.HOST)
     room.build(job["interpreter"], job["limits"]["scratch_mb"] << 20)
     _tend(job, files)
 

@@ -28,7 +28,7 @@ def build(interpreter: Mapping[str, Any], scratch_bytes: int) -> None:
     """Enter a new mount namespace and make it the room. Needs CAP_SYS_ADMIN in the user namespace.
 
     Args:
-        interpreter: as `Interpreter.to_json` gives it.
+        interpreter: the fields of an `Interpreter`.
         scratch_bytes: size of /scratch.
 
     Raises:

@@ -117,11 +117,7 @@ def install(alone: int | None) -> None:
     code = program(os.uname().machine, alone)
     kernel.prctl(kernel.PR_SET_NO_NEW_PRIVS, 1)
     holder = Program(len(code) // 8, code)
-    address = ctypes.addressof(holder)
-    prctl = ctypes.CDLL(None, use_errno=True).prctl
-    if prctl(kernel.PR_SET_SECCOMP, ctypes.c_ulong(_MODE_FILTER), ctypes.c_ulong(address), 0, 0):
-        code_of_error = ctypes.get_errno()
-        raise OSError(code_of_error, f"seccomp filter: {os.strerror(code_of_error)}")
+    kernel.prctl(kernel.PR_SET_SECCOMP, _MODE_FILTER, ctypes.addressof(holder), about="seccomp filter")
 
 
 def _op(code: int, value: int, if_true: int = 0, if_false: int = 0) -> bytes:

@@ -20,7 +20,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from pipeline.models.files.atomic_io import partial_of, sync
+from pipeline.file_io import sync
+from pipeline.models.files.atomic_io import partial_of
 from pipeline.models.files.tensor_file import Stored, read_header
 
 FORMAT = 1

@@ -7,6 +7,8 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
+from pipeline.file_io import sync
+
 COPY_BYTES = 2**20  # fits into a core's cache
 _KERNEL_COPY_BYTES = 256 * 2**20  # one call; short enough that an interrupt does not wait for long
 # What a kernel, a file system or a container's filter answers where it cannot copy between these two files.
@@ -107,12 +109,3 @@ def write_text(file: Path, text: str) -> None:
     """Write a small file so that it is never seen in part."""
     partial_of(file).write_bytes(text.encode())
     commit(file)
-
-
-def sync(path: Path) -> None:
-    """Put the bytes of a file, or the names in a directory, on the disk."""
-    fd = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import torch
 
-from pipeline.file_modes import grant
+from pipeline.file_io import grant
 
 
 def convert_gguf(gguf: Path, target: Path, dtype: torch.dtype, chat_template: str | None = None) -> None:

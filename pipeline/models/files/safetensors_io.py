@@ -8,7 +8,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from pipeline.models.files.atomic_io import commit, sync, write_text
+from pipeline.file_io import sync
+from pipeline.models.files.atomic_io import commit, write_text
 from pipeline.models.files.reference import is_reference, read_reference
 from pipeline.models.files.tensor_file import Planned, Stored, read_header, write_partial
 

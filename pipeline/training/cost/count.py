@@ -6,7 +6,7 @@ operator, so a frozen matrix has no weight gradient in it and a frozen prefix no
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
@@ -16,11 +16,6 @@ from pipeline.training.cost.flops import Cost, Window
 
 SHORT = 128
 """Tokens of the shorter of two rows: a multiple of the chunks in which linear attention computes."""
-
-
-class _Counted(NamedTuple):
-    forward: int
-    backward: int
 
 
 def count_cost(causal: Any) -> Cost | None:
@@ -46,8 +41,7 @@ def count_cost(causal: Any) -> Cost | None:
     if head is None:
         return None
     once = 2.0 * head.weight.numel()
-    forward, pair_forward = _split(short.forward, long.forward)
-    backward, pair_backward = _split(short.backward, long.backward)
+    (forward, pair_forward), (backward, pair_backward) = map(_split, short, long)
     return Cost(
         forward=forward,
         backward=backward,
@@ -63,8 +57,8 @@ def _split(short: int, long: int) -> tuple[float, float]:
     return short / SHORT - pair * SHORT, pair
 
 
-def _count(decoder: torch.nn.Module, length: int) -> _Counted:
-    """FLOPs of the matrix products of one row."""
+def _count(decoder: torch.nn.Module, length: int) -> tuple[int, int]:
+    """FLOPs of the matrix products of one row: forward, and backward."""
     with FakeTensorMode(), FlopCounterMode(display=False, custom_mapping=FORMULAS) as counter:
         tensors = {name: _empty(p) for name, p in [*decoder.named_parameters(), *decoder.named_buffers()]}
         ids = torch.zeros(1, length, dtype=torch.long)
@@ -73,7 +67,7 @@ def _count(decoder: torch.nn.Module, length: int) -> _Counted:
         forward = counter.get_total_flops()
         if hidden.requires_grad:
             hidden.sum().backward()
-        return _Counted(forward, counter.get_total_flops() - forward)
+        return forward, counter.get_total_flops() - forward
 
 
 def _empty(tensor: torch.Tensor) -> torch.Tensor:

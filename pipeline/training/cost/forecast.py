@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import socket
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -79,10 +79,7 @@ def forecast(
     if known is None:
         return None
     shape, trains = known
-    memory = memory_of(
-        shape, trains, settings.seq_len, settings.precision, Knobs.of(launch), settings.frozen_dtype,
-        needs_base(strategy.penalties),
-    )  # fmt: skip
+    memory = memory_of(shape, trains, settings, Knobs.of(launch), needs_base(strategy.penalties))
     in_epochs = settings.num_epochs is not None
     steps = None if in_epochs and rows_of is None else settings.total_steps(rows_of or (lambda _: 0))
     num_trainable, cost, track = trains.num_trainable(shape), cost_of(shape, trains), Track.of(params)
@@ -151,7 +148,7 @@ def known_rate(manifests: Iterable[Mapping[str, Any]], host: str, precision: str
         manifests: of artifacts of training stages.
     """
     fitting = [
-        (manifest["provenance"].get("finished", ""), manifest)
+        manifest
         for manifest in manifests
         if manifest["provenance"].get("host") == host
         and manifest["params"].get("precision") == precision
@@ -159,21 +156,13 @@ def known_rate(manifests: Iterable[Mapping[str, Any]], host: str, precision: str
     ]
     if not fitting:
         return None
-    latest = max(fitting, key=lambda entry: entry[0])[1]
+    latest = max(fitting, key=lambda manifest: manifest["provenance"].get("finished", ""))
     return latest["metrics"]["flops_per_s"], f"{latest['label']} of {latest['fingerprint'][:12]} reached here"
 
 
 def _memory_line(memory: Memory) -> str:
-    parts = {
-        "frozen weights": memory.frozen,
-        "fp32 weights": memory.master,
-        "gradients": memory.gradients,
-        "optimizer": memory.optimizer,
-        "activations": memory.activations,
-        "loss": memory.loss,
-        "copy of the base": memory.base,
-    }
-    told = ", ".join(f"{name} {size(number)}" for name, number in parts.items() if number)
+    named = {"frozen": "frozen weights", "master": "fp32 weights", "base": "copy of the base"}
+    told = ", ".join(f"{named.get(name, name)} {size(number)}" for name, number in asdict(memory).items() if number)
     return f"memory      about {size(memory.total)} a process: {told}"
 
 

@@ -13,7 +13,7 @@ from typing import Any
 
 from pipeline.models.architecture.shape import Block, Shape
 from pipeline.training.cost.flops import Trains, first_trainable
-from pipeline.training.settings import FROZEN_BYTES
+from pipeline.training.settings import FROZEN_BYTES, Settings
 
 FP32 = 4
 ADAM_MOMENTS = 2
@@ -79,24 +79,13 @@ class Knobs:
         )
 
 
-def memory_of(
-    shape: Shape,
-    trains: Trains,
-    seq_len: int,
-    precision: str,
-    knobs: Knobs,
-    frozen_dtype: str | None = None,
-    with_base: bool = False,
-) -> Memory:
-    """The memory of training a model of this shape on rows of `seq_len` tokens; `precision` is fp32 or bf16.
-
-    `frozen_dtype` is the form in which the matrices of frozen blocks are held, or None. `with_base`: penalties compare
-    with the model as it was, by the logits of both.
-    """
-    item = FP32 if precision == "fp32" else 2
+def memory_of(shape: Shape, trains: Trains, settings: Settings, knobs: Knobs, with_base: bool = False) -> Memory:
+    """The memory of training a model of this shape. `with_base`: penalties compare with the model as it was, by the
+    logits of both."""
+    item = FP32 if settings.precision == "fp32" else 2
     trainable = trains.num_trainable(shape)
     frozen = 0 if trains.way == "full" else shape.num_parameters - (trainable if trains.way == "new_blocks" else 0)
-    tokens = knobs.micro_batch * seq_len
+    tokens = knobs.micro_batch * settings.seq_len
     # bf16: autocast keeps a copy of each fp32 matrix until the forward pass ends, and the backward pass uses it.
     copies = _learning_matrices(shape, trains) * item if item != FP32 else 0
     # A head that trains has its gradient formed with the loss.
@@ -104,8 +93,8 @@ def memory_of(
     shards = knobs.shards
     weight_shards = 1 if knobs.zero == 2 else shards
     doubled = trainable * FP32 // shards if knobs.zero and shards > 1 else 0
-    held = _frozen_matrices(shape, trains) if frozen_dtype else 0
-    frozen_bytes = int((frozen - held) * item + held * FROZEN_BYTES.get(frozen_dtype or "", 0))
+    held = _frozen_matrices(shape, trains) if settings.frozen_dtype else 0
+    frozen_bytes = int((frozen - held) * item + held * FROZEN_BYTES.get(settings.frozen_dtype or "", 0))
     chunk = (4 if with_base else 2) * FP32 + (item if item != FP32 else 0)
     # Every process holds the base whole: where the trained model is in parts, they share nothing.
     base = trainable * FP32 + (frozen_bytes if weight_shards > 1 else 0)

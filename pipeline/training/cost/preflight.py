@@ -71,8 +71,7 @@ def check_labels(stream: Any, batch_size: int) -> None:
 def expected_memory(source: Path, strategy: Any, settings: Settings, knobs: Knobs) -> Memory | None:
     """The estimate for training the model saved in `source`; None for a model or a strategy that has none."""
     known = known_shape(source, strategy)
-    base = needs_base(strategy.penalties)
-    return known and memory_of(*known, settings.seq_len, settings.precision, knobs, settings.frozen_dtype, base)
+    return known and memory_of(*known, settings, knobs, needs_base(strategy.penalties))
 
 
 def expect(accelerator: Any, source: Path, strategy: Any, settings: Settings, knobs: Knobs) -> Memory | None:
@@ -89,13 +88,9 @@ def expect(accelerator: Any, source: Path, strategy: Any, settings: Settings, kn
 
 def check_before_loading(expected: Memory, limit: int, settings: Settings, knobs: Knobs) -> None:
     """Raise ValueError where weights, gradients and optimizer are estimated at more than a process may use."""
-    if expected.state > limit:
-        forms = _smaller_forms(settings) if expected.frozen else []
-        weights, learned = expected.frozen + expected.master + expected.base, expected.gradients + expected.optimizer
-        raise ValueError(
-            f"training is expected to hold {size(weights)} of weights and {size(learned)} of gradients and optimizer "
-            f"state, and this process may use {size(limit)}; {remedy(knobs, None, True, forms)}"
-        )
+    forms = _smaller_forms(settings) if expected.frozen else []
+    weights, learned = expected.frozen + expected.master + expected.base, expected.gradients + expected.optimizer
+    _check_room(weights, learned, limit, "training is expected to hold", remedy(knobs, None, True, forms))
 
 
 def check_state(trainable: Mapping[str, torch.Tensor], model: torch.nn.Module, limit: int, knobs: Knobs) -> None:
@@ -106,10 +101,14 @@ def check_state(trainable: Mapping[str, torch.Tensor], model: torch.nn.Module, l
     """
     weights = sum(own_part(t).nbytes for t in (*model.parameters(), *held_tensors(model).values()))
     learned = _num_learned(trainable, knobs) * FP32 * (1 + ADAM_MOMENTS)
+    _check_room(weights, learned, limit, "training holds", remedy(knobs, None, state_alone=True))
+
+
+def _check_room(weights: int, learned: int, limit: int, what: str, advice: str) -> None:
     if weights + learned > limit:
         raise ValueError(
-            f"training holds {size(weights)} of weights and {size(learned)} of gradients and optimizer state, and this "
-            f"process may use {size(limit)}; {remedy(knobs, None, state_alone=True)}"
+            f"{what} {size(weights)} of weights and {size(learned)} of gradients and optimizer state, and this process "
+            f"may use {size(limit)}; {advice}"
         )
 
 
@@ -153,8 +152,9 @@ def probe(
     if expected is not None and device.type == "cpu":
         check_activations(expected, limit, settings.seq_len, knobs)
     began = time.perf_counter()
+    generators_kept = torch.random.fork_rng([device] if device.type == "cuda" else [])
     dropped = forgotten(loss_model, optimizer, trainable)
-    with shortage_explained(settings.seq_len, knobs), _generators_kept(device), dropped:
+    with shortage_explained(settings.seq_len, knobs), generators_kept, dropped:
         peak = _run(accelerator, loss_model, settings, knobs.micro_batch)
     missing = 0 if optimizer.state else _num_learned(trainable, knobs) * FP32 * ADAM_MOMENTS
     found = Probe(peak, peak + missing, limit, time.perf_counter() - began)
@@ -266,13 +266,6 @@ def is_shortage(error: BaseException) -> bool:
         return True
     text = str(error).lower()
     return any(sign in text for sign in _SHORTAGE)
-
-
-@contextmanager
-def _generators_kept(device: torch.device) -> Iterator[None]:
-    devices = [device] if device.type == "cuda" else []
-    with torch.random.fork_rng(devices=devices):
-        yield
 
 
 def _held_bytes(device: torch.device) -> int:

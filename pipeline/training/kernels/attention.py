@@ -156,7 +156,7 @@ def _interface(kernel: Callable[..., torch.Tensor], caps: bool) -> Callable[...,
     """A kernel in the form that transformers' attention modules call."""
 
     def forward(module, query, key, value, attention_mask, dropout=0.0, scaling=None, **others):
-        cap = {"cap": others.pop("softcap")} if caps and others.get("softcap") is not None else {}
+        options = {"cap": others.pop("softcap", None) or 0.0} if caps else {"dropout": dropout}
         extra = [name for name in ("softcap", "s_aux", "position_bias") if others.get(name) is not None]
         if extra or attention_mask is None:
             raise ValueError(
@@ -167,7 +167,7 @@ def _interface(kernel: Callable[..., torch.Tensor], caps: bool) -> Callable[...,
             dtype = torch.get_autocast_dtype(query.device.type)
             query, key, value = query.to(dtype), key.to(dtype), value.to(dtype)
         scale = scaling if scaling is not None else query.shape[-1] ** -0.5
-        return kernel(query, key, value, attention_mask, scale, dropout, **cap), None
+        return kernel(query, key, value, attention_mask, scale, **options), None
 
     return forward
 
@@ -214,8 +214,4 @@ def _fused(q_HSK, k_GSK, v_GSV, scale: float, dropout: float, **options: Any) ->
     )[0]
 
 
-def _products(q_BHTK, k_BGTK, v_BGTV, first_BT, scale: float, dropout: float, cap: float = 0.0) -> torch.Tensor:
-    return document_attention(q_BHTK, k_BGTK, v_BGTV, first_BT, scale, cap)
-
-
-KERNEL_FUNCTIONS = {"documents": _products, "sdpa": _sdpa}
+KERNEL_FUNCTIONS = {"documents": document_attention, "sdpa": _sdpa}

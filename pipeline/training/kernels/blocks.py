@@ -8,11 +8,10 @@ from __future__ import annotations
 import os
 import shutil
 from collections.abc import Callable, Sequence
-from functools import partial
 from typing import Any
 
 import torch
-from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selective_checkpoint_contexts
+from torch.utils.checkpoint import checkpoint, create_selective_checkpoint_contexts
 
 from pipeline.models.architecture.blocks import decoder_blocks, stream_of
 
@@ -89,22 +88,10 @@ def _recomputed(block: Any, forward: Callable, contexts: Callable | None = None)
 
 
 def _selective_contexts() -> Any:
-    return create_selective_checkpoint_contexts(partial(_keep_costly, _costly_operators()))
-
-
-def _keep_costly(costly: frozenset, context: Any, operator: Any, *args: Any, **kwargs: Any) -> CheckpointPolicy:
-    return CheckpointPolicy.MUST_SAVE if operator in costly else CheckpointPolicy.PREFER_RECOMPUTE
-
-
-def _costly_operators() -> frozenset:
-    """The operators of `COSTLY` that this installation has."""
-    found = set()
-    for name in COSTLY:
-        library, _, operator = name.partition(".")
-        packet = getattr(getattr(torch.ops, library), operator, None)
-        if packet is not None:
-            found.add(packet.default)
-    return frozenset(found)
+    """Keep the results of those operators of `COSTLY` that this installation has."""
+    names = (name.split(".") for name in COSTLY)
+    packets = (getattr(getattr(torch.ops, library), operator, None) for library, operator in names)
+    return create_selective_checkpoint_contexts([one.default for one in packets if one is not None])
 
 
 def choose_compile(requested: bool | str, device: torch.device, num_flops: float, precision: str, wide: bool) -> bool:

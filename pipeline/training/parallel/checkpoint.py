@@ -22,7 +22,7 @@ import torch
 import torch.distributed as dist
 from torch.distributed.checkpoint import HuggingFaceStorageReader, HuggingFaceStorageWriter, load, save
 
-from pipeline.models.files.atomic_io import sync
+from pipeline.file_io import sync
 from pipeline.training.parallel.zero import ZeroOptimizer
 
 _PREFIX = "step-"

@@ -8,7 +8,7 @@ what is frozen. Gradients exist, and are exchanged, for what trains alone.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
@@ -22,7 +22,7 @@ from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
 
 from pipeline.training.cost.memory import ZERO_STAGES
-from pipeline.training.parallel.zero import ZeroOptimizer, accumulating, gathered, partition
+from pipeline.training.parallel.zero import ZeroOptimizer, gathered, partition
 
 SHARDING = ("none", "fsdp2", *ZERO_STAGES)
 Build = Callable[[Mapping[str, nn.Parameter]], torch.optim.Optimizer]
@@ -103,23 +103,24 @@ def handlers() -> list[Any]:
     return [DistributedDataParallelKwargs(gradient_as_bucket_view=True)]
 
 
-@contextmanager
-def unsynchronized(model: nn.Module) -> Iterator[None]:
+def unsynchronized(model: nn.Module) -> AbstractContextManager[None]:
     """Inside, backward passes add up gradients on each process and exchange nothing."""
+    if isinstance(model, DistributedDataParallel):
+        return model.no_sync()
     if isinstance(model, FSDPModule):
-        model.set_requires_gradient_sync(False)
-        try:
-            yield
-        finally:
-            model.set_requires_gradient_sync(True)
-    elif isinstance(model, DistributedDataParallel):
-        with model.no_sync():
-            yield
-    elif hasattr(model, "set_gradient_accumulation_boundary"):
-        with accumulating(model):
-            yield
-    else:
+        return _off(model.set_requires_gradient_sync)
+    if hasattr(model, "set_gradient_accumulation_boundary"):
+        return _off(model.set_gradient_accumulation_boundary)
+    return nullcontext()
+
+
+@contextmanager
+def _off(switch: Any) -> Iterator[None]:
+    switch(False)
+    try:
         yield
+    finally:
+        switch(True)
 
 
 @contextmanager

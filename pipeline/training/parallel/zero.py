@@ -11,7 +11,6 @@ from __future__ import annotations
 import warnings
 from collections import defaultdict
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
 from types import SimpleNamespace
 from typing import Any
 
@@ -151,16 +150,6 @@ def partition(
     return engine, ZeroOptimizer(engine, trainable)
 
 
-@contextmanager
-def accumulating(engine: Any) -> Iterator[None]:
-    """Inside, backward passes add up what each process keeps of the gradient."""
-    engine.set_gradient_accumulation_boundary(False)
-    try:
-        yield
-    finally:
-        engine.set_gradient_accumulation_boundary(True)
-
-
 def gathered(parameter: torch.Tensor) -> torch.Tensor:
     """A parameter that trains, with all its parts; every process must ask for it."""
     from deepspeed.utils import safe_get_full_fp32_param
@@ -188,11 +177,7 @@ def _config(stage: int, precision: str) -> dict[str, Any]:
         "gradient_accumulation_steps": 1,
         "steps_per_print": 1 << 60,
         "zero_force_ds_cpu_optimizer": False,
-        "zero_optimization": {
-            "stage": stage,
-            "reduce_bucket_size": BUCKET,
-            "allgather_bucket_size": BUCKET,
-        },
+        "zero_optimization": {"stage": stage, "reduce_bucket_size": BUCKET, "allgather_bucket_size": BUCKET},
     }
     if precision == "bf16":  # outside its engine autocast is switched off; no module's gradients are exchanged in bf16
         config["torch_autocast"] = {"enabled": True, "dtype": "bfloat16", "lower_precision_safe_modules": []}

@@ -19,7 +19,7 @@ from pipeline.evaluation.judge.grading import GRADES
 from pipeline.evaluation.judge.mint import Mint, MintTask, Problem, parse
 from pipeline.evaluation.judge.session import MAX_OUTPUT, Session
 from pipeline.evaluation.model.replies import Reply
-from pipeline.evaluation.sandbox import Limits, Sandbox, SandboxError
+from pipeline.evaluation.sandbox import Limits, Sandbox, SandboxError, check_isolation
 from tests.children import PATIENCE_S
 
 SETTINGS = {
@@ -322,6 +322,6 @@ def test_wrong_requests_are_named(make, make_model, kept):
 def test_a_machine_that_cannot_isolate_is_refused(make, make_model, kept, monkeypatch):
     monkeypatch.setattr(Sandbox, "_try", lambda self, level: "unshare: not permitted")
     with pytest.raises(ValueError, match="isolation=full or not at all"):
-        make().check_isolation("full")
+        check_isolation(make().limits, "full")
     with pytest.raises(ValueError, match="unshare: not permitted"):
         make().prepare(Path(make_model()), replace(kept, isolation="full"))

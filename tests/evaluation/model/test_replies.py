@@ -8,7 +8,7 @@ from transformers import GenerationConfig
 
 from pipeline.data.chat.template import TemplateSettings
 from pipeline.evaluation.model.generation import LocalGenerator
-from pipeline.evaluation.model.replies import ChatReplies, Reply
+from pipeline.evaluation.model.replies import ChatReplies, Reply, Turn
 from pipeline.evaluation.remote.completions import RemoteGenerator
 from tests.evaluation.judge_server import settings
 from tests.evaluation.remote.test_completions import remote, server
@@ -52,6 +52,10 @@ def endings(model, tokenizer, prompts):
     return tokenizer(end)["input_ids"][-1], stop
 
 
+def turns(prompts, lengths, seeds) -> list[Turn]:
+    return list(map(Turn, prompts, lengths, seeds))
+
+
 def test_greedy_replies_are_those_of_the_slow_path(llama, tokenizer, rendered, monkeypatch):
     end, stop = endings(llama, tokenizer, rendered)
     lengths, ends = [20, 20, 20, 7], {tokenizer.eos_token_id, end}
@@ -61,7 +65,7 @@ def test_greedy_replies_are_those_of_the_slow_path(llama, tokenizer, rendered, m
     ]
     monkeypatch.setattr(llama, "generate", None)
     speaker = LocalGenerator(llama, tokenizer)
-    assert speaker.turns(rendered, lengths, ends, [stop], 0.0, [0] * 4) == expected
+    assert speaker.turns(turns(rendered, lengths, [0] * 4), ends, [stop], 0.0) == expected
     assert {reply.is_cut for reply in expected} == {True, False}
     assert any(reply.text.endswith(stop) for reply in expected)
 
@@ -102,7 +106,7 @@ def test_a_full_window_leaves_room_for_less_or_nothing(llama, tokenizer, rendere
 def test_a_server_gives_the_replies_of_this_process(llama, tokenizer, rendered):
     """The text that ends a reply is part of it either way, and a token that ends a turn ends it there too."""
     end, stop = endings(llama, tokenizer, rendered)
-    asked = (rendered, [20, 20, 20, 7], {tokenizer.eos_token_id, end}, [stop], 0.0, [0, 1, 2, 1 << 47])
+    asked = (turns(rendered, [20, 20, 20, 7], [0, 1, 2, 1 << 47]), {tokenizer.eos_token_id, end}, [stop], 0.0)
     expected = LocalGenerator(llama, tokenizer).turns(*asked)
     record = server.Served(llama, tokenizer)
     with server.serving(record) as url:
@@ -174,9 +178,9 @@ class Listener:
     def __init__(self, tokenizer):
         self.tokenizer, self.heard = tokenizer, []
 
-    def turns(self, prompts, lengths, ends, stop, temperature, seeds):
-        self.heard += [(self.tokenizer.decode(prompt), set(ends)) for prompt in prompts]
-        return [Reply("", False) for _ in prompts]
+    def turns(self, asked, ends, stop, temperature):
+        self.heard += [(self.tokenizer.decode(turn.prompt), set(ends)) for turn in asked]
+        return [Reply("", False) for _ in asked]
 
 
 def test_prompts_are_rendered_as_for_training(tokenizer):

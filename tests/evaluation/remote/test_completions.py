@@ -136,8 +136,8 @@ def test_a_server_of_our_own_is_up_for_the_block_and_gone_after_it(make_model, t
     }
     command = [sys.executable, str(_FILE), "{model}", "{port}"]
     settings |= {"num_parallel": 2, "command": command, "startup_s": PATIENCE_S}
-    with backends.remote("vllm", None, settings, directory, tokenizer, tmp_path / "log") as served:
-        lm = RemoteLM(served.model, tokenizer, served.window, lambda **_: None)
+    with backends.remote("vllm", None, settings, directory, tmp_path / "log") as (served, window):
+        lm = RemoteLM(served, tokenizer, window, lambda **_: None)
         found = lm.loglikelihood(options(), disable_tqdm=True)
         url = lm._model.endpoint.url
         assert lm._model.model == backends.SERVED_AS

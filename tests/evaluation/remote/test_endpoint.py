@@ -23,7 +23,7 @@ def scripted(*answers):
 
 def ask(endpoint, accept=str, **changes):
     waits = []
-    model = ChatModel("judge-1", 0.0, 64, Endpoint.of({**endpoint, **changes}), waits.append)
+    model = ChatModel("judge-1", Endpoint.of({**endpoint, **changes}), waits.append, temperature=0.0, max_tokens=64)
     try:
         return model.ask(ASKED, accept), waits
     except (RuntimeError, ValueError) as error:

@@ -15,9 +15,9 @@ from pipeline.data.tokens.text_encoder import TextEncoder
 from pipeline.data.tokens.vocabulary import NoRowError
 from pipeline.evaluation.base import Workspace
 from pipeline.evaluation.model.generation import GenerationSettings, LocalGenerator
-from pipeline.evaluation.remote import backends
+from pipeline.evaluation.model.replies import Turn
 from pipeline.evaluation.remote.completions import RemoteGenerator, RemoteLM
-from pipeline.evaluation.tasks.loglikelihood import SharedPrefixLM
+from pipeline.evaluation.tasks.loglikelihood import EncodedHFLM, SharedPrefixLM
 from pipeline.evaluation.text import windows
 from pipeline.evaluation.text.perplexity import HeldOutText
 from pipeline.evaluation.text.positions import PositionLoss
@@ -90,7 +90,7 @@ def test_where_lm_eval_is_right_its_scores_are_ours(model, around):
     theirs = HFLM(pretrained=model, tokenizer=tokenizer, backend="causal", batch_size=1)
     pairs = [pair for pair in PAIRS if pair[0] != "a bl"]
     expected = theirs.loglikelihood(requests(pairs), disable_tqdm=True)
-    for lm in (SharedPrefixLM(model, tokenizer, lambda **_: None), backends.reference(model, tokenizer)):
+    for lm in (SharedPrefixLM(model, tokenizer, lambda **_: None), EncodedHFLM(model, tokenizer)):
         assert close(lm.loglikelihood(requests(pairs), disable_tqdm=True), expected)
     texts = [Instance("loglikelihood_rolling", {}, (text,), 0, ("t", 0, 1)) for text in ("Forty. " * 3, "", "a tree")]
     if around in ("none", "bytes"):
@@ -116,7 +116,7 @@ def test_nothing_stands_behind_contexts_options_and_prompts(model, around):
         plain = HFLM(pretrained=model, tokenizer=bare, backend="causal", batch_size=1)
         expected = plain.loglikelihood(requests(PAIRS[:4]), disable_tqdm=True)
         assert close(lm.loglikelihood(requests(PAIRS[:4])), expected)
-        assert close(backends.reference(model, tokenizer).loglikelihood(requests(PAIRS[:4])), expected)
+        assert close(EncodedHFLM(model, tokenizer).loglikelihood(requests(PAIRS[:4])), expected)
 
 
 def test_a_token_that_spans_context_and_option_is_scored(model):
@@ -184,7 +184,7 @@ def test_a_token_without_a_row_is_named_before_anything_runs(tiny, held_out):
     with pytest.raises(NoRowError, match=message):
         LocalGenerator(model, tokenizer).generate(["a <far>"], GenerationSettings([], 4, 0.0, 1.0, 1, 0))
     with pytest.raises(NoRowError, match=message):
-        LocalGenerator(model, tokenizer).turns([[1, len(tokenizer) - 1]], [4], set(), [], 0.0, [0])
+        LocalGenerator(model, tokenizer).turns([Turn([1, len(tokenizer) - 1], 4, 0)], set(), [], 0.0)
     path = held_out.data / "one.heldout.jsonl"
     path.write_text(json.dumps({"id": "0", "text": "a <far>"}) + "\n")
     with pytest.raises(NoRowError, match=message):

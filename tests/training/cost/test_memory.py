@@ -9,7 +9,9 @@ from pipeline.training.kernels.head import PLAIN
 from pipeline.training.methods.base_copy import base_copy
 from pipeline.training.methods.optim import build_adamw
 from pipeline.training.packed_loss import PackedLoss
+from pipeline.training.settings import Settings
 from tests.training.cost.test_flops import WAYS, build, trains
+from tests.training.knobs import SETTINGS
 
 CONFIG = {
     "model_type": "llama", "vocab_size": 512, "hidden_size": 96, "intermediate_size": 256, "num_hidden_layers": 6,
@@ -30,9 +32,13 @@ def prepared(way, precision):
     return model
 
 
+def settings(precision="fp32"):
+    return Settings.of({**SETTINGS, "seq_len": LENGTH, "precision": precision})
+
+
 def estimate(way, precision, checkpointing="off", **more):
     shape = shape_of(CONFIG).with_new(set(NEW))
-    return memory_of(shape, trains(WAYS[way]), LENGTH, precision, Knobs(ROWS, checkpointing, CHUNK), **more)
+    return memory_of(shape, trains(WAYS[way]), settings(precision), Knobs(ROWS, checkpointing, CHUNK), **more)
 
 
 def loss_of(model, precision):
@@ -91,7 +97,7 @@ def test_knobs_lower_what_they_are_for():
 
     def of(**knobs):
         base, compares = {"micro_batch": 4, "checkpointing": "off", "loss_chunk": 256}, knobs.pop("with_base", False)
-        return memory_of(shape, full, LENGTH, "fp32", Knobs(**{**base, **knobs}), with_base=compares)
+        return memory_of(shape, full, settings(), Knobs(**{**base, **knobs}), with_base=compares)
 
     assert of(micro_batch=2).activations * 2 == of().activations
     assert of(checkpointing="full").activations < of(checkpointing="selective").activations < of().activations

@@ -10,7 +10,7 @@ import torch
 
 from pipeline.engine import artifact
 from pipeline.engine.sources.hashes import write_atomic
-from pipeline.file_modes import grant, umask
+from pipeline.file_io import grant, umask
 
 
 @pytest.fixture(params=[0o022, 0o027, 0o077], ids=oct)

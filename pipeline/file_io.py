@@ -1,4 +1,4 @@
-"""Files that others may read as far as the umask lets them, whoever wrote them.
+"""Files that are on the disk, and that others may read as far as the umask lets them, whoever wrote them.
 
 Temporary files are made for their owner alone and keep that when they get their name: those of `tempfile`, and those
 through which the safetensors library writes. On a cluster nobody else could then read a model.
@@ -29,3 +29,12 @@ def grant(path: Path) -> None:
     for file in path.rglob("*") if path.is_dir() else (path,):
         if file.is_file() and not file.is_symlink() and wanted & ~(mode := stat.S_IMODE(file.stat().st_mode)):
             file.chmod(mode | wanted)
+
+
+def sync(path: Path) -> None:
+    """Put the bytes of a file, or the names in a directory, on the disk."""
+    fd = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
