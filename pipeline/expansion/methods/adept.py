@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from pipeline.data.corpus import Workspace
 from pipeline.data.sources.documents import Text, describe
