@@ -56,7 +56,7 @@ def run(
         Interrupted: on Ctrl-C, SIGTERM or SIGHUP, after the workers are gone, or because a worker stopped by itself
             before its time limit; `EXIT_INTERRUPTED` is the exit status.
     """
-    own = open_display() if display is None else contextlib.nullcontext(display)
+    own = contextlib.closing(open_display()) if display is None else contextlib.nullcontext(display)
     restore_signals()
     with termination_as_interrupt(), own as shown:
         try:
@@ -190,11 +190,8 @@ class _Run:
             ground.lay_out(directory, config, self._stage(node).resumable, patience_s)
         names = {n.fingerprint: (n.label, f"{n.stage}/{one.name}") for n, one in zip(nodes, final, strict=True)}
         start = self._inprocess if settings.get("inprocess") else self._accelerated
-        tracker = Tracker(names, self.display)
-        try:
+        with contextlib.closing(Tracker(names, self.display)) as tracker:
             start(stage, settings, [directory for directory in partial if directory.exists()], tracker)
-        finally:
-            tracker.close()
         for node, directory in zip(nodes, final, strict=True):
             artifact.check(directory)
             done[node.fingerprint] = directory
