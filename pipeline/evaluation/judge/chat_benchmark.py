@@ -1,4 +1,4 @@
-"""What benchmarks of replies share: a chat template, how long a reply is, and the model of this process as a speaker."""
+"""What benchmarks of replies share: the chat template, the length of a reply, and who speaks by default."""
 
 from __future__ import annotations
 
