@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,8 @@ PARTIAL = ".partial"
 OF_NODE = ("stage", "label", "version", "fingerprint", "params")
 """What a manifest and a worker's config say of their node."""
 REQUIRED = (*OF_NODE, "inputs", "metrics", "files", "provenance")
+TOLD_BYTES = 1 << 30
+"""Reading more than this takes seconds, so a person is told."""
 UNLISTED = {MANIFEST, LOG}
 """Left out of a manifest's files: the manifest itself, and the log, whose last lines may come after the commit."""
 
@@ -119,19 +122,18 @@ def check(directory: Path) -> dict[str, Any]:
     return manifest
 
 
-def unverified_bytes(directory: Path, hashes: HashCache) -> int:
-    """How much `verify` would have to read. Raises ArtifactError as `check` does."""
-    files = check(directory)["files"]
-    return sum(entry["size"] for name, entry in files.items() if not hashes.remembers(directory / name))
-
-
-def verify(directory: Path, hashes: HashCache) -> dict[str, Any]:
+def verify(directory: Path, hashes: HashCache, tell: Callable[[str], None] = print) -> dict[str, Any]:
     """`check`, and the sha256 of every listed file; hashes of unchanged files are remembered.
 
-    Returns the manifest. Raises ArtifactError naming the directory and the file.
+    `tell` gets a line before a gigabyte or more is read. Returns the manifest. Raises ArtifactError naming the
+    directory and the file.
     """
     manifest = check(directory)
-    for name, entry in manifest["files"].items():
+    files = manifest["files"]
+    unread = sum(entry["size"] for name, entry in files.items() if not hashes.remembers(directory / name))
+    if unread > TOLD_BYTES:
+        tell(f"verifying {directory.name}: {unread / 1e9:.1f} GB (once)")
+    for name, entry in files.items():
         try:
             found = hashes.sha256(directory / name)
         except OSError as error:

@@ -10,8 +10,7 @@ import pytest
 from pipeline.engine import artifact
 from pipeline.engine.artifact import model_dir
 from pipeline.engine.errors import ArtifactError, ConfigError, PipelineError, StageError
-from pipeline.engine.run import output_dir as ground
-from pipeline.engine.run import runner
+from pipeline.engine.run import output_dir, runner
 from pipeline.engine.sources.hashes import HashCache
 
 
@@ -155,7 +154,7 @@ def test_a_full_disk_commits_nothing(tmp_path, number, monkeypatch, broken):
 
 def test_a_disk_that_is_full_before_the_start(tmp_path, number, monkeypatch):
     usage = type("Usage", (), {"free": 1 << 20})
-    monkeypatch.setattr(ground.shutil, "disk_usage", lambda path: usage)
+    monkeypatch.setattr(output_dir.shutil, "disk_usage", lambda path: usage)
     with pytest.raises(ConfigError, match="has 1 MiB free, at least 256 MiB are required"):
         runner.run([number(5)], tmp_path, tmp_path / "cache", stages="fake_stages")
 
@@ -164,9 +163,9 @@ def test_a_disk_that_fills_while_a_directory_is_laid_out(tmp_path, monkeypatch):
     def full(path, text):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(ground, "write_atomic", full)
+    monkeypatch.setattr(output_dir, "write_atomic", full)
     with pytest.raises(PipelineError, match="is full"):
-        ground.lay_out(tmp_path / "x.partial", {}, resumable=False)
+        output_dir.lay_out(tmp_path / "x.partial", {}, resumable=False)
 
 
 def test_outputs_that_cannot_be_written(tmp_path, number):

@@ -11,7 +11,7 @@ PLAIN_EVERY_S = 15.0
 
 
 def open_display(stream: IO[str] | None = None) -> Display:
-    """Bars if `stream` (stderr if not given) is a terminal, else plain lines. Use it as a context manager."""
+    """Bars if `stream` (stderr if not given) is a terminal, else plain lines. Close it in the end."""
     stream = stream or sys.stderr
     return Bars(stream) if stream.isatty() else Display(stream)
 
@@ -22,12 +22,6 @@ class Display:
     def __init__(self, stream: IO[str]) -> None:
         self._stream = stream
         self._shown: dict[str, float] = {}
-
-    def __enter__(self) -> Display:
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        self.close()
 
     def message(self, text: str) -> None:
         print(text, file=self._stream, flush=True)

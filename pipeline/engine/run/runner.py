@@ -17,16 +17,12 @@ from pipeline.engine.locks import building
 from pipeline.engine.process import launch, slurm, worker
 from pipeline.engine.process.signals import Stop, grace_s, restore_signals, termination_as_interrupt
 from pipeline.engine.process.supervise import Outcome, explain, supervise_stage
-from pipeline.engine.run import output_dir as ground
-from pipeline.engine.run import planning
+from pipeline.engine.run import output_dir, planning
 from pipeline.engine.run.display import Display, Tracker, open_display
 from pipeline.engine.run.forecast import Forecast, forecasts, naming
 from pipeline.engine.sources import package
 from pipeline.engine.sources.hashes import HashCache
 from pipeline.engine.stage import STAGES, Stage, find_stage
-
-TOLD_BYTES = 1 << 30
-"""Verifying more than this takes seconds, so a person is told."""
 
 
 def run(
@@ -56,7 +52,7 @@ def run(
         Interrupted: on Ctrl-C, SIGTERM or SIGHUP, after the workers are gone, or because a worker stopped by itself
             before its time limit; `EXIT_INTERRUPTED` is the exit status.
     """
-    own = open_display() if display is None else contextlib.nullcontext(display)
+    own = contextlib.closing(open_display()) if display is None else contextlib.nullcontext(display)
     restore_signals()
     with termination_as_interrupt(), own as shown:
         try:
@@ -116,7 +112,7 @@ class _Run:
         if missed:
             for note in filter(None, (planning.note(node.label, told[node].lines) for node in missed)):
                 self.display.message(note)
-            ground.probe(self.outputs)
+            output_dir.probe(self.outputs)
             self._check_network(missed)
             packages = package.fetch_all([node.params for node in missed], self.cache, self.display.message)
             self._verify_inputs(missed, done)
@@ -140,9 +136,7 @@ class _Run:
         read = {done.get(source.fingerprint): None for node in missed for source in node.inputs.values()}
         try:
             for directory in filter(None, read):
-                if (unread := artifact.unverified_bytes(directory, hashes)) > TOLD_BYTES:
-                    self.display.message(f"verifying {directory.name}: {unread / 1e9:.1f} GB (once)")
-                artifact.verify(directory, hashes)
+                artifact.verify(directory, hashes, self.display.message)
                 hashes.save()
         finally:
             hashes.save()
@@ -184,17 +178,14 @@ class _Run:
         stage, settings = self._module(nodes[0].stage), self._settings(nodes[0])
         final = [artifact.directory_of(node, self.outputs) for node in nodes]
         partial = [artifact.partial(directory) for directory in final]
-        patience_s = max(ground.ORPHAN_S, grace_s(settings) + ground.MARGIN_S)
+        patience_s = max(output_dir.ORPHAN_S, grace_s(settings) + output_dir.MARGIN_S)
         for node, directory in zip(nodes, partial, strict=True):
             config = _config(node, settings, done, packages)
-            ground.lay_out(directory, config, self._stage(node).resumable, patience_s)
+            output_dir.lay_out(directory, config, self._stage(node).resumable, patience_s)
         names = {n.fingerprint: (n.label, f"{n.stage}/{one.name}") for n, one in zip(nodes, final, strict=True)}
         start = self._inprocess if settings.get("inprocess") else self._accelerated
-        tracker = Tracker(names, self.display)
-        try:
+        with contextlib.closing(Tracker(names, self.display)) as tracker:
             start(stage, settings, [directory for directory in partial if directory.exists()], tracker)
-        finally:
-            tracker.close()
         for node, directory in zip(nodes, final, strict=True):
             artifact.check(directory)
             done[node.fingerprint] = directory

@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 
-def sources(params: Any, kind: str, where: str = "params") -> Iterator[tuple[str, dict[str, Any]]]:
+def sources(params: Any, kind: str) -> list[tuple[str, dict[str, Any]]]:
     """The path and the mapping of every source of one kind inside `params`, in order."""
-    if isinstance(params, dict):
-        if params.get("kind") == kind:
-            yield where, params
-        for key, value in params.items():
-            yield from sources(value, kind, f"{where}.{key}")
-    elif isinstance(params, (list, tuple)):
-        for index, value in enumerate(params):
-            yield from sources(value, kind, f"{where}[{index}]")
+    found = []
+
+    def note(source: dict[str, Any], where: str) -> dict[str, Any]:
+        found.append((where, source))
+        return source
+
+    replaced(params, note, kind, "params")
+    return found
 
 
 def replaced(params: Any, change: Callable[[dict[str, Any], str], dict[str, Any]], kind: str, where: str = "") -> Any:

@@ -17,10 +17,11 @@ from typing import Any
 from pipeline.data.sources.documents import RowSource
 from pipeline.data.sources.rows import Row
 from pipeline.evaluation.base import Item, Outcome, Workspace, content_hash
+from pipeline.evaluation.judge.chat_benchmark import ChatBenchmark
 from pipeline.evaluation.judge.grading import GRADES
 from pipeline.evaluation.judge.jsonl_journal import JsonlJournal
 from pipeline.evaluation.judge.session import Session
-from pipeline.evaluation.model.replies import ChatBenchmark, ChatReplies, Speaker
+from pipeline.evaluation.model.replies import ChatReplies, Speaker
 from pipeline.evaluation.sandbox import Limits, RunProgram, Sandbox, check_isolation
 
 METRIC = "success"

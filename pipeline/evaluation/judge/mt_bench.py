@@ -14,10 +14,11 @@ from typing import Any
 
 from pipeline.data.sources.documents import RowSource
 from pipeline.evaluation.base import Item, Outcome, Workspace, content_hash, every_row
+from pipeline.evaluation.judge.chat_benchmark import ChatBenchmark
 from pipeline.evaluation.judge.jsonl_journal import JsonlJournal
 from pipeline.evaluation.judge.judging import PROMPTS, Asked, JudgePrompt, judge_prompts, judgements
 from pipeline.evaluation.judge.questions import Question, read_questions, read_references
-from pipeline.evaluation.model.replies import ChatBenchmark, ChatReplies, Speaker
+from pipeline.evaluation.model.replies import ChatReplies, Speaker
 from pipeline.evaluation.remote.endpoint import ChatModel, Endpoint, RefusedError, UnreachableError
 
 METRIC = "rating"

@@ -8,13 +8,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from collections.abc import Set as AbstractSet
-from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any, ClassVar, Protocol
+from dataclasses import dataclass
+from typing import Any, Protocol
 
 from pipeline.data.chat.encoder import ChatEncoder
-from pipeline.data.chat.template import TemplateSettings, read_template
-from pipeline.evaluation.base import Outcome, Workspace
+from pipeline.data.chat.template import TemplateSettings
 
 
 @dataclass(frozen=True)
@@ -110,48 +108,3 @@ def require_template(tokenizer: Any, template: TemplateSettings | str | None) ->
             "`models` to those that were instruction-tuned, such as [tuned]"
         )
     return ChatEncoder(tokenizer, settings)
-
-
-@dataclass(frozen=True, kw_only=True)
-class ChatBenchmark:
-    """What benchmarks of replies share; `measure` is their own.
-
-    Attributes:
-        template: a chat template in place of the model's own, or null; as for `ChatData`, as are date and
-            template_options.
-        max_new_tokens: of one reply.
-        max_items: questions or problems, the first in the order of their content hashes; null for all.
-    """
-
-    needs_chat: ClassVar[bool] = True
-
-    template: str | Mapping[str, Any] | None
-    max_new_tokens: int
-    max_items: int | None
-    date: str | None = None
-    template_options: Mapping[str, Any] = field(default_factory=dict)
-
-    def __post_init__(self) -> None:
-        TemplateSettings(None, self.date, self.template_options)
-        if self.max_new_tokens < 1 or (self.max_items is not None and self.max_items < 1):
-            raise ValueError("max_new_tokens and max_items must be at least 1 (max_items may be null)")
-
-    def prepare(self, model: Path, inputs: Workspace) -> None:
-        """Refuse a missing chat template before the model is loaded. Raises ValueError."""
-        from pipeline.models import load_tokenizer
-
-        require_template(load_tokenizer(model), self.template_settings(inputs))
-
-    def run(self, model: Any, tokenizer: Any, inputs: Workspace) -> Outcome:
-        """`measure` with the model in this process."""
-        from pipeline.evaluation.model.generation import LocalGenerator
-
-        return self.measure(LocalGenerator(model, tokenizer), inputs)
-
-    def measure(self, speaker: Speaker, inputs: Workspace) -> Outcome:
-        """The outcome with replies from anything that speaks."""
-        raise NotImplementedError
-
-    def template_settings(self, inputs: Workspace) -> TemplateSettings:
-        """How conversations are rendered. Raises ValueError for a template that cannot be read."""
-        return TemplateSettings(read_template(self.template, inputs.locate), self.date, self.template_options)

@@ -61,7 +61,9 @@ def documents_apart(
     there is no other, so that a model that is replicated over processes computes on each of them.
     """
     ids_X, labels_X = input_ids.reshape(-1), labels.reshape(-1)
-    starts = np.flatnonzero(_starts(position_ids).reshape(-1))
+    is_start_BT = (position_ids == 0).cpu().numpy()
+    is_start_BT[:, 0] = True
+    starts = np.flatnonzero(is_start_BT.reshape(-1))
     spans = np.stack([starts, np.append(starts[1:], ids_X.shape[0])], 1)
     learned_X = np.append(0, np.cumsum((labels_X != IGNORED).cpu().numpy()))
     learns = learned_X[spans[:, 1]] > learned_X[spans[:, 0]]
@@ -74,13 +76,6 @@ def documents_apart(
             part_ids[row, : stop - start] = ids_X[start:stop]
             part_labels[row, : stop - start] = labels_X[start:stop]
         yield part_ids, part_labels
-
-
-def _starts(position_ids: torch.Tensor) -> np.ndarray:
-    """bool[B, T]: where a document starts."""
-    starts = (position_ids == 0).cpu().numpy()
-    starts[:, 0] = True
-    return starts
 
 
 def _groups(spans: np.ndarray) -> Iterator[np.ndarray]:

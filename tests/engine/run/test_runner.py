@@ -1,6 +1,7 @@
 """What is built and what is reused, with stages that run inside this process."""
 
 import io
+from contextlib import closing
 
 import pytest
 from fake_driver import nodes_of
@@ -155,7 +156,7 @@ def test_nearest_sibling_is_the_one_with_the_fewest_differences(build, number, t
 
 def test_display_is_quiet_where_there_is_no_terminal():
     shown = io.StringIO()
-    with open_display(shown) as display:
+    with closing(open_display(shown)) as display:
         display.started("pretrain")
         for step in range(1000):
             display.progress("pretrain", {"step": step})
@@ -173,7 +174,7 @@ def test_bars_in_a_terminal():
             return True
 
     shown = Terminal()
-    with open_display(shown) as display:
+    with closing(open_display(shown)) as display:
         display.started("pretrain")
         display.progress("pretrain", {"step": 3, "total": 9, "note": "warming [up]"})
         display._progress.refresh()
