@@ -36,7 +36,6 @@ class RowSource(Protocol):
 
     def rows(self, locate: Locate, listing: Listing) -> Iterator[Row | Rejected]:
         """Every row of the source, in a fixed order."""
-        ...
 
 
 @dataclass(frozen=True)
