@@ -35,11 +35,9 @@ class ChatSource(Protocol):
     @property
     def weight(self) -> float:
         """Multiplies the source's own tokens."""
-        ...
 
     def read(self, locate: Locate, listing: Listing) -> Iterator[Chat | Rejected | Unused]:
         """Every conversation, what of its row is not used, and every row that is none, in a fixed order."""
-        ...
 
 
 @dataclass(frozen=True)

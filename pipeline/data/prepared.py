@@ -15,7 +15,8 @@ from pipeline.data.corpus import read_sources
 from pipeline.data.packing.mixture import PackedStream, Packing
 from pipeline.data.packing.rows import Overlong, Span, build_row, cut
 from pipeline.data.packing.schedule import Replay, Shares, check_replay
-from pipeline.data.tokens.store import TokenStore, encode_documents, open_store
+from pipeline.data.tokens.store import TokenStore, open_store
+from pipeline.data.tokens.text_encoder import TextEncoder
 
 
 def open_stream(
@@ -88,9 +89,10 @@ def validation_rows(directory: Path, tokenizer: Any, seq_len: int, num_tokens: i
     """
     manifest = read_sources(directory)
     per_source = num_tokens // len(manifest["sources"])
-    encoder = ChatEncoder(tokenizer, TemplateSettings.recorded(manifest)) if manifest["kind"] == "chat" else None
+    is_chat = manifest["kind"] == "chat"
+    encoder = ChatEncoder(tokenizer, TemplateSettings.recorded(manifest)) if is_chat else TextEncoder(tokenizer)
     return {
-        name: _rows(_held_out(directory / f"{name}.heldout.jsonl", tokenizer, encoder), seq_len, per_source)
+        name: _rows(_held_out(directory / f"{name}.heldout.jsonl", encoder), seq_len, per_source)
         for name in manifest["sources"]
     }
 
@@ -118,14 +120,14 @@ def keep_chat_template(directory: Path, tokenizer: Any, model: Path) -> None:
         file.write_text(text, encoding="utf-8")
 
 
-def _held_out(file: Path, tokenizer: Any, encoder: ChatEncoder | None) -> Iterator[TokenStore]:
+def _held_out(file: Path, encoder: ChatEncoder | TextEncoder) -> Iterator[TokenStore]:
     with file.open(encoding="utf-8") as lines:
         for line in lines:
             entry = json.loads(line)
-            if encoder is not None:
+            if isinstance(encoder, ChatEncoder):
                 tokens, targets = encoder.encode(entry["messages"], entry.get("tools") or (), entry.get("options"))
             else:
-                tokens, targets = next(iter(encode_documents(tokenizer, [entry["text"]]))), None
+                tokens, targets = np.array(encoder.document(entry["text"]), dtype=np.int64), None
             yield TokenStore(file.stem, tokens, np.array([0, len(tokens)]), targets)
 
 

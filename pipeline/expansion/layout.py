@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 from typing import Any, Literal
 
 ORIGINS = ("top", "bottom", "last")
@@ -141,14 +142,8 @@ def interleaved(
             f"per_group={per_group} is more than the {size} blocks of a group "
             f"({num_blocks} blocks in {num_groups} groups); use at most {size}, fewer groups, or expand.origin=last"
         )
-    stack: list[Slot] = []
-    start = 0
-    for group in range(num_groups):
-        end = start + size + (group < longer)
-        stack += [Slot(i) for i in range(start, end)]
-        stack += _new(range(start, end), per_group, origin, group)
-        start = end
-    return stack
+    sizes = [size + (group < longer) for group in range(num_groups)]
+    return _stack(num_blocks, [(end, per_group) for end in accumulate(sizes)], origin)
 
 
 def at_end(num_blocks: int, count: int, position: str, origin: Origin = "top") -> list[Slot]:
@@ -165,10 +160,7 @@ def at_end(num_blocks: int, count: int, position: str, origin: Origin = "top") -
             f"a {position} of {count} blocks needs as many to copy, the model has {num_blocks}; use at most "
             f"{num_blocks}, or expand.origin=last"
         )
-    old = [Slot(i) for i in range(num_blocks)]
-    if position == "prefix":
-        return [*_new(range(num_blocks), count, "first" if origin == "last" else "bottom", 0), *old]
-    return [*old, *_new(range(num_blocks), count, origin, 0)]
+    return _stack(num_blocks, [(0 if position == "prefix" else num_blocks, count)], origin)
 
 
 def explicit(num_blocks: int, positions: Sequence[Sequence[int]] | None, origin: Origin = "top") -> list[Slot]:
@@ -190,28 +182,31 @@ def explicit(num_blocks: int, positions: Sequence[Sequence[int]] | None, origin:
         counts[after] = count
     if not counts:
         raise ValueError("position=explicit needs expand.positions, such as [[3, 1], [7, 2]]")
+    return _stack(num_blocks, [(after + 1, counts[after]) for after in sorted(counts)], origin)
+
+
+def _stack(num_blocks: int, places: Iterable[tuple[int, int]], origin: Origin) -> list[Slot]:
+    """The stack with, for each of the ascending (end, count), `count` new blocks below block `end` of the source."""
     stack: list[Slot] = []
     start = 0
-    for group, after in enumerate(sorted(counts)):
-        count, end = counts[after], after + 1
+    for group, (end, count) in enumerate(places):
         stack += [Slot(i) for i in range(start, end)]
         # Below the first block there is no group; its blocks are copied as a prefix's are.
         available = range(start, end) if end else range(num_blocks)
         if count > len(available) and origin != "last":
             raise ValueError(
-                f"positions asks for {count} new blocks above block {after}, where a group of {len(available)} ends; "
+                f"positions asks for {count} new blocks above block {end - 1}, where a group of {len(available)} ends; "
                 "use fewer, or expand.origin=last"
             )
         way = origin if end else ("first" if origin == "last" else "bottom")
-        stack += _new(available, count, way, group)
+        stack += _new(list(available), count, way, group)
         start = end
     return stack + [Slot(i) for i in range(start, num_blocks)]
 
 
-def _new(group: Iterable[int], count: int, origin: str, index: int) -> list[Slot]:
-    blocks = list(group)
+def _new(blocks: list[int], count: int, origin: str, index: int) -> list[Slot]:
     chosen = {
-        "top": blocks[len(blocks) - count :] if count <= len(blocks) else [],
+        "top": blocks[-count:],
         "bottom": blocks[:count],
         "last": blocks[-1:] * count,
         "first": blocks[:1] * count,

@@ -246,11 +246,7 @@ def _build(text: str) -> MetaModel:
             f"{model_type!r} from this config.json: {error}"
         ) from error
     depth = loaded.get_text_config().num_hidden_layers
-    lists = [
-        (name, module)
-        for name, module in model.named_modules()
-        if isinstance(module, nn.ModuleList) and len(module) == depth
-    ]
+    lists = [(n, m) for n, m in model.named_modules() if isinstance(m, nn.ModuleList) and len(m) == depth]
     seen = watch_calls(model, lists)
     if len(seen) != 1:
         raise ValueError(

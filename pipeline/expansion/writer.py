@@ -20,7 +20,7 @@ if TYPE_CHECKING:  # torch comes with these; copying does without it
     from pipeline.expansion.source import Source
     from pipeline.records.expansion import NewBlock
 
-_PIECE_ITEMS = 2**20  # how much of a computed tensor is in memory; part of what "random" means, see _random
+_PIECE_ITEMS = 2**20  # how much of a computed tensor is in memory; part of what "random" means, see _drawn
 
 
 def write_expansion(
@@ -90,13 +90,11 @@ def _tensor(name: str, recipe: Recipe, stored: Mapping[str, Stored], made: Mappi
         return Planned(ready.dtype, ready.shape, ready.num_bytes, lambda: read_pieces(ready))
     if recipe.kind == "copy":
         return copy_of(origin)
-    num_items = math.prod(origin.shape)
-    values = {
-        "fill": lambda: _filled(recipe, num_items),
-        "random": lambda: _random(recipe, name, num_items),
-        "mean": lambda: _mean([stored[other] for other in (recipe.source, *recipe.others)]),
-    }
-    content = None if recipe.kind == "zeros" else _encoded(values[recipe.kind], origin.dtype)
+    content = None
+    if recipe.kind == "mean":
+        content = _encoded(lambda: _mean([stored[other] for other in (recipe.source, *recipe.others)]), origin.dtype)
+    elif recipe.kind != "zeros":
+        content = _encoded(lambda: _drawn(recipe, name, math.prod(origin.shape)), origin.dtype)
     return Planned(origin.dtype, origin.shape, origin.num_bytes, content)
 
 
@@ -110,26 +108,21 @@ def _encoded(values: Callable[[], Iterator[torch.Tensor]], dtype: str) -> Callab
     return pieces
 
 
-def _counts(num_items: int) -> Iterator[int]:
-    for start in range(0, num_items, _PIECE_ITEMS):
-        yield min(_PIECE_ITEMS, num_items - start)
+def _drawn(recipe: Recipe, name: str, num_items: int) -> Iterator[torch.Tensor]:
+    """One value everywhere, or normal values.
 
-
-def _filled(recipe: Recipe, num_items: int) -> Iterator[torch.Tensor]:
-    import torch
-
-    for count in _counts(num_items):
-        yield torch.full((count,), recipe.value)
-
-
-def _random(recipe: Recipe, name: str, num_items: int) -> Iterator[torch.Tensor]:
-    """Normal values that depend on the seed and the tensor's name alone, whatever else is written, in which order."""
+    These depend on the seed and the tensor's name alone, whatever else is written, in which order.
+    """
     import torch
 
     seed = hashlib.sha256(f"{recipe.seed} {name}".encode()).digest()
     generator = torch.Generator().manual_seed(int.from_bytes(seed[:8], "little", signed=True))
-    for count in _counts(num_items):
-        yield torch.randn(count, generator=generator, dtype=torch.float32) * recipe.value
+    for start in range(0, num_items, _PIECE_ITEMS):
+        count = min(_PIECE_ITEMS, num_items - start)
+        if recipe.kind == "fill":
+            yield torch.full((count,), recipe.value)
+        else:
+            yield torch.randn(count, generator=generator, dtype=torch.float32) * recipe.value
 
 
 def _mean(parts: list[Stored]) -> Iterator[torch.Tensor]:

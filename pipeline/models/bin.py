@@ -6,9 +6,9 @@ python -m pipeline.models.bin OLD_DIRECTORY NEW_DIRECTORY
 from __future__ import annotations
 
 import argparse
-import json
 import zipfile
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from pickle import UnpicklingError
 
@@ -17,7 +17,7 @@ import torch
 from pipeline.file_io import sync
 from pipeline.models.architecture.aliases import tied_names
 from pipeline.models.directory import CONFIG_FILE, begin_model, commit_model, read_config
-from pipeline.models.files.safetensors_io import SINGLE_FILE, write_index
+from pipeline.models.files.safetensors_io import read_weight_map, shard_names, write_index
 from pipeline.models.files.tensor_file import Planned, write_file
 from pipeline.models.save import DTYPES, raw_bytes
 
@@ -43,8 +43,7 @@ def convert_bin(directory: Path, target: Path) -> None:
     begin_model(directory, target, shards)
     weight_map: dict[str, str] = {}
     total = 0
-    for index, shard in enumerate(shards):
-        name = SINGLE_FILE if len(shards) == 1 else f"model-{index + 1:05d}-of-{len(shards):05d}.safetensors"
+    for name, shard in zip(shard_names(len(shards)), shards, strict=True):
         tensors = _planned(_load(shard), tied, shard)
         if twice := sorted(set(tensors) & set(weight_map)):
             raise ValueError(f"{shard} and {weight_map[twice[0]]} both hold {twice[0]}; download the model again")
@@ -61,10 +60,7 @@ def _bin_files(directory: Path) -> list[Path]:
     names = [_SINGLE_BIN]
     index = directory / _BIN_INDEX
     if not (directory / _SINGLE_BIN).is_file() and index.is_file():
-        try:
-            names = sorted(set(json.loads(index.read_text())["weight_map"].values()))
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise ValueError(f"{index} is damaged ({error!r}); download it again") from error
+        names = sorted(set(read_weight_map(index).values()))
     missing = [name for name in names if not (directory / name).is_file()]
     if missing:
         raise ValueError(f"{directory} has no {', '.join(missing)}; download the missing files")
@@ -73,7 +69,8 @@ def _bin_files(directory: Path) -> list[Path]:
 
 def _load(file: Path) -> dict[str, torch.Tensor]:
     try:
-        state = _load_safely(file)
+        # Files of before torch 1.6 are no archives and cannot be mapped.
+        state = torch.load(file, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(file))
     except UnpicklingError as error:
         raise ValueError(
             f"{file} is refused: it is a pickle of more than tensors ({str(error).splitlines()[0]}) and could run "
@@ -81,17 +78,11 @@ def _load(file: Path) -> dict[str, torch.Tensor]:
         ) from error
     except (RuntimeError, EOFError, OSError) as error:
         raise ValueError(f"{file} is damaged ({error}); download it again") from error
+    if not isinstance(state, Mapping):
+        raise ValueError(f"{file} holds a {type(state).__name__}; a plain state dict is required")
     strange = [name for name, value in state.items() if not isinstance(value, torch.Tensor)]
     if strange:
         raise ValueError(f"{file} holds {strange[0]!r}, which is not a tensor; a plain state dict is required")
-    return state
-
-
-def _load_safely(file: Path) -> dict[str, torch.Tensor]:
-    # Files of before torch 1.6 are no archives and cannot be mapped.
-    state = torch.load(file, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(file))
-    if not isinstance(state, Mapping):
-        raise ValueError(f"{file} holds a {type(state).__name__}; a plain state dict is required")
     return dict(state)
 
 
@@ -105,12 +96,13 @@ def _planned(state: dict[str, torch.Tensor], tied: Mapping[str, str], file: Path
         if dtype is None or tensor.layout != torch.strided:
             raise ValueError(f"{file} holds {name} as {tensor.dtype} ({tensor.layout}), which safetensors cannot store")
         num_bytes = tensor.numel() * tensor.element_size()
-        planned[name] = Planned(dtype, tuple(tensor.shape), num_bytes, _bytes_of(tensor, dtype))
+        content = partial(_bytes_of, tensor, dtype)
+        planned[name] = Planned(dtype, tuple(tensor.shape), num_bytes, content)
     return planned
 
 
-def _bytes_of(tensor: torch.Tensor, dtype: str) -> Callable[[], tuple[memoryview]]:
-    return lambda: (raw_bytes(tensor, dtype),)
+def _bytes_of(tensor: torch.Tensor, dtype: str) -> tuple[memoryview]:
+    return (raw_bytes(tensor, dtype),)
 
 
 def main() -> None:

@@ -6,7 +6,7 @@ import json
 import shutil
 from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from pipeline.file_io import sync
 from pipeline.models.architecture.aliases import untied
@@ -36,13 +36,18 @@ def read_config(directory: Path) -> dict:
         raise ValueError(
             f"{directory} has no config.json; a model directory needs config.json, weights and a tokenizer"
         )
+    return read_object(file, "download or save the model again")
+
+
+def read_object(file: Path, remedy: str, encoding: str = "utf-8") -> dict[str, Any]:
+    """The JSON object in a file. Raises ValueError if it is damaged or holds something else."""
     try:
-        config = json.loads(file.read_text())
+        found = json.loads(file.read_text(encoding))
     except ValueError as error:
-        raise ValueError(f"{file} is damaged: {error}") from error
-    if not isinstance(config, dict):
-        raise ValueError(f"{file} holds {type(config).__name__}; it must hold a JSON object")
-    return config
+        raise ValueError(f"{file} is damaged: {error}; {remedy}") from error
+    if not isinstance(found, dict):
+        raise ValueError(f"{file} holds {type(found).__name__}, and must hold a JSON object; {remedy}")
+    return found
 
 
 def check_directory(directory: Path) -> None:

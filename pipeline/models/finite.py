@@ -108,11 +108,8 @@ def check_finite(model: Any) -> None:
     with torch.no_grad():
         if not is_broken(model(input_ids=ids_BT, use_cache=False).logits):
             return
+    dtype = str(model.dtype).removeprefix("torch.")
     raise ValueError(
-        f"the model {model.config.name_or_path} computes NaN or infinity in {_dtype(model)}: the first output that is "
+        f"the model {model.config.name_or_path} computes NaN or infinity in {dtype}: the first output that is "
         f"not finite is that of {first_not_finite(model, ids_BT)}; its weights are broken, so take another checkpoint"
     )
-
-
-def _dtype(model: Any) -> str:
-    return str(model.dtype).removeprefix("torch.")

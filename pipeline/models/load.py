@@ -1,4 +1,4 @@
-"""The only door through which weights come into memory. Safetensors only, no remote code unless it is asked for."""
+"""The only door through which weights come into memory. Safetensors only, no code shipped with the weights."""
 
 from __future__ import annotations
 
@@ -19,13 +19,11 @@ if TYPE_CHECKING:
 
 ATTENTION = {"auto": None, "sdpa": "sdpa", "eager": "eager", "flex": "flex_attention", "flash": "flash_attention_2"}
 
+# Said, not left to the default: transformers would ask at the terminal whether code may be run.
+_LOCAL: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}
 
-def load(
-    path: str | Path,
-    dtype: torch.dtype | str = "auto",
-    attention: str = "auto",
-    trust_remote_code: bool = False,
-) -> PreTrainedModel:
+
+def load(path: str | Path, dtype: torch.dtype | str = "auto", attention: str = "auto") -> PreTrainedModel:
     """Load the causal language model saved in `path`, on the CPU and in evaluation mode.
 
     It decodes greedily, see `plain_decoding`, whatever its own generation_config.json says.
@@ -34,7 +32,6 @@ def load(
         path: a `save_pretrained` directory, or a model by reference to another.
         dtype: a torch dtype, or "auto" for the one the weights are stored in.
         attention: "auto" (the library's choice), "sdpa", "eager", "flex" or "flash".
-        trust_remote_code: run Python code shipped with the weights. Off unless the user asks for it.
 
     Raises:
         ValueError: the directory holds no readable model, or its weights do not fill the architecture.
@@ -49,7 +46,7 @@ def load(
     register_custom_models(read_config(Path(path)).get("model_type"))
     with _quiet_loading():
         load_form = _load_referred if is_reference(Path(path)) else _load_whole
-        model, report = load_form(Path(path), trust_remote_code, options)
+        model, report = load_form(Path(path), options)
     report["unexpected_keys"] = {
         name for name in report["unexpected_keys"] if not _predicts_further(name, model.config)
     }
@@ -71,15 +68,13 @@ def _predicts_further(name: str, config: Any) -> bool:
     return found is not None and depth <= int(found.group(1)) < depth + count
 
 
-def _load_whole(path: Path, trust_remote_code: bool, options: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+def _load_whole(path: Path, options: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
     import transformers
 
-    return transformers.AutoModelForCausalLM.from_pretrained(
-        str(path), local_files_only=True, trust_remote_code=trust_remote_code, **options
-    )
+    return transformers.AutoModelForCausalLM.from_pretrained(str(path), **_LOCAL, **options)
 
 
-def _load_referred(path: Path, trust_remote_code: bool, options: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+def _load_referred(path: Path, options: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
     """What `from_pretrained` does with one directory, for tensors that lie in several and have other names there."""
     import safetensors
     import torch
@@ -89,11 +84,9 @@ def _load_referred(path: Path, trust_remote_code: bool, options: dict[str, Any])
     from pipeline.models.save import DTYPES
 
     stored = read_reference(path)
-    config = transformers.AutoConfig.from_pretrained(
-        str(path), local_files_only=True, trust_remote_code=trust_remote_code
-    )
+    config = transformers.AutoConfig.from_pretrained(str(path), **_LOCAL)
     with torch.device("meta"):
-        empty = transformers.AutoModelForCausalLM.from_config(config, trust_remote_code=trust_remote_code)
+        empty = transformers.AutoModelForCausalLM.from_config(config, trust_remote_code=False)
     if options["dtype"] == "auto" and config.dtype is None:
         floats = (DTYPES[s.dtype] for s in stored.values() if s.dtype in ("F64", "F32", "F16", "BF16"))
         options = {**options, "dtype": next(floats, torch.float32)}
@@ -118,7 +111,7 @@ def _part(model: Any) -> None:
         seen.add(parameter.data_ptr())
 
 
-def load_tokenizer(path: str | Path, trust_remote_code: bool = False) -> PreTrainedTokenizerBase:
+def load_tokenizer(path: str | Path) -> PreTrainedTokenizerBase:
     """Load the tokenizer saved in `path`.
 
     Raises:
@@ -127,9 +120,7 @@ def load_tokenizer(path: str | Path, trust_remote_code: bool = False) -> PreTrai
     import transformers
 
     check_tokenizer(Path(path))
-    tokenizer = transformers.AutoTokenizer.from_pretrained(
-        str(path), local_files_only=True, trust_remote_code=trust_remote_code
-    )
+    tokenizer = transformers.AutoTokenizer.from_pretrained(str(path), **_LOCAL)
     if is_converted(Path(path)):
         check_converted(Path(path), tokenizer)
     return tokenizer

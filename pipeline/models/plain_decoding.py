@@ -7,11 +7,10 @@ it. Only the special tokens are taken: where a text ends is the model's own.
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from pipeline.models.directory import CONFIG_FILE, read_config
+from pipeline.models.directory import CONFIG_FILE, read_config, read_object
 
 if TYPE_CHECKING:
     from transformers import GenerationConfig
@@ -43,7 +42,7 @@ def special_tokens(directory: Path) -> dict[str, int | list[int]]:
     if not file.is_file():
         file, stated = directory / CONFIG_FILE, read_config(directory)
     else:
-        stated = _read(file)
+        stated = read_object(file, "correct or remove it", "utf-8-sig")
     found = {name: stated[name] for name in SPECIAL_TOKENS if stated.get(name) is not None}
     for name, ids in found.items():
         several = ids if isinstance(ids, list) else [ids]
@@ -51,13 +50,3 @@ def special_tokens(directory: Path) -> dict[str, int | list[int]]:
             form = "a whole number or a list of them" if name == "eos_token_id" else "a whole number"
             raise ValueError(f"{file}: {name}={ids!r} must be {form}")
     return {name: ids for name, ids in found.items() if isinstance(ids, list) or ids >= 0}
-
-
-def _read(file: Path) -> dict[str, Any]:
-    try:
-        stated = json.loads(file.read_text(encoding="utf-8-sig"))
-    except ValueError as error:
-        raise ValueError(f"{file} is damaged: {error}; correct or remove it") from error
-    if not isinstance(stated, dict):
-        raise ValueError(f"{file} holds {type(stated).__name__}, and must hold a JSON object; correct or remove it")
-    return stated

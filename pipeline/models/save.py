@@ -26,7 +26,6 @@ def save_trained(
     source: Path,
     target: Path,
     trained: Mapping[str, torch.Tensor],
-    shard_bytes: int = 5 * 10**9,
     save: Form = "full",
     untie: bool = False,
 ) -> None:
@@ -36,7 +35,6 @@ def save_trained(
         source: the model directory that training started from, whole or by reference.
         target: is created.
         trained: by their names in `source`'s weights; any float dtype, same shapes.
-        shard_bytes: the largest shard, bytes.
         save: "full", or "delta" to write what trained alone and refer to where the rest lies.
         untie: the model's tied tensors are two, whatever its config says (`is_untied`): the new config says so.
 
@@ -52,7 +50,7 @@ def save_trained(
         content = origin if name not in trained else _raw(name, trained[name], origin)
         tensors[name] = Planned(origin.dtype, origin.shape, origin.num_bytes, content)
     config = (source / CONFIG_FILE).read_text()
-    rewrite(source, target, tensors, shard_bytes, save, untied(config) if untie else config)
+    rewrite(source, target, tensors, save=save, config=untied(config) if untie else config)
 
 
 def as_stored(model: Any, trained: Mapping[str, torch.Tensor], stored: Mapping[str, Stored]) -> dict[str, torch.Tensor]:

@@ -55,7 +55,6 @@ class Layout(Protocol):
 
     def chat(self, row: Row) -> Chat | Rejected:
         """The row's conversation, or why it is none. Raises KeyError if the row has not the layout's columns."""
-        ...
 
 
 class ColumnLayout:

@@ -11,6 +11,7 @@ from typing import Any
 
 import jinja2
 
+from pipeline.data.chat.messages import UnfitRowError
 from pipeline.data.chat.template_forms import ANSWERED, ASKED, Form, Messages, find_form
 from pipeline.data.sources.files import Locate
 
@@ -22,12 +23,8 @@ _OWN = ("messages", "tools", "add_generation_prompt")
 _FAILURES = (jinja2.TemplateError, TypeError, ValueError, LookupError, AttributeError, RecursionError)
 
 
-class UnfitChatError(ValueError):
+class UnfitChatError(UnfitRowError):
     """A conversation cannot be encoded faithfully, though others may be. `reason` is one of a few, for counting."""
-
-    def __init__(self, reason: str, detail: str) -> None:
-        super().__init__(f"{reason}: {detail}")
-        self.reason = reason
 
 
 @dataclass(frozen=True)

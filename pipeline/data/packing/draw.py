@@ -10,6 +10,8 @@ import numpy as np
 from pipeline.data.packing.rows import Span, Spans
 from pipeline.data.packing.schedule import Schedule
 
+_STATE = ("drawn", "epochs", "cursors", "wanted")
+
 
 class Mixture:
     """Chooses the next span: the source furthest behind its share, then the next of its shuffled spans.
@@ -30,7 +32,7 @@ class Mixture:
         self.drawn = [0] * len(spans)
         self.epochs = [0] * len(spans)
         self.cursors = [0] * len(spans)
-        self._wanted = [0.0] * len(spans)
+        self.wanted = [0.0] * len(spans)
         self._orders = [self._order(index) for index in range(len(spans))]
 
     @property
@@ -60,11 +62,11 @@ class Mixture:
         span = Span(source, *map(int, row))
         self.drawn[source] += span.length
         if progress is not None:
-            self._wanted = [want + share * span.length for want, share in zip(self._wanted, shares, strict=True)]
+            self.wanted = [want + share * span.length for want, share in zip(self.wanted, shares, strict=True)]
         return span
 
     def _furthest_behind(self, by_tokens: bool, shares: Sequence[float]) -> int:
-        wanted = self.schedule.wanted(sum(self.drawn), self.num_tokens) if by_tokens else self._wanted
+        wanted = self.schedule.wanted(sum(self.drawn), self.num_tokens) if by_tokens else self.wanted
         behind = [want - drawn for want, drawn in zip(wanted, self.drawn, strict=True)]
         # A source whose share has come down to 0 still gets what it lacks, but is not begun.
         able = [s for s in range(len(behind)) if shares[s] > 0 or behind[s] >= 1]
@@ -72,15 +74,10 @@ class Mixture:
 
     def state_dict(self) -> dict[str, list]:
         """Where the draw stands."""
-        return {
-            "drawn": list(self.drawn),
-            "epochs": list(self.epochs),
-            "cursors": list(self.cursors),
-            "wanted": list(self._wanted),
-        }
+        return {key: list(getattr(self, key)) for key in _STATE}
 
     def load_state_dict(self, state: Mapping[str, Sequence]) -> None:
         """Continue from `state_dict`."""
-        self.drawn, self.epochs, self.cursors = (list(state[key]) for key in ("drawn", "epochs", "cursors"))
-        self._wanted = list(state["wanted"])
+        for key in _STATE:
+            setattr(self, key, list(state[key]))
         self._orders = [self._order(index) for index in range(len(self.spans))]

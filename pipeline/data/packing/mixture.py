@@ -62,11 +62,13 @@ class PackedStream(Iterator[dict[str, np.ndarray]]):
         self.spans = [
             text_spans(store, seq_len) if overlong is None else chat_spans(store, seq_len, overlong) for store in stores
         ]
-        self._general = {index for index, name in enumerate(names) if name in general}
         weighted = [weights[name] * spans.num_tokens for name, spans in zip(names, self.spans, strict=True)]
         self.mixture = Mixture(names, self.spans, schedule(names, weighted, shares, replay, general), seed)
-        apart = [index in self._general for index in range(len(names))]
-        self._groups = groups_of(self.spans, self.mixture.schedule, apart)
+        self._domain = [index for index, name in enumerate(names) if name not in general]
+        self._groups = groups_of(self.spans, self.mixture.schedule, [name in general for name in names])
+        found = {self._groups[index] for index in self._domain}
+        # The group of all sources of the domain, if they are one.
+        self._whole = found.pop() if len(found) == 1 else None
         self._rows_of: dict[int, int] = {}
         self._length: int | None = None
         self._last: int | None = None
@@ -79,16 +81,6 @@ class PackedStream(Iterator[dict[str, np.ndarray]]):
         self._num_cut = 0
         self._waiting: list[Span] = []
         self._window = Window(self.lookahead, self.spans, self._groups, self._whole)
-
-    @property
-    def _domain(self) -> list[int]:
-        return [index for index in range(len(self.spans)) if index not in self._general]
-
-    @property
-    def _whole(self) -> int | None:
-        """The group of all sources of the domain, if they are one."""
-        found = {self._groups[index] for index in self._domain}
-        return found.pop() if len(found) == 1 else None
 
     @property
     def tokens(self) -> dict[str, int]:

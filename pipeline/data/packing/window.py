@@ -116,20 +116,12 @@ def groups_of(spans: Sequence[Spans], shares: Schedule, apart: Sequence[bool]) -
         [row[source] / found.num_tokens if found.num_tokens else 0.0 for row in shares.shares]
         for source, found in enumerate(spans)
     ]
-    firsts: list[int] = []
     groups: list[int] = []
     for source, rate in enumerate(rates):
         alike = (
-            number
-            for number, first in enumerate(firsts)
-            if apart[first] == apart[source] and any(rate) and all(map(_alike, rate, rates[first]))
+            groups[other]
+            for other in range(source)
+            if apart[other] == apart[source] and any(rate) and all(map(isclose, rate, rates[other]))
         )
-        group = next(alike, len(firsts))
-        if group == len(firsts):
-            firsts.append(source)
-        groups.append(group)
+        groups.append(next(alike, max(groups, default=-1) + 1))
     return groups
-
-
-def _alike(one: float, other: float) -> bool:
-    return isclose(one, other, rel_tol=1e-9)

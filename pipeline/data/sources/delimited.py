@@ -6,6 +6,7 @@ import codecs
 import csv
 import sys
 from collections.abc import Iterator
+from itertools import chain
 from typing import BinaryIO
 
 from pipeline.data.sources.json_rows import wrong_encoding
@@ -22,7 +23,8 @@ def delimited_rows(name: str, suffix: str, stream: BinaryIO) -> Iterator[Row | R
     if found := wrong_encoding(name, first):
         yield found
         return
-    records = _records(_lines(first, stream), DELIMITERS[suffix])
+    lines = chain([first.removeprefix(codecs.BOM_UTF8)], stream)
+    records = _records((line.decode("utf-8", "surrogateescape") for line in lines), DELIMITERS[suffix])
     header = next(records, None)
     if header is None:
         return
@@ -31,13 +33,6 @@ def delimited_rows(name: str, suffix: str, stream: BinaryIO) -> Iterator[Row | R
         return
     for number, record in enumerate(records):
         yield _row(f"{name}#{number}", header, record)
-
-
-def _lines(first: bytes, stream: BinaryIO) -> Iterator[str]:
-    line = first.removeprefix(codecs.BOM_UTF8)
-    while line:
-        yield line.decode("utf-8", "surrogateescape")
-        line = stream.readline()
 
 
 def _records(lines: Iterator[str], delimiter: str) -> Iterator[list[str] | csv.Error]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import re
-from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
@@ -36,7 +35,6 @@ class RowSource(Protocol):
 
     def rows(self, locate: Locate, listing: Listing) -> Iterator[Row | Rejected]:
         """Every row of the source, in a fixed order."""
-        ...
 
 
 @dataclass(frozen=True)
@@ -149,19 +147,15 @@ class Text(WeightedRows):
             if any(isinstance(item, Document) for item in found):
                 yield from unused(row, (self.text_field,))
 
-    def documents(self, locate: Locate, listing: Listing, rejected: Counter[str] | None = None) -> Iterator[Document]:
-        """The documents alone; the others are counted by reason in `rejected`. Raises ValueError if there are none."""
+    def documents(self, locate: Locate, listing: Listing) -> Iterator[Document]:
+        """The documents alone. Raises ValueError if there are none."""
         found, first = False, ""
         for item in self.read(locate, listing):
             if isinstance(item, Document):
                 found = True
                 yield item
-                continue
-            if isinstance(item, Unused):
-                continue
-            first = first or f": the first row is no document ({item.reason}; {item.detail or item.id})"
-            if rejected is not None:
-                rejected[item.reason] += 1
+            elif isinstance(item, Rejected):
+                first = first or f": the first row is no document ({item.reason}; {item.detail or item.id})"
         if not found:
             raise ValueError(f"{describe(self.origin)} gives no document{first}")
 

@@ -46,9 +46,9 @@ class Encoding:
 
 
 def encode_all(tokenizer: Any, texts: Iterable[str], encoding: Encoding) -> Iterator[np.ndarray]:
-    """Token ids (uint32) of every text as a document, in order: those of `tokens.encode_documents`.
+    """Token ids (uint32) of every text as a document, in order: see `text_encoder`.
 
-    Raises ValueError as it does.
+    Raises ValueError without an end-of-text token or without a fast tokenizer.
     """
     stated, special = backend_of(tokenizer).to_str(), SpecialTokens.of(tokenizer)
     prefix, end = (np.array(ids, dtype=np.uint32) for ids in (special.prefix, special.end))

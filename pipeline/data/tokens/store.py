@@ -12,10 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from pipeline.data.tokens.text_encoder import TextEncoder
 from pipeline.data.tokens.vocabulary import check_rows
-
-_BATCH_CHARS = 1 << 22
 
 
 @dataclass(frozen=True)
@@ -109,17 +106,6 @@ def write_store(
     with ArrayWriter(paths[1], np.dtype(np.int64)) as writer:
         writer.write(np.array(offsets, dtype=np.int64))
     return len(offsets) - 1, offsets[-1]
-
-
-def encode_documents(tokenizer: Any, texts: Iterable[str]) -> Iterator[np.ndarray]:
-    """Token ids (int64) of every text as a document, in order: see `text_encoder`.
-
-    Raises ValueError without an end-of-text token or without a fast tokenizer.
-    """
-    backend_of(tokenizer)
-    encoder = TextEncoder(tokenizer)
-    for batch in in_batches(texts, _BATCH_CHARS):
-        yield from (np.array(ids, dtype=np.int64) for ids in encoder.documents(batch))
 
 
 def backend_of(tokenizer: Any) -> Any:

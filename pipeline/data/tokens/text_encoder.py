@@ -75,19 +75,18 @@ class TextEncoder:
         """
         cut = len(context.rstrip())
         context, continuation = context[:cut], context[cut:] + continuation
-        if not (own := self.continuation(context)):
-            return self._without_context(continuation)
-        prefix = list(self.special.prefix)
-        after = self.continuation(context + continuation)[len(own) :] or self.continuation(continuation)
+        if own := self.continuation(context):
+            before = [*self.special.prefix, *own]
+            after = self.continuation(context + continuation)[len(own) :] or self.continuation(continuation)
+        else:
+            before, after = list(self.before_text), self.continuation(continuation)
         if not after:
-            raise ValueError(_empty(continuation, context))
-        return prefix + own, after
-
-    def _without_context(self, continuation: str) -> tuple[list[int], list[int]]:
-        before, ids = list(self.before_text), self.continuation(continuation)
-        if not ids:
-            raise ValueError(_empty(continuation, ""))
-        return (ids[:1], ids[1:]) if before == ids[:1] and len(ids) > 1 else (before, ids)
+            where = f"after {context[-40:]!r}" if context else "without a context"
+            raise ValueError(
+                f"the text {continuation!r} {where} has no token, so it cannot be scored; give at least one"
+            )
+        begins_itself = not own and before == after[:1] and len(after) > 1
+        return before, after[1:] if begins_itself else after
 
     def spans(self, text: str) -> tuple[list[int], list[tuple[int, int]]]:
         """Ids of a text alone, and the characters of each. Raises ValueError for a tokenizer that gives none."""
@@ -109,8 +108,3 @@ class TextEncoder:
         for text, ids in zip(texts, encoded["input_ids"], strict=True):
             self.check(ids, f"the text {text[:40]!r}")
         return encoded["input_ids"]
-
-
-def _empty(continuation: str, context: str) -> str:
-    where = f"after {context[-40:]!r}" if context else "without a context"
-    return f"the text {continuation!r} {where} has no token, so it cannot be scored; at least one is required"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import TYPE_CHECKING, Any, Literal
 
 from pipeline.expansion.base import Plan, Recipe, grow_map
@@ -144,25 +145,22 @@ def _of_parameters(source: Source, recipe_of: RecipeOf) -> RecipeOf:
 
 def zeroed_writers(source: Source) -> RecipeOf:
     """Copies with zeroed residual writers: the block is an identity block (LLaMA Pro, equations 3 and 4)."""
-    found: dict[int, tuple[str, ...]] = {}
+    writers_of = cache(lambda block: source.stored_for(block, source.anatomy.writers(block)))
 
     def recipe(slot: Slot, position: int, rest: str) -> Recipe:
-        if slot.source not in found:
-            found[slot.source] = source.stored_for(slot.source, source.anatomy.writers(slot.source))
-        return Recipe("zeros" if rest in found[slot.source] else "copy", source.blocks.join(slot.source, rest))
+        return Recipe("zeros" if rest in writers_of(slot.source) else "copy", source.blocks.join(slot.source, rest))
 
     return recipe
 
 
 def _zeroed_norms(source: Source) -> RecipeOf:
-    found: dict[int, tuple[tuple[str, ...], bool]] = {}
+    @cache
+    def norms_of(block: int) -> tuple[tuple[str, ...], bool]:
+        norms = source.anatomy.norms(block)
+        return source.stored_for(block, norms), source.anatomy.zero_centred(block, norms[0])
 
     def recipe(slot: Slot, position: int, rest: str) -> Recipe:
-        if slot.source not in found:
-            norms = source.anatomy.norms(slot.source)
-            centred = source.anatomy.zero_centred(slot.source, norms[0])
-            found[slot.source] = (source.stored_for(slot.source, norms), centred)
-        norms, centred = found[slot.source]
+        norms, centred = norms_of(slot.source)
         name = source.blocks.join(slot.source, rest)
         if rest not in norms:
             return Recipe("copy", name)

@@ -83,12 +83,12 @@ class Fitting:
         seed: of its first weights and of the order of columns.
     """
 
-    hidden: int
-    num_epochs: int
-    batch_size: int
-    lr: float
-    norm_weight: float
-    seed: int
+    hidden: int = 256
+    num_epochs: int = 5
+    batch_size: int = 64
+    lr: float = 1e-3
+    norm_weight: float = 5e-5
+    seed: int = 0
 
 
 def fit(coefficients_LIR: torch.Tensor, fitting: Fitting) -> nn.Module:

@@ -24,7 +24,7 @@ Neighbours = dict[int, tuple[int, int]]
 
 
 @dataclass(frozen=True)
-class Lesa(Layout):
+class Lesa(Fitting, Layout):
     """Insert blocks between neighbours, one at a place, with predicted weights. The model's output changes.
 
     For each kind of matrix (`q_proj`, ..., `down_proj`) the matrices of all blocks are written in one basis, and a
@@ -40,16 +40,8 @@ class Lesa(Layout):
     It needs, for one kind of matrix [O, I] at a time, about three times O x O fp64 numbers and a few matrices in
     memory, and the coefficients of all blocks (their O x I in fp32) and what is predicted on disk.
 
-    Attributes:
-        hidden, num_epochs, batch_size, lr, norm_weight, seed: see `Fitting`.
+    Attributes: see `Layout` and `Fitting`.
     """
-
-    hidden: int = 256
-    num_epochs: int = 5
-    batch_size: int = 64
-    lr: float = 1e-3
-    norm_weight: float = 5e-5
-    seed: int = 0
 
     def check(self, num_blocks: int) -> None:
         """Raise ValueError where these settings do not fit a model of that depth."""
@@ -83,10 +75,9 @@ class Lesa(Layout):
         """Predict kind by kind into a file that has room for all."""
         file = _reserve(source, kinds, neighbours, place.directory)
         room = read_header(file)
-        fitting = Fitting(self.hidden, self.num_epochs, self.batch_size, self.lr, self.norm_weight, self.seed)
         for index, rest in enumerate(kinds):
             place.progress(step=index, total=len(kinds), note=f"predicting {rest}")
-            for position, matrix_OI in _predict(source, rest, neighbours, fitting, place.directory):
+            for position, matrix_OI in _predict(source, rest, neighbours, self, place.directory):
                 _fill(room[source.blocks.join(position, rest)], matrix_OI)
         return file
 

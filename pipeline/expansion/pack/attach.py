@@ -25,14 +25,7 @@ from pipeline.models.directory import CONFIG_FILE, Form, as_copies, begin_model,
 from pipeline.models.files.reference import is_reference
 from pipeline.models.files.safetensors_io import read_index
 from pipeline.models.files.tensor_file import ITEM_BITS, Stored, tensors_hash
-from pipeline.records.expansion import (
-    EXPANSION_FILE,
-    AttachedPack,
-    ExpansionMap,
-    PackBase,
-    expansion_text,
-    read_expansion,
-)
+from pipeline.records.expansion import EXPANSION_FILE, ExpansionMap, PackBase, expansion_text, read_expansion
 
 __all__ = ["attach", "detach", "extract", "inspect"]
 
@@ -205,10 +198,8 @@ def _read_attached(directory: Path, memory: Path | None) -> tuple[PackBase, Sour
             tensors[name if position is None else names.join(old[position], rest)] = tensor
     blocks = find_blocks(tensors, anatomy.num_blocks, anatomy)
     source = Source(directory, tensors, config, ExpansionMap.from_text(base.expansion), anatomy, blocks)
-    parts = [_part(entry, packs[i], directory) for i, entry in enumerate(record.packs)]
+    parts = []
+    for entry, own in zip(record.packs, packs, strict=True):
+        pack = Pack.of(entry.facts, tuple(own), directory / EXPANSION_FILE)
+        parts.append(Attached(pack, entry.gain, entry.block_gains, done=True))
     return base, source, parts
-
-
-def _part(entry: AttachedPack, tensors: Sequence[dict[str, Stored]], directory: Path) -> Attached:
-    pack = Pack.of(entry.facts, tuple(tensors), directory / EXPANSION_FILE)
-    return Attached(pack, entry.gain, entry.block_gains, done=True)

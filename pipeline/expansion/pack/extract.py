@@ -95,7 +95,8 @@ def extract(
             pieces = partial(read_pieces, stored)
             tensors[f"{index}.{rest}"] = Planned(stored.dtype, stored.shape, stored.num_bytes, pieces)
     with fresh_directory(target) as unfinished:
-        weights = _write_weights(unfinished, tensors)
+        write_file(unfinished / WEIGHTS, tensors, {"format": "pt"})
+        num_bytes = sum(planned.num_bytes for planned in tensors.values())
         pack = Pack(
             name=name,
             model_type=str(source.config.get("model_type")),
@@ -103,7 +104,7 @@ def extract(
             base_blocks=source.anatomy.num_blocks,
             blocks=blocks,
             provenance=_provenance(grown, {block.round for block in blocks}),
-            weights=weights,
+            weights={"sha256": hash_file(unfinished / WEIGHTS), "num_bytes": num_bytes},
             tensors=(),
             base_config=pinned_config(source.config),
         )
@@ -256,12 +257,6 @@ def per_block_config(config: Mapping[str, Any], source: Source, position: int) -
     depth = source.anatomy.num_blocks
     lists = [n for n, v in section.items() if isinstance(v, list) and len(v) > max(depth, position)]
     return {n: section[n][position] for n in sorted(lists) if isinstance(read.get(n), list) and len(read[n]) == depth}
-
-
-def _write_weights(directory: Path, tensors: Mapping[str, Planned]) -> dict[str, Any]:
-    write_file(directory / WEIGHTS, tensors, {"format": "pt"})
-    num_bytes = sum(planned.num_bytes for planned in tensors.values())
-    return {"sha256": hash_file(directory / WEIGHTS), "num_bytes": num_bytes}
 
 
 def _provenance(grown: Grown, rounds: set[int]) -> dict[str, Any]:

@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.file_io import sync
+from pipeline.models.directory import read_object
 from pipeline.models.files.atomic_io import partial_of
 from pipeline.models.files.tensor_file import Stored, read_header
 
@@ -114,8 +115,8 @@ class Pack:
         Raises:
             ValueError: `facts`, which were read from `where`, are not a pack's, or not what their `id` says.
         """
-        if not isinstance(facts, dict) or facts.get("format") != FORMAT:
-            found = facts.get("format") if isinstance(facts, dict) else facts
+        if facts.get("format") != FORMAT:
+            found = facts.get("format")
             raise ValueError(f"{where} is of pack format {found!r}, this program reads {FORMAT}; extract the pack anew")
         if facts.get("id") != identify({key: value for key, value in facts.items() if key != "id"}):
             raise ValueError(f"{where} was changed after it was written: its facts do not give its id; extract it anew")
@@ -168,10 +169,7 @@ def open_pack(directory: Path) -> Pack:
     lacking = [path.name for path in (file, weights) if not path.is_file()]
     if lacking:
         raise ValueError(f"{directory} is no pack: it has no {' and no '.join(lacking)}; `extract` makes packs")
-    try:
-        facts = json.loads(file.read_text())
-    except ValueError as error:
-        raise ValueError(f"{file} is damaged: {error}; extract the pack anew") from error
+    facts = read_object(file, "extract the pack anew")
     pack = Pack.of(facts, (), file)
     if (found := hash_file(weights)) != pack.weights.get("sha256"):
         raise ValueError(

@@ -12,7 +12,7 @@ import torch
 from pipeline.file_io import grant
 
 
-def convert_gguf(gguf: Path, target: Path, dtype: torch.dtype, chat_template: str | None = None) -> None:
+def convert_gguf(gguf: Path, target: Path, dtype: torch.dtype) -> None:
     """Dequantise `gguf` and save model and tokenizer to `target` in `dtype`.
 
     The loaded model is bound to its quantisation and refuses to be saved, so its weights are copied into a plain one.
@@ -21,7 +21,7 @@ def convert_gguf(gguf: Path, target: Path, dtype: torch.dtype, chat_template: st
         ValueError: the file does not fill the architecture that it names.
     """
     with _read_once():
-        _convert(gguf, target, dtype, chat_template)
+        _convert(gguf, target, dtype)
 
 
 @contextmanager
@@ -39,7 +39,7 @@ def _read_once() -> Iterator[None]:
         vars(gguf).update(found)
 
 
-def _convert(gguf: Path, target: Path, dtype: torch.dtype, chat_template: str | None) -> None:
+def _convert(gguf: Path, target: Path, dtype: torch.dtype) -> None:
     import transformers
 
     source: dict[str, object] = {"gguf_file": gguf.name, "local_files_only": True}
@@ -55,8 +55,6 @@ def _convert(gguf: Path, target: Path, dtype: torch.dtype, chat_template: str | 
     model.tie_weights()
     tokenizer = transformers.AutoTokenizer.from_pretrained(str(gguf.parent), gguf_file=gguf.name, local_files_only=True)
     tokenizer.model_max_length = config.max_position_embeddings
-    if chat_template:
-        tokenizer.chat_template = chat_template
     target.mkdir(parents=True, exist_ok=True)
     model.save_pretrained(target)
     tokenizer.save_pretrained(target)

@@ -36,7 +36,7 @@ def weight_files(directory: Path) -> list[Path]:
     index = directory / INDEX_FILE
     files = [directory / SINGLE_FILE]
     if index.exists() and not files[0].is_file():
-        files = [directory / name for name in sorted(set(_weight_map(index).values()))]
+        files = [directory / name for name in sorted(set(read_weight_map(index).values()))]
     missing = [f.name for f in files if not f.is_file()]
     if missing and has_only_pickles(directory):
         raise ValueError(
@@ -72,17 +72,18 @@ def read_index(directory: Path) -> dict[str, Stored]:
     for file in weight_files(directory):
         tensors.update(read_header(file))
     if index.exists() and not (directory / SINGLE_FILE).is_file():
-        lost = sorted(set(_weight_map(index)) - set(tensors))
+        lost = sorted(set(read_weight_map(index)) - set(tensors))
         if lost:
             raise ValueError(f"{index} names tensors that no file holds: {', '.join(lost[:4])} ({len(lost)})")
     return tensors
 
 
-def _weight_map(index: Path) -> dict[str, str]:
+def read_weight_map(index: Path) -> dict[str, str]:
+    """Which file of a sharded checkpoint holds which tensor. Raises ValueError if the index is damaged."""
     try:
         return dict(json.loads(index.read_text())["weight_map"])
     except (ValueError, KeyError, TypeError) as error:
-        raise ValueError(f"{index} is damaged ({error}); download it again") from error
+        raise ValueError(f"{index} is damaged ({error!r}); download it again") from error
 
 
 def write_shards(directory: Path, tensors: Mapping[str, Planned], shard_bytes: int = 5 * 10**9) -> list[Path]:
@@ -99,9 +100,7 @@ def write_shards(directory: Path, tensors: Mapping[str, Planned], shard_bytes: i
         shard_bytes: a shard ends before it would exceed this many data bytes (one larger tensor makes one shard).
     """
     shards = list(_shards(tensors, shard_bytes))
-    names = [SINGLE_FILE]
-    if len(shards) > 1:
-        names = [f"model-{i + 1:05d}-of-{len(shards):05d}.safetensors" for i in range(len(shards))]
+    names = shard_names(len(shards))
     _write_partials([directory / name for name in names], shards)
     for name in names:
         commit(directory / name)
@@ -110,6 +109,11 @@ def write_shards(directory: Path, tensors: Mapping[str, Planned], shard_bytes: i
         write_index(directory, weight_map, sum(planned.num_bytes for planned in tensors.values()))
     sync(directory)
     return [directory / name for name in names]
+
+
+def shard_names(count: int) -> list[str]:
+    """What the files of a model in so many shards are called."""
+    return [SINGLE_FILE] if count == 1 else [f"model-{i + 1:05d}-of-{count:05d}.safetensors" for i in range(count)]
 
 
 def _write_partials(files: Sequence[Path], shards: Sequence[Mapping[str, Planned]]) -> None:

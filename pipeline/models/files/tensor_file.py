@@ -123,19 +123,15 @@ def read_pieces(stored: Stored, size: int = _READ_BYTES) -> Iterator[memoryview]
         ValueError: the file is shorter than its header said.
     """
     buffer = memoryview(bytearray(min(size, stored.num_bytes)))
-    with stored.file.open("rb", buffering=0) as stream:
+    with stored.file.open("rb") as stream:
         stream.seek(stored.start)
         left = stored.num_bytes
         while left:
-            wanted = min(left, len(buffer))
-            filled = 0
-            while filled < wanted:
-                count = stream.readinto(buffer[filled:wanted])
-                if not count:
-                    raise ValueError(f"{stored.file} ended early while it was read; it changed or is damaged")
-                filled += count
-            yield buffer[:wanted]
-            left -= wanted
+            piece = buffer[: min(left, len(buffer))]
+            if stream.readinto(piece) < len(piece):
+                raise ValueError(f"{stored.file} ended early while it was read; it changed or is damaged")
+            yield piece
+            left -= len(piece)
 
 
 def read_bytes(stored: Stored) -> bytes:

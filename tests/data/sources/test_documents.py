@@ -148,9 +148,9 @@ def test_documents_of_a_directory_in_the_order_of_the_listing_with_counts(tmp_pa
     for name, data in {"b.txt": b"B", "a.txt": b"A", "empty.txt": b" \n", "bad.txt": b"\xff", "nul.txt": b"\0"}.items():
         (tmp_path / name).write_bytes(data)
     source = _text(LocalFiles({"kind": "local", "path": str(tmp_path)}))
-    rejected = Counter()
-    found = list(source.documents(*_local(tmp_path, ["a.txt", "b.txt", "bad.txt", "empty.txt", "nul.txt"]), rejected))
-    assert found == [Document("a.txt", "A"), Document("b.txt", "B")]
+    place = _local(tmp_path, ["a.txt", "b.txt", "bad.txt", "empty.txt", "nul.txt"])
+    assert list(source.documents(*place)) == [Document("a.txt", "A"), Document("b.txt", "B")]
+    rejected = Counter(item.reason for item in source.read(*place) if isinstance(item, Rejected))
     assert rejected == {"invalid UTF-8": 1, "empty": 1, "holds a NUL byte": 1}
 
 

@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 from transformers import PreTrainedTokenizerFast
 
-from pipeline.data.tokens.store import ArrayWriter, encode_documents, open_store, store_paths, token_dtype, write_store
+from pipeline.data.tokens.encoding import Encoding, encode_all
+from pipeline.data.tokens.store import ArrayWriter, open_store, store_paths, token_dtype, write_store
 
 
 def test_the_smallest_type_that_holds_every_id():
@@ -27,7 +28,7 @@ def test_arrays_written_in_pieces_are_ordinary_npy_files(tmp_path, length):
 
 def test_documents_survive_the_tokenizer_and_end_with_eos(tokenizer, tmp_path):
     texts = ["def f(x):\n    return x + 1\n", "ünïcode 漢字 \t ", "How many blocks?"]
-    encoded = ((ids, None) for ids in encode_documents(tokenizer, texts))
+    encoded = ((ids, None) for ids in encode_all(tokenizer, texts, Encoding()))
     assert write_store(tmp_path, "s", encoded, len(tokenizer))[0] == 3
     store = open_store(tmp_path, "s")
     assert isinstance(store.tokens, np.memmap)
@@ -39,7 +40,7 @@ def test_documents_survive_the_tokenizer_and_end_with_eos(tokenizer, tmp_path):
 
 
 def test_text_that_spells_a_special_token_stays_text(tokenizer):
-    (ids,) = encode_documents(tokenizer, ["a<|im_end|>b"])
+    (ids,) = encode_all(tokenizer, ["a<|im_end|>b"], Encoding())
     assert (ids == tokenizer.eos_token_id).sum() == 1
     assert tokenizer.decode(ids[:-1]) == "a<|im_end|>b"
     assert tokenizer("<|im_end|>")["input_ids"] == [tokenizer.eos_token_id]
@@ -47,9 +48,9 @@ def test_text_that_spells_a_special_token_stays_text(tokenizer):
 
 def test_many_batches_equal_one(tokenizer, monkeypatch):
     texts = [f"document {number}" for number in range(20)]
-    whole = list(encode_documents(tokenizer, texts))
-    monkeypatch.setattr("pipeline.data.tokens.store._BATCH_CHARS", 25)
-    assert all(np.array_equal(a, b) for a, b in zip(whole, encode_documents(tokenizer, texts), strict=True))
+    whole = list(encode_all(tokenizer, texts, Encoding()))
+    monkeypatch.setattr("pipeline.data.tokens.encoding._BATCH_CHARS", 25)
+    assert all(np.array_equal(a, b) for a, b in zip(whole, encode_all(tokenizer, texts, Encoding()), strict=True))
 
 
 def test_targets_are_kept_beside_the_tokens(tmp_path):
@@ -79,7 +80,7 @@ def test_a_tokenizer_must_be_fast_and_know_an_end(tokenizer):
         eos_token_id = 1
 
     with pytest.raises(ValueError, match="fast"):
-        list(encode_documents(Slow(), ["x"]))
+        list(encode_all(Slow(), ["x"], Encoding()))
     endless = PreTrainedTokenizerFast(tokenizer_object=tokenizer.backend_tokenizer)
     with pytest.raises(ValueError, match="eos_token"):
-        list(encode_documents(endless, ["x"]))
+        list(encode_all(endless, ["x"], Encoding()))

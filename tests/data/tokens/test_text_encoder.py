@@ -11,7 +11,6 @@ from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from pipeline.data.tokens.encoding import Encoding, encode_all
 from pipeline.data.tokens.special_tokens import SpecialTokens
-from pipeline.data.tokens.store import encode_documents
 from pipeline.data.tokens.text_encoder import TextEncoder
 from tests.data.tokenizers_of_kinds import AROUND, CUTS, make
 
@@ -82,7 +81,7 @@ def test_training_and_evaluation_agree_on_any_text(around, cut):
     end = [*(token for token in suffix if token != 2), 2]
     found = texts(rng, 60)
     trained = [ids.tolist() for ids in encode_all(tokenizer, found, Encoding())]
-    assert trained == [ids.tolist() for ids in encode_documents(tokenizer, found)]
+    assert trained == encoder.documents(found)
     assert trained == [ids.tolist() for ids in encode_all(tokenizer, found, Encoding(word_cache=False))]
     for text, ids in zip(found, trained, strict=True):
         scored, spans = encoder.spans(text)
@@ -145,7 +144,7 @@ def test_truncation_and_padding_saved_with_a_tokenizer_change_no_id(tmp_path):
     expected = TextEncoder(make("both")).document(text)
     loaded = AutoTokenizer.from_pretrained(tmp_path)
     assert TextEncoder(loaded).document(text) == expected
-    assert [ids.tolist() for ids in encode_documents(loaded, [text])] == [expected]
+    assert [ids.tolist() for ids in encode_all(loaded, [text], Encoding(word_cache=False))] == [expected]
     assert np.concatenate(list(encode_all(loaded, [text], Encoding()))).tolist() == expected
 
 

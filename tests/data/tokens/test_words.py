@@ -10,7 +10,8 @@ from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers, tr
 from transformers import PreTrainedTokenizerFast
 
 from pipeline.data.tokens.encoding import Encoding, TokenCache, encode_all
-from pipeline.data.tokens.store import encode_documents, open_store, write_store
+from pipeline.data.tokens.store import open_store, write_store
+from pipeline.data.tokens.text_encoder import TextEncoder
 from pipeline.data.tokens.words import WordEncoder, pieces
 
 _HEAD = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}"
@@ -90,14 +91,14 @@ def test_ids_are_the_tokenizers_own(tokenizers, kind):
     plain = tuple(part for part in PARTS if part.isascii())
     texts = ["", " ", "\n", *_texts(draw, 400), *_texts(draw, 400, plain)]
     for text, ids in zip(texts, encoder.encode(texts), strict=True):
-        (expected,) = encode_documents(tokenizer, [text])
-        assert ids.tolist() == expected.tolist()[:-1], repr(text)
+        expected = TextEncoder(tokenizer).document(text)
+        assert ids.tolist() == expected[:-1], repr(text)
 
 
 def test_every_text_in_order_whether_in_one_process_or_two(tokenizers, monkeypatch):
     texts = _texts(np.random.default_rng(3), 200)
     monkeypatch.setattr("pipeline.data.tokens.encoding._BATCH_CHARS", 500)
-    expected = list(encode_documents(tokenizers["llama3"], texts))
+    expected = TextEncoder(tokenizers["llama3"]).documents(texts)
     for how in (Encoding(1), Encoding(1, word_cache=False), Encoding(2)):
         found = list(encode_all(tokenizers["llama3"], texts, how))
         assert all(np.array_equal(a, b) for a, b in zip(found, expected, strict=True))
@@ -109,7 +110,7 @@ def test_a_long_text_is_cut_where_the_ids_do_not_change(tokenizers, monkeypatch)
     assert len(pieces(text)) > 10 and "".join(pieces(text)) == text
     for kind in BY_WORD:
         (ids,) = WordEncoder(tokenizers[kind].backend_tokenizer.to_str()).encode([text])
-        assert ids.tolist() == next(iter(encode_documents(tokenizers[kind], [text]))).tolist()[:-1]
+        assert ids.tolist() == TextEncoder(tokenizers[kind]).document(text)[:-1]
 
 
 def test_words_are_forgotten_before_memory_is_full(tokenizers, monkeypatch):
@@ -118,7 +119,7 @@ def test_words_are_forgotten_before_memory_is_full(tokenizers, monkeypatch):
     texts = _texts(np.random.default_rng(5), 60)
     for text in texts:
         (ids,) = encoder.encode([text])
-        assert ids.tolist() == next(iter(encode_documents(tokenizers["gpt2"], [text]))).tolist()[:-1]
+        assert ids.tolist() == TextEncoder(tokenizers["gpt2"]).document(text)[:-1]
 
 
 def test_a_tokenizer_that_is_not_what_it_seems_is_found_out(tokenizers):
@@ -154,7 +155,7 @@ def test_tokens_are_kept_by_content_and_tokenizer(tokenizers, tmp_path):
     for directory in (tmp_path / "a", tmp_path / "b"):
         directory.mkdir()
     assert not cache.fetch(key, tmp_path / "a", "s")
-    write_store(tmp_path / "a", "s", ((ids, None) for ids in encode_documents(tokenizer, texts)), len(tokenizer))
+    write_store(tmp_path / "a", "s", ((ids, None) for ids in TextEncoder(tokenizer).documents(texts)), len(tokenizer))
     cache.keep(key, tmp_path / "a", "s")
     cache.keep(key, tmp_path / "a", "s")
     assert cache.fetch(key, tmp_path / "b", "other")
@@ -170,7 +171,7 @@ def cached(tokenizers, tmp_path):
     """A cache with one entry, and the artifact that it was made from: (cache, key, artifact's directory)."""
     cache, tokenizer, texts = TokenCache(tmp_path / "cache"), tokenizers["gpt2"], ["one text", "and another"]
     (tmp_path / "a").mkdir()
-    write_store(tmp_path / "a", "s", ((ids, None) for ids in encode_documents(tokenizer, texts)), len(tokenizer))
+    write_store(tmp_path / "a", "s", ((ids, None) for ids in TextEncoder(tokenizer).documents(texts)), len(tokenizer))
     key = cache.key(tokenizer, (text.encode() for text in texts), 700)
     cache.keep(key, tmp_path / "a", "s")
     return cache, key, tmp_path / "a"
