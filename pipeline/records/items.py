@@ -260,8 +260,9 @@ def _gold(ids: Sequence[str], hashes: Sequence[str], columns: Mapping[str, list[
         return None
     has_margin = ~np.isnan(margins[kept])
     margin = tuple(np.where(has_margin, column[kept], 0.0) for column in (margins, sizes))
-    parts = {MARGIN: margin} if has_margin.any() else {}
-    return Items(BITS_PER_BYTE, False, *_taken(kept, ids, hashes), bits[kept], sizes[kept], parts=parts)
+    parts = {MARGIN: (margin[0], margin[1])} if has_margin.any() else {}
+    own_ids, own_hashes = _taken(kept, ids, hashes)
+    return Items(BITS_PER_BYTE, False, own_ids, own_hashes, bits[kept], sizes[kept], parts=parts)
 
 
 def _taken(kept: Iterable[int], *columns: Sequence[str]) -> tuple[tuple[str, ...], ...]:

@@ -117,8 +117,8 @@ class CodeBenchmark:
         answer = first if size == 1 else f"{first}\n\n({correct} of {size} programs solve it)"
         digest = content_hash(problem.prompt, problem.before, problem.after, problem.expected)
         value, _ = estimates.pop(_name(self.k[0]))
-        texts = {"prompt": problem.prompt, "answer": answer, "gold": problem.gold}
-        return Item(problem.id, digest, value, 1.0, parts=estimates, **texts)
+        texts = problem.prompt, answer, problem.gold
+        return Item(problem.id, digest, value, 1.0, "", *texts, parts=estimates)
 
 
 def _name(k: int) -> str:

@@ -2,8 +2,8 @@
 
 Whether the right option was picked is one bit an item, and most items do not change it. How likely the right answer was
 is a number, changes on every item, and comes out of the same log-likelihoods: options and last words (LAMBADA) cost no
-pass of their own. Of an answer that the model writes (GSM8K) the right one is scored after the same prompt, one
-teacher-forced pass over prompt and answer; the prompt's examples are run once for all.
+pass of their own. Of an answer that the model writes (GSM8K) the right one is scored after the same prompt, by one
+teacher-forced pass over prompt and answer; what prompts begin with in common is run once.
 
 The bytes are those of the answer's own text in UTF-8, as lm-evaluation-harness counts them: the space between prompt
 and answer is predicted, and so part of the loss, but is no byte of the answer. Where the options stand in the prompt

@@ -116,8 +116,8 @@ class HarnessTask:
 
         loaded = self.load_tasks(inputs)
         tasks = {one.task.task_name: one.task for one in loaded}
-        samples = {one.task.task_name: one.numbers for one in loaded if not one.is_cut}
-        found = evaluate(lm=lm, task_dict={"tasks": tasks}, bootstrap_iters=0, samples=samples or None)["samples"]
+        numbers = {one.task.task_name: one.numbers for one in loaded if not one.is_cut}
+        found = evaluate(lm=lm, task_dict={"tasks": tasks}, bootstrap_iters=0, samples=numbers or None)["samples"]
         samples = [self._of_filter(found[one.task.task_name]) for one in loaded]
         golds, notes = self._golds(lm, loaded, samples)
         items = [item for parts in zip(loaded, samples, golds, strict=True) for item in self._items(*parts)]

@@ -93,7 +93,9 @@ def sweep_figure(comparison: Comparison) -> Figure | None:
     variants = comparison.collection.variants
     swept = swept_number([variant.name for variant in variants]) if len(variants) > 2 else None
     measures = [
-        b for b in comparison.benchmarks if b.group == "domain" and comparison.units[b.name].name == "bits/byte"
+        b
+        for b in comparison.benchmarks
+        if b.group == "domain" and comparison.units[b.name].name == "bits/byte" and not b.gold_of
     ]
     if swept is None or not measures:
         return None

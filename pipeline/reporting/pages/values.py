@@ -56,7 +56,8 @@ def data(comparison: Comparison, sections: Sequence[Section] = (), parts: Sequen
 
 def headline(comparison: Comparison) -> dict[str, Any]:
     """A few numbers per variant about the model it ends with. With several variants, keys start with their labels."""
-    metrics: dict[str, Any] = {"num_models": len(comparison.lines), "num_benchmarks": len(comparison.benchmarks)}
+    num_benchmarks = sum(not b.gold_of for b in comparison.benchmarks)
+    metrics: dict[str, Any] = {"num_models": len(comparison.lines), "num_benchmarks": num_benchmarks}
     for variant in comparison.collection.variants:
         prefix = f"{comparison.labels[variant.name]}/" if len(comparison.collection.variants) > 1 else ""
         for grown in expanded_lines(comparison, variant):

@@ -14,6 +14,7 @@ from pipeline.evaluation.remote import backends
 from pipeline.evaluation.remote.completions import CompletionModel, RemoteGenerator, RemoteLM
 from pipeline.evaluation.remote.endpoint import Endpoint, RefusedError, UnreachableError, UnusableError
 from pipeline.evaluation.remote.serving import ServerError, served
+from pipeline.evaluation.tasks.labels import LabelledOptions
 from pipeline.evaluation.tasks.loglikelihood import SharedPrefixLM
 from tests.children import PATIENCE_S
 
@@ -52,6 +53,18 @@ def up(llama, tokenizer):
 def options():
     pairs = [(prompt, ending) for prompt in PROMPTS for ending in (" one", " a tree", " seven kites")]
     return [Instance("loglikelihood", {}, pair, place, ("t", place // 3, 1)) for place, pair in enumerate(pairs)]
+
+
+def test_losses_of_right_answers_are_those_of_this_process(up, local, inputs, llama, tokenizer):
+    rows = [{"input": f"Terms {i}:", "options": ["größer", "none at all"], "gold_index": i} for i in range(2)]
+    asked = LabelledOptions({"test": local("labels", rows)}, None)
+    expected = asked.run(llama, tokenizer, inputs).items
+    with up() as (model, _):
+        found = asked.score(RemoteLM(model, tokenizer, 2048, lambda **_: None), inputs).items
+    for item, other in zip(found, expected, strict=True):
+        assert item.gold_loss.bits == pytest.approx(other.gold_loss.bits, rel=1e-4)
+        assert item.gold_loss.num_bytes == other.gold_loss.num_bytes
+        assert item.gold_loss.margin_bits == pytest.approx(other.gold_loss.margin_bits, abs=1e-3)
 
 
 def test_scores_are_those_of_this_process(up, llama, tokenizer):

@@ -155,7 +155,7 @@ WRITTEN = {"filter": "flexible-extract", "num_fewshot": 2}
 
 @pytest.fixture
 def gsm8k(local):
-    shots = [{"question": f"{i}?", "answer": f"It is {i}.\n#### {i}"} for i in range(9)]
+    shots = [{"question": "One and one?", "answer": "It is 1+1.\n#### 2"}] * 9
     splits = {"test": local("gsm8k", GSM8K), "train": local("shots", shots)}
     return HarnessTask(**{**PLAIN, **WRITTEN, "task": "gsm8k/gsm8k", "metric": "exact_match", "splits": splits})
 
@@ -171,7 +171,7 @@ def test_of_a_written_answer_the_solution_is_scored_as_the_examples_spell_it(gsm
     assert gold_scores(outcome)["gold_bits_per_byte"] == pytest.approx(total)
 
 
-def test_the_pass_over_written_answers_runs_the_examples_once(gsm8k, llama, tokenizer, inputs):
+def test_the_pass_over_written_answers_runs_common_examples_once(gsm8k, llama, tokenizer, inputs):
     lm = Quick(llama, tokenizer, lambda **_: None)
     items = gsm8k.score(lm, inputs).items
     texts = [f"{item.prompt} {row['answer']}" for item, row in zip(items, GSM8K, strict=True)]
