@@ -208,6 +208,22 @@ def test_samples_are_drawn_once_a_base(tmp_path):
     assert set(without.evaluations["tuned"]["drift"].inputs) == {"model", "reference", "samples"}
 
 
+def test_what_is_tracked_is_read(tmp_path):
+    """The samples are those of the benchmark; sft measures the domain that was pretrained on."""
+    cell = plan("pretrain.track.every=8", "sft.track.every=4", "benchmark=[domain,drift]", tmp_path=tmp_path)
+    pretrain, tuned = cell.models["post-pretrained"], cell.models["tuned"]
+    for node in (pretrain, tuned):
+        assert set(node.inputs) == {"model", "data", "domain", "samples", "base"}
+        assert node.inputs["base"] == cell.models["base"]
+        assert node.inputs["domain"] == cell.data["data/pretrain"] == pretrain.inputs["data"]
+        assert node.inputs["samples"] == cell.evaluations["tuned"]["drift"].inputs["samples"]
+    plain = plan("pretrain.track.domain_tokens=9", "benchmark=[domain,drift]", tmp_path=tmp_path)
+    assert plain.models["post-pretrained"] == plan(tmp_path=tmp_path).models["post-pretrained"]
+    assert set(plain.models["tuned"].inputs) == {"model", "data"} and plain.models["tuned"].params["track"] is None
+    alone = plan("pretrain.track.every=8", "pretrain.track.measures=[domain]", tmp_path=tmp_path)
+    assert set(alone.models["post-pretrained"].inputs) == {"model", "data", "domain"}
+
+
 @pytest.mark.parametrize(
     ("override", "changed"),
     [
@@ -284,6 +300,22 @@ def test_a_cell_survives_its_file(tmp_path):
         (["expand=soft_moe", "+expand.num_groups=2"], "num_groups is not a setting of SoftMoe; it has mode"),
         (["pretrain.packing=tight"], "packing='tight' must be fill"),
         (["pretrain.data.bad_rows=drop"], "data.bad_rows='drop' must be skip"),
+        (["pretrain.track.every=0"], "track.every=0 must be at least 1; null tracks nothing"),
+        (
+            ["pretrain.track.every=5", "pretrain.track.measures=[kl]"],
+            "measures has 'kl', which is not known; use domain",
+        ),
+        (["sft.track.keep_best=drift"], "sft.track.keep_best='drift' needs measures; set track.every"),
+        (["sft.track.stop_if={drift: 0.2}"], "sft.track.stop_if={'drift': 0.2} needs measures; set track.every"),
+        (["sft.track.every=2", "sft.track.keep_best=gain"], "keep_best names 'gain', which is not tracked"),
+        (
+            ["sft.track.every=2", "sft.track.samples=null"],
+            "measures has drift, which needs samples of the base; set tra",
+        ),
+        (
+            ["sft.track.every=2", "sft.track.data=null"],
+            "and the data hold conversations; set track.data to data of the",
+        ),
         (["pretrain.num_steps=5"], "exactly one of num_steps, num_tokens and num_epochs"),
         (
             ["data@pretrain.data=local_text", "pretrain.data.sources.local.origin.source.path=/does/not/exist"],

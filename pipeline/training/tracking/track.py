@@ -109,7 +109,8 @@ def track_params(section: Mapping[str, Any]) -> dict[str, Any] | None:
     Raises:
         ValueError: something is to follow from measures, and none is made.
     """
-    track = section.get("track") or {}
+    track = dict(section.get("track") or {})
+    track["stop_if"] = {name: limit for name, limit in (track.get("stop_if") or {}).items() if limit is not None}
     if track.get("every") is None:
         for key in ("keep_best", "stop_if"):
             if track.get(key):

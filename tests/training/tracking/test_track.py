@@ -61,6 +61,9 @@ def test_without_steps_nothing_is_tracked_whatever_else_is_said():
     section = {**TRACK, "every": None, "data": None, "samples": {"num_free": 1}}
     assert track_params({"track": section}) is None and tracked_inputs({"track": section, "data": {}}) == {}
     assert track_params({"track": {**section, "domain_tokens": 9}}) is None  # so that it is no other run
+    assert track_params({"track": {**section, "every": 2, "stop_if": {"domain": None, "drift": 0.2}}})["stop_if"] == {
+        "drift": 0.2
+    }
     for asked in ({"keep_best": "drift"}, {"stop_if": {"drift": 0.2}}):
         with pytest.raises(ValueError, match=rf"track\.{next(iter(asked))}=.* needs measures; set track\.every"):
             track_params({"track": {**section, **asked}})
