@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import pytest
+
 from pipeline.engine.run import runner
 from pipeline.lineage.build import build
 from tests.test_conf import composed
