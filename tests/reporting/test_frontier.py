@@ -94,10 +94,10 @@ def test_who_drifts_least_at_each_gain(written):
     )
     assert "at all of them the difference from every other method is outside chance" in verdict
     assert section.sentences[1].startswith("Drift on chat texts alone, least: full fine-tuning at 0.02, ")
-    assert "LoRA +0.0510 at a rate of 0.0003, drifting 0.3825" in section.sentences[3]
+    assert "LoRA +0.0510 at a rate of 3e-4, drifting 0.3825" in section.sentences[3]
     rows = {gain: entries for gain, entries in section.table.rows}
     assert rows["0.02 bits/byte"][0].text == "0.1000" and rows["0.02 bits/byte"][2].text == "full fine-tuning"
-    assert rows["0.02 bits/byte"][3].text == "+0.0500 (LoRA)" and rows["0.02 bits/byte"][3].mark == "better"
+    assert rows["0.02 bits/byte"][3].text == "+0.0500 (LoRA)" and rows["0.02 bits/byte"][3].mark == "worse"
     assert all((written.path / f"frontier.{kind}").stat().st_size for kind in ("png", "svg"))
 
 
