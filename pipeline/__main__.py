@@ -67,9 +67,15 @@ formatted = warnings.formatwarning
 
 
 def _expansion(config: DictConfig) -> dict[str, Any] | None:
+    """The method of the section `expand` with its settings, as its stage would settle them; None where it adds none."""
+    from pipeline.engine.stage import find_stage
+
     section: Any = OmegaConf.to_container(config.get("expand") or OmegaConf.create(), resolve=True)
-    method = {key: value for key, value in section.items() if key not in ("skip", "save")}
-    return None if section.get("skip") else method or None
+    if section.pop("skip", True):
+        return None
+    section.pop("save", None)
+    settle = getattr(find_stage("expand"), "settle", lambda section, fact: section)
+    return dict(settle(section, (config.get("model") or {}).get))
 
 
 @hydra.main(config_path=str(CONF), config_name="config", version_base="1.3")

@@ -95,6 +95,7 @@ def every_target() -> dict[str, dict]:
 # What a section holds for the graph, beside the fields of the class that it names.
 FOR_THE_GRAPH = {
     "skip", "save", "title", "group", "note", "data", "backend", "models", "reference", "samples", "endpoint", "folder",
+    "domain", "domains",
 }  # fmt: skip
 
 
@@ -440,6 +441,40 @@ def test_a_benchmark_may_be_meant_for_some_models(tmp_path, folder):
     assert cell.targets("report") and load_variant(save_variant(cell, tmp_path / "runs", [])).benchmarks
     with pytest.raises(ConfigError, match=r"benchmark.mt_bench.models=\['best'\]: give a list of base, expanded"):
         plan(*MT_BENCH, folder, "benchmark.mt_bench.models=[best]", tmp_path=tmp_path)
+
+
+TASKS = "benchmark=[gsm8k,unfair_tos,humaneval,domain,hellaswag]"
+
+
+@pytest.mark.parametrize(
+    ("overrides", "domain", "retention"),
+    [
+        ([], {"gsm8k", "humaneval", "domain"}, {"unfair_tos", "hellaswag"}),  # Python, mathematics; Python
+        (["pretrain.data.domains=[law]", "sft=none"], {"unfair_tos", "domain"}, {"gsm8k", "humaneval"}),
+        (["pretrain.data.domains=[law]"], {"unfair_tos", "humaneval"}, {"gsm8k", "hellaswag"}),
+        (["pretrain.data.domains=null", "sft=none"], {"unfair_tos", "humaneval"}, {"gsm8k"}),  # as they say
+        (["pretrain=none", "sft=none"], {"unfair_tos", "humaneval"}, {"gsm8k"}),
+    ],
+)
+def test_groups_follow_what_a_run_trains(tmp_path, overrides, domain, retention):
+    cell = plan(TASKS, *overrides, tmp_path=tmp_path)
+    groups = {name: found["group"] for name, found in cell.benchmarks.items()}
+    assert {groups[name] for name in domain} == {"domain"} and {groups[name] for name in retention} == {"retention"}
+    assert all("domains" not in node.params["data"] for node in cell.data.values())
+
+
+def test_what_data_teach_is_no_part_of_what_is_trained(tmp_path):
+    one, two = (plan(TASKS, f"pretrain.data.domains={d}", tmp_path=tmp_path) for d in ("[law]", "null"))
+    assert one.models == two.models and one.evaluations == two.evaluations
+    with pytest.raises(ConfigError, match=r"pretrain\.data\.domains='law' must be a list of names"):
+        plan("pretrain.data.domains=law", tmp_path=tmp_path)
+    with pytest.raises(ConfigError, match=r"benchmark\.gsm8k\.domain=3 must be a name"):
+        plan(TASKS, "benchmark.gsm8k.domain=3", tmp_path=tmp_path)
+
+
+def test_a_gate_judges_no_task_of_what_was_trained(tmp_path):
+    cell = plan(TASKS, "evaluate.gate.max_drop=0.02", tmp_path=tmp_path)
+    assert cell.gate is not None and set(cell.gate.params["budgets"]) == {"unfair_tos", "hellaswag"}
 
 
 def test_a_benchmark_may_set_a_model_against_another(tmp_path):

@@ -12,8 +12,37 @@ from pipeline.engine.stage import find_stage
 from pipeline.lineage.entries import models_of
 from pipeline.lineage.variant import Variant
 
-DESCRIPTION = ("title", "group", "note")
+DESCRIPTION = ("title", "group", "note", "domain")
 """Keys of a benchmark that are for the report and not for the evaluation."""
+
+
+class Domains:
+    """What the data that a run trains on teach, as they declare it by `domains`; null: not known."""
+
+    def __init__(self) -> None:
+        self.known: set[str] = set()
+        self.all_known = True
+
+    def add(self, declared: Any, where: str) -> None:
+        """The `domains` of one more data section. Raises ConfigError for what is neither null nor a list of names."""
+        if declared is None:
+            self.all_known = False
+        elif isinstance(declared, list) and all(isinstance(one, str) for one in declared):
+            self.known |= set(declared)
+        else:
+            raise ConfigError(f"{where}={declared!r} must be a list of names, such as [code, math], or null")
+
+    def group_of(self, description: Mapping[str, Any], where: str) -> Any:
+        """Of a benchmark: one about a domain is a measure of the domain in a run that trains it, and of retention in a
+        run that does not; where neither is known, what its `group` says."""
+        group, about = description.get("group"), description.get("domain")
+        if about is None:
+            return group
+        if not isinstance(about, str):
+            raise ConfigError(f"{where}={about!r} must be a name, such as math, or null")
+        if about in self.known:
+            return "domain"
+        return "retention" if group == "domain" and self.known and self.all_known else group
 
 
 class Evaluations:
@@ -21,12 +50,18 @@ class Evaluations:
 
     Args:
         node, data: make a node, and one of prepared data, as `build` does.
+        domains: of the data that the run trains on.
     """
 
     def __init__(
-        self, config: Mapping[str, Any], variant: Variant, node: Callable[..., Node], data: Callable[..., Node]
+        self,
+        config: Mapping[str, Any],
+        variant: Variant,
+        node: Callable[..., Node],
+        data: Callable[..., Node],
+        domains: Domains,
     ) -> None:
-        self.config, self.variant, self.node, self.data = config, variant, node, data
+        self.config, self.variant, self.node, self.data, self.domains = config, variant, node, data, domains
         self.stage = find_stage("evaluate")
         self.here: dict[str, str] = {}  # benchmark that only runs in this process -> the backend it was asked for
 
@@ -51,6 +86,7 @@ class Evaluations:
                 f"+benchmark={name} (or leave its keys out)"
             )
         description = {key: benchmark.pop(key) for key in DESCRIPTION if key in benchmark}
+        description["group"] = self.domains.group_of(description, f"benchmark.{name}.domain")
         benchmark.pop("folder", None)  # only a place for other keys to refer to
         if not self._runs_on(model, name, benchmark.pop("models", None)):
             return

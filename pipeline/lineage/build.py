@@ -13,7 +13,7 @@ from pipeline.engine.run.forecast import forecasts
 from pipeline.engine.sources.locations import localize
 from pipeline.engine.stage import ROOT, find_stage
 from pipeline.lineage import gate
-from pipeline.lineage.benchmarks import Evaluations
+from pipeline.lineage.benchmarks import Domains, Evaluations
 from pipeline.lineage.entries import MODEL, Entry, read_lineage, section_of
 from pipeline.lineage.template_files import template_files_as_sources
 from pipeline.lineage.variant import Model, Variant
@@ -48,7 +48,7 @@ def known_fact(node: Node | None, key: str) -> Any:
 
 class _Builder:
     def __init__(self, config: Mapping[str, Any], variant: Variant, cache: Path) -> None:
-        self.config, self.variant, self.cache = config, variant, cache
+        self.config, self.variant, self.cache, self.domains = config, variant, cache, Domains()
 
     def build(self) -> Variant:
         self._check_report()
@@ -64,7 +64,7 @@ class _Builder:
         for name, model in self.variant.lineage.items():
             if model.reference is not None:
                 self.variant.lineage[name] = model._replace(reference=stands_for[model.reference])
-        Evaluations(self.config, self.variant, self._node, self._data).add_all()
+        Evaluations(self.config, self.variant, self._node, self._data, self.domains).add_all()
         if asked := gate.request(self.config["evaluate"]["gate"], self.variant):
             self.variant.gate = self._node("gate", "gate", *asked)
         return self.variant
@@ -82,6 +82,7 @@ class _Builder:
         if entry.declared.inputs.get(DATA) == DATA:
             if not (data := section.pop(DATA, None)):
                 raise ConfigError(f"{entry.section} needs data; {entry.section}=none leaves the stage out")
+            self.domains.add(data.get("domains"), f"{entry.section}.data.domains")
             inputs[DATA] = self._data(short, data, root, entry.section)
         inputs |= {role: self._asked(entry, role, settings, root, short) for role, settings in asked.items()}
         params, hints = self._params(entry, section, next(iter(inputs.values()), None))
@@ -141,6 +142,7 @@ class _Builder:
     def _data(self, name: str, data: dict[str, Any], root: str | None, key: str) -> Node:
         """One node for the same data under whatever name it is used; `root`: the model whose tokenizer it takes."""
         assert root is not None
+        data = {one: value for one, value in data.items() if one != "domains"}  # for the groups of benchmarks alone
         inputs = {"base": self.variant.models[root]}
         node = self._node("data", f"data/{name}", {"data": data}, inputs, data=f"{key}.data")
         for known in self.variant.data.values():

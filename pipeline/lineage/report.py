@@ -38,7 +38,11 @@ def report_node(settings: Mapping[str, Any], name: str, variants: Sequence[Varia
         }
         for variant in variants
     ]
-    benchmarks = {key: text for variant in variants for key, text in variant.benchmarks.items()}
+    benchmarks: dict[str, dict[str, Any]] = {}
+    for variant in variants:
+        for key, text in variant.benchmarks.items():
+            if benchmarks.get(key, {}).get("group") != "domain":  # of one variant: then it is no retention for all
+                benchmarks[key] = text
     params = {**settings, "name": name, "variants": described, "benchmarks": benchmarks}
     return Node(
         "report", f"report/{name}", find_stage("report").STAGE.version, params, inputs, {"launch": dict(launch)}

@@ -59,6 +59,12 @@ class Frontier:
     levels: tuple[Level, ...]
 
 
+def rate_text(rate: float) -> str:
+    """2e-4, as people write a learning rate."""
+    mantissa, exponent = f"{rate:e}".split("e")
+    return f"{float(mantissa):g}e{int(exponent)}"
+
+
 def frontiers(comparison: Comparison, seed: int) -> list[Frontier]:
     """Over all texts, then over each kind; none where fewer than two methods have several learning rates.
 

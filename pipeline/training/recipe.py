@@ -94,10 +94,7 @@ def forecast_training(
             f"{section}.strategy trains what the expansion added, but its model was not expanded "
             f"(expand=none adds nothing); use expand=block, or strategy@{section}.strategy=full (or lora)"
         )
-    try:
-        getattr(strategy, "check", lambda *_: None)(facts["num_blocks"], facts["expanded"])
-    except ValueError as error:
-        raise ValueError(f"{section}: {error}") from error
+    getattr(strategy, "check", lambda *_: None)(facts["num_blocks"], facts["expanded"])
     ahead = rows_ahead(request.inputs["data"].directory, params, mixing)
     return facts, tell(facts["shape"], strategy, params, request.launch, ahead, request.earlier)
 

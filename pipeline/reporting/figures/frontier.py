@@ -9,8 +9,9 @@ from matplotlib import pyplot
 from matplotlib.figure import Figure
 
 from pipeline.records.items import Floats
+from pipeline.reporting.figures.placement import place_labels
 from pipeline.reporting.figures.plot import DASHES, INK, PALETTE, STYLE, TRAINED, Plot, save
-from pipeline.reporting.frontier import Frontier, Method
+from pipeline.reporting.frontier import Frontier, Method, rate_text
 from pipeline.reporting.statistics.differences import percentiles
 from pipeline.reporting.tables.wording import number, percent
 
@@ -30,6 +31,7 @@ def frontier_figure(frontier: Frontier, confidence: float) -> Figure:
     """Every point with its intervals, and each method's envelope as a line."""
     with pyplot.rc_context(STYLE):
         figure, ax = pyplot.subplots(figsize=(8.6, 5.6))
+        labels = [(0.0, 0.0, frontier.base, INK)]
         for i, method in enumerate(frontier.methods):
             colour, marker, curve = PALETTE[i % len(PALETTE)], TRAINED[i % len(TRAINED)], method.curve
             ax.plot(
@@ -43,10 +45,8 @@ def frontier_figure(frontier: Frontier, confidence: float) -> Figure:
                     _error(point.gain, point.gains, confidence), color=colour, marker=marker, ms=7, lw=1, alpha=0.7,
                     capsize=2, markerfacecolor=face,
                 )  # fmt: skip
-                place = {"xytext": (6, 5), "textcoords": "offset points", "fontsize": 8.5}
-                ax.annotate(f"{rate:g}", (point.gain, point.drift), color=colour, **place)
+                labels.append((point.gain, point.drift, rate_text(rate), colour))
         ax.plot(0, 0, "o", color=INK, ms=7, zorder=5)
-        ax.annotate(frontier.base, (0, 0), (7, 6), textcoords="offset points", color=INK)
         interval = f"{percent(confidence)} interval"
         ax.set_xlabel(f"domain gain over the base (bits per byte, {interval})  → better")
         ax.set_ylabel(f"drift from the base, KL(base || model)\n(nats per token, {interval})  ↓ better")
@@ -54,6 +54,7 @@ def frontier_figure(frontier: Frontier, confidence: float) -> Figure:
         ax.margins(0.08)
         ax.legend(loc="upper left", title="method, at its learning rates")
         figure.tight_layout()
+        place_labels(ax, labels)
         return figure
 
 
@@ -65,4 +66,4 @@ def _error(value: float, draws: Floats, confidence: float) -> Floats | None:
 
 def _told(method: Method) -> str:
     points = zip(method.rates, method.points, strict=True)
-    return ", ".join(f"{number(p.drift, 4)} for {number(p.gain, 4)} at {rate:g}" for rate, p in points)
+    return ", ".join(f"{number(p.drift, 4)} for {number(p.gain, 4)} at {rate_text(rate)}" for rate, p in points)

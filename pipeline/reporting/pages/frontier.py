@@ -10,7 +10,7 @@ import numpy as np
 
 from pipeline.reporting.compare import Comparison
 from pipeline.reporting.figures.frontier import frontier_plot
-from pipeline.reporting.frontier import Frontier, frontiers
+from pipeline.reporting.frontier import Frontier, frontiers, rate_text
 from pipeline.reporting.pages.page import Section
 from pipeline.reporting.statistics.differences import Difference
 from pipeline.reporting.statistics.frontier import Level
@@ -78,7 +78,7 @@ def _largest(frontier: Frontier) -> str:
     for method in sorted(frontier.methods, key=lambda one: -one.curve[-1].gain):
         top = method.curve[-1]
         gain, drift = number(top.gain, 4, signed=True), number(top.drift, 4)
-        told.append(f"{method.label} {gain} at a rate of {method.rate_of(top):g}, drifting {drift}")
+        told.append(f"{method.label} {gain} at a rate of {rate_text(method.rate_of(top))}, drifting {drift}")
     return f"Largest gains, in bits per byte: {'; '.join(told)}."
 
 

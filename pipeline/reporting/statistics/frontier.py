@@ -23,7 +23,7 @@ from pipeline.reporting.statistics.permutation import holm
 MIN_LEVELS, STEPS = 4, (5, 2, 1)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Point:
     """One model: gain and drift over all items, and (B,) over each draw of items."""
 
@@ -106,7 +106,7 @@ def round_gains(curves: Sequence[Sequence[Point]]) -> list[float]:
     found: list[float] = []
     for exponent, digit in itertools.product(range(math.ceil(math.log10(top)) if top > 0 else 0, -8, -1), STEPS):
         step = digit * 10.0**exponent
-        every = [round(step * i, 10) for i in range(1, int(top / step) + 1)] if top > 0 else []
+        every = [round(step * i, 10) for i in range(1, int(top / step + 1e-9) + 1)] if top > 0 else []
         found = [gain for gain in every if sum(low <= gain <= high for low, high in ranges) > 1]
         if len(found) >= MIN_LEVELS or len(every) > 1000:
             break

@@ -9,7 +9,7 @@ from pipeline.reporting.tables.table import Column, Entry, Table
 from pipeline.reporting.tables.wording import difference_parts, number, percent
 
 NATS = "nats/token ↓"
-GAP_MARKS = {True: "better", False: "within"}
+GAP_MARKS = {True: "worse", False: "within"}
 
 
 def frontier_table(frontier: Frontier, confidence: float) -> Table:

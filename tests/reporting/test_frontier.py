@@ -1,0 +1,138 @@
+"""Methods at equal gain, told by what their stages trained, from artifacts to the report's section."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+
+from pipeline.reporting.collect import collect
+from pipeline.reporting.compare import compare
+from pipeline.reporting.pages.frontier import frontier_sections
+from tests.reporting.synthetic import Artifacts, items, write_items
+
+BENCHMARKS = {
+    "held_out": {"title": "Held out", "group": "domain", "note": ""},
+    "moved": {"title": "Moved", "group": "drift", "note": ""},
+}
+FULL = {"_target_": "pipeline.training.methods.strategy.Full", "penalties": {}}
+LORA = {"_target_": "pipeline.training.methods.strategy.Lora", "penalties": {}, "rank": 4}
+# gain and drift by learning rate; LoRA drifts half as much more, and its last rate is beaten
+POINTS = {1e-4: (0.019, 0.095), 2e-4: (0.04, 0.20), 4e-4: (0.08, 0.40)}
+WORSE = {1e-4: (0.01, 0.075), 3e-4: (0.051, 0.3825), 1e-3: (0.045, 0.9)}
+
+
+class Written:
+    """Artifacts of a base and of models trained from it."""
+
+    def __init__(self, path) -> None:
+        self.artifacts, self.path = Artifacts(path / "artifacts"), path
+        rng = np.random.default_rng(0)
+        self.bytes, self.tokens = rng.integers(300, 600, 40).astype(float), np.full(24, 64.0)
+        self.bits, self.moved = self.bytes * rng.normal(1.0, 0.1, 40), np.abs(rng.normal(1, 0.3, 24))
+        self.kinds = ["chat", "free"] * 12
+        self.rows = [self._row("base", self.artifacts.model("base", "b"), 0.0, None)]
+
+    def train(self, name: str, strategy: dict, lr: float, gain: float, drift: float, **settings) -> None:
+        role = self.artifacts.model("pretrain", name, training=True)
+        file = self.artifacts.inputs[role] / "manifest.json"
+        inputs = {"model": {"fingerprint": "b" * 64}, "data": {"fingerprint": "d" * 64}}
+        params = {"strategy": strategy, "lr": lr, "seed": 0, **settings}
+        file.write_text(json.dumps(json.loads(file.read_text()) | {"params": params, "inputs": inputs}))
+        self.rows.append(self._row(name, role, gain, drift))
+
+    def sections(self):
+        models = [
+            {**row, "parents": {"model": "base"} if row["name"] != "base" else {}, "reference": "base"}
+            for row in self.rows
+        ]
+        models[0]["reference"] = None
+        collection = collect("r", [{"variant": "default", "models": models}], BENCHMARKS, self.artifacts.inputs)
+        comparison = compare(collection, confidence=0.95, num_bootstrap=1000, seed=0, power=0.8)
+        return frontier_sections(comparison, self.path, 0)
+
+    def _row(self, name: str, model: str, gain: float, drift: float | None) -> dict:
+        bits = self.bits - gain * self.bytes
+        found = {"held_out": items("bits_per_byte", False, "held_out", bits.tolist(), self.bytes.tolist())}
+        if drift is not None:
+            moved = (self.moved * drift / self.moved.mean() * self.tokens).tolist()
+            found["moved"] = items("kl_nats", False, "moved", moved, self.tokens.tolist())
+            for item, kind in zip(found["moved"]["items"], self.kinds, strict=True):
+                item["category"] = kind
+        roles = {}
+        for benchmark, content in found.items():
+            roles[benchmark] = self.artifacts.add("evaluate", f"{name}/{benchmark}")
+            write_items(self.artifacts.inputs[roles[benchmark]], content)
+        return {"name": name, "stage": "pretrain", "model": model, "evaluations": roles}
+
+
+@pytest.fixture
+def written(tmp_path) -> Written:
+    return Written(tmp_path)
+
+
+def test_who_drifts_least_at_each_gain(written):
+    """Full fine-tuning drifts 5 nats for a bit, LoRA 7.5 along its two good rates, which end at a gain of 0.051."""
+    for lr, (gain, drift) in POINTS.items():
+        written.train(f"a-{lr}", FULL, lr, gain, drift)
+    for lr, (gain, drift) in WORSE.items():
+        written.train(f"b-{lr}", LORA, lr, gain, drift)
+    (section,) = written.sections()
+    whole = section.values["all"]
+    assert [one["method"] for one in whole["methods"]] == ["full fine-tuning", "LoRA"]
+    assert [point["lr"] for point in whole["methods"][1]["points"]] == [1e-4, 3e-4, 1e-3]
+    assert whole["base"] == "base" and [level["gain"] for level in whole["levels"]] == [0.02, 0.03, 0.04, 0.05]
+    for level in whole["levels"]:
+        assert level["least"] == "full fine-tuning"
+        assert level["drift"]["full fine-tuning"]["value"] == pytest.approx(5 * level["gain"])
+        assert level["behind"]["LoRA"]["value"] == pytest.approx(2.5 * level["gain"])
+        assert level["behind"]["LoRA"]["low"] > 0 and level["behind"]["LoRA"]["p"] < 0.05
+    verdict = section.sentences[0]
+    assert verdict.startswith(
+        "At equal gain, full fine-tuning drifted least at 0.02, 0.03, 0.04 and 0.05 bits per byte"
+    )
+    assert "at all of them the difference from every other method is outside chance" in verdict
+    assert section.sentences[1].startswith("Drift on chat texts alone, least: full fine-tuning at 0.02, ")
+    assert "LoRA +0.0510 at a rate of 3e-4, drifting 0.3825" in section.sentences[3]
+    rows = {gain: entries for gain, entries in section.table.rows}
+    assert rows["0.02 bits/byte"][0].text == "0.1000" and rows["0.02 bits/byte"][2].text == "full fine-tuning"
+    assert rows["0.02 bits/byte"][3].text == "+0.0500 (LoRA)" and rows["0.02 bits/byte"][3].mark == "worse"
+    assert all((written.path / f"frontier.{kind}").stat().st_size for kind in ("png", "svg"))
+
+
+def test_a_method_that_does_not_reach_a_gain(written):
+    third = {"_target_": "pipeline.training.methods.existing_blocks.ExistingBlocks", "penalties": {}}
+    for lr, (gain, drift) in POINTS.items():
+        written.train(f"a-{lr}", FULL, lr, gain, drift)
+        written.train(f"b-{lr}", LORA, lr, gain, drift)  # the same in all: no difference at any gain
+        written.train(f"c-{lr}", third, lr, gain / 4, drift / 4)
+    (section,) = written.sections()
+    text = {gain: [entry.text for entry in entries] for gain, entries in section.table.rows}
+    assert text["0.06 bits/byte"][2] == "not reached" and section.table.columns[2].title == "existing blocks"
+    assert all(level["behind"].get("LoRA", {"p": 1})["p"] == 1 for level in section.values["all"]["levels"])
+    assert "at none of them the difference from every other method is outside chance" in section.sentences[0]
+
+
+def test_methods_that_share_no_gain(written):
+    for lr, (gain, drift) in POINTS.items():
+        written.train(f"a-{lr}", FULL, lr, gain, drift)
+        written.train(f"b-{lr}", LORA, lr, gain + 0.2, drift)
+    (section,) = written.sections()
+    assert section.sentences[0].startswith("No two methods share a gain") and section.table.rows == ()
+    assert "full fine-tuning +0.0190 to +0.0800; LoRA +0.2190 to +0.2800" in section.sentences[0]
+
+
+def test_none_with_one_method_or_one_rate(written):
+    for lr, (gain, drift) in POINTS.items():
+        written.train(f"a-{lr}", FULL, lr, gain, drift)
+    written.train("b", LORA, 1e-4, 0.02, 0.1)
+    assert written.sections() == []
+
+
+def test_methods_of_one_kind_are_told_apart_by_their_settings(written):
+    for lr, (gain, drift) in POINTS.items():
+        written.train(f"a-{lr}", LORA, lr, gain, drift, seed=1)
+        written.train(f"b-{lr}", {**LORA, "rank": 8}, lr, gain, drift)
+    names = [one["method"] for one in written.sections()[0].values["all"]["methods"]]
+    assert names == ["LoRA, rank=4, seed=1", "LoRA, rank=8, seed=0"]
