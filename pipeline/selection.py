@@ -1,6 +1,6 @@
 """What a person chose on the command line wins over what an experiment says of another choice.
 
-An experiment's keys are merged last, so that those for the option that it has in mind would stay in the section of another.
+An experiment's keys are merged last: those for the option that it has in mind would stay in the section of another.
 """
 
 from __future__ import annotations
@@ -71,8 +71,15 @@ def without_sweep_of_others(arguments: Sequence[str]) -> list[str]:
     left = [key for key in params if key in needless or not ("@" in key or _has(config, key))]
     if not left:
         return list(arguments)
-    warnings.warn(f"{EXPERIMENT}={keys[EXPERIMENT]} sweeps {', '.join(left)}, which this run does not take: left out", stacklevel=2)
-    return [*arguments, "hydra.sweeper.params=null", *(f"{k}={v}" for k, v in params.items() if k not in {*left, *keys})]
+    warnings.warn(
+        f"{EXPERIMENT}={keys[EXPERIMENT]} sweeps {', '.join(left)}, which this run does not take: left out",
+        stacklevel=2,
+    )
+    return [
+        *arguments,
+        "hydra.sweeper.params=null",
+        *(f"{k}={v}" for k, v in params.items() if k not in {*left, *keys}),
+    ]
 
 
 def _parsed(typed: Sequence[str]) -> list[Override]:
@@ -92,7 +99,9 @@ def _check_used(config: DictConfig, chosen: Mapping[str, Override]) -> None:
     for key, one in chosen.items():
         section = _package(key).partition(".")[0]
         if key.startswith("strategy@") and OmegaConf.select(config, f"{section}.skip"):
-            raise ConfigError(f"{section} is left out ({section}=none), so {one.input_line} has no use; leave one of them out")
+            raise ConfigError(
+                f"{section} is left out ({section}=none), so {one.input_line} has no use; leave one of them out"
+            )
 
 
 def _at(tree: Any, path: str) -> Any:
@@ -125,4 +134,6 @@ def _leave_out(config: DictConfig, paths: Sequence[str], choice: str, experiment
     for path in paths:
         above, _, key = path.rpartition(".")
         del OmegaConf.select(config, above)[key]
-    warnings.warn(f"experiment={experiment} sets {', '.join(paths)}, which {choice} does not have: left out", stacklevel=3)
+    warnings.warn(
+        f"experiment={experiment} sets {', '.join(paths)}, which {choice} does not have: left out", stacklevel=3
+    )

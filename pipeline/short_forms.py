@@ -1,7 +1,7 @@
 """Short forms of the command line, each the same run as its long one.
 
-They are rewritten before Hydra reads them. A value that no file of conf/ names, such as a path, becomes an option that is
-made on the spot: it can stand in a sweep beside others, and a launcher takes it along into its processes.
+They are rewritten before Hydra reads them. A value that no file of conf/ names, such as a path, becomes an option made on
+the spot: it can stand in a sweep beside others, and a launcher takes it along into its processes.
 """
 
 from __future__ import annotations
@@ -81,7 +81,9 @@ def literal_paths(arguments: Sequence[str]) -> list[str]:
 def _literal(word: str) -> str:
     key, equal, value = word.partition("=")
     takes_path = bool(equal) and any(form.local and key in (name, form.key) for name, form in FORMS.items())
-    return written(key, value) if takes_path and _PATH.match(value) and "," not in value and value.isprintable() else word
+    return (
+        written(key, value) if takes_path and _PATH.match(value) and "," not in value and value.isprintable() else word
+    )
 
 
 def lengthened(arguments: Sequence[str]) -> list[str]:
@@ -104,6 +106,12 @@ def settings_of(override: str) -> list[str]:
         return [override]
     named = _named(form, base, unquote(value))
     return [f"{key}={base}", *(written(f"{form.package}.{path}", text) for path, text in named)]
+
+
+def help_lines() -> str:
+    """The short keys, with what they take and choose, a line each."""
+    taken = {name: "./path, ORG/NAME[@REVISION] or OPTION" if form.local else "OPTION" for name, form in FORMS.items()}
+    return "\n".join(f"  {f'{name}={taken[name]}':<46} {form.means}" for name, form in FORMS.items())
 
 
 def hint(group: str) -> str:
@@ -144,7 +152,9 @@ def _element(form: Form | None, key: str, value: Any) -> str:
         return _made(form, form.local[0], text)
     if _HUB.fullmatch(text):
         if Path(text).exists():
-            warnings.warn(f"{key}={text} is the Hub's {text}; for the one that lies here write {key}=./{text}", stacklevel=2)
+            warnings.warn(
+                f"{key}={text} is the Hub's {text}; for the one that lies here write {key}=./{text}", stacklevel=2
+            )
         return _made(form, form.hub[0], text)
     _refuse_likely(key, text)
     return Override._get_value_element_as_str(value)

@@ -75,6 +75,10 @@ def forecast(request: Request) -> Forecast:
         raise ValueError(NO_CHAT_TEMPLATE)
     if endpoint := request.access.get("endpoint"):
         _check_endpoint(endpoint)
+    if hasattr(benchmark, "check_rows"):  # a small file of one's own, so that a bad row costs no work
+        from pipeline.evaluation.base import Workspace
+
+        benchmark.check_rows(Workspace(request.path, request.names))
     return Forecast()
 
 
@@ -124,7 +128,9 @@ def run(context: worker.Context) -> dict[str, Any]:
 
     if not context.is_main:
         return {}
-    if (known := context.inputs.get("parent_scores")) and load_manifest(context.inputs["model"])["metrics"].get("exact"):
+    if (known := context.inputs.get("parent_scores")) and load_manifest(context.inputs["model"])["metrics"].get(
+        "exact"
+    ):
         context.progress(note="the model computes exactly what its parent does: its scores are taken over")
         return _take_over(known, context.directory)
     benchmark, directory = _benchmark(context.params["benchmark"]), model_dir(context.inputs["model"])

@@ -50,7 +50,8 @@ class Evaluations:
                 f"+benchmark={name} (or leave its keys out)"
             )
         description = {key: benchmark.pop(key) for key in DESCRIPTION if key in benchmark}
-        benchmark.pop("folder", None)  # only a place for other keys to refer to
+        for place in ("folder", "path"):  # only for other keys to refer to
+            benchmark.pop(place, None)
         if not self._runs_on(model, name, benchmark.pop("models", None)):
             return
         inputs = {"model": self.variant.models[model]}
