@@ -1,7 +1,7 @@
 """Short forms of the command line, each the same run as its long one.
 
-They are rewritten before Hydra reads them. A value that no file of conf/ names, such as a path, becomes an option made on
-the spot: it can stand in a sweep beside others, and a launcher takes it along into its processes.
+They are rewritten before Hydra reads them. A value that no file of conf/ names, such as a path, becomes an option made
+on the spot: it can stand in a sweep beside others, and a launcher takes it along into its processes.
 """
 
 from __future__ import annotations

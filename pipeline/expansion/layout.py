@@ -106,8 +106,9 @@ def num_groups_for(num_blocks: int) -> int:
     if size := next((size for size in (4, 5, 3, 6) if num_blocks % size == 0), None):
         return num_blocks // size
     raise ValueError(
-        f"num_groups is not given, and the model's {num_blocks} blocks form no equal groups of 3 to 6; set expand.num_blocks "
-        f"to the number of new blocks, such as {max(1, round(num_blocks / 4))}, for groups as equal as possible"
+        f"num_groups is not given, and the model's {num_blocks} blocks form no equal groups of 3 to 6; set "
+        f"expand.num_blocks to the number of new blocks, such as {max(1, round(num_blocks / 4))}, for groups as equal "
+        "as possible"
     )
 
 
