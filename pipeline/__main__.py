@@ -7,7 +7,7 @@ import re
 import sys
 import sysconfig
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,10 +18,11 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from pipeline.answers import groups_of_options, show
 from pipeline.command_line import arrange, check_surroundings, in_utf8
 from pipeline.engine.errors import EXIT_INTERRUPTED, ConfigError, GateError, PipelineError
 from pipeline.selection import settle, without_sweep_of_others
-from pipeline.short_forms import hint, lengthened, literal_paths, settings_of
+from pipeline.short_forms import help_lines, lengthened, literal_paths, settings_of
 
 if TYPE_CHECKING:
     from pipeline.engine.graph import Node
@@ -49,11 +50,16 @@ Stages: base -> expand -> pretrain -> sft -> evaluate -> report; finished work i
   python -m pipeline to=tuned                               stop after a model of the lineage
   python -m pipeline -m expand.num_groups=1,2,3,5,6         a sweep, with one report
   python -m pipeline experiment=full_finetuning             a prepared experiment (conf/experiment)
-  python -m pipeline model=local model.source.path=DIR      your own model
-  python -m pipeline data@pretrain.data=local_text pretrain.data.sources.local.origin.source.path=DIR
-                                                            your own text
+  python -m pipeline model=tiny                             the whole job on a random model, in a minute
   python -m pipeline evaluate.gate.max_drop=0.02            exit 1 if more than 2 % of a kept ability was lost
   python -m pipeline --cfg job                              the whole configuration with these overrides
+
+Short forms, each the same run as a longer one, also in sweeps (-m model=ORG/NAME,./path):
+
+{forms}
+  expand.num_blocks=8              new blocks in all, spread evenly, instead of groups
+  pretrain.num_steps=10            one of num_steps, num_tokens, num_epochs: the others step back (sft too)
+  +benchmark=own benchmark.own.path=./questions.jsonl     your own measure: question, options, answer
 
 Groups, chosen by group=option (files in conf/):
 {groups}
@@ -216,64 +222,6 @@ def _is_complete(variant: Variant, outputs: Path) -> bool:
     return all(artifact.find(node, outputs) for node in variant.targets("report"))
 
 
-def show(error: Exception) -> None:
-    """An error for the person who asked: its kind, and what to change."""
-    if isinstance(error, PipelineError):
-        print(f"{type(error).__name__}: {error}", file=sys.stderr)
-        return
-    text = str(error).strip()
-    if match := re.search(r"Could not override '([\w.]+)'", text):
-        text = f"{match[1]} is not a key of the config{_nearest(match[1])}; `python -m pipeline --cfg job` prints all"
-    elif match := re.match(r"(?:In '([^']+)': )?Could not (?:find|load) '([\w/]+)/(\w[\w.-]*)'", text):
-        text = _nearest_option(text, getattr(error, "options", None), *match.groups())
-    elif "Missing mandatory value" in text:
-        key = getattr(error, "full_key", None) or text.rpartition(" ")[2]
-        text = f"{key} must be given: {key}=VALUE"
-    print(f"{ConfigError.__name__}: {text}", file=sys.stderr)
-
-
-def _nearest(path: str) -> str:
-    import difflib
-
-    from hydra import compose, initialize_config_dir
-    from hydra.core.global_hydra import GlobalHydra
-
-    GlobalHydra.instance().clear()
-    with initialize_config_dir(str(CONF), version_base="1.3"):
-        node: Any = compose("config")
-    *parents, leaf = path.split(".")
-    for parent in parents:
-        node = node.get(parent) if isinstance(node, DictConfig) else None
-    keys = [str(key) for key in node] if isinstance(node, DictConfig) else []
-    if leaf in keys:
-        return " with the groups that were chosen; it is one of the default's"
-    close = difflib.get_close_matches(leaf, keys, n=1)
-    where = ".".join(parents) or "config"
-    guess = f"; did you mean {'.'.join([*parents, close[0]])}?" if close else ""
-    return f"{guess} ({where} has: {', '.join(keys)})" if keys else guess
-
-
-def _nearest_option(text: str, options: Sequence[str] | None, file: str | None, group: str, option: str) -> str:
-    """Hydra's words for a choice that is not there, without its search path and with what is near."""
-    import difflib
-
-    options = options or _groups().get(group)
-    if not options:
-        return text.partition("Config search path")[0].strip()
-    close = difflib.get_close_matches(option, options, n=1)
-    where = "" if file in (None, "config") else f"{file}: "
-    guess = f"; did you mean {close[0]}?" if close else ""
-    return f"{where}{group} has no {option!r}{guess} (it has: {', '.join(options)}){hint(group)}"
-
-
-def _groups() -> dict[str, list[str]]:
-    """What can be chosen. Hydra's own listing composes every file first, which takes seconds."""
-    groups: dict[str, list[str]] = {}
-    for file in sorted(CONF.glob("*/**/*.yaml")):
-        groups.setdefault(file.parent.relative_to(CONF).as_posix(), []).append(file.stem)
-    return groups
-
-
 def _plainly(message: Any, category: type[Warning], filename: str, lineno: int, line: str | None = None) -> str:
     """Our own warnings without their place in our code, which is noise to who asked; a library's with it."""
     ours = any(Path(filename).is_relative_to(CONF.parent / part) for part in ("pipeline", "stages"))
@@ -283,7 +231,8 @@ def _plainly(message: Any, category: type[Warning], filename: str, lineno: int, 
 def run() -> int:
     """The command line; returns the exit status."""
     if {"--help", "-h"} & set(sys.argv[1:]):
-        print(HELP.format(groups="\n".join(f"  {group}: {', '.join(known)}" for group, known in _groups().items())))
+        groups = "\n".join(f"  {group}: {', '.join(known)}" for group, known in groups_of_options().items())
+        print(HELP.format(forms=help_lines(), groups=groups))
         return 0
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # errors reach us whole, and are shown below without a traceback
     swept.clear()

@@ -1,6 +1,6 @@
 """What a person chose on the command line wins over what an experiment says of another choice.
 
-An experiment's keys are merged last, so that those for the option that it has in mind would stay in the section of another.
+An experiment's keys are merged last: those for the option that it has in mind would stay in the section of another.
 """
 
 from __future__ import annotations

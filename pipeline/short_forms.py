@@ -1,7 +1,7 @@
 """Short forms of the command line, each the same run as its long one.
 
-They are rewritten before Hydra reads them. A value that no file of conf/ names, such as a path, becomes an option that is
-made on the spot: it can stand in a sweep beside others, and a launcher takes it along into its processes.
+They are rewritten before Hydra reads them. A value that no file of conf/ names, such as a path, becomes an option made
+on the spot: it can stand in a sweep beside others, and a launcher takes it along into its processes.
 """
 
 from __future__ import annotations
@@ -106,6 +106,12 @@ def settings_of(override: str) -> list[str]:
         return [override]
     named = _named(form, base, unquote(value))
     return [f"{key}={base}", *(written(f"{form.package}.{path}", text) for path, text in named)]
+
+
+def help_lines() -> str:
+    """The short keys, with what they take and choose, a line each."""
+    taken = {name: "./path, ORG/NAME[@REVISION] or OPTION" if form.local else "OPTION" for name, form in FORMS.items()}
+    return "\n".join(f"  {f'{name}={taken[name]}':<46} {form.means}" for name, form in FORMS.items())
 
 
 def hint(group: str) -> str:

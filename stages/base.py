@@ -75,8 +75,8 @@ def _warn_of_a_branch(source: Mapping[str, Any]) -> None:
 
     if not is_commit(source["revision"]):
         warnings.warn(
-            f"model {source['repo']} at revision {source['revision']!r}, which may move: the identity of this model is a "
-            "name, not its content; put the commit (40 hexadecimal digits) in its place",
+            f"model {source['repo']} at revision {source['revision']!r}, which may move: the identity of this model is "
+            "a name, not its content; put the commit (40 hexadecimal digits) in its place",
             stacklevel=2,
         )
 

@@ -69,7 +69,11 @@ def arguments(words, tmp_path) -> list[str]:
 
 def run(arguments: list[str], expect: int = 0, timeout: float = PATIENCE_S) -> str:
     done = subprocess.run(
-        [sys.executable, "-m", "pipeline", *arguments], cwd=ROOT, capture_output=True, text=True, timeout=timeout
+        [sys.executable, "-m", "pipeline", "launch=local", *arguments],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=timeout,
     )
     assert done.returncode == expect, done.stdout + done.stderr
     return done.stdout + done.stderr
@@ -264,7 +268,9 @@ def test_an_empty_data_source_is_answered(arguments, tmp_path):
 
 def start(arguments: list[str], log: Path) -> subprocess.Popen:
     with log.open("w") as out:
-        return subprocess.Popen([sys.executable, "-m", "pipeline", *arguments], cwd=ROOT, stdout=out, stderr=out)
+        return subprocess.Popen(
+            [sys.executable, "-m", "pipeline", "launch=local", *arguments], cwd=ROOT, stdout=out, stderr=out
+        )
 
 
 def wait_for_step(outputs: Path, stage: str, step: int, driver: subprocess.Popen, log: Path) -> None:

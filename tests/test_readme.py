@@ -26,12 +26,13 @@ def test_each_command_can_be_planned(command, make_model, tmp_path, monkeypatch,
     text.mkdir()
     (text / "a.txt").write_text("words to learn")
     (text / "chat.jinja").write_text("{{ messages }}")
-    odd = tmp_path / "a model (1)"
+    (text / "questions.jsonl").write_text('{"question": "Which?", "options": ["this", "that"], "answer": "that"}')
+    odd = tmp_path / "a, model (1)"
     odd.symlink_to(make_model())
-    arguments = [a.replace("/path/to/a model (1)", str(odd)) for a in shlex.split(command)[3:]]
+    arguments = [a.replace("/path/to/a, model (1)", str(odd)) for a in shlex.split(command)[3:]]
     arguments = [a.replace("=/path/to/model", f"={make_model()}").replace("=/path", f"={text}") for a in arguments]
-    if any(a.startswith("model.source.path") for a in arguments):
-        arguments += ["expand.num_groups=2", "pretrain.seq_len=64", "sft.seq_len=64", "benchmark=[domain]"]
+    if any(a.startswith("model=") and "/" in a for a in arguments):
+        arguments += ["pretrain.seq_len=64", "sft.seq_len=64", "benchmark=[domain]"]
     if "--cfg" not in arguments and "--help" not in arguments and "dry_run=true" not in arguments:
         arguments.append("dry_run=true")
     if "--help" not in arguments:

@@ -30,8 +30,8 @@ class Layout:
     """Where new blocks go.
 
     Attributes:
-        num_groups: N, the number of insertion points of `interleaved`; None: by the depth, see `num_groups_for`. With `prefix` and `suffix` N x P blocks are
-            added at one end.
+        num_groups: N, the number of insertion points of `interleaved`; None: by the depth, see `num_groups_for`. With
+            `prefix` and `suffix` N x P blocks are added at one end.
         per_group: P, new blocks at each insertion point.
         position: "interleaved" (after each group, the paper's), "prefix" (all below the first block), "suffix" (all
             above the last) or "explicit".
@@ -108,7 +108,8 @@ def num_groups_for(num_blocks: int) -> int:
         return num_blocks // size
     raise ValueError(
         f"num_groups is not given, and the model's {num_blocks} blocks form no equal groups of 3 to 6; set "
-        f"expand.num_blocks=N (new blocks in all, such as {max(1, round(num_blocks / 4))}), for groups as equal as possible"
+        f"expand.num_blocks to the number of new blocks, such as {max(1, round(num_blocks / 4))}, for groups as equal "
+        "as possible"
     )
 
 

@@ -87,7 +87,8 @@ class Evaluations:
             )
         description = {key: benchmark.pop(key) for key in DESCRIPTION if key in benchmark}
         description["group"] = self.domains.group_of(description, f"benchmark.{name}.domain")
-        benchmark.pop("folder", None)  # only a place for other keys to refer to
+        for place in ("folder", "path"):  # only for other keys to refer to
+            benchmark.pop(place, None)
         if not self._runs_on(model, name, benchmark.pop("models", None)):
             return
         inputs = {"model": self.variant.models[model]}

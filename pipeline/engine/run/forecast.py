@@ -16,6 +16,7 @@ from typing import Any
 
 from pipeline.engine.errors import ConfigError
 from pipeline.engine.graph import Node
+from pipeline.engine.sources.locations import listing
 
 
 @dataclass(frozen=True)
@@ -85,6 +86,11 @@ class Request:
     def path(self, source: Mapping[str, Any]) -> Path:
         """Where a local source of the params lies."""
         return Path(self.settings["locations"][source["content"]]["path"])
+
+    def names(self, source: Mapping[str, Any]) -> list[str]:
+        """The files that a local source means, below its path."""
+        place = self.settings["locations"][source["content"]]
+        return listing(Path(place["path"]), place["include"], place["exclude"])
 
 
 def forecasts(

@@ -1,0 +1,76 @@
+"""What is answered to a command line that cannot be run: what was found, and what to type instead."""
+
+from __future__ import annotations
+
+import difflib
+import re
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+from hydra import compose, initialize_config_dir
+from hydra.core.global_hydra import GlobalHydra
+from omegaconf import DictConfig, OmegaConf
+
+from pipeline.engine.errors import ConfigError, PipelineError
+from pipeline.short_forms import CONF, FORMS, hint
+
+
+def show(error: Exception) -> None:
+    """An error for the person who asked: its kind, and what to change."""
+    if isinstance(error, PipelineError):
+        print(f"{type(error).__name__}: {error}", file=sys.stderr)
+        return
+    text = str(error).strip()
+    if match := re.search(r"Could not override '([\w.]+)'", text):
+        text = f"{match[1]} is not a key of the config{_nearest(match[1])}; `python -m pipeline --cfg job` prints all"
+    elif match := re.match(r"(?:In '([^']+)': )?Could not (?:find|load) '([\w/]+)/(\w[\w.-]*)'", text):
+        text = _nearest_option(text, getattr(error, "options", None), *match.groups())
+    elif "Missing mandatory value" in text:
+        key = getattr(error, "full_key", None) or text.rpartition(" ")[2]
+        text = f"{key} must be given: {key}=VALUE"
+    print(f"{ConfigError.__name__}: {text}", file=sys.stderr)
+
+
+def _nearest(path: str) -> str:
+    GlobalHydra.instance().clear()
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        node: Any = compose("config")
+    whole = node
+    *parents, leaf = path.split(".")
+    for parent in parents:
+        node = node.get(parent) if isinstance(node, DictConfig) else None
+    keys = [str(key) for key in node] if isinstance(node, DictConfig) else []
+    if leaf in keys:
+        return " with the groups that were chosen; it is one of the default's"
+    close = difflib.get_close_matches(leaf, keys if parents else [*FORMS, *keys], n=1)
+    where = ".".join(parents) or "config"
+    guesses = [".".join([*parents, close[0]])] if close else _elsewhere(leaf, whole)
+    guess = f"; did you mean {' or '.join(guesses)}?" if guesses else ""
+    return f"{guess} ({where} has: {', '.join(keys)})" if keys else guess
+
+
+def _elsewhere(leaf: str, config: DictConfig) -> list[str]:
+    """Keys of that name in the sections of a config."""
+    sections = OmegaConf.to_container(config, resolve=False)
+    assert isinstance(sections, dict)
+    return [f"{name}.{leaf}" for name, section in sections.items() if isinstance(section, dict) and leaf in section]
+
+
+def _nearest_option(text: str, options: Sequence[str] | None, file: str | None, group: str, option: str) -> str:
+    """Hydra's words for a choice that is not there, without its search path and with what is near."""
+    options = options or groups_of_options().get(group)
+    if not options:
+        return text.partition("Config search path")[0].strip()
+    close = difflib.get_close_matches(option, options, n=1)
+    where = "" if file in (None, "config") else f"{file}: "
+    guess = f"; did you mean {close[0]}?" if close else ""
+    return f"{where}{group} has no {option!r}{guess} (it has: {', '.join(options)}){hint(group)}"
+
+
+def groups_of_options() -> dict[str, list[str]]:
+    """What can be chosen. Hydra's own listing composes every file first, which takes seconds."""
+    groups: dict[str, list[str]] = {}
+    for file in sorted(CONF.glob("*/**/*.yaml")):
+        groups.setdefault(file.parent.relative_to(CONF).as_posix(), []).append(file.stem)
+    return groups
