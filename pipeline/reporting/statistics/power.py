@@ -32,8 +32,8 @@ def detectable(difference: Difference, power: float) -> float:
 def deviation(score: Score) -> float:
     """The standard deviation over items, in which changes of measures in different units can be compared.
 
-    It is stderr * sqrt(n): of an accuracy the usual one, of bits over bytes that of the linearised ratio (Cochran 1977,
-    "Sampling Techniques", chapter 6).
+    It is stderr * sqrt(n): of a mean over items the usual one, of bits over bytes that of the linearised ratio (Cochran
+    1977, "Sampling Techniques", chapter 6).
     """
     return score.stderr * math.sqrt(score.n)
 
