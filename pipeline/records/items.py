@@ -20,7 +20,6 @@ from pipeline.records.diagnosis import Diagnosis
 from pipeline.records.gold import BITS_PER_BYTE, GOLD_COLUMNS, MARGIN, Floats, GoldLoss, gold_columns, gold_numbers
 
 Names = tuple[str, ...]
-
 ITEMS_FILE, EARLIER_FILE = "items.parquet", "items.json"
 KEYS = ("id", "hash", "category")
 TEXTS = ("prompt", "answer", "gold")
@@ -188,9 +187,7 @@ def read_items(directory: Path) -> Items:
     """
     import pyarrow as pa
 
-    found = (directory / name for name in (Names = tuple[str, ...]
-
-ITEMS_FILE, EARLIER_FILE))
+    found = (directory / name for name in (ITEMS_FILE, EARLIER_FILE))
     path = next((file for file in found if file.is_file()), None)
     if path is None:
         raise ValueError(f"the artifact {directory} has no {ITEMS_FILE}; rerun the stage that writes it")
