@@ -104,11 +104,15 @@ def _ratio(pairs: Sequence[tuple[float, float]]) -> Score:
 def gold_scores(outcome: Outcome) -> dict[str, float | None]:
     """The right answers' loss in bits per byte and margin to the best wrong option, by their names in a manifest.
 
-    Over the items that have them. Empty where no right answer has a loss; None where the model's could not be had.
+    Means over the items that have them, weighed as in the score. Empty where no right answer has a loss; None where the
+    model's could not be had.
     """
-    losses = [item.gold_loss for item in outcome.items if item.gold_loss]
-    named = {GOLD: [(one.bits, one.num_bytes) for one in losses]}
-    named[GOLD_MARGIN] = [(one.margin_bits, one.num_bytes) for one in losses if one.margin_bits is not None]
+    losses = [(item.gold_loss, item.denominator) for item in outcome.items if item.gold_loss]
+    margins = [(loss.margin_bits_per_byte, weight) for loss, weight in losses]
+    named = {
+        GOLD: [(loss.bits_per_byte * weight, weight) for loss, weight in losses],
+        GOLD_MARGIN: [(margin * weight, weight) for margin, weight in margins if margin is not None],
+    }
     found: dict[str, float | None] = {GOLD: None, f"{GOLD}_stderr": None} if outcome.lacks_gold else {}
     for name, pairs in named.items():
         if pairs:

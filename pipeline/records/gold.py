@@ -37,6 +37,10 @@ class GoldLoss:
     def bits_per_byte(self) -> float:
         return self.bits / self.num_bytes
 
+    @property
+    def margin_bits_per_byte(self) -> float | None:
+        return None if self.margin_bits is None else self.margin_bits / self.num_bytes
+
 
 def gold_columns(losses: Iterable[GoldLoss | None]) -> dict[str, list[float | None]]:
     """As columns of a table, null where an item has no such loss."""
@@ -44,7 +48,8 @@ def gold_columns(losses: Iterable[GoldLoss | None]) -> dict[str, list[float | No
     return {name: [row[place] for row in rows] for place, name in enumerate(GOLD_COLUMNS)}
 
 
-def gold_numbers(columns: Mapping[str, list[Any]], size: int) -> tuple[Floats, ...]:
-    """(N,) bits, bytes and margins, nan where there is none: everywhere in a table without these columns."""
+def gold_numbers(columns: Mapping[str, list[Any]], size: int) -> tuple[Floats, Floats]:
+    """(N,) losses and margins in bits per byte, nan where there is none, as in a table without these columns."""
     nothing = [None] * size
-    return tuple(np.array(columns.get(name, nothing), dtype=np.float64) for name in GOLD_COLUMNS)
+    bits, sizes, margins = (np.array(columns.get(name, nothing), dtype=np.float64) for name in GOLD_COLUMNS)
+    return bits / sizes, margins / sizes

@@ -19,6 +19,7 @@ import numpy as np
 from pipeline.records.diagnosis import Diagnosis
 from pipeline.records.gold import BITS_PER_BYTE, GOLD_COLUMNS, MARGIN, Floats, GoldLoss, gold_columns, gold_numbers
 
+Names = tuple[str, ...]
 ITEMS_FILE, EARLIER_FILE = "items.parquet", "items.json"
 KEYS = ("id", "hash", "category")
 TEXTS = ("prompt", "answer", "gold")
@@ -253,22 +254,22 @@ def _items(metric: str, higher_is_better: Any, columns: Mapping[str, list[Any]],
     )
 
 
-def _gold(ids: Sequence[str], hashes: Sequence[str], columns: Mapping[str, list[Any]]) -> Items | None:
-    """The losses of the right answers, with the margin as a part; None if no item has one."""
-    bits, sizes, margins = gold_numbers(columns, len(ids))
-    if not (kept := np.flatnonzero(~np.isnan(bits))).size:
+def _gold(ids: Names, hashes: Names, columns: Mapping[str, list[Any]]) -> Items | None:
+    """The losses of the right answers, weighed as the items are, with the margin as a part; None if no item has one."""
+    losses, margins = gold_numbers(columns, len(ids))
+    if not (kept := np.flatnonzero(~np.isnan(losses))).size:
         return None
+    weights = np.array(columns["denominator"], dtype=np.float64)[kept]
     has_margin = ~np.isnan(margins[kept])
-    margin = tuple(np.where(has_margin, column[kept], 0.0) for column in (margins, sizes))
-    parts = {MARGIN: (margin[0], margin[1])} if has_margin.any() else {}
-    own_ids, own_hashes = _taken(kept, ids, hashes)
-    return Items(BITS_PER_BYTE, False, own_ids, own_hashes, bits[kept], sizes[kept], parts=parts)
+    margin = np.where(has_margin, margins[kept] * weights, 0.0), np.where(has_margin, weights, 0.0)
+    ids, hashes = _taken(kept, ids, hashes)
+    parts = {MARGIN: margin} if has_margin.any() else {}
+    return Items(BITS_PER_BYTE, False, ids, hashes, losses[kept] * weights, weights, parts=parts)
 
 
-def _taken(kept: Iterable[int], *columns: Sequence[str]) -> tuple[tuple[str, ...], ...]:
-    """Some rows of columns of names."""
-    places = list(kept)
-    return tuple(tuple(column[place] for place in places) for column in columns)
+def _taken(places: Iterable[int], ids: Names, hashes: Names) -> tuple[Names, Names]:
+    pairs = [(ids[place], hashes[place]) for place in places]
+    return tuple(name for name, _ in pairs), tuple(digest for _, digest in pairs)
 
 
 def _parts(rows: list[Mapping[str, Mapping[str, float]]]) -> dict[str, tuple[Floats, Floats]]:

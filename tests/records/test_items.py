@@ -37,13 +37,13 @@ def test_items_survive_their_file(tmp_path):
 
 def test_the_losses_of_right_answers_are_a_measure_of_the_items_that_have_one(tmp_path):
     losses = (GoldLoss(3.0, 2.0, -1.5), GoldLoss(8.0, 4.0), None)
-    items = tuple(Item(f"{i}", f"h{i}", 1, 1, gold_loss=loss) for i, loss in enumerate(losses))
+    items = tuple(Item(f"{i}", f"h{i}", 1, i + 1, gold_loss=loss) for i, loss in enumerate(losses))
     write_items(Outcome("acc", True, items), tmp_path)
     found = read_items(tmp_path)
     assert (found.gold.metric, found.gold.higher_is_better, found.gold.ids) == ("bits_per_byte", False, ("0", "1"))
     assert found.gold.hashes == ("h0", "h1") and not found.lacks_gold
-    assert found.gold.numerators.tolist() == [3.0, 8.0] and found.gold.denominators.tolist() == [2.0, 4.0]
-    assert [column.tolist() for column in found.gold.parts["margin"]] == [[-1.5, 0.0], [2.0, 0.0]]
+    assert found.gold.numerators.tolist() == [1.5, 4.0] and found.gold.denominators.tolist() == [1.0, 2.0]
+    assert [column.tolist() for column in found.gold.parts["margin"]] == [[-0.75, 0.0], [1.0, 0.0]]
     assert pq.read_table(tmp_path / "items.parquet")["gold_bits"].to_pylist() == [3.0, 8.0, None]
 
 

@@ -75,6 +75,19 @@ def test_what_no_item_showed_has_the_detectable_difference_of_its_size():
     assert math.isnan(detectable(paired_difference(make_items([1.0]), make_items([1.0]), **SETTINGS), 0.8))
 
 
+def test_few_changed_items_do_not_make_a_benchmark_tell_less_than_its_items_can():
+    """With one of 32 answers changed the error is small, and yet four must change before an interval excludes zero."""
+    n, base = 32, np.arange(32) < 20
+    one = np.where(np.arange(n) == 25, 1.0, base)
+    unchanged, changed = (paired_difference(make_items(of), make_items(base), **SETTINGS) for of in (base, one))
+    assert 2.8 * changed.stderr < detectable(changed, 0.8) == detectable(unchanged, 0.8)
+    many = np.where(np.arange(n) % 2, 1.0 - base, base)
+    difference = paired_difference(make_items(many), make_items(base), **SETTINGS)
+    assert detectable(difference, 0.8) == pytest.approx(2.8016 * difference.stderr, rel=1e-4)
+    graded = paired_difference(make_items(base + one / 1000), make_items(base * 1.0), **SETTINGS)
+    assert detectable(graded, 0.8) < 0.001
+
+
 def test_only_comparisons_without_an_answer_are_called_too_small(artifacts):
     comparison = compared(artifacts, [trained(artifacts, "default", 0.0001, 1)])
     table = detectable_table(comparison)

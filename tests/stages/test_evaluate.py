@@ -45,9 +45,9 @@ CODE = {
 
 
 def read_items(directory):
-    return [
-        Item(**{**row, "parts": dict(row["parts"])}) for row in pq.read_table(directory / "items.parquet").to_pylist()
-    ]
+    rows = pq.read_table(directory / "items.parquet").to_pylist()
+    known = [{key: value for key, value in row.items() if not key.startswith("gold_")} for row in rows]
+    return [Item(**{**row, "parts": dict(row["parts"])}) for row in known]
 
 
 @pytest.fixture

@@ -8,7 +8,7 @@ teacher-forced pass over prompt and answer; what prompts begin with in common is
 The bytes are those of the answer's own text in UTF-8, as lm-evaluation-harness counts them: the space between prompt
 and answer is predicted, and so part of the loss, but is no byte of the answer. Where the options stand in the prompt
 and are followed by the same words (WinoGrande), the answer is these words. Of several right answers (TruthfulQA's mc2,
-labels) bits and bytes are the mean over them, so that an item weighs like one answer.
+labels) bits and bytes are the mean over them. A task's value is the mean over items, each weighing as in its score.
 """
 
 from __future__ import annotations

@@ -104,7 +104,7 @@ class HarnessTask:
     def run(self, model: Any, tokenizer: Any, inputs: Workspace) -> Outcome:
         """One item per document: its metric as numerator, denominator 1 (or its weight, see `average`).
 
-        Beside it the loss of the right answer (`pipeline.evaluation.tasks.gold`), whatever its weight.
+        Beside it the loss of the right answer (`pipeline.evaluation.tasks.gold`).
         """
         from pipeline.evaluation.tasks.loglikelihood import SharedPrefixLM
 

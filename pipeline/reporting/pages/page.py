@@ -218,11 +218,11 @@ def method(comparison: Comparison) -> list[str]:
         )
     if any(b.gold_of for b in comparison.benchmarks):
         sentences.append(
-            "Gold answer: the loss of a task's right answer after the same prompt, in bits per byte of its text. It is "
-            "read off the pass that scores the options; of written answers it takes a pass of its own. Of several "
-            "right answers it is their mean. Every item changes it, so it shows smaller changes than accuracy does. "
-            "Its part `margin` is how much likelier the right answer is than the best wrong option. The mean change "
-            "over tasks is what figure and verdict take for what was kept."
+            "Gold answer: the loss of a task's right answer after the same prompt, in bits per byte of its text; the "
+            "mean over items. It is read off the pass that scores the options; of written answers it takes one of its "
+            "own. Of several right answers it is their mean. Every item changes it, so it shows smaller changes than "
+            "accuracy does. Its part `margin` is how much likelier the right answer is than the best wrong option. The "
+            "mean change over tasks is what figure and verdict take for what was kept."
         )
     few = [b.title for b in comparison.benchmarks if not b.gold_of and _num_items(comparison, b.name) < FEW_ITEMS]
     if few:

@@ -24,6 +24,7 @@ class Difference:
             and high are exactly 0.
         unchanged: every item of a right-or-wrong measure is equal, which does not prove as much: value is 0, low and
             high are the exact bounds, and stderr is that of a normal with such an interval.
+        heaviest: of a right-or-wrong measure the weight of its heaviest item over the mean weight; 0 of any other.
         higher_is_better: the direction in which `value` is an improvement.
         draws: (B,) bootstrap values, kept so that differences can be combined.
     """
@@ -38,6 +39,7 @@ class Difference:
     confidence: float
     draws: NDArray[np.float64] = field(repr=False, compare=False)
     unchanged: bool = False
+    heaviest: float = 0.0
 
     @property
     def is_equal(self) -> bool:

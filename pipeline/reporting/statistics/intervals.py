@@ -86,8 +86,9 @@ def paired_difference(
     sums = _resampled_sums(np.stack(columns, axis=1), num_bootstrap, rng)  # (B, 4)
     draws = sums[:, 0] / sums[:, 1] - sums[:, 2] / sums[:, 3]
     low, high = percentiles(draws, confidence) if n > 1 else (-math.inf, math.inf)
-    value = float(ratio_m - ratio_r)
-    return Difference(value, _stderr(residuals, 1.0), low, high, n, False, model.higher_is_better, confidence, draws)
+    heaviest = float(den_m.max() / den_m.mean()) if model.is_hit_or_miss and reference.is_hit_or_miss else 0.0
+    estimate = float(ratio_m - ratio_r), _stderr(residuals, 1.0), low, high
+    return Difference(*estimate, n, False, model.higher_is_better, confidence, draws, heaviest=heaviest)
 
 
 def paired_columns(model: Items, reference: Items) -> tuple[Floats, Floats, Floats, Floats]:
@@ -134,7 +135,7 @@ def _unchanged(weights: Floats, confidence: float, uniforms: Floats) -> Differen
     draws = np.where(uniforms[1] < 0.5, -sizes, sizes)
     stderr = bound / NormalDist().inv_cdf((1 + confidence) / 2) if n > 1 else math.nan
     low, high = (-bound, bound) if n > 1 else (-math.inf, math.inf)
-    return Difference(0.0, stderr, low, high, n, False, True, confidence, draws, unchanged=True)
+    return Difference(0.0, stderr, low, high, n, False, True, confidence, draws, unchanged=True, heaviest=heaviest)
 
 
 def _resampled_sums(columns: Floats, num_bootstrap: int, rng: np.random.Generator) -> Floats:

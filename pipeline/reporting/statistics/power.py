@@ -6,7 +6,7 @@ import math
 from statistics import NormalDist
 
 from pipeline.reporting.statistics.differences import Difference
-from pipeline.reporting.statistics.intervals import Score, unseen_share
+from pipeline.reporting.statistics.intervals import Score
 
 
 def detectable(difference: Difference, power: float) -> float:
@@ -14,24 +14,26 @@ def detectable(difference: Difference, power: float) -> float:
 
     (z_(1 - alpha/2) + z_power) * stderr of the paired difference, alpha = 1 - confidence (Cohen 1988, "Statistical
     Power Analysis for the Behavioral Sciences", chapter 2, for paired observations). The error is that of the two
-    models at hand: models that disagree on more items need a larger change. Where they agree on every item that is
-    right or wrong there is no such error; then it is the share of items that, all lost or all won, would show with this
-    probability (see `_shown_share`). NaN where it is not known (one item), or where the two are identical.
+    models at hand: models that disagree on more items need a larger change. Of items that are right or wrong it is at
+    least the share that, all lost or all won, would show with this probability (see `_shown_share`): where the models
+    agree on all or nearly all, that error is far too small for the few items which must change before anything shows.
+    NaN where it is not known (one item), or where the two are identical.
     """
-    if difference.unchanged and difference.n > 1:
-        heaviest = difference.high / unseen_share(difference.n, (1 - difference.confidence) / 2)
-        return min(1.0, heaviest * _shown_share(difference.n, difference.confidence, power))
     if difference.identical or not difference.stderr > 0 or math.isinf(difference.low):
         return math.nan
+    least = 0.0
+    if difference.heaviest:
+        least = min(1.0, difference.heaviest * _shown_share(difference.n, difference.confidence, power))
     normal = NormalDist()
-    return (normal.inv_cdf((1 + difference.confidence) / 2) + normal.inv_cdf(power)) * difference.stderr
+    needed = (normal.inv_cdf((1 + difference.confidence) / 2) + normal.inv_cdf(power)) * difference.stderr
+    return least if difference.unchanged else max(least, needed)
 
 
 def deviation(score: Score) -> float:
     """The standard deviation over items, in which changes of measures in different units can be compared.
 
-    It is stderr * sqrt(n): of an accuracy the usual one, of bits over bytes that of the linearised ratio (Cochran 1977,
-    "Sampling Techniques", chapter 6).
+    It is stderr * sqrt(n): of a mean over items the usual one, of bits over bytes that of the linearised ratio (Cochran
+    1977, "Sampling Techniques", chapter 6).
     """
     return score.stderr * math.sqrt(score.n)
 

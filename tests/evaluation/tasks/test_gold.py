@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from statistics import fmean, stdev
 
 import pytest
 import torch
@@ -167,8 +168,8 @@ def test_of_a_written_answer_the_solution_is_scored_as_the_examples_spell_it(gsm
         assert item.prompt.endswith("kites?\nAnswer:") and "It is" in item.prompt
         bits = bits_by_hand(llama, tokenizer, item.prompt, f" {row['answer']}")
         assert item.gold_loss == GoldLoss(pytest.approx(bits, rel=1e-5), len(row["answer"]), None)
-    total = sum(item.gold_loss.bits for item in outcome.items) / sum(len(row["answer"]) for row in GSM8K)
-    assert gold_scores(outcome)["gold_bits_per_byte"] == pytest.approx(total)
+    mean = sum(item.gold_loss.bits_per_byte for item in outcome.items) / 5
+    assert gold_scores(outcome)["gold_bits_per_byte"] == pytest.approx(mean)
 
 
 def test_the_pass_over_written_answers_runs_common_examples_once(gsm8k, llama, tokenizer, inputs):
@@ -203,17 +204,15 @@ def test_an_answer_longer_than_the_window_has_no_loss_and_stops_nothing(local, t
     assert [item.gold_loss is None for item in items] == [False, True]
 
 
-def test_scores_of_right_answers_are_ratios_over_items(task, llama, tokenizer, inputs):
+def test_scores_of_right_answers_are_means_over_items(task, llama, tokenizer, inputs):
     rows = [{"goal": f"Lift {i}", "sol1": "a" * (i + 1), "sol2": "no", "label": 0} for i in range(3)]
     outcome = task("piqa/piqa", "acc", rows).run(llama, tokenizer, inputs)
-    losses = [item.gold_loss for item in outcome.items]
+    losses = [item.gold_loss.bits / (i + 1) for i, item in enumerate(outcome.items)]
     found = gold_scores(outcome)
-    value = sum(one.bits for one in losses) / 6
-    residuals = [one.bits - value * one.num_bytes for one in losses]
-    assert found["gold_bits_per_byte"] == pytest.approx(value)
-    stderr = math.sqrt(3 / 2 * sum(one**2 for one in residuals)) / 6
-    assert found["gold_bits_per_byte_stderr"] == pytest.approx(stderr)
-    assert found["gold_margin_bits_per_byte"] == pytest.approx(sum(one.margin_bits for one in losses) / 6)
+    assert found["gold_bits_per_byte"] == pytest.approx(fmean(losses))
+    assert found["gold_bits_per_byte_stderr"] == pytest.approx(stdev(losses) / math.sqrt(3))
+    margins = [item.gold_loss.margin_bits / (i + 1) for i, item in enumerate(outcome.items)]
+    assert found["gold_margin_bits_per_byte"] == pytest.approx(fmean(margins))
 
 
 def test_hflm_gives_the_same_losses(task, llama, tokenizer, inputs):
