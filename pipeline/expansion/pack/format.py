@@ -23,6 +23,7 @@ from typing import Any
 from pipeline.models.directory import read_object
 from pipeline.models.files.atomic_io import partial_of, sync
 from pipeline.models.files.tensor_file import Stored, read_header
+from pipeline.typed import check_fields
 
 FORMAT = 1
 FACTS, WEIGHTS = "pack.json", "blocks.safetensors"
@@ -58,11 +59,8 @@ class PackBlock:
     @classmethod
     def of(cls, entry: Mapping[str, Any]) -> PackBlock:
         """Read one entry of pack.json's blocks; TypeError or ValueError where it is not one."""
-        lists = {key: tuple(map(str, entry[key])) for key in ("writers", "scales")}
-        numbers = {key: int(entry[key]) for key in ("after", "order", "origin", "round")}
-        return cls(
-            **{**entry, **numbers, **lists, "config": dict(entry["config"]), "lr_scale": float(entry["lr_scale"])}
-        )
+        check_fields(cls, entry)
+        return cls(**{**entry, "writers": tuple(entry["writers"]), "scales": tuple(entry["scales"])})
 
 
 @dataclass(frozen=True)
