@@ -72,7 +72,7 @@ class Pack:
         model_type: of the base's config.
         base_hash: `tensors_hash` of the base's tensors.
         base_blocks: the base's depth.
-        base_config: see `pack_config.pinned_config`; None in packs of before it was kept.
+        base_config: see `config.pinned_config`; None in packs of before it was kept.
         blocks: from below.
         provenance: what made the blocks, and when.
         weights: `{"sha256", "num_bytes"}` of the weights file.
