@@ -12,12 +12,12 @@ from pipeline.data.chats import ChatData
 from pipeline.data.clean.split import HeldOut
 from pipeline.data.corpus import Workspace, read_sources
 from pipeline.data.packing.mixture import PackedStream
-from pipeline.data.packing.rows import unpack
 from pipeline.data.sources.documents import LocalFiles, Text
 from pipeline.data.text import TextData
 from pipeline.data.tokens.encoding import Encoding
 from pipeline.data.tokens.spool import Spool
 from pipeline.data.tokens.store import open_store
+from tests.data.packing.segments import unpack
 
 HELD_OUT = HeldOut(bytes=None, fraction=0.1, threshold=0.5, seed=1)
 ROLES = {"user": "user", "assistant": "assistant"}

@@ -18,7 +18,7 @@ Packing = Literal["fill", "first_fit"]
 
 
 class PackedStream(Iterator[dict[str, np.ndarray]]):
-    """Endless rows of `seq_len` tokens, each a dict of int64[T] (see `packing.build_row`) and its "spans", int64[N, 4].
+    """Endless rows of `seq_len` tokens, each a dict of int64[T] (see `rows.build_row`) and its "spans", int64[N, 4].
 
     packing `fill`: every row is full and no token is lost. Documents enter as spans of at most seq_len tokens; a span
     as long as a row is a row of its own, so only the ends of documents are cut again where a row is full. Spans, not

@@ -134,9 +134,3 @@ def _read(store: TokenStore, span: Span) -> tuple[np.ndarray, np.ndarray]:
         next_tokens[store.targets[following] == 0] = IGNORED_LABEL
     labels[: len(next_tokens)] = next_tokens
     return store.tokens[first:last].astype(np.int64), labels
-
-
-def unpack(row: dict[str, np.ndarray]) -> list[np.ndarray]:
-    """The inputs of every segment of a row, in order: what `build_row` was given."""
-    segments = row["segment_ids"]
-    return [row["input_ids"][segments == segment] for segment in range(int(segments.max(initial=-1)) + 1)]

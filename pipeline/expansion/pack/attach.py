@@ -48,7 +48,7 @@ def attach(
         packs: their directories; at one place of the base the first pack's blocks stand lowest.
         target: does not exist yet, or is empty.
         gains: by pack name, 1 where none is given: each sublayer of the pack's blocks adds so much of what it would
-            add; see `pack_gain`. 0 gives the base's logits bit for bit. "law.1" is the gain of block 1 of the pack law
+            add; see `gain`. 0 gives the base's logits bit for bit. "law.1" is the gain of block 1 of the pack law
             alone, counted from 0 at the bottom within the pack, as `inspect` lists them.
         save: "delta" keeps the blocks alone and refers to the base's files, "full" copies them.
         shard_bytes: the largest shard, bytes.

@@ -24,6 +24,7 @@ from pipeline.file_io import sync
 from pipeline.models.directory import read_object
 from pipeline.models.files.atomic_io import partial_of
 from pipeline.models.files.tensor_file import Stored, read_header
+from pipeline.typed import check_fields
 
 FORMAT = 1
 FACTS, WEIGHTS = "pack.json", "blocks.safetensors"
@@ -59,11 +60,8 @@ class PackBlock:
     @classmethod
     def of(cls, entry: Mapping[str, Any]) -> PackBlock:
         """Read one entry of pack.json's blocks; TypeError or ValueError where it is not one."""
-        lists = {key: tuple(map(str, entry[key])) for key in ("writers", "scales")}
-        numbers = {key: int(entry[key]) for key in ("after", "order", "origin", "round")}
-        return cls(
-            **{**entry, **numbers, **lists, "config": dict(entry["config"]), "lr_scale": float(entry["lr_scale"])}
-        )
+        check_fields(cls, entry)
+        return cls(**{**entry, "writers": tuple(entry["writers"]), "scales": tuple(entry["scales"])})
 
 
 @dataclass(frozen=True)
@@ -75,7 +73,7 @@ class Pack:
         model_type: of the base's config.
         base_hash: `tensors_hash` of the base's tensors.
         base_blocks: the base's depth.
-        base_config: see `pack_config.pinned_config`; None in packs of before it was kept.
+        base_config: see `config.pinned_config`; None in packs of before it was kept.
         blocks: from below.
         provenance: what made the blocks, and when.
         weights: `{"sha256", "num_bytes"}` of the weights file.

@@ -202,7 +202,7 @@ def write_file(file: Path, tensors: Mapping[str, Planned], metadata: Mapping[str
 
 
 def write_partial(file: Path, tensors: Mapping[str, Planned], metadata: Mapping[str, str] | None = None) -> None:
-    """Write a file up to its `durable.commit`, so that the disk can work on several; one tensor at a time.
+    """Write a file up to its `atomic_io.commit`, so that the disk can work on several; one tensor at a time.
 
     Neighbours in a source file that stay neighbours are copied together.
 

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from pipeline.data.packing.mixture import PackedStream
-from pipeline.data.packing.rows import unpack
 from pipeline.data.tokens.store import TokenStore
+from tests.data.packing.segments import unpack
 
 
 def store(name, num, shortest, longest, seed, chat=False):

@@ -3,8 +3,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from pipeline.data.packing.rows import Span, build_row, chat_spans, cut, text_spans, unpack
+from pipeline.data.packing.rows import Span, build_row, chat_spans, cut, text_spans
 from pipeline.data.tokens.store import TokenStore
+from tests.data.packing.segments import unpack
 
 
 def store(*documents, targets=None, name="s"):
