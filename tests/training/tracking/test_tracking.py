@@ -143,6 +143,8 @@ def test_a_limit_stops_the_run(run, tmp_path):
     assert metrics["num_steps"] == 4 and metrics["stopped"].startswith("stopped after step 4 of 8: drift is 0.")
     assert f"more than track.stop_if.drift={limit:g}. The learning rate stood at 81% of its peak" in metrics["stopped"]
     assert tracked(tmp_path / "held") == tracked(tmp_path / "free")[:5]
+    last = curve(tmp_path / "held")[-1]
+    assert (last["step"], last["val_loss"]) == (4, metrics["val_loss"])  # of what is saved
     with pytest.raises(StoppedError):
         run(tmp_path / "four", {"every": 1}, stop_after=4)
     checkpoint = next((tmp_path / "four" / "checkpoints").glob("step-00000004/*.safetensors"))
