@@ -77,6 +77,18 @@ def test_the_drift_of_an_exact_expansion_is_exactly_0(run, tmp_path, strategy, p
     assert first["track/domain"] == first["base/domain"] == last["base/domain"] != last["track/domain"]
 
 
+def test_so_it_is_of_a_base_held_in_bf16_and_of_one_that_mixes_documents(run, make_model, grow, tmp_path):
+    """The latter is given one document a row."""
+    run(tmp_path / "held", {"every": 8}, settings={"frozen_dtype": "bf16"})
+    bloom = make_model("float32", model_type="bloom", n_layer=2, n_head=4)
+    mixing = {"source": str(grow(bloom)), "base": str(bloom), "strategy": "full"}
+    with pytest.warns(UserWarning, match="trained on one document a row"):
+        run(tmp_path / "mixing", {"every": 8}, **mixing)
+    for name in ("held", "mixing"):
+        first, last = tracked(tmp_path / name)
+        assert first["track/drift"] == 0.0 < last["track/drift"] and first["track/domain"] == first["base/domain"], name
+
+
 def test_the_measures_are_those_computed_by_hand(run, base, tmp_path):
     metrics = run(tmp_path, {"every": 3})
     records = tracked(tmp_path)
