@@ -77,8 +77,7 @@ class _Builder:
         first = next(iter(parents.values()), None)
         root = None if first is None else self.variant.root(first)
         short = entry.section if entry.stage in self.alone else entry.name
-        more = getattr(find_stage(entry.stage), "also_reads", lambda _: {})
-        asked = self._checked(entry, more, section)
+        asked = self._checked(entry, getattr(find_stage(entry.stage), "also_reads", _nothing), section)
         if entry.declared.inputs.get(DATA) == DATA:
             if not (data := section.pop(DATA, None)):
                 raise ConfigError(f"{entry.section} needs data; {entry.section}=none leaves the stage out")
@@ -115,8 +114,8 @@ class _Builder:
             return self._data(f"{short}-{role}", settings, root, f"{entry.section}.{role}")
         assert root is not None
         if kind == SAMPLES:
-            names, inputs = {SAMPLES: f"{entry.section}.{role}"}, {MODEL: self.variant.models[root]}
-            return self._node(SAMPLES, f"{SAMPLES}/{short}", {SAMPLES: settings}, inputs, **names)
+            params, inputs = {SAMPLES: settings}, {MODEL: self.variant.models[root]}
+            return self._node(SAMPLES, f"{SAMPLES}/{short}", params, inputs, samples=f"{entry.section}.{role}")
         assert kind == ROOT, f"stage {entry.stage} asks for {role!r}, of kind {kind}"
         return self.variant.models[root]
 
@@ -157,3 +156,7 @@ class _Builder:
             find_stage("report").check_settings(self.config["report"])
         except ValueError as error:
             raise ConfigError(str(error)) from error
+
+
+def _nothing(section: Mapping[str, Any]) -> dict[str, Any]:
+    return {}

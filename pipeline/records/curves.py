@@ -115,7 +115,8 @@ def read_curve(directory: Path) -> Curve:
         except (AttributeError, KeyError, TypeError, ValueError) as error:
             raise ValueError(f"{path}: line {number} is not a record of step, tokens and a loss: {error!r}") from error
     tables = [np.array([found[step] for step in sorted(found)], float).reshape(-1, 2) for found in points.values()]
-    return Curve(*(column for table in tables for column in table.T), _tracked(tracked) if tracked else None)
+    (tokens, loss), (val_tokens, val_loss) = (table.T for table in tables)
+    return Curve(tokens, loss, val_tokens, val_loss, _tracked(tracked) if tracked else None)
 
 
 def _tracked(records: Mapping[int, Mapping[str, float]]) -> Tracked:

@@ -132,7 +132,7 @@ class _Run:
         return self.measured_step != self.step and (self._validation_is_due() or self._tracking_is_due())
 
     def _validation_is_due(self) -> bool:
-        due = self.step in (0, self.num_steps) or self.step % self.settings.validate_every == 0
+        due = self.step == 0 or self._is_over() or self.step % self.settings.validate_every == 0
         return due and bool(self.validation)
 
     def _tracking_is_due(self) -> bool:
@@ -201,16 +201,16 @@ class _Run:
         return loss / num_labels, means, norm / accelerator.num_processes
 
     def _measure(self) -> None:
-        """Validate, and measure what is tracked; in evaluation mode."""
+        """Measure what is tracked, and validate; in evaluation mode."""
         started = time.monotonic()
         self.model.eval()
-        if self._validation_is_due():
-            record = self._validated()
-            self.validations.append(record.val_loss)
-            self.journal.write(METRICS, record.to_json())
         if self.tracker is not None and self._tracking_is_due():
             self.runtime.progress(step=self.step, total=self.num_steps, note="tracking")
             self.journal.write(METRICS, self.tracker.measure(self.step, self.tokens).to_json())
+        if self._validation_is_due():  # after what may have ended the run
+            record = self._validated()
+            self.validations.append(record.val_loss)
+            self.journal.write(METRICS, record.to_json())
         self.model.train()
         self.measured_step = self.step
         took = time.monotonic() - started

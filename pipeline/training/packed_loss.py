@@ -111,9 +111,9 @@ class PackedLoss(nn.Module):
         """Of the labelled places."""
         if self.apart:
             parts = documents_apart(input_ids, labels, position_ids)
-            states = [(self._states(self._causal[0], input_ids=ids), label) for ids, label in parts]
-            kept = [one.at(label.reshape(-1) != IGNORED).hidden for one, label in states]
-            return replace(states[0][0], hidden=torch.cat(kept))
+            found = [(self._states(self._causal[0], input_ids=ids), label) for ids, label in parts]
+            kept = [one.at(label.reshape(-1) != IGNORED).hidden for one, label in found]
+            return replace(found[0][0], hidden=torch.cat(kept))
         if self.one_row:
             input_ids, position_ids = input_ids.reshape(1, -1), position_ids.reshape(1, -1)
         states = self._states(self._causal[0], input_ids=input_ids, position_ids=position_ids)

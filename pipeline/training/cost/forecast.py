@@ -94,7 +94,7 @@ def forecast(
         num_processes=launch["num_processes"],
         rank=trains.rank,
         track=track,
-        tracking=track and tracking_cost(track, cost, settings.seq_len, steps, num_trainable, shape.vocab),
+        tracking=tracking_cost(track, cost, settings.seq_len, steps, num_trainable, shape.vocab) if track else None,
     )
 
 

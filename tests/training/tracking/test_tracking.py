@@ -77,6 +77,18 @@ def test_the_drift_of_an_exact_expansion_is_exactly_0(run, tmp_path, strategy, p
     assert first["track/domain"] == first["base/domain"] == last["base/domain"] != last["track/domain"]
 
 
+def test_so_it_is_of_a_base_held_in_bf16_and_of_one_that_mixes_documents(run, make_model, grow, tmp_path):
+    """The latter is given one document a row."""
+    run(tmp_path / "held", {"every": 8}, settings={"frozen_dtype": "bf16"})
+    bloom = make_model("float32", model_type="bloom", n_layer=2, n_head=4)
+    mixing = {"source": str(grow(bloom)), "base": str(bloom), "strategy": "full"}
+    with pytest.warns(UserWarning, match="trained on one document a row"):
+        run(tmp_path / "mixing", {"every": 8}, **mixing)
+    for name in ("held", "mixing"):
+        first, last = tracked(tmp_path / name)
+        assert first["track/drift"] == 0.0 < last["track/drift"] and first["track/domain"] == first["base/domain"], name
+
+
 def test_the_measures_are_those_computed_by_hand(run, base, tmp_path):
     metrics = run(tmp_path, {"every": 3})
     records = tracked(tmp_path)
@@ -143,6 +155,8 @@ def test_a_limit_stops_the_run(run, tmp_path):
     assert metrics["num_steps"] == 4 and metrics["stopped"].startswith("stopped after step 4 of 8: drift is 0.")
     assert f"more than track.stop_if.drift={limit:g}. The learning rate stood at 81% of its peak" in metrics["stopped"]
     assert tracked(tmp_path / "held") == tracked(tmp_path / "free")[:5]
+    last = curve(tmp_path / "held")[-1]
+    assert (last["step"], last["val_loss"]) == (4, metrics["val_loss"])  # of what is saved
     with pytest.raises(StoppedError):
         run(tmp_path / "four", {"every": 1}, stop_after=4)
     checkpoint = next((tmp_path / "four" / "checkpoints").glob("step-00000004/*.safetensors"))
