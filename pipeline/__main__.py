@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import re
 import sys
-import sysconfig
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
@@ -21,6 +20,7 @@ from omegaconf.errors import OmegaConfBaseException
 from pipeline.answers import groups_of_options, show
 from pipeline.command_line import arrange, check_surroundings, in_utf8
 from pipeline.engine.errors import EXIT_INTERRUPTED, ConfigError, GateError, PipelineError
+from pipeline.resolvers import register
 from pipeline.selection import settle, without_sweep_of_others
 from pipeline.short_forms import help_lines, lengthened, literal_paths, settings_of
 
@@ -33,10 +33,7 @@ NOT_IDENTITY = re.compile(
     r"\+{0,2}(name|stage|to|dry_run|verify_resume|verify|launch|paths|report|hydra|evaluate\.gate)([.@=/]|$)"
     r"|experiment=none$"
 )
-# Where the interpreter keeps its own library: text that every machine has.
-OmegaConf.register_new_resolver("stdlib", lambda: sysconfig.get_paths()["stdlib"], replace=True)
-# The expansion that the section `expand` describes, for what follows it without expanding; null for none.
-OmegaConf.register_new_resolver("expansion", lambda *, _root_: _expansion(_root_), replace=True)
+register()
 
 HELP = """\
 Grow a language model into a new domain without forgetting (LLaMA Pro, arXiv 2401.02415).
@@ -70,18 +67,6 @@ CONF = Path(__file__).parent.parent / "conf"
 swept: list[dict[str, Any]] = []
 failed: list[Exception] = []
 formatted = warnings.formatwarning
-
-
-def _expansion(config: DictConfig) -> dict[str, Any] | None:
-    """The method of the section `expand` with its settings, as its stage would settle them; None where it adds none."""
-    from pipeline.engine.stage import find_stage
-
-    section: Any = OmegaConf.to_container(config.get("expand") or OmegaConf.create(), resolve=True)
-    if section.pop("skip", True):
-        return None
-    section.pop("save", None)
-    settle = getattr(find_stage("expand"), "settle", lambda section, fact: section)
-    return dict(settle(section, (config.get("model") or {}).get))
 
 
 @hydra.main(config_path=str(CONF), config_name="config", version_base="1.3")

@@ -51,25 +51,37 @@ def _verdict(frontier: Frontier, confidence: float) -> str:
 def _won(name: str, levels: Sequence[Level], confidence: float) -> str:
     """At which gains a method drifted least, and at how many of them that holds against every other."""
     own = [level for level in levels if level.least == name]
-    holds = [level for level in own if max(level.adjusted.values()) <= 1 - confidence]
+    holds = [level for level in own if _holds(level, confidence)]
     told = f"{name} drifted least at {_gains([level.gain for level in own])} bits per byte"
     if len(own) > 1:
         sure = {len(own): "all of them", 0: "none of them"}.get(len(holds), f"{len(holds)} of these {len(own)}")
-        return f"{told}, and at {sure} the difference from every other method is outside chance"
-    return f"{told}, and the difference from every other method is {'outside' if holds else 'within'} chance"
+        return f"{told}, and at {sure} the difference from every other method that has it is outside chance"
+    return (
+        f"{told}, and the difference from every other method that has it is {'outside' if holds else 'within'} chance"
+    )
 
 
 def _by_kind(kinds: Sequence[Frontier], confidence: float) -> list[str]:
     """Whether each kind of text says the same."""
     found = []
     for one in kinds:
-        least = [f"{level.least} at {level.gain:g}{_sure(level, confidence)}" for level in one.levels]
-        found.append(f"Drift on {one.kind} texts alone, least: {', '.join(least) or 'no two methods share a gain'}.")
+        least: dict[str, list[Level]] = {}
+        for level in one.levels:
+            least.setdefault(level.least, []).append(level)
+        told = "; ".join(_least(name, levels, confidence) for name, levels in least.items())
+        found.append(f"Least drift on {one.kind} texts alone: {told or 'no two methods share a gain'}.")
     return found
 
 
-def _sure(level: Level, confidence: float) -> str:
-    return "" if max(level.adjusted.values()) <= 1 - confidence else " (within chance)"
+def _least(name: str, levels: Sequence[Level], confidence: float) -> str:
+    unsure = [level.gain for level in levels if not _holds(level, confidence)]
+    chance = "" if not unsure else f" (within chance{f' at {_gains(unsure)}' if len(unsure) < len(levels) else ''})"
+    return f"{name} at {_gains([level.gain for level in levels])}{chance}"
+
+
+def _holds(level: Level, confidence: float) -> bool:
+    """Whether the least differs from every other method, corrected for the number of comparisons."""
+    return max(level.adjusted.values()) <= 1 - confidence
 
 
 def _largest(frontier: Frontier) -> str:

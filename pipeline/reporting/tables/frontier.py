@@ -24,7 +24,7 @@ def _entries(frontier: Frontier, level: Level) -> list[Entry]:
     entries = []
     for method in frontier.methods:
         drift = level.drifts[method.label]
-        outside = "not reached" if level.gain > method.curve[-1].gain else "gained more at every rate"
+        outside = "not reached" if level.gain > method.curve[-1].gain else "starts higher"
         entries.append(Entry(outside) if drift is None else _drift(drift))
     behind = level.behind[level.next]
     value, interval = difference_parts(behind, 4)
