@@ -16,13 +16,14 @@ from urllib.parse import quote, unquote
 
 from hydra.core.config_store import ConfigStore
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.override_parser.types import Override
+from hydra.core.override_parser.types import ChoiceSweep, Override
 from omegaconf import OmegaConf
 
 from pipeline.command_line import written
 from pipeline.engine.errors import ConfigError
 
 CONF = Path(__file__).parent.parent / "conf"
+_MARK = "+"  # between an option and the value it is made with: a character that Hydra's sweeper leaves as it is
 _HUB = re.compile(r"(?P<repo>\w[\w.-]*/\w[\w.-]*)(?:@(?P<revision>[\w./-]+))?")
 _PATH = re.compile(r"(\.{0,2}|~[^/]*)/|\.{1,2}$|~$")
 _URL = re.compile(r"(?:https?://(?:www\.)?(?:huggingface\.co|hf\.co)|hf:/)/(?:datasets/)?([\w.-]+/[\w.-]+)/?")
@@ -93,7 +94,11 @@ def lengthened(arguments: Sequence[str]) -> list[str]:
         ConfigError: a value that is meant for a short form and is none, or keys that exclude each other.
     """
     parser = OverridesParser.create()
-    found = [word if _is_flag(word) else _long(parser.parse_override(word), word) for word in arguments]
+    found: list[str] = []
+    for word in arguments:
+        found += (
+            [word] if _is_flag(word) else _added(override := parser.parse_override(word)) or [_long(override, word)]
+        )
     return [*found, *_stepping_back([parser.parse_override(word) for word in found if not _is_flag(word)])]
 
 
@@ -101,8 +106,8 @@ def settings_of(override: str) -> list[str]:
     """The overrides that say in long form what this one says by an option made on the spot; itself for any other."""
     key, _, option = override.partition("=")
     form = next((form for form in FORMS.values() if form.key == key), None)
-    base, colon, value = option.partition(":")
-    if form is None or not colon:
+    base, mark, value = option.partition(_MARK)
+    if form is None or not mark:
         return [override]
     named = _named(form, base, unquote(value))
     return [f"{key}={base}", *(written(f"{form.package}.{path}", text) for path, text in named)]
@@ -124,6 +129,35 @@ def _is_flag(word: str) -> bool:
     return word.startswith("-") or not ("=" in word or word.startswith("~"))
 
 
+def _added(override: Override) -> list[str]:
+    """A benchmark beside the chosen ones, by its own place: a chosen list would replace a plain `+benchmark=NAME`.
+
+    Raises:
+        ConfigError: its file asks for the group `items`, which Hydra does not know yet where groups are added.
+    """
+    if override.get_key_element() != "+benchmark" or override.is_sweep_override():
+        return []
+    value = override.value()
+    texts = {str(name): _file_of("benchmark", str(name)) for name in (value if isinstance(value, list) else [value])}
+    if not all(texts.values()):
+        return []
+    if asking := [name for name, text in texts.items() if _asks_for_items(text)]:
+        raise ConfigError(f"{asking[0]} cannot be added with a +; name it in the list: benchmark=[domain,{asking[0]}]")
+    headers = {name: re.match(r"# @package (\S+)", text) for name, text in texts.items()}
+    return [f"+benchmark@{header[1] if header else 'benchmark'}={name}" for name, header in headers.items()]
+
+
+def _asks_for_items(text: str) -> bool:
+    nested = re.findall(r"^  - /benchmark/(\w+)$", text, re.M)
+    return "${items}" in text or any(_asks_for_items(_file_of("benchmark", name)) for name in nested)
+
+
+def _file_of(group: str, name: str) -> str:
+    """The text of an option; empty if there is none of that name."""
+    file = CONF / group / f"{name}.yaml"
+    return file.read_text() if file.is_file() else ""
+
+
 def _long(override: Override, typed: str) -> str:
     """One override in long form."""
     key = override.get_key_element()
@@ -132,9 +166,9 @@ def _long(override: Override, typed: str) -> str:
     if form is None and not has_none:
         return typed
     value = override.value()
-    is_choice = override.is_choice_sweep() and hasattr(value, "list")
-    if is_choice or not override.is_sweep_override():
-        elements = [_element(form, key, one) for one in (value.list if is_choice else [override._value])]
+    if isinstance(value, ChoiceSweep) or not override.is_sweep_override():
+        given = value.list if isinstance(value, ChoiceSweep) else [override._value]
+        elements = [_element(form, key, one) for one in given]
         return f"{form.key if form else key}={','.join(elements)}"
     return f"{form.key if form else key}={typed.partition('=')[2]}"
 
@@ -179,7 +213,7 @@ def _is_option(group: str, name: str) -> bool:
 
 def _made(form: Form, base: str, value: str) -> str:
     """Make the option that is `base` with this value, and return its name, which holds the value."""
-    name = f"{base}:{quote(value, safe='').replace('~', '%7E')}"
+    name = f"{base}{_MARK}{quote(value, safe='').replace('~', '%7E')}"
     changes = OmegaConf.create()
     for path, text in _named(form, base, value):
         OmegaConf.update(changes, path, text)
