@@ -21,6 +21,7 @@ from omegaconf.errors import OmegaConfBaseException
 from pipeline.answers import groups_of_options, show
 from pipeline.command_line import arrange, check_surroundings, in_utf8
 from pipeline.engine.errors import EXIT_INTERRUPTED, ConfigError, GateError, PipelineError
+from pipeline.engine.process.launch import threads_here
 from pipeline.selection import settle, without_sweep_of_others
 from pipeline.short_forms import help_lines, lengthened, literal_paths, settings_of
 
@@ -88,7 +89,8 @@ def main(cfg: DictConfig) -> None:
         name = ",".join(sorted(overrides)) or "default"
         if sweep and config["dry_run"]:
             print(f"\n== {name}")
-        broken = run_variant(config, name, overrides)
+        with threads_here(config["launch"]):
+            broken = run_variant(config, name, overrides)
         if _wants_report(config):
             swept.append(config) if sweep else run_report(config)
         if broken:

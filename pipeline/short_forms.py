@@ -93,7 +93,11 @@ def lengthened(arguments: Sequence[str]) -> list[str]:
         ConfigError: a value that is meant for a short form and is none, or keys that exclude each other.
     """
     parser = OverridesParser.create()
-    found = [word if _is_flag(word) else _long(parser.parse_override(word), word) for word in arguments]
+    found: list[str] = []
+    for word in arguments:
+        found += (
+            [word] if _is_flag(word) else _added(override := parser.parse_override(word)) or [_long(override, word)]
+        )
     return [*found, *_stepping_back([parser.parse_override(word) for word in found if not _is_flag(word)])]
 
 
@@ -122,6 +126,35 @@ def hint(group: str) -> str:
 
 def _is_flag(word: str) -> bool:
     return word.startswith("-") or not ("=" in word or word.startswith("~"))
+
+
+def _added(override: Override) -> list[str]:
+    """A benchmark beside the chosen ones, by its own place: a chosen list would replace a plain `+benchmark=NAME`.
+
+    Raises:
+        ConfigError: its file asks for the group `items`, which Hydra does not know yet where groups are added.
+    """
+    if override.get_key_element() != "+benchmark" or override.is_sweep_override():
+        return []
+    value = override.value()
+    texts = {str(name): _file_of("benchmark", str(name)) for name in (value if isinstance(value, list) else [value])}
+    if not all(texts.values()):
+        return []
+    if asking := [name for name, text in texts.items() if _asks_for_items(text)]:
+        raise ConfigError(f"{asking[0]} cannot be added with a +; name it in the list: benchmark=[domain,{asking[0]}]")
+    headers = {name: re.match(r"# @package (\S+)", text) for name, text in texts.items()}
+    return [f"+benchmark@{header[1] if header else 'benchmark'}={name}" for name, header in headers.items()]
+
+
+def _asks_for_items(text: str) -> bool:
+    nested = re.findall(r"^  - /benchmark/(\w+)$", text, re.M)
+    return "${items}" in text or any(_asks_for_items(_file_of("benchmark", name)) for name in nested)
+
+
+def _file_of(group: str, name: str) -> str:
+    """The text of an option; empty if there is none of that name."""
+    file = CONF / group / f"{name}.yaml"
+    return file.read_text() if file.is_file() else ""
 
 
 def _long(override: Override, typed: str) -> str:

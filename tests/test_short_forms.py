@@ -133,6 +133,13 @@ def test_a_budget_steps_back_in_every_cell(planned):
     ]
 
 
+@pytest.mark.parametrize("chosen", [["benchmark=[domain]"], ["benchmark=[]"], ["model=tiny"], ["experiment=llama_pro"]])
+def test_a_benchmark_may_be_added_to_whatever_is_chosen(planned, chosen):
+    (before,), (after,) = planned(*chosen), planned(*chosen, "+benchmark=[positions,blocks]")
+    assert set(after.evaluations["tuned"]) - set(before.evaluations["tuned"]) == {"positions", "blocks"}
+    assert set(before.evaluations["tuned"]) < set(after.evaluations["tuned"])
+
+
 def test_a_sweep_may_hold_the_run_without_an_experiment(planned):
     cells = planned("-m", "experiment=null,full_finetuning,lora")
     assert [cell.name for cell in cells] == ["default", "experiment=full_finetuning", "experiment=lora"]
@@ -215,6 +222,20 @@ def test_a_tiny_model_goes_all_the_way(monkeypatch, capfd, tmp_path):
     assert scores["evaluate/expanded/drift"] == 0 and (tmp_path / "reports" / "demo" / "index.html").is_file()
 
 
+@pytest.mark.slow
+def test_a_single_question_of_ones_own_goes_all_the_way(monkeypatch, capfd, tmp_path):
+    """One item has no standard error, which the report says instead of failing after the work."""
+    rows = [{"question": f"Which {i}?", "options": ["this", "that"], "answer": "this"} for i in range(3)]
+    (tmp_path / "q.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    small = ["model=tiny", "expand=none", "sft=none", "benchmark=[]", "pretrain.num_steps=1"]
+    own = ["+benchmark=own", f"benchmark.own.path={tmp_path / 'q.jsonl'}", "benchmark.own.limit=1"]
+    monkeypatch.setattr(sys, "argv", ["pipeline", *small, *own, f"paths.outputs={tmp_path}"])
+    assert driver.run() == 0, capfd.readouterr().err
+    found = [json.loads(file.read_text())["metrics"] for file in tmp_path.glob("artifacts/evaluate/*/manifest.json")]
+    assert [(one["n"], one["stderr"]) for one in found] == [(1, None)] * 2
+    assert "Own questions" in (tmp_path / "reports" / "demo" / "report.md").read_text()
+
+
 def test_a_question_file_is_a_benchmark(planned, tmp_path):
     rows = [{"question": f"Q{i}", "options": ["a", "b"], "answer": "b"} for i in range(3)]
     (tmp_path / "q.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
@@ -254,6 +275,7 @@ def test_a_question_file_is_a_benchmark(planned, tmp_path):
             "humaneval is not among the chosen benchmarks; add it: +benchmark=humaneval",
         ),
         (["pretrain.replay=0.1"], "replay=0.1 asks for general text, but the data has none"),
+        (["+benchmark=paper"], "paper cannot be added with a +; name it in the list: benchmark=[domain,paper]"),
         (["+benchmark=own"], "benchmark.own.path must be given"),
         (["+benchmark=own", "benchmark.own.path=./no.jsonl"], "no.jsonl does not exist"),
     ],

@@ -17,11 +17,12 @@ What `launch` may hold:
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
 import os
 import shlex
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -194,6 +195,19 @@ def rerun(module: str, directories: Sequence[Path], launch: Mapping[str, Any]) -
     variables = [f"{name}={value}" for name, value in required_environment(launch).items()]
     prefix = ["env", *variables] if variables else []
     return f"cd {shlex.quote(str(REPOSITORY))} && {shlex.join([*prefix, *command(module, directories, launch)])}"
+
+
+@contextlib.contextmanager
+def threads_here(launch: Mapping[str, Any]) -> Iterator[None]:
+    """Let a stage in this process compute with `launch.threads`: libraries read it when they are imported."""
+    before = os.environ.get("OMP_NUM_THREADS")
+    if launch.get("inprocess") and launch.get("threads"):
+        os.environ["OMP_NUM_THREADS"] = str(launch["threads"])
+    try:
+        yield
+    finally:
+        os.environ.pop("OMP_NUM_THREADS", None)
+        os.environ.update({} if before is None else {"OMP_NUM_THREADS": before})
 
 
 def threads(launch: Mapping[str, Any]) -> int:
