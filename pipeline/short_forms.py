@@ -23,6 +23,7 @@ from pipeline.command_line import written
 from pipeline.engine.errors import ConfigError
 
 CONF = Path(__file__).parent.parent / "conf"
+_MARK = "+"  # between an option and the value it is made with: a character that Hydra's sweeper leaves as it is
 _HUB = re.compile(r"(?P<repo>\w[\w.-]*/\w[\w.-]*)(?:@(?P<revision>[\w./-]+))?")
 _PATH = re.compile(r"(\.{0,2}|~[^/]*)/|\.{1,2}$|~$")
 _URL = re.compile(r"(?:https?://(?:www\.)?(?:huggingface\.co|hf\.co)|hf:/)/(?:datasets/)?([\w.-]+/[\w.-]+)/?")
@@ -105,8 +106,8 @@ def settings_of(override: str) -> list[str]:
     """The overrides that say in long form what this one says by an option made on the spot; itself for any other."""
     key, _, option = override.partition("=")
     form = next((form for form in FORMS.values() if form.key == key), None)
-    base, colon, value = option.partition(":")
-    if form is None or not colon:
+    base, mark, value = option.partition(_MARK)
+    if form is None or not mark:
         return [override]
     named = _named(form, base, unquote(value))
     return [f"{key}={base}", *(written(f"{form.package}.{path}", text) for path, text in named)]
@@ -212,7 +213,7 @@ def _is_option(group: str, name: str) -> bool:
 
 def _made(form: Form, base: str, value: str) -> str:
     """Make the option that is `base` with this value, and return its name, which holds the value."""
-    name = f"{base}:{quote(value, safe='').replace('~', '%7E')}"
+    name = f"{base}{_MARK}{quote(value, safe='').replace('~', '%7E')}"
     changes = OmegaConf.create()
     for path, text in _named(form, base, value):
         OmegaConf.update(changes, path, text)
