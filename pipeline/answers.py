@@ -52,8 +52,7 @@ def _nearest(path: str) -> str:
 
 def _elsewhere(leaf: str, config: DictConfig) -> list[str]:
     """Keys of that name in the sections of a config."""
-    sections = OmegaConf.to_container(config, resolve=False)
-    assert isinstance(sections, dict)
+    sections: Any = OmegaConf.to_container(config, resolve=False)
     return [f"{name}.{leaf}" for name, section in sections.items() if isinstance(section, dict) and leaf in section]
 
 

@@ -16,7 +16,7 @@ from urllib.parse import quote, unquote
 
 from hydra.core.config_store import ConfigStore
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.override_parser.types import Override
+from hydra.core.override_parser.types import ChoiceSweep, Override
 from omegaconf import OmegaConf
 
 from pipeline.command_line import written
@@ -166,9 +166,9 @@ def _long(override: Override, typed: str) -> str:
     if form is None and not has_none:
         return typed
     value = override.value()
-    is_choice = override.is_choice_sweep() and hasattr(value, "list")
-    if is_choice or not override.is_sweep_override():
-        elements = [_element(form, key, one) for one in (value.list if is_choice else [override._value])]
+    if isinstance(value, ChoiceSweep) or not override.is_sweep_override():
+        given = value.list if isinstance(value, ChoiceSweep) else [override._value]
+        elements = [_element(form, key, one) for one in given]
         return f"{form.key if form else key}={','.join(elements)}"
     return f"{form.key if form else key}={typed.partition('=')[2]}"
 
