@@ -5,7 +5,7 @@ params:
     items: {per_benchmark, characters}: how many single items are shown, and how much of each text
     variants: [{variant, models: [{name, stage, parents: {role: name}, reference: name | null, model: role,
         evaluations: {benchmark: role}}]}], of a variant's models those first that others are made from
-    benchmarks: {name: {title, group: domain | drift | general | retention, note}}
+    benchmarks: {name: {title, group: domain | drift | general | retention | samples, note}}
 inputs: every role used in `variants`.
 """
 
@@ -22,7 +22,7 @@ from pipeline.engine.stage import ANY_ROLE, Stage
 from pipeline.reporting.statistics.settings import check_bootstrap, check_share
 
 ITEMS_PAGE = "items.html"
-GROUPS = ("domain", "drift", "general", "retention")
+GROUPS = ("domain", "drift", "general", "retention", "samples")
 ITEMS = {"per_benchmark", "characters"}
 
 

@@ -10,17 +10,17 @@ from typing import Any
 
 from pipeline.records.curves import Curve, read_curve
 from pipeline.records.diagnosis import Diagnosis
-from pipeline.records.items import Items, read_items
+from pipeline.records.items import NUM_WRITTEN, Items, read_items, read_texts
 from pipeline.reporting.facts import Facts, model_directory, read_facts
 from pipeline.reporting.stack import Stack, read_stack
 
-GROUPS = ("domain", "drift", "general", "retention")
+GROUPS = ("domain", "drift", "general", "retention", "samples")
 
 
 @dataclass(frozen=True)
 class Benchmark:
-    """A measure and what it stands for: `domain`, `general` text, `retention` of what the base could do, or `drift`:
-    how far a model moved from its base, which is neither gain nor loss."""
+    """A measure and what it stands for: `domain`, `general` text, `retention` of what the base could do, `drift`:
+    how far a model moved from its base, which is neither gain nor loss, or `samples`: texts to read, not scored."""
 
     name: str
     title: str
@@ -58,7 +58,8 @@ class Model:
     `stage` made it from `parents` (role -> name); `reference` names the model that it is compared with, if any;
     `is_exact`: every step from there to it was shown to change nothing when it was made. `diagnoses` are the
     evaluations that look into a model instead of comparing it with others; `stack` is that of an expanded model;
-    `notes` must be read with the scores; `directories` are those of the evaluations.
+    `notes` must be read with the scores; `directories` are those of the evaluations. `written`: benchmark -> prompt ->
+    what the model wrote, of those that only show texts.
     """
 
     name: str
@@ -77,6 +78,7 @@ class Model:
     stack: Stack | None = None
     notes: dict[str, tuple[str, ...]] = field(default_factory=dict)
     directories: dict[str, Path] = field(default_factory=dict)
+    written: dict[str, dict[str, str]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -156,6 +158,8 @@ def _read_row(row: dict[str, Any], variant: str, reader: _Reader, earlier: Mappi
     found = {benchmark: reader.items(role) for benchmark, role in row["evaluations"].items()}
     diagnosed = {b: items for b, items in found.items() if items.diagnosis is not None}
     diagnoses = {b: DiagnosedModel(**vars(items.diagnosis), items=items) for b, items in diagnosed.items()}
+    directories = {b: reader.directory(role) for b, role in row["evaluations"].items()}
+    written = {b: _written(items, directories[b]) for b, items in found.items() if items.metric == NUM_WRITTEN}
     return Model(
         name=row["name"],
         variant=variant,
@@ -164,16 +168,22 @@ def _read_row(row: dict[str, Any], variant: str, reader: _Reader, earlier: Mappi
         training=training,
         facts=facts,
         curve=read_curve(training) if training else None,
-        evaluations={b: items for b, items in found.items() if b not in diagnoses},
+        evaluations={b: items for b, items in found.items() if b not in diagnoses | written},
         diagnoses=diagnoses,
         stack=read_stack(model_directory(model, manifest)) if facts.max_abs_difference is not None else None,
         notes={b: items.notes for b, items in found.items() if items.notes},
-        directories={b: reader.directory(role) for b, role in row["evaluations"].items()},
+        directories=directories,
+        written=written,
         stage=str(manifest.get("stage", "")),
         parents=dict(row["parents"]),
         reference=row["reference"],
         is_exact=parent is not None and above and facts.max_abs_difference == 0,
     )
+
+
+def _written(items: Items, directory: Path) -> dict[str, str]:
+    texts = read_texts(directory, items.ids)
+    return {texts[name].prompt: texts[name].answer for name in items.ids if name in texts}
 
 
 def read_manifest(directory: Path) -> dict[str, Any]:

@@ -145,6 +145,7 @@ def _merged_rows(collection: Collection) -> list[tuple[Model, list[Variant]]]:
                 diagnoses={**row.diagnoses, **known.diagnoses},
                 notes={**row.notes, **known.notes},
                 directories={**row.directories, **known.directories},
+                written={**row.written, **known.written},
             )
             merged[key] = (known, [*variants, variant])
     return list(merged.values())
