@@ -86,7 +86,9 @@ def test_a_task_can_be_scored_whole_from_the_hub_and_from_a_mirror(name):
     assert built.splits == {split: LocalFiles({"kind": "local", "path": "/mirror"})}
 
 
-@pytest.mark.parametrize("name", sorted(set(NAMES) - set(TASKS) - set(SUITE) - PROGRAMS - set(CHATS) - {"shift", "writing"}))
+@pytest.mark.parametrize(
+    "name", sorted(set(NAMES) - set(TASKS) - set(SUITE) - PROGRAMS - set(CHATS) - {"shift", "writing"})
+)
 def test_a_text_can_be_scored_whole(name):
     built, *_ = composed(name, f"benchmark.{name}.max_tokens=null")
     assert built.max_tokens is None and built.max_items is None

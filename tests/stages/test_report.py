@@ -55,7 +55,7 @@ def finished(tmp_path_factory):
 class Page(HTMLParser):
     """Counts tags and what a page would load."""
 
-    VOID = ("meta", "img", "link", "br")
+    VOID = ("meta", "img", "link", "br", "source")
 
     def __init__(self, text: str) -> None:
         super().__init__()
@@ -75,8 +75,8 @@ class Page(HTMLParser):
 
 def test_one_cell(finished):
     metrics, directory, _ = finished
-    written = {"report.md", "index.html", "data.json", "loss.png", "loss.svg", "tradeoff.png", "tradeoff.svg"}
-    assert {path.name for path in directory.iterdir()} == written
+    figures = {f"{name}.{kind}" for name in ("loss", "tradeoff", "tradeoff-narrow") for kind in ("png", "svg")}
+    assert {path.name for path in directory.iterdir()} == {"report.md", "index.html", "data.json", *figures}
     assert metrics["expanded_equals_base"] is True and metrics["beyond_general_shift"] > 0.03
     data = json.loads((directory / "data.json").read_text())
     assert [model["row"] for model in data["models"]] == ["base", "expanded", "post-pretrained", "tuned"]
