@@ -208,8 +208,8 @@ def _detach(options: argparse.Namespace) -> None:
 
 
 def _materialise(options: argparse.Namespace) -> None:
-    from pipeline.expansion.pack.format import fresh_directory
     from pipeline.models.directory import materialise
+    from pipeline.models.files.atomic_io import fresh_directory
 
     with fresh_directory(options.target) as partial:
         materialise(_model(options.model), partial)

@@ -181,6 +181,7 @@ def params(variants: list[dict[str, Any]], **changes: Any) -> dict[str, Any]:
         "seed": 0,
         "power": 0.8,
         "items": {"per_benchmark": 20, "characters": 200},
+        "card": {"license": None, "language": None, "origins": {}},
         "variants": variants,
         "benchmarks": BENCHMARKS,
         **changes,

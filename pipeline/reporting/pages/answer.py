@@ -33,13 +33,16 @@ def answer(comparison: Comparison) -> str:
     if not ends:
         first = verdicts(comparison)[0].findings[0]
         return f"{first.question} {first.text}"
-    first_sentence = _whole(comparison, ends[0], axis)
+    first_sentence = of_model(comparison, ends[0], axis)
     others = _extremes(ends, axis) if len(ends) > MAX_TOLD else dict.fromkeys(range(1, len(ends)), "")
     return "; ".join([first_sentence, *(what + _short(comparison, ends[i], axis) for i, what in others.items())]) + "."
 
 
-def _whole(comparison: Comparison, line: ModelResult, axis: Axis | None) -> str:
-    domain = _gain(line)
+def of_model(comparison: Comparison, line: ModelResult, axis: Axis | None = None) -> str:
+    """What one model learned and what it cost, without a full stop at its end."""
+    if line.gains is None or line.gains.domain is None:
+        return f"What the {line.name} model learned was not measured"
+    domain, axis = line.gains.domain, axis or next(iter(axes(comparison)), None)
     who = (
         f"The {line.name} model"
         if len(comparison.labels) == 1
