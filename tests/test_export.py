@@ -312,7 +312,8 @@ def test_ctranslate2_writes_what_the_grown_demo_model_does(grown, tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.network
-@pytest.mark.skipif("LLAMA_CPP" not in os.environ, reason="needs LLAMA_CPP=FOLDER, llama.cpp's source")
+@pytest.mark.skipif("LLAMA_CPP" not in os.environ, reason="needs LLAMA_CPP, the folder of its source")
 def test_llama_cpp_converts_the_grown_demo_model_and_writes_the_same_tokens(grown, tmp_path):
-    pytest.importorskip("llama_cpp", reason="needs llama-cpp-python")
+    for package in ("llama_cpp", "sentencepiece"):  # the script imports the latter for every Llama
+        pytest.importorskip(package, reason="needs llama-cpp-python and sentencepiece")
     assert by_llama_cpp(grown, tmp_path, PROMPT) == greedy(grown)
