@@ -17,7 +17,7 @@ from pipeline.reporting.pages.answer import answer
 from pipeline.reporting.pages.page import report_markdown
 from pipeline.reporting.pages.samples import samples
 from stages import report
-from tests.browser import browser, find_browser
+from tests.reporting.browser import browser, find_browser
 from tests.reporting.synthetic import (
     BENCHMARKS,
     MOVED,

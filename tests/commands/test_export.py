@@ -28,7 +28,7 @@ from pipeline.models.files.safetensors_io import read_index
 from pipeline.models.save import save_trained
 from pipeline.records.expansion import read_expansion
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 MADE = ("expanded", "post-pretrained", "tuned")
 GENERATION = {
     "eos_token_id": 2,
