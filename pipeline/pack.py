@@ -209,8 +209,8 @@ def _materialise(options: argparse.Namespace) -> None:
 
     Write MODEL as a plain directory that stock transformers loads and that needs no other.
     """
-    from pipeline.expansion.pack.format import fresh_directory
     from pipeline.models.directory import materialise
+    from pipeline.models.files.atomic_io import fresh_directory
 
     with fresh_directory(options.target) as partial:
         materialise(_model(options.model), partial)

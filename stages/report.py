@@ -1,11 +1,13 @@
-"""Compare all models of a run, or of all cells of a sweep: report.md, index.html, items.html, data.json and figures.
+"""Compare all models of a run, or of all cells of a sweep: report.md, index.html, items.html, data.json, figures
+and, below cards/, a model card of every model that was made; `python -m pipeline.export` puts it beside the weights.
 
 params:
     name, confidence, num_bootstrap, seed, power
     items: {per_benchmark, characters}: how many single items are shown, and how much of each text
+    card: {license, language, origins: {name: {license, repo}}}: what a model card says that no artifact knows
     variants: [{variant, models: [{name, stage, parents: {role: name}, reference: name | null, model: role,
         evaluations: {benchmark: role}}]}], of a variant's models those first that others are made from
-    benchmarks: {name: {title, group: domain | drift | general | retention, note}}
+    benchmarks: {name: {title, group: domain | drift | general | retention | samples, note}}
 inputs: every role used in `variants`.
 """
 
@@ -22,8 +24,9 @@ from pipeline.engine.stage import ANY_ROLE, Stage
 from pipeline.reporting.statistics.settings import check_bootstrap, check_share
 
 ITEMS_PAGE = "items.html"
-GROUPS = ("domain", "drift", "general", "retention")
+GROUPS = ("domain", "drift", "general", "retention", "samples")
 ITEMS = {"per_benchmark", "characters"}
+CARD, ORIGIN = {"license", "language", "origins"}, {"license", "repo"}
 
 
 @dataclass(frozen=True)
@@ -36,6 +39,7 @@ class Params:
     seed: int
     power: float
     items: Mapping[str, int]
+    card: Mapping[str, Any]
     variants: Sequence[Mapping[str, Any]]
     benchmarks: Mapping[str, Mapping[str, Any]]
 
@@ -67,6 +71,7 @@ def check_settings(params: Mapping[str, Any]) -> None:
     check_bootstrap(params, "report")
     check_share(params["power"], "report.power", "0.8")
     _check_items(params["items"])
+    _check_card(params["card"])
 
 
 def _check_items(items: dict[str, Any]) -> None:
@@ -74,6 +79,16 @@ def _check_items(items: dict[str, Any]) -> None:
         raise ValueError(f"report.items={items} must have whole numbers for {' and '.join(sorted(ITEMS))}")
     if items["per_benchmark"] < 0 or items["characters"] < 1:
         raise ValueError("report.items.per_benchmark must be at least 0 (0 leaves the page out), characters at least 1")
+
+
+def _check_card(card: Mapping[str, Any]) -> None:
+    if set(card) != CARD or not isinstance(card["origins"], Mapping):
+        raise ValueError(f"report.card has the keys {sorted(card)}; it must have {', '.join(sorted(CARD))}")
+    for name, known in card["origins"].items():
+        if not isinstance(known, Mapping) or not ORIGIN.issuperset(known):
+            raise ValueError(
+                f"report.card.origins.{name}={known!r} must be a mapping of {' and '.join(sorted(ORIGIN))}"
+            )
 
 
 def _check_models(variant: str, models: Sequence[Mapping[str, Any]], benchmarks: set[str]) -> None:
@@ -96,6 +111,7 @@ def run(context: worker.Context) -> dict[str, Any]:
     from pipeline.reporting.compare import compare
     from pipeline.reporting.figures.draw import draw
     from pipeline.reporting.pages.blocks import block_sections
+    from pipeline.reporting.pages.card import card_files, cards
     from pipeline.reporting.pages.data import data_sections
     from pipeline.reporting.pages.frontier import frontier_sections
     from pipeline.reporting.pages.items_page import items_html
@@ -122,7 +138,11 @@ def run(context: worker.Context) -> dict[str, Any]:
     page = items_html(comparison, **params["items"])
     if page:
         _write(context, ITEMS_PAGE, page)
-    values = {**data(comparison, sections, parts), "frontier": [section.values for section in frontier]}
+    written = cards(comparison, params["card"])
+    files = card_files(list(written))
+    for label, text in written.items():
+        _write(context, files[label], text)
+    values = {**data(comparison, sections, parts), "frontier": [section.values for section in frontier], "cards": files}
     _write(context, "report.md", report_markdown(comparison, [*frontier, *parts, *sections]))
     _write(context, "index.html", html(comparison, plots, sections, parts, ITEMS_PAGE if page else "", frontier))
     _write(context, "data.json", json.dumps(values, indent=1, allow_nan=False, ensure_ascii=False) + "\n")
@@ -130,6 +150,7 @@ def run(context: worker.Context) -> dict[str, Any]:
 
 
 def _write(context: worker.Context, name: str, text: str) -> None:
+    (context.directory / name).parent.mkdir(exist_ok=True)
     (context.directory / name).write_text(text, encoding="utf-8")
 
 

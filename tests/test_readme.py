@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 import pipeline.__main__ as driver
-from pipeline import pack
+from pipeline import export, pack
 from tests.expansion.architectures import EXACT, REFUSED
 
 README = (Path(__file__).parent.parent / "README.md").read_text()
@@ -46,6 +46,13 @@ def test_pack_commands_are_understood():
     assert {shlex.split(command)[0] for command in commands} == {"extract", "attach", "detach", "materialise"}
     for command in commands:
         pack.parser().parse_args(shlex.split(command))
+
+
+def test_export_commands_are_understood():
+    commands = re.findall(r"^python -m pipeline\.export (.*?)(?: +#.*)?$", README, re.M)
+    assert commands
+    for command in commands:
+        export.parser().parse_args(shlex.split(command))
 
 
 def test_the_table_of_architectures_is_that_of_the_tests():

@@ -13,6 +13,8 @@ if TYPE_CHECKING:
 
 KEPT_GROUPS = ("general", "retention")
 """Of benchmarks: what the base could do already."""
+TEXTS = "samples"
+"""The group of what is read and not scored."""
 TOTALS = ("max_drop", "overall", "overall_gold")
 """The budgets that are not one benchmark's."""
 
@@ -33,7 +35,8 @@ def request(settings: Mapping[str, Any], variant: Variant) -> tuple[dict[str, An
     if base is None:
         raise ConfigError("evaluate.gate judges a model against its reference, but this config makes none from it")
     reference, judged = variant.evaluations[base], variant.evaluations[name]
-    shared = [one for one in judged if one in reference]
+    scored = [one for one in judged if variant.benchmarks[one].get("group") != TEXTS]
+    shared = [one for one in scored if one in reference]
     if unknown := sorted(set(own) - set(shared)):
         raise ConfigError(
             f"evaluate.gate.benchmarks: {', '.join(unknown)} is not evaluated on both the {base} and the {name} model; "

@@ -16,7 +16,7 @@ import torch
 
 from pipeline.file_io import sync
 from pipeline.models.architecture.aliases import tied_names
-from pipeline.models.directory import CONFIG_FILE, begin_model, commit_model, read_config
+from pipeline.models.directory import CONFIG_FILE, begin_model, commit_model, copy_card, read_config
 from pipeline.models.files.safetensors_io import read_weight_map, shard_names, write_index
 from pipeline.models.files.tensor_file import Planned, write_file
 from pipeline.models.save import DTYPES, raw_bytes
@@ -54,6 +54,7 @@ def convert_bin(directory: Path, target: Path) -> None:
         write_index(target, weight_map, total)
     sync(target)
     commit_model(target, (directory / CONFIG_FILE).read_text(), None)
+    copy_card(directory, target)
 
 
 def _bin_files(directory: Path) -> list[Path]:

@@ -18,6 +18,8 @@ from pipeline.models.files.tokenizer_files import check_tokenizer
 from pipeline.records.expansion import EXPANSION_FILE, expansion_text
 
 CONFIG_FILE = "config.json"
+CARD_FILE = "README.md"
+"""A model's card, which is about no model that is made of it."""
 CHAT_TEMPLATES = "additional_chat_templates"
 """transformers' folder of named chat templates."""
 Form = Literal["full", "delta"]
@@ -83,8 +85,14 @@ def copy_side_files(source: Path, target: Path, leave_out: Collection[str] = ())
         shutil.copytree(templates, target / CHAT_TEMPLATES, dirs_exist_ok=True)
 
 
+def copy_card(source: Path, target: Path) -> None:
+    """Take a model's card along to a directory that holds the same model, if it has one."""
+    if (source / CARD_FILE).is_file():
+        shutil.copyfile(source / CARD_FILE, target / CARD_FILE)
+
+
 def begin_model(source: Path, target: Path, reads: Iterable[Path] = ()) -> None:
-    """Make `target` a directory that nothing takes for a model, with the tokenizer and such of `source`.
+    """Make `target` a directory that nothing takes for a model, with the tokenizer and such of `source`, but its card.
 
     A model that was there, or the remains of a writing that was killed, are removed, the config first.
 
@@ -102,7 +110,7 @@ def begin_model(source: Path, target: Path, reads: Iterable[Path] = ()) -> None:
     weights = [*target.glob("model*.safetensors"), *target.glob("*.safetensors.partial"), target / OWN_FILE]
     for file in (target / CONFIG_FILE, target / REFERENCE_FILE, target / INDEX_FILE, target / EXPANSION_FILE, *weights):
         file.unlink(missing_ok=True)
-    copy_side_files(source, target, leave_out=(CONFIG_FILE, EXPANSION_FILE))
+    copy_side_files(source, target, leave_out=(CONFIG_FILE, EXPANSION_FILE, CARD_FILE))
 
 
 def write_weights(
@@ -139,6 +147,7 @@ def materialise(directory: Path, target: Path, shard_bytes: int = 5 * 10**9) -> 
         ValueError: the model is incomplete, or what it refers to changed.
     """
     rewrite(directory, target, as_copies(read_index(directory)), shard_bytes)
+    copy_card(directory, target)
 
 
 def write_untied(directory: Path, target: Path) -> None:
@@ -148,6 +157,7 @@ def write_untied(directory: Path, target: Path) -> None:
         write_text(target / CONFIG_FILE, config)
     else:
         rewrite(directory, target, as_copies(read_index(directory)), save="delta", config=config)
+        copy_card(directory, target)
 
 
 def rewrite(

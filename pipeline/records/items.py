@@ -26,6 +26,8 @@ TEXTS = ("prompt", "answer", "gold")
 NUMBERS = ("numerator", "denominator")
 ACCURACIES = ("acc", "acc_norm", "exact_match")
 """Metrics that are shares whatever their items weigh: of a mean over subjects an item weighs less in a large one."""
+NUM_WRITTEN = "num_written_tokens"
+"""Metric of items that are texts to read: they are shown, and neither scored nor compared."""
 
 
 @dataclass(frozen=True)

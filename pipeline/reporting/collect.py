@@ -10,18 +10,18 @@ from typing import Any
 
 from pipeline.records.curves import Curve, read_curve
 from pipeline.records.diagnosis import Diagnosis
-from pipeline.records.items import Items, read_items
+from pipeline.records.items import NUM_WRITTEN, Items, read_items, read_texts
 from pipeline.reporting.facts import Facts, model_directory, read_facts
 from pipeline.reporting.stack import Stack, read_stack
 
-GROUPS = ("domain", "drift", "general", "retention")
+GROUPS = ("domain", "drift", "general", "retention", "samples")
 
 
 @dataclass(frozen=True)
 class Benchmark:
-    """A measure and what it stands for: `domain`, `general` text, `retention` of what the base could do, or `drift`:
-    how far a model moved from its base, which is neither gain nor loss. `gold_of`: the benchmark whose right answers
-    this is the loss of, "" for a benchmark itself."""
+    """A measure and what it stands for: `domain`, `general` text, `retention` of what the base could do, `drift`:
+    how far a model moved from its base, which is neither gain nor loss, or `samples`: texts to read, not scored.
+    `gold_of`: the benchmark whose right answers this is the loss of, "" for a benchmark itself."""
 
     name: str
     title: str
@@ -62,6 +62,7 @@ class Model:
     evaluations that look into a model instead of comparing it with others; `stack` is that of an expanded model;
     `notes` must be read with the scores; `directories` are those of the evaluations. `with_gold` are the benchmarks
     whose right answers have a loss: it is among the evaluations by `gold_name`, unless this model's could not be had.
+    `written`: benchmark -> prompt -> what the model wrote, of those that only show texts.
     """
 
     name: str
@@ -81,6 +82,7 @@ class Model:
     notes: dict[str, tuple[str, ...]] = field(default_factory=dict)
     directories: dict[str, Path] = field(default_factory=dict)
     with_gold: frozenset[str] = frozenset()
+    written: dict[str, dict[str, str]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -171,6 +173,8 @@ def _read_row(row: dict[str, Any], variant: str, reader: _Reader, earlier: Mappi
     diagnosed = {b: items for b, items in found.items() if items.diagnosis is not None}
     diagnoses = {b: DiagnosedModel(**vars(items.diagnosis), items=items) for b, items in diagnosed.items()}
     golds = {gold_name(b): items.gold for b, items in found.items() if items.gold is not None}
+    directories = {b: reader.directory(role) for b, role in row["evaluations"].items()}
+    written = {b: _written(items, directories[b]) for b, items in found.items() if items.metric == NUM_WRITTEN}
     return Model(
         name=row["name"],
         variant=variant,
@@ -179,17 +183,23 @@ def _read_row(row: dict[str, Any], variant: str, reader: _Reader, earlier: Mappi
         training=training,
         facts=facts,
         curve=read_curve(training) if training else None,
-        evaluations={b: items for b, items in found.items() if b not in diagnoses} | golds,
+        evaluations={b: items for b, items in found.items() if b not in diagnoses | written} | golds,
         diagnoses=diagnoses,
         stack=read_stack(model_directory(model, manifest)) if facts.max_abs_difference is not None else None,
         notes={b: items.notes for b, items in found.items() if items.notes},
-        directories={b: reader.directory(role) for b, role in row["evaluations"].items()},
+        directories=directories,
+        written=written,
         stage=str(manifest.get("stage", "")),
         parents=dict(row["parents"]),
         reference=row["reference"],
         is_exact=parent is not None and above and facts.max_abs_difference == 0,
         with_gold=frozenset(b for b, items in found.items() if items.gold is not None or items.lacks_gold),
     )
+
+
+def _written(items: Items, directory: Path) -> dict[str, str]:
+    texts = read_texts(directory, items.ids)
+    return {texts[name].prompt: texts[name].answer for name in items.ids if name in texts}
 
 
 def read_manifest(directory: Path) -> dict[str, Any]:

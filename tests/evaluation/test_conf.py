@@ -63,7 +63,7 @@ def composed(name, *overrides):
 def test_a_benchmark_is_complete_and_says_what_it_is(name):
     built, description, reads_data, keys = composed(name)
     assert keys - {"_target_"} == {field.name for field in dataclasses.fields(built)}
-    assert description["group"] in ("domain", "drift", "general", "retention")
+    assert description["group"] in ("domain", "drift", "general", "retention", "samples")
     assert description["title"] and description["note"]
     lines = (CONF / "benchmark" / f"{name}.yaml").read_text().splitlines()
     assert lines[0] == f"# @package benchmark.{name}" and lines[1].startswith("# ")
@@ -86,7 +86,9 @@ def test_a_task_can_be_scored_whole_from_the_hub_and_from_a_mirror(name):
     assert built.splits == {split: LocalFiles({"kind": "local", "path": "/mirror"})}
 
 
-@pytest.mark.parametrize("name", sorted(set(NAMES) - set(TASKS) - set(SUITE) - PROGRAMS - set(CHATS) - {"shift"}))
+@pytest.mark.parametrize(
+    "name", sorted(set(NAMES) - set(TASKS) - set(SUITE) - PROGRAMS - set(CHATS) - {"shift", "writing"})
+)
 def test_a_text_can_be_scored_whole(name):
     built, *_ = composed(name, f"benchmark.{name}.max_tokens=null")
     assert built.max_tokens is None and built.max_items is None

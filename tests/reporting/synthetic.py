@@ -21,6 +21,8 @@ BENCHMARKS = {
     "hellaswag": {"title": "HellaSwag", "group": "general"},
     "chat": {"title": "Chat", "group": "retention", "note": ""},
 }
+MOVED = {**BENCHMARKS, "moved": {"title": "Moved", "group": "drift"}}
+WRITTEN = {"written": {"title": "Text samples", "group": "samples", "note": "Greedy."}}
 TEXT = ("domain_text", "general_text", "chat")
 NEW = ["model.layers.1.mlp.down_proj.weight"]
 
@@ -194,6 +196,7 @@ def params(variants: list[dict[str, Any]], **changes: Any) -> dict[str, Any]:
         "seed": 0,
         "power": 0.8,
         "items": {"per_benchmark": 20, "characters": 200},
+        "card": {"license": None, "language": None, "origins": {}},
         "variants": variants,
         "benchmarks": BENCHMARKS,
         **changes,
@@ -262,3 +265,35 @@ def sweep(artifacts: Artifacts, values: list[int]) -> list[dict[str, Any]]:
         ]
         variants.append(chain(variant, rows))
     return variants
+
+
+def with_drift(artifacts: Artifacts, variant: dict[str, Any], far: float, seed: int) -> dict[str, Any]:
+    """The variant with a drift of about `far` nats a token on its trained models, and of exactly 0 on the expanded."""
+    for model in variant["models"][1:]:
+        role = artifacts.add("evaluate", f"{variant['variant']}/{model['name']}/moved")
+        size = 0.0 if model["name"] == "expanded" else far
+        content = drift_items("moved", size, seed)
+        write_items(artifacts.inputs[role], content)
+        model["evaluations"]["moved"] = role
+    return variant
+
+
+def drift_items(name: str, far: float, seed: int) -> dict[str, Any]:
+    shape = np.random.default_rng(5).uniform(0.5, 1.5, 40)  # texts on which every model moves more, or less
+    noise = np.random.default_rng(seed).normal(1.0, 0.05, 40)
+    content = items("kl_nats", False, name, (64 * far * shape * noise).tolist(), [64.0] * 40)
+    for i, item in enumerate(content["items"]):
+        item["category"] = "free" if i < 20 else "chat"
+    return content
+
+
+def with_samples(artifacts: Artifacts, variant: dict[str, Any], texts: dict[str, str]) -> dict[str, Any]:
+    """The variant with what each model wrote after every prompt of `texts`: its text, and the model's name."""
+    for model in variant["models"]:
+        role = artifacts.add("evaluate", f"{variant['variant']}/{model['name']}/written")
+        content = items("num_written_tokens", True, "written", [9.0] * len(texts), [1.0] * len(texts))
+        for item, (prompt, text) in zip(content["items"], texts.items(), strict=True):
+            item |= {"prompt": prompt, "answer": f"{text} ({model['name']})"}
+        write_items(artifacts.inputs[role], {**content, "notes": ["Without answers to questions."]})
+        model["evaluations"]["written"] = role
+    return variant

@@ -52,10 +52,14 @@ def finished(tmp_path_factory):
     return *run(artifacts, path, variants), lambda other: run(artifacts, other, variants)
 
 
+def files_of(directory):
+    return {path.relative_to(directory).as_posix() for path in directory.rglob("*") if path.is_file()}
+
+
 class Page(HTMLParser):
     """Counts tags and what a page would load."""
 
-    VOID = ("meta", "img", "link", "br")
+    VOID = ("meta", "img", "link", "br", "source")
 
     def __init__(self, text: str) -> None:
         super().__init__()
@@ -75,8 +79,9 @@ class Page(HTMLParser):
 
 def test_one_cell(finished):
     metrics, directory, _ = finished
-    written = {"report.md", "index.html", "data.json", "loss.png", "loss.svg", "tradeoff.png", "tradeoff.svg"}
-    assert {path.name for path in directory.iterdir()} == written
+    figures = {f"{name}.{kind}" for name in ("loss", "tradeoff", "tradeoff-narrow") for kind in ("png", "svg")}
+    cards = {f"cards/{name}.md" for name in ("expanded", "post-pretrained", "tuned")}
+    assert files_of(directory) == {"report.md", "index.html", "data.json", *figures, *cards}
     assert metrics["expanded_equals_base"] is True and metrics["beyond_general_shift"] > 0.03
     data = json.loads((directory / "data.json").read_text())
     assert [model["row"] for model in data["models"]] == ["base", "expanded", "post-pretrained", "tuned"]
@@ -112,7 +117,7 @@ def test_a_sweep_is_drawn_over_its_number(artifacts, tmp_path):
 def test_missing_stages_leave_out_what_they_would_show(artifacts, tmp_path):
     variant = chain("default", [artifacts.row("base", "smol", "base", none("sciq"))])
     metrics, directory = run(artifacts, tmp_path, [variant])
-    assert {path.name for path in directory.iterdir()} == {"report.md", "index.html", "data.json"}
+    assert files_of(directory) == {"report.md", "index.html", "data.json"}
     assert metrics == {"num_models": 1, "num_benchmarks": 1}
     assert "no trained model" in (directory / "report.md").read_text()
 
@@ -151,7 +156,8 @@ def test_single_items_have_a_page_of_their_own(artifacts, tmp_path):
 
 def test_the_same_request_gives_the_same_files(finished, tmp_path):
     _, directory, again = finished
-    first, second = ({p.name: p.read_bytes() for p in d.iterdir()} for d in (directory, again(tmp_path)[1]))
+    other = again(tmp_path)[1]
+    first, second = ({name: (d / name).read_bytes() for name in files_of(d)} for d in (directory, other))
     assert first == second
 
 
@@ -165,6 +171,8 @@ def test_the_same_request_gives_the_same_files(finished, tmp_path):
         ({"items": {"per_benchmark": 3}}, "characters and per_benchmark"),
         ({"items": {"per_benchmark": -1, "characters": 10}}, "at least 0"),
         ({"variants": []}, "no variants"),
+        ({"card": {"license": None}}, "it must have language, license, origins"),
+        ({"card": {"license": None, "language": None, "origins": {"x": "mit"}}}, "origins.x='mit' must be a mapping"),
         ({"surprise": 1}, "'surprise'"),
         ({"benchmarks": {"a": {"title": "A", "group": "other"}}}, "group='other' is unknown"),
         ({"variants": [chain("default", [])]}, "at least one is required"),

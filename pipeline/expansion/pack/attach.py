@@ -17,11 +17,12 @@ from pipeline.expansion.architecture_cache import Architecture
 from pipeline.expansion.base import Plan
 from pipeline.expansion.pack.config import differing
 from pipeline.expansion.pack.extract import base_tensors, extract
-from pipeline.expansion.pack.format import Pack, fresh_directory, open_pack
+from pipeline.expansion.pack.format import Pack, open_pack
 from pipeline.expansion.pack.gain import gains_of
 from pipeline.expansion.pack.stack import Attached, write_stack
 from pipeline.expansion.source import Source, find_blocks, read_source
 from pipeline.models.directory import CONFIG_FILE, Form, as_copies, begin_model, commit_model, write_weights
+from pipeline.models.files.atomic_io import fresh_directory
 from pipeline.models.files.reference import is_reference
 from pipeline.models.files.safetensors_io import read_index
 from pipeline.models.files.tensor_file import ITEM_BITS, Stored, tensors_hash

@@ -19,14 +19,13 @@ from pipeline.expansion.pack.format import (
     PackBlock,
     canonical,
     check_name,
-    fresh_directory,
     hash_file,
     open_pack,
 )
 from pipeline.expansion.pack.gain import proportional, writers_of
 from pipeline.expansion.source import BlockNames, Source, find_blocks, read_source
 from pipeline.models.directory import read_config
-from pipeline.models.files.atomic_io import write_text
+from pipeline.models.files.atomic_io import fresh_directory, write_text
 from pipeline.models.files.safetensors_io import read_index
 from pipeline.models.files.tensor_file import Planned, Stored, read_pieces, tensors_hash, write_file
 from pipeline.records.expansion import ExpansionMap, NewBlock, origins, read_expansion

@@ -9,20 +9,15 @@ whole weights file, and be read, compared and searched with any tool.
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import json
-import os
 import re
-import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from pipeline.file_io import sync
 from pipeline.models.directory import read_object
-from pipeline.models.files.atomic_io import partial_of
 from pipeline.models.files.tensor_file import Stored, read_header
 from pipeline.typed import check_fields
 
@@ -181,27 +176,3 @@ def open_pack(directory: Path) -> Pack:
             raise ValueError(f"{weights} holds {name}, {FACTS} lists {len(tensors)} blocks; extract the pack anew")
         tensors[int(index)][rest] = stored
     return Pack.of(facts, tensors, file)
-
-
-@contextlib.contextmanager
-def fresh_directory(target: Path) -> Iterator[Path]:
-    """`<target>.partial`, empty, which gets its final name when the body ends, and is removed when it fails.
-
-    Raises:
-        ValueError: something is at `target` already.
-    """
-    target = Path(os.path.abspath(target))
-    if target.exists() and (not target.is_dir() or any(target.iterdir())):
-        raise ValueError(f"{target} exists and is not empty; it is left as it is: choose another place or remove it")
-    partial = partial_of(target)
-    if partial.exists():  # a killed run left it
-        shutil.rmtree(partial)
-    partial.mkdir(parents=True)
-    try:
-        yield partial
-        sync(partial)
-        os.rename(partial, target)
-    except BaseException:
-        shutil.rmtree(partial, ignore_errors=True)
-        raise
-    sync(target.parent)

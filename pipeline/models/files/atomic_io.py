@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -109,3 +111,27 @@ def write_text(file: Path, text: str) -> None:
     """Write a small file so that it is never seen in part."""
     partial_of(file).write_bytes(text.encode())
     commit(file)
+
+
+@contextlib.contextmanager
+def fresh_directory(target: Path) -> Iterator[Path]:
+    """`<target>.partial`, empty, which gets its final name when the body ends, and is removed when it fails.
+
+    Raises:
+        ValueError: something is at `target` already.
+    """
+    target = Path(os.path.abspath(target))
+    if target.exists() and (not target.is_dir() or any(target.iterdir())):
+        raise ValueError(f"{target} exists and is not empty; it is left as it is: choose another place or remove it")
+    partial = partial_of(target)
+    if partial.exists():  # a killed run left it
+        shutil.rmtree(partial)
+    partial.mkdir(parents=True)
+    try:
+        yield partial
+        sync(partial)
+        os.rename(partial, target)
+    except BaseException:
+        shutil.rmtree(partial, ignore_errors=True)
+        raise
+    sync(target.parent)

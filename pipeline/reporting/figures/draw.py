@@ -4,26 +4,22 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from pipeline.reporting.axes import Axis, axes
 from pipeline.reporting.compare import Comparison
 from pipeline.reporting.figures.path_figure import path_plot
 from pipeline.reporting.figures.plot import Plot, loss_figure, save, sweep_figure
-from pipeline.reporting.figures.tradeoff import tradeoff_figure
+from pipeline.reporting.figures.tradeoff import NARROW, shown_on, tradeoff_figure
 from pipeline.reporting.tables.wording import number, percent
 
 
 def draw(comparison: Comparison, directory: Path) -> list[Plot]:
-    """Write the figures that the artifacts allow to `directory`, as PNG and SVG; returns them for the page."""
-    plots = []
-    tradeoff, sweep, loss = tradeoff_figure(comparison), sweep_figure(comparison), loss_figure(comparison)
-    if tradeoff is not None:
-        caption = (
-            "Up and to the right is better: more learned, less forgotten. The base is the origin. "
-            f"Bars are {percent(comparison.confidence)} intervals of the paired difference."
-        )
-        file = save(tradeoff, directory, "tradeoff")
-        plots.append(Plot(file, "What was learned against what was kept", _tradeoff_alt(comparison), caption))
-    if (path := path_plot(comparison, directory)) is not None:
-        plots.append(path)
+    """Write the figures that the artifacts allow to `directory`, as PNG and SVG; returns them for the page.
+
+    One that has a narrow form is what the page begins with.
+    """
+    plots = [_tradeoff(comparison, axis, directory, i == 0) for i, axis in enumerate(axes(comparison))]
+    sweep, loss, path = sweep_figure(comparison), loss_figure(comparison), path_plot(comparison, directory)
+    plots += [path] if path else []
     if sweep is not None:
         alt = "Domain bits per byte of the trained models over the swept setting; the values are in the score table."
         caption = f"Bars are {percent(comparison.confidence)} intervals of the paired difference against the base."
@@ -35,15 +31,25 @@ def draw(comparison: Comparison, directory: Path) -> list[Plot]:
     return plots
 
 
-def _tradeoff_alt(comparison: Comparison) -> str:
+def _tradeoff(comparison: Comparison, axis: Axis, directory: Path, is_first: bool) -> Plot:
+    name = "tradeoff" if is_first else f"tradeoff-{axis.key}"
+    narrow = save(tradeoff_figure(comparison, axis, NARROW), directory, f"{name}-narrow") if is_first else None
+    caption = (
+        f"Up and to the {'left' if axis.better == '←' else 'right'} is better. The base is the origin. Bars are "
+        f"{percent(comparison.confidence)} intervals of the paired difference."
+    )
+    path = save(tradeoff_figure(comparison, axis), directory, name)
+    return Plot(path, f"What was learned against {axis.noun}", _tradeoff_alt(comparison, axis), caption, narrow)
+
+
+def _tradeoff_alt(comparison: Comparison, axis: Axis) -> str:
     points = []
-    for line in comparison.lines:
-        gains, kept = line.gains, comparison.kept_change(line)
-        if gains is not None and gains.domain is not None and kept is not None:
-            domain = number(gains.domain.value, 4, signed=True)
-            change = number(kept.change.value, kept.digits, signed=True)
-            points.append(f"{line.label} {domain} bits per byte and {change} {kept.unit}")
-    return f"Domain gain, and mean change of what the base could do already, against the base: {'; '.join(points)}."
+    for line in shown_on(comparison, axis):
+        across = axis.of(line)
+        assert across is not None and line.gains is not None and line.gains.domain is not None
+        gain = number(line.gains.domain.value, 4, signed=True)
+        points.append(f"{line.label} {gain} bits per byte and {number(across.value, axis.digits, signed=axis.signed)}")
+    return f"Domain gain over the base against {axis.label}, in {axis.unit}: {'; '.join(points)}."
 
 
 def _last_losses(comparison: Comparison) -> str:

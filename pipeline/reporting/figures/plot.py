@@ -58,16 +58,28 @@ STYLE: Any = {
 
 @dataclass(frozen=True)
 class Plot:
-    """A figure of the page: its SVG file, heading, description for those who cannot see it, and how to read it."""
+    """A figure of the page: its SVG file, heading, description for those who cannot see it, and how to read it.
+
+    `narrow` is the SVG file of its form for a phone, where there is one.
+    """
 
     path: Path
     title: str
     alt: str
     caption: str
+    narrow: Path | None = None
 
     @property
     def source(self) -> str:
-        return "data:image/svg+xml;base64," + base64.b64encode(self.path.read_bytes()).decode()
+        return _embedded(self.path)
+
+    @property
+    def narrow_source(self) -> str:
+        return _embedded(self.narrow) if self.narrow else ""
+
+
+def _embedded(path: Path) -> str:
+    return "data:image/svg+xml;base64," + base64.b64encode(path.read_bytes()).decode()
 
 
 def loss_figure(comparison: Comparison) -> Figure | None:

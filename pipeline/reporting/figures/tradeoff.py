@@ -1,8 +1,9 @@
-"""The figure that the method is about: what was learned against what was kept."""
+"""The figure that the method is about: what was learned against how far the model moved, or what it kept."""
 
 from __future__ import annotations
 
 import math
+import textwrap
 from collections.abc import Mapping, Sequence
 
 import matplotlib
@@ -12,6 +13,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from pipeline.records.items import Floats
+from pipeline.reporting.axes import Axis, measured
 from pipeline.reporting.collect import Variant
 from pipeline.reporting.compare import Comparison, ModelResult
 from pipeline.reporting.figures.placement import place_labels
@@ -19,43 +21,47 @@ from pipeline.reporting.figures.plot import INK, PALETTE, STYLE, colour_of, mark
 from pipeline.reporting.statistics.differences import Difference
 from pipeline.reporting.tables.wording import percent
 
+WIDE, NARROW = (8.6, 5.2), (4.3, 4.6)
+"""Inches, for a screen and for a phone: the letters keep their size."""
+_CHARACTERS = 12.5  # of an axis label in an inch
 
-def tradeoff_figure(comparison: Comparison) -> Figure | None:
-    """Domain gain against retention for every model, the base at the origin; None if one of the two is not measured."""
-    shown = [line for line in comparison.lines if line.gains and line.gains.domain and comparison.kept_change(line)]
-    if not shown:
-        return None
+
+def tradeoff_figure(comparison: Comparison, axis: Axis, size: tuple[float, float] = WIDE) -> Figure:
+    """Domain gain over `axis` for every model that has both, the base at the origin; there is at least one."""
+    shown = shown_on(comparison, axis)
     with pyplot.rc_context(STYLE):
-        figure, ax = pyplot.subplots(figsize=(8.6, 5.6))
+        figure, ax = pyplot.subplots(figsize=size)
         ax.axhline(0, color="#8c959f", lw=1)
         ax.axvline(0, color="#8c959f", lw=1)
         for variant in comparison.collection.variants:
-            _draw_lineage(ax, comparison, [line for line in shown if variant.name in line.variants], variant)
+            lines = [line for line in shown if variant.name in line.variants]
+            _draw_lineage(ax, comparison, lines, variant, axis)
         for line in shown:
-            _draw_point(ax, line, comparison)
-        labels = _tradeoff_labels(comparison, shown)
+            _draw_point(ax, line, comparison, axis)
+        labels = _tradeoff_labels(comparison, shown, axis)
         ax.plot(0, 0, "o", color=INK, ms=7, zorder=5)
-        interval = percent(comparison.confidence)
-        kept = comparison.kept_change(shown[0])
-        assert kept is not None
-        ax.set_xlabel(f"domain gain over the base (bits per byte, {interval} interval)  → better")
-        ax.set_ylabel(
-            f"kept: mean change over {kept.what} of what the base could do\n"
-            f"({kept.unit}, {interval} interval)  → better"
-        )
+        interval = f"{percent(comparison.confidence)} interval"
+        across = f"{axis.label} ({axis.unit}, {interval})  {axis.better} better"
+        up = f"domain gain (bits per byte, {interval})  → better"
+        ax.set_xlabel(textwrap.fill(across, int(size[0] * _CHARACTERS)))
+        ax.set_ylabel(textwrap.fill(up, int(size[1] * _CHARACTERS)))
         ax.margins(0.12)
         if len(comparison.collection.variants) > 1:
-            _marker_legend(ax, comparison, shown)
+            _marker_legend(ax, comparison, shown, 2 if size[0] < WIDE[0] else 4)
         figure.tight_layout()
-        place_labels(
-            ax, [(0.0, 0.0, _origin(shown), INK), *labels], avoid=[_extent(comparison, line) for line in shown]
-        )
+        extents = [_extent(line, axis) for line in shown]
+        place_labels(ax, [(0.0, 0.0, _origin(shown), INK), *labels], avoid=extents)
         return figure
 
 
-def _draw_lineage(ax: Axes, comparison: Comparison, lines: Sequence[ModelResult], variant: Variant) -> None:
+def shown_on(comparison: Comparison, axis: Axis) -> list[ModelResult]:
+    """The models that have both a domain gain and a value on the axis."""
+    return [line for line in measured(comparison) if axis.of(line)]
+
+
+def _draw_lineage(ax: Axes, comparison: Comparison, lines: Sequence[ModelResult], variant: Variant, axis: Axis) -> None:
     """From each model's parents to it; a parent that is not shown is passed over for its own, the reference is 0, 0."""
-    points = {line.name: _point(comparison, line) for line in lines}
+    points = {line.name: _point(line, axis) for line in lines}
     index = [c.name for c in comparison.collection.variants].index(variant.name)
     colour = PALETTE[index % len(PALETTE)]
     for line in lines:
@@ -76,14 +82,12 @@ def _origin(shown: Sequence[ModelResult]) -> str:
     return " / ".join(dict.fromkeys(str(line.row.reference) for line in shown))
 
 
-def _draw_point(ax: Axes, line: ModelResult, comparison: Comparison) -> None:
-    gain, kept = _gains(comparison, line)
-    x, y = _point(comparison, line)
+def _draw_point(ax: Axes, line: ModelResult, comparison: Comparison, axis: Axis) -> None:
+    across, up = _measures(line, axis)
     ax.errorbar(
-        x,
-        y,
-        xerr=_error(gain),
-        yerr=_error(kept),
+        *_point(line, axis),
+        xerr=_error(across),
+        yerr=_error(up),
         color=colour_of(comparison, line),
         marker=marker_of(comparison, line.name),
         ms=8,
@@ -93,26 +97,24 @@ def _draw_point(ax: Axes, line: ModelResult, comparison: Comparison) -> None:
     )
 
 
-def _extent(comparison: Comparison, line: ModelResult) -> tuple[float, float, float, float]:
+def _measures(line: ModelResult, axis: Axis) -> tuple[Difference, Difference]:
+    across = axis.of(line)
+    assert across is not None and line.gains is not None and line.gains.domain is not None
+    return across, line.gains.domain
+
+
+def _extent(line: ModelResult, axis: Axis) -> tuple[float, float, float, float]:
     """left, right, bottom, top of a point's intervals."""
     bounds = []
-    for gain in _gains(comparison, line):
-        known = math.isfinite(gain.low)
-        bounds += [gain.low if known else gain.value, gain.high if known else gain.value]
+    for found in _measures(line, axis):
+        known = math.isfinite(found.low)
+        bounds += [found.low if known else found.value, found.high if known else found.value]
     return bounds[0], bounds[1], bounds[2], bounds[3]
 
 
-def _point(comparison: Comparison, line: ModelResult) -> tuple[float, float]:
-    # Both are means over measures turned so that larger is better, whatever the metric's own direction.
-    gain, kept = _gains(comparison, line)
-    return gain.value, kept.value
-
-
-def _gains(comparison: Comparison, line: ModelResult) -> tuple[Difference, Difference]:
-    """What was learned and what was kept."""
-    kept = comparison.kept_change(line)
-    assert line.gains and line.gains.domain and kept
-    return line.gains.domain, kept.change
+def _point(line: ModelResult, axis: Axis) -> tuple[float, float]:
+    across, up = _measures(line, axis)
+    return across.value, up.value
 
 
 def _error(difference: Difference) -> Floats | None:
@@ -122,22 +124,24 @@ def _error(difference: Difference) -> Floats | None:
     return np.maximum([[difference.value - difference.low], [difference.high - difference.value]], 0.0)
 
 
-def _tradeoff_labels(comparison: Comparison, shown: Sequence[ModelResult]) -> list[tuple[float, float, str, str]]:
+def _tradeoff_labels(
+    comparison: Comparison, shown: Sequence[ModelResult], axis: Axis
+) -> list[tuple[float, float, str, str]]:
     """One variant: every point by its model. Several: each one's last point by the variant; markers tell the models."""
     if len(comparison.collection.variants) == 1:
-        return [(*_point(comparison, line), line.name, colour_of(comparison, line)) for line in shown]
+        return [(*_point(line, axis), line.name, colour_of(comparison, line)) for line in shown]
     labels = {}
     for variant in comparison.collection.variants:
         lines = [line for line in shown if variant.name in line.variants]
         if lines:
             last = lines[-1]
             text = " / ".join(comparison.labels[name] for name in last.variants)
-            labels[last.label] = (*_point(comparison, last), text, colour_of(comparison, last))
+            labels[last.label] = (*_point(last, axis), text, colour_of(comparison, last))
     return list(labels.values())
 
 
-def _marker_legend(ax: Axes, comparison: Comparison, shown: Sequence[ModelResult]) -> None:
+def _marker_legend(ax: Axes, comparison: Comparison, shown: Sequence[ModelResult], columns: int) -> None:
     rows = list(dict.fromkeys(line.name for line in shown))
     marks = [marker_of(comparison, row) for row in rows]
     handles = [matplotlib.lines.Line2D([], [], color="#57606a", marker=mark, ls="", ms=7) for mark in marks]
-    ax.legend(handles, rows, loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=len(rows))
+    ax.legend(handles, rows, loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=min(columns, len(rows)))

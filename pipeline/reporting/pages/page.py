@@ -11,6 +11,8 @@ import jinja2
 
 from pipeline.reporting.collect import Collection
 from pipeline.reporting.compare import Comparison
+from pipeline.reporting.pages.answer import answer
+from pipeline.reporting.pages.samples import Samples, samples
 from pipeline.reporting.pages.verdict import Verdict, verdicts
 from pipeline.reporting.seeds import seed_lines
 from pipeline.reporting.tables.drift import drift_table
@@ -86,6 +88,8 @@ def html(
     return template.render(
         name=collection.name,
         summary=summary(comparison),
+        answer=answer(comparison),
+        samples=samples(comparison),
         verdicts=verdicts(comparison),
         answers=ANSWERS,
         gains=gains_table(comparison),
@@ -96,7 +100,8 @@ def html(
         parts=parts,
         items_page=items_page,
         facts=facts_table(comparison),
-        plots=plots,
+        lead=next((plot for plot in plots if plot.narrow), None),
+        plots=[plot for plot in plots if not plot.narrow],
         sections=sections,
         benchmarks=comparison.benchmarks,
         variants=cell_legend(comparison),
@@ -150,7 +155,8 @@ def notes(comparison: Comparison) -> list[str]:
 
 def report_markdown(comparison: Comparison, sections: Sequence[Section] = ()) -> str:
     """The page's text without figures, at most about 120 columns wide in its tables."""
-    parts = [f"# {_inline(comparison.collection.name)}", summary(comparison)]
+    name, first = _inline(comparison.collection.name), _inline(answer(comparison))
+    parts = [f"# {name}", f"**{first}**", summary(comparison)]
     parts += [_verdict_markdown(verdict, len(comparison.collection.variants) > 1) for verdict in verdicts(comparison)]
     for table in (gains_table(comparison), *result_tables(comparison), facts_table(comparison)):
         if table.rows:
@@ -163,6 +169,7 @@ def report_markdown(comparison: Comparison, sections: Sequence[Section] = ()) ->
         if section.in_text:
             sentences = "\n".join(f"- {_inline(sentence)}" for sentence in section.sentences)
             parts += [f"## {_inline(section.title)}", sentences, markdown(section.table)]
+    parts += [_samples_markdown(found) for found in samples(comparison)]
     legend = cell_legend(comparison)
     if legend:
         parts += ["## Variants", "\n".join(f"- **{_inline(label)}**: `{variant}`" for label, variant in legend)]
@@ -238,6 +245,19 @@ def _verdict_markdown(verdict: Verdict, many: bool) -> str:
     title = f"## Verdict: {_inline(verdict.label)}" if many else "## Verdict"
     lines = [f"- **{f.question} {ANSWERS[f.answer].capitalize()}.** {f.text}" for f in verdict.findings]
     return title + "\n\n" + "\n".join(_inline(line) for line in lines)
+
+
+def _samples_markdown(found: Samples) -> str:
+    """Prompts and texts, indented so that Markdown takes them as they stand."""
+    blocks = [f"## {_inline(found.title)}", _inline(found.note)]
+    for one in found.written:
+        blocks.append(f"Prompt:\n\n{_indented(one.prompt)}")
+        blocks += [f"{_inline(label)}:\n\n{_indented(text)}" for label, text in one.texts]
+    return "\n\n".join(blocks)
+
+
+def _indented(text: str) -> str:
+    return "\n".join(f"    {line}" for line in (text.rstrip() or "(nothing)").splitlines())
 
 
 def _inline(text: str) -> str:

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import asdict
 from typing import Any
 
 from pipeline.reporting.collect import gold_name
 from pipeline.reporting.compare import Comparison, Gains, ModelResult
+from pipeline.reporting.pages.answer import answer
 from pipeline.reporting.pages.page import Section, notes
+from pipeline.reporting.pages.samples import samples
 from pipeline.reporting.pages.verdict import expanded_lines, verdicts
 from pipeline.reporting.seeds import seed_lines, seed_values
 from pipeline.reporting.statistics.differences import Difference
@@ -21,6 +24,7 @@ def data(comparison: Comparison, sections: Sequence[Section] = (), parts: Sequen
     """Everything the tables and sentences show, as plain JSON values; what is not finite becomes null."""
     return {
         "name": comparison.collection.name,
+        "answer": answer(comparison),
         "confidence": comparison.confidence,
         "num_bootstrap": comparison.num_bootstrap,
         "benchmarks": {
@@ -34,6 +38,7 @@ def data(comparison: Comparison, sections: Sequence[Section] = (), parts: Sequen
         ],
         "over_seeds": seed_values(seed_lines(comparison)),
         "notes": notes(comparison),
+        "samples": [asdict(found) for found in samples(comparison)],
         "against_first_variant": [
             {
                 "variant": baseline.variant,

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from pipeline.reporting.compare import Comparison
 from pipeline.reporting.statistics.drift import ALL
-from pipeline.reporting.statistics.intervals import Difference
-from pipeline.reporting.tables.table import Column, Entry, Table
-from pipeline.reporting.tables.wording import difference_parts, percent
+from pipeline.reporting.tables.table import Column, Table, drift_entry
+from pipeline.reporting.tables.wording import percent
 
 
 def drift_table(comparison: Comparison) -> Table:
@@ -27,11 +26,6 @@ def drift_table(comparison: Comparison) -> Table:
         unit = comparison.units[name]
         found = [line.drift.get(name, {}).get(category) for line in lines]
         columns.append(Column(titles[name], category, f"{unit.name} ↓", max(one.n for one in found if one)))
-        entries.append([_unmarked(one, unit.digits) for one in found])
+        entries.append([drift_entry(one, unit.digits) for one in found])
     rows = tuple((line.label, tuple(column[i] for column in entries)) for i, line in enumerate(lines))
     return Table(f"Drift from the base [{percent(comparison.confidence)} confidence interval]", tuple(columns), rows)
-
-
-def _unmarked(difference: Difference | None, digits: int) -> Entry:
-    value, interval = difference_parts(difference, digits)
-    return Entry(value.removeprefix("+"), "", interval.replace("+", ""))

@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+from pipeline.reporting.axes import drift_of_line
 from pipeline.reporting.collect import Benchmark
 from pipeline.reporting.compare import Comparison, ModelResult
 from pipeline.reporting.seeds import SeedLine
@@ -43,7 +44,7 @@ class Column:
 
 @dataclass(frozen=True)
 class Entry:
-    """One cell: its text and, for a difference, its mark (`better`, `worse`, `within`, `identical`) and interval."""
+    """One cell: its text and, for a difference, its mark (such as `better` or `within`) and interval."""
 
     text: str
     mark: str = ""
@@ -149,6 +150,7 @@ def gains_table(comparison: Comparison) -> Table:
     golds = f"bits/byte, mean of {max(g.num_gold for _, g in lines)}" if lines else ""
     columns = (
         Column("", "Domain gain", "bits/byte"),
+        Column("", "Drift ↓", "nats/token"),
         Column("", "General-text gain", "bits/byte"),
         Column("", "Beyond general shift", "bits/byte"),
         Column("", "Kept, mean change", unit),
@@ -157,17 +159,23 @@ def gains_table(comparison: Comparison) -> Table:
     )
     rows = []
     for line, gains in lines:
-        bits = [_difference_entry(gain, 4) for gain in (gains.domain, gains.general, gains.beyond)]
+        domain, *others = (_difference_entry(gain, 4) for gain in (gains.domain, gains.general, gains.beyond))
         kept = _difference_entry(gains.retention, 2), _difference_entry(gains.gold, 4)
-        rows.append((line.label, (*bits, *kept, _num_worse(comparison, line))))
+        drift = drift_entry(drift_of_line(line), 4)
+        rows.append((line.label, (domain, drift, *others, *kept, _num_worse(comparison, line))))
     caption = f"Gains over the base, positive is better [{percent(comparison.confidence)} confidence interval]"
     return _without_empty(Table(caption, columns, tuple(rows)))
 
 
+def drift_entry(difference: Difference | None, digits: int) -> Entry:
+    """A divergence, which is never negative and always away: without signs and without a mark."""
+    value, interval = difference_parts(difference, digits)
+    return Entry(value.removeprefix("+"), "", interval.replace("+", ""))
+
+
 def _num_worse(comparison: Comparison, line: ModelResult) -> Entry:
-    kept = comparison.kept(line)
-    worse = sum(line.differences[b.name].mark == "worse" for b in kept)
-    return Entry(f"{worse} of {len(kept)}" if kept else MISSING)
+    marks = [line.differences[b.name].mark for b in comparison.kept(line)]
+    return Entry(f"{marks.count('worse')} of {len(marks)}" if marks else MISSING)
 
 
 def facts_table(comparison: Comparison) -> Table:

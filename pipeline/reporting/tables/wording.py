@@ -56,14 +56,14 @@ def difference_parts(difference: Difference | None, digits: int, scale: float = 
     return number(difference.value * scale, digits, signed=True), interval(difference, digits, scale)
 
 
-def estimate(difference: Difference, digits: int, unit: str) -> str:
+def estimate(difference: Difference, digits: int, unit: str, *, signed: bool = True) -> str:
     """For sentences: `+0.0312 bits per byte (95 % CI +0.0280 to +0.0340)`."""
     if difference.identical:
         return f"exactly 0 {unit}"
-    value = number(difference.value, digits, signed=True)
+    value = number(difference.value, digits, signed=signed)
     if not math.isfinite(difference.low):
         return f"{value} {unit} (one item, so no interval)"
-    low, high = (number(bound, digits, signed=True) for bound in (difference.low, difference.high))
+    low, high = (number(bound, digits, signed=signed) for bound in (difference.low, difference.high))
     return f"{value} {unit} ({percent(difference.confidence)} CI {low} to {high})"
 
 

@@ -19,13 +19,14 @@ from pipeline.reporting.tables.table import differences_table, facts_table, gain
 from pipeline.reporting.tables.wording import Unit, count, duration, number, score_text
 from tests.reporting.synthetic import (
     BENCHMARKS,
+    MOVED,
     Artifacts,
     chain,
     choice_items,
-    items,
     none,
     one_variant,
     sweep,
+    with_drift,
     write_items,
 )
 
@@ -191,29 +192,6 @@ def test_cells_are_set_against_the_first(artifacts):
     comparison = compared(artifacts, [one_variant(artifacts), one_variant(artifacts, "expand=none", seed=3, full=True)])
     answer, text = findings(comparison, variant=1)[-1]
     assert answer in ("worse", "mixed") and "kept measures: worse, −" in text
-
-
-def with_drift(artifacts, variant, far, seed):
-    """The variant with a drift of about `far` nats a token on its trained models, and of exactly 0 on the expanded."""
-    for model in variant["models"][1:]:
-        role = artifacts.add("evaluate", f"{variant['variant']}/{model['name']}/moved")
-        size = 0.0 if model["name"] == "expanded" else far
-        content = drift_items("moved", size, seed)
-        write_items(artifacts.inputs[role], content)
-        model["evaluations"]["moved"] = role
-    return variant
-
-
-def drift_items(name, far, seed):
-    shape = np.random.default_rng(5).uniform(0.5, 1.5, 40)  # texts on which every model moves more, or less
-    noise = np.random.default_rng(seed).normal(1.0, 0.05, 40)
-    content = items("kl_nats", False, name, (64 * far * shape * noise).tolist(), [64.0] * 40)
-    for i, item in enumerate(content["items"]):
-        item["category"] = "free" if i < 20 else "chat"
-    return content
-
-
-MOVED = {**BENCHMARKS, "moved": {"title": "Moved", "group": "drift"}}
 
 
 def test_drift_has_a_table_of_its_own_and_is_no_gain(artifacts):

@@ -1,0 +1,85 @@
+"""The report's first sentence: what was learned and what it cost, with intervals."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+from pipeline.reporting.axes import Axis, axes
+from pipeline.reporting.compare import Comparison, ModelResult
+from pipeline.reporting.pages.verdict import verdicts
+from pipeline.reporting.statistics.differences import Difference
+from pipeline.reporting.tables.wording import estimate, interval, number
+
+BITS = "bits per byte"
+LEARNED = {
+    "better": "learned the domain, {}",
+    "within": "cannot be told from the base on the domain, {}",
+    "worse": "got worse on the domain, {}",
+    "identical": "is unchanged on the domain, {}",
+}
+MAX_TOLD = 3
+"""Variants that one sentence can tell of."""
+
+
+def answer(comparison: Comparison) -> str:
+    """What became of the model that each variant ends with; the first finding of the verdict where none was trained.
+
+    Of more variants than a sentence holds: the first, the one that learned most and the one that cost least.
+    """
+    axis = next(iter(axes(comparison)), None)
+    lines = [comparison.last_line(variant) for variant in comparison.collection.variants]
+    ends = list({line.label: line for line in lines if line and line.gains and line.gains.domain}.values())
+    if not ends:
+        first = verdicts(comparison)[0].findings[0]
+        return f"{first.question} {first.text}"
+    first_sentence = of_model(comparison, ends[0], axis)
+    others = _extremes(ends, axis) if len(ends) > MAX_TOLD else dict.fromkeys(range(1, len(ends)), "")
+    return "; ".join([first_sentence, *(what + _short(comparison, ends[i], axis) for i, what in others.items())]) + "."
+
+
+def of_model(comparison: Comparison, line: ModelResult, axis: Axis | None = None) -> str:
+    """What one model learned and what it cost, without a full stop at its end."""
+    if line.gains is None or line.gains.domain is None:
+        return f"What the {line.name} model learned was not measured"
+    domain, axis = line.gains.domain, axis or next(iter(axes(comparison)), None)
+    who = (
+        f"The {line.name} model"
+        if len(comparison.labels) == 1
+        else f"{_variants(comparison, line)}: the {line.name} model"
+    )
+    learned = f"{who} {LEARNED[domain.mark].format(estimate(domain, 4, BITS))}"
+    cost = axis.of(line) if axis else None
+    if axis is None or cost is None:
+        return f"{learned}; what that cost was not measured"
+    return f"{learned}, and {axis.sentence.format(estimate(cost, axis.digits, axis.unit, signed=axis.signed))}"
+
+
+def _short(comparison: Comparison, line: ModelResult, axis: Axis | None) -> str:
+    domain, cost = _gain(line), axis.of(line) if axis else None
+    learned = f"{_variants(comparison, line)}: {number(domain.value, 4, signed=True)} {interval(domain, 4)}"
+    if axis is None or cost is None:
+        return learned
+    bounds = interval(cost, axis.digits)
+    value = number(cost.value, axis.digits, signed=axis.signed)
+    return f"{learned} and {value} {bounds if axis.signed else bounds.replace('+', '')}"
+
+
+def _extremes(ends: Sequence[ModelResult], axis: Axis | None) -> dict[int, str]:
+    """Numbers of the models that learned most and that cost least, with these words; the first is told anyway."""
+    gains = [_gain(line).value for line in ends]
+    named = {gains.index(max(gains)): ["most learned"]}
+    costs = [cost.value * cost.sign if axis and (cost := axis.of(line)) else -math.inf for line in ends]
+    if max(costs) > -math.inf:
+        named.setdefault(costs.index(max(costs)), []).append(f"best in {axis.noun if axis else ''}")
+    named.pop(0, None)
+    return {i: f"{' and '.join(words)} of {len(ends)}, " for i, words in named.items()}
+
+
+def _variants(comparison: Comparison, line: ModelResult) -> str:
+    return " / ".join(comparison.labels[name] for name in line.variants)
+
+
+def _gain(line: ModelResult) -> Difference:
+    assert line.gains is not None and line.gains.domain is not None
+    return line.gains.domain
