@@ -166,7 +166,7 @@ def write_items(outcome: Outcome, directory: Path) -> Path:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    rows = outcome.items
+    rows, path = outcome.items, directory / ITEMS_FILE
     columns: dict[str, Any] = {name: [_encodable(getattr(item, name)) for item in rows] for name in (*KEYS, *TEXTS)}
     columns |= {name: [float(getattr(item, name)) for item in rows] for name in NUMBERS}
     columns |= gold_columns(item.gold_loss for item in rows)
@@ -176,7 +176,6 @@ def write_items(outcome: Outcome, directory: Path) -> Path:
         "higher_is_better": json.dumps(outcome.higher_is_better),
         "facts": json.dumps(outcome.facts()),
     }
-    path = directory / ITEMS_FILE
     pq.write_table(pa.table(columns, schema=_schema().with_metadata(metadata)), path, compression="zstd")
     return path
 
@@ -184,8 +183,7 @@ def write_items(outcome: Outcome, directory: Path) -> Path:
 def read_items(directory: Path) -> Items:
     """The items of an evaluation artifact: of `items.parquet`, or the `items.json` of earlier versions.
 
-    Raises:
-        ValueError: naming the directory, if there are none or they are not what they should be.
+    Raises ValueError, naming the directory, if there are none or they are not what they should be.
     """
     import pyarrow as pa
 

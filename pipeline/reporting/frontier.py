@@ -132,7 +132,7 @@ def _is_measured(comparison: Comparison, line: ModelResult, base: ModelResult) -
 
 
 def _domain_measures(comparison: Comparison) -> list[str]:
-    domain = [b.name for b in comparison.benchmarks if b.group == "domain"]
+    domain = [b.name for b in comparison.benchmarks if b.group == "domain" and not b.gold_of]
     measured = {n: items for line in comparison.lines for n, items in line.row.evaluations.items() if n in domain}
     return [name for name in domain if measured[name].metric == BITS_PER_BYTE]
 

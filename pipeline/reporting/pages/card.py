@@ -17,7 +17,8 @@ from pipeline.reporting.compare import Comparison, ModelResult
 from pipeline.reporting.facts import model_directory
 from pipeline.reporting.origins import Origin, Step, base_origin, card_header, steps
 from pipeline.reporting.pages.answer import of_model
-from pipeline.reporting.tables.table import Column, Entry, Table, drift_entry, markdown
+from pipeline.reporting.tables.markdown import markdown
+from pipeline.reporting.tables.table import Column, Entry, Table, drift_entry
 from pipeline.reporting.tables.wording import MISSING, count, difference_parts, listing, percent, score_text
 
 FOLDER = "cards"

@@ -16,13 +16,13 @@ from pipeline.reporting.pages.samples import Samples, samples
 from pipeline.reporting.pages.verdict import Verdict, verdicts
 from pipeline.reporting.seeds import seed_lines
 from pipeline.reporting.tables.drift import drift_table
+from pipeline.reporting.tables.markdown import markdown
 from pipeline.reporting.tables.table import (
     Table,
     detectable_table,
     differences_table,
     facts_table,
     gains_table,
-    markdown,
     seed_tables,
     split,
     values_table,

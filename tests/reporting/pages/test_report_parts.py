@@ -15,7 +15,8 @@ from pipeline.reporting.pages.values import data, headline
 from pipeline.reporting.pages.verdict import verdicts
 from pipeline.reporting.statistics.intervals import Score
 from pipeline.reporting.tables.drift import drift_table
-from pipeline.reporting.tables.table import differences_table, facts_table, gains_table, markdown, split, values_table
+from pipeline.reporting.tables.markdown import markdown
+from pipeline.reporting.tables.table import differences_table, facts_table, gains_table, split, values_table
 from pipeline.reporting.tables.wording import Unit, count, duration, number, score_text
 from tests.reporting.synthetic import (
     BENCHMARKS,
