@@ -135,7 +135,10 @@ def elsewhere(module: str, directories: Sequence[Path], launch: Mapping[str, Any
 
 
 def command(module: str, directories: Sequence[Path], launch: Mapping[str, Any]) -> list[str]:
-    """The `accelerate launch` command that runs `module` for these `.partial` directories."""
+    """The `accelerate launch` command that runs `module` for these `.partial` directories.
+
+    One rank that needs no launcher of its own kind is run by `pipeline.single_rank`, which takes the same arguments.
+    """
     config, extra = launch.get("config_file"), list(launch.get("accelerate_args") or [])
     processes = launch.get("num_processes")
     arguments = ["--config_file", str(Path(config).expanduser().absolute() if config else NEUTRAL_CONFIG), "--quiet"]
@@ -144,8 +147,9 @@ def command(module: str, directories: Sequence[Path], launch: Mapping[str, Any])
     if not config:
         arguments += [*_machines(launch), "--dynamo_backend", "no", *_starter(launch, extra)]
     arguments += ["--mixed_precision", "no", *extra]
-    start = [sys.executable, "-m", "accelerate.commands.launch"]
-    return [*start, *arguments, "-m", module, *(str(one) for one in directories)]
+    alone = not config and not extra and (processes or 1) == (launch.get("num_machines") or 1) == 1
+    launcher = "pipeline.single_rank" if alone else "accelerate.commands.launch"
+    return [sys.executable, "-m", launcher, *arguments, "-m", module, *(str(one) for one in directories)]
 
 
 def environment(launch: Mapping[str, Any]) -> dict[str, str]:

@@ -29,6 +29,29 @@ def test_command_of_one_process():
     assert "--cpu" in launch.command("stages.x", [], {"cpu": True})
 
 
+def test_one_rank_is_started_without_a_second_interpreter_unless_it_needs_a_launcher_of_its_own():
+    here = [sys.executable, "-m", "pipeline.single_rank"]
+    assert launch.command("stages.x", [], {})[:3] == launch.command("stages.x", [], {"num_processes": 1})[:3] == here
+    for other in ({"num_processes": 2}, {"accelerate_args": ["--use_fsdp"]}, {"config_file": "~/own.yaml"},
+                  {"num_machines": 2, "num_processes": 2, "main_address": "here:1"}):  # fmt: skip
+        assert launch.command("stages.x", [], other)[2] == "accelerate.commands.launch"
+
+
+@pytest.mark.parametrize("asked", [{"cpu": True, "threads": 1}, {"threads": 2}])
+def test_a_rank_alone_has_the_environment_and_the_arguments_that_accelerates_launcher_gives(asked, tmp_path):
+    (tmp_path / "shows.py").write_text(
+        "import json, os, sys\nprint('@' + json.dumps([dict(os.environ), sys.argv[1:], __name__]))\n"
+    )
+    environment = launch.environment(asked) | {"PYTHONPATH": f"{tmp_path}{os.pathsep}{launch.REPOSITORY}"}
+    command = launch.command("shows", [Path("/a.partial"), Path("/b.partial")], asked)
+    found = []
+    for launcher in (command[2], "accelerate.commands.launch"):
+        done = subprocess.run([*command[:2], launcher, *command[3:]], env=environment, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+        found.append(json.loads(next(line for line in done.stdout.splitlines() if line.startswith("@"))[1:]))
+    assert found[0] == found[1] and found[0][1:] == [["/a.partial", "/b.partial"], "__main__"]
+
+
 def test_command_of_several_processes():
     several = launch.command("stages.x", [], {"num_processes": 2, "cpu": True})
     assert "--multi_gpu" in several and "--cpu" not in several
