@@ -17,13 +17,13 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from pipeline.answers import groups_of_options, show
-from pipeline.command_line import arrange, check_surroundings, in_utf8
+from pipeline.command_line.answers import groups_of_options, show
+from pipeline.command_line.arguments import arrange, check_surroundings, in_utf8
+from pipeline.command_line.resolvers import register
+from pipeline.command_line.selection import settle, without_sweep_of_others
+from pipeline.command_line.short_forms import help_lines, lengthened, literal_paths, settings_of
 from pipeline.engine.errors import EXIT_INTERRUPTED, ConfigError, GateError, PipelineError
 from pipeline.engine.process.launch import threads_here
-from pipeline.resolvers import register
-from pipeline.selection import settle, without_sweep_of_others
-from pipeline.short_forms import help_lines, lengthened, literal_paths, settings_of
 
 if TYPE_CHECKING:
     from pipeline.engine.graph import Node

@@ -8,12 +8,12 @@ import sys
 import pytest
 
 import pipeline.__main__ as driver
-from pipeline.command_line import arrange
+from pipeline.command_line.arguments import arrange
+from pipeline.command_line.short_forms import FORMS, lengthened, literal_paths, settings_of
 from pipeline.engine.errors import ConfigError
 from pipeline.engine.sources.kinds import sources
 from pipeline.lineage.build import build
 from pipeline.lineage.variant import Variant
-from pipeline.short_forms import FORMS, lengthened, literal_paths, settings_of
 
 TEXT, CHATS = "pretrain.data.sources.local.origin.source.path", "sft.data.sources.local.origin.source.path"
 COMMIT = "0123456789abcdef0123456789abcdef01234567"

@@ -17,7 +17,7 @@ from pipeline.models.files.safetensors_io import read_index
 from pipeline.models.files.tensor_file import read_bytes
 from pipeline.models.save import save_trained
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture(scope="module")

@@ -12,8 +12,8 @@ from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 from omegaconf import DictConfig, OmegaConf
 
+from pipeline.command_line.short_forms import CONF, FORMS, hint
 from pipeline.engine.errors import ConfigError, PipelineError
-from pipeline.short_forms import CONF, FORMS, hint
 
 
 def show(error: Exception) -> None:

@@ -19,10 +19,10 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import ChoiceSweep, Override
 from omegaconf import OmegaConf
 
-from pipeline.command_line import written
+from pipeline.command_line.arguments import written
 from pipeline.engine.errors import ConfigError
 
-CONF = Path(__file__).parent.parent / "conf"
+CONF = Path(__file__).parents[2] / "conf"
 _MARK = "+"  # between an option and the value it is made with: a character that Hydra's sweeper leaves as it is
 _HUB = re.compile(r"(?P<repo>\w[\w.-]*/\w[\w.-]*)(?:@(?P<revision>[\w./-]+))?")
 _PATH = re.compile(r"(\.{0,2}|~[^/]*)/|\.{1,2}$|~$")

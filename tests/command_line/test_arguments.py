@@ -11,10 +11,10 @@ import pytest
 from hydra.core.override_parser.overrides_parser import OverridesParser
 
 import pipeline.__main__ as driver
-from pipeline.command_line import arrange, quoted
+from pipeline.command_line.arguments import arrange, quoted
 from pipeline.engine.errors import ConfigError
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 PATHS = (
     "/a=b",
     "/a (b)",

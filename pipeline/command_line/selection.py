@@ -15,8 +15,8 @@ from hydra.core.override_parser.types import Override
 from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf, open_dict
 
+from pipeline.command_line.short_forms import CONF, INSTEAD, settings_of
 from pipeline.engine.errors import ConfigError
-from pipeline.short_forms import CONF, INSTEAD, settings_of
 
 EXPERIMENT = "experiment"
 
