@@ -32,7 +32,9 @@ def settle(config: DictConfig, typed: Sequence[str], choices: Mapping[str, Any],
         ConfigError: a strategy is chosen for a stage that is left out.
     """
     overrides = {_key(one): one for one in _parsed(typed)}
-    chosen = {key: one for key, one in overrides.items() if key in choices and key != EXPERIMENT}
+    # Hydra names no choice for a group of several options, such as benchmark.
+    groups = {key for key in overrides if key in choices or (CONF / key.partition("@")[0]).is_dir()}
+    chosen = {key: overrides[key] for key in overrides if key in groups and key != EXPERIMENT}
     _check_used(config, chosen)
     if choices.get(EXPERIMENT) in (None, "none") or not chosen:
         return
