@@ -66,12 +66,13 @@ class Writing:
         prompts = [prompt for prompt in every if len(prompt.ids) < window]
         if not prompts:
             raise ValueError(f"none of {len(every)} prompts can be continued in {window} positions; {NO_PROMPTS}")
-        decoder, written = Decoder(TokenScorer(model)), []
-        for kind in dict.fromkeys(prompt.kind for prompt in prompts):
-            own = [prompt for prompt in prompts if prompt.kind == kind]
-            requests = [Request(tuple(one.ids), None, min(self.num_tokens, window - len(one.ids))) for one in own]
-            written += decoder.decode(requests, self.num_tokens, own[0].ends, lambda _: False, None)
-            inputs.progress(step=len(written), total=len(prompts), note="texts written")
+        requests = [Request(tuple(one.ids), None, min(self.num_tokens, window - len(one.ids))) for one in prompts]
+        ends = frozenset().union(*(prompt.ends for prompt in prompts))  # one batch costs little more than one prompt
+        total = len(prompts)
+        written = Decoder(TokenScorer(model)).decode(
+            requests, self.num_tokens, ends, lambda _: False, None,
+            lambda done: inputs.progress(step=done, total=total, note="texts written"),
+        )  # fmt: skip
         items = tuple(_item(prompt, tokens, tokenizer) for prompt, tokens in zip(prompts, written, strict=True))
         return Outcome(NUM_WRITTEN, True, items, tuple(self._notes(tokenizer, len(every) - len(prompts))))
 
@@ -82,7 +83,6 @@ class Writing:
             yield f"Without {num_long} prompts that are longer than the model's window."
 
     def _prompts(self, model: Any, tokenizer: Any) -> Iterator[_Prompt]:
-        """Those of one kind stand together."""
         from pipeline.evaluation.model.generation import stop_tokens
 
         encoder, ends = TextEncoder(tokenizer, num_rows(model)), stop_tokens(model, tokenizer)
