@@ -14,9 +14,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from pipeline.engine.errors import EXIT_INTERRUPTED, ArtifactError, ConfigError, PipelineError
+from pipeline.command_line.exit_status import exit_status
+from pipeline.engine.errors import ArtifactError, ConfigError
 
-BAD_REQUEST = 2
 CARD = "README.md"
 DESCRIPTION = """\
 Write a model of a run as a folder that stock transformers, vLLM and the converters of llama.cpp and CTranslate2 load,
@@ -33,19 +33,10 @@ met, 1 when the machine failed (a full disk), 130 when stopped."""
 def main(arguments: Sequence[str] | None = None) -> int:
     """Write one folder; returns the exit status."""
     options = parser().parse_args(arguments)
-    try:
-        export(options.report, options.model, options.target)
-    except KeyboardInterrupt:
-        print("stopped; nothing was left behind", file=sys.stderr)
-        return EXIT_INTERRUPTED
-    except (PipelineError, ValueError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return BAD_REQUEST
-    except OSError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    print(f"{options.target}: {options.model}, with its card in {CARD}")
-    return 0
+    status = exit_status(lambda: export(options.report, options.model, options.target))
+    if not status:
+        print(f"{options.target}: {options.model}, with its card in {CARD}")
+    return status
 
 
 def parser() -> argparse.ArgumentParser:

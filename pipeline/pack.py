@@ -10,10 +10,9 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from pipeline.engine.errors import EXIT_INTERRUPTED, ConfigError, PipelineError
+from pipeline.command_line.exit_status import exit_status
+from pipeline.engine.errors import ConfigError
 from pipeline.records.expansion import AttachedPack, read_expansion
-
-BAD_REQUEST = 2
 
 DESCRIPTION = """\
 Domain packs: the trained new blocks of an expanded model alone, pinned to the content of the base that they were made
@@ -39,18 +38,7 @@ met, 1 when the machine failed (a full disk), 130 when stopped."""
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit status."""
     options = parser().parse_args(arguments)
-    try:
-        options.run(options)
-    except KeyboardInterrupt:
-        print("stopped; nothing was left behind", file=sys.stderr)
-        return EXIT_INTERRUPTED
-    except (PipelineError, ValueError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return BAD_REQUEST
-    except OSError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    return 0
+    return exit_status(lambda: options.run(options))
 
 
 def parser() -> argparse.ArgumentParser:

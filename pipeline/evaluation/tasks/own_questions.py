@@ -9,11 +9,12 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 from pipeline.data.sources.documents import RowSource
 from pipeline.data.sources.rows import Row
 from pipeline.evaluation.base import Item, Outcome, Workspace, content_hash, smallest_hashes
+from pipeline.evaluation.tasks.gold import ScoredOption, gold_loss
 
 COLUMNS = ("question", "options", "answer")
 MAX_TOLD = 5
@@ -46,6 +47,7 @@ class OwnQuestions:
         limit: questions to score, those with the smallest content hashes; null scores all.
     """
 
+    scores_gold: ClassVar[bool] = True
     rows: RowSource
     prompt: str
     limit: int | None
@@ -116,13 +118,14 @@ class OwnQuestions:
     def _item(self, one: Question, scores: Sequence[tuple[float, bool]]) -> Item:
         prompt, gold = self._prompt(one), one.options[one.right]
         digest = content_hash(prompt, one.options, one.right)
-        if not one.has_choice:
-            is_written = bool(scores[0][1])
-            answer = gold if is_written else "(another)"
-            return Item(one.place, digest, float(is_written), 1.0, "", prompt, answer, gold)
-        means = [score / len(option) for (score, _), option in zip(scores, one.options, strict=True)]
-        pick = means.index(max(means))
-        return Item(one.place, digest, float(pick == one.right), 1.0, "", prompt, one.options[pick], gold)
+        options = [
+            ScoredOption(option, score, len(option)) for (score, _), option in zip(scores, one.options, strict=True)
+        ]
+        means = [option.logprob / option.length for option in options]
+        is_right = means.index(max(means)) == one.right if one.has_choice else bool(scores[0][1])
+        answer = one.options[means.index(max(means))] if one.has_choice or is_right else "(another)"
+        loss = gold_loss(options, {one.right})
+        return Item(one.place, digest, float(is_right), 1.0, "", prompt, answer, gold, gold_loss=loss)
 
 
 def _place(identity: str) -> str:

@@ -50,10 +50,37 @@ class Strategy(Protocol):
 
 
 @dataclass(frozen=True)
-class NewBlocks:
-    """Train exactly the parameters that the expansion created (LLaMA Pro, section 3.2), by their recorded names."""
+class Full:
+    """Train every parameter, all at one learning rate: the scales of new blocks are for training them alone."""
 
     penalties: Mapping[str, Penalty] = field(default_factory=dict)
+    needs_new_parameters: ClassVar[bool] = False
+
+    def footprint(self) -> Trains:
+        """See `Strategy.footprint`."""
+        return Trains("full")
+
+    def apply(self, model: nn.Module, new_parameters: Sequence[str]) -> nn.Module:
+        """See `Strategy.apply`."""
+        return model.requires_grad_(True)
+
+    def lr_scales(self, expansion: ExpansionMap) -> dict[str, float]:
+        """None; see the class."""
+        return {}
+
+    def writes(self, model: nn.Module) -> dict[str, torch.Tensor]:
+        """See `Strategy.writes`."""
+        return _trainable(model)
+
+    def trained(self, model: nn.Module) -> dict[str, torch.Tensor]:
+        """See `Strategy.trained`."""
+        return _trainable(model)
+
+
+@dataclass(frozen=True)
+class NewBlocks(Full):
+    """Train exactly the parameters that the expansion created (LLaMA Pro, section 3.2), by their recorded names."""
+
     needs_new_parameters: ClassVar[bool] = True
 
     def footprint(self) -> Trains:
@@ -85,42 +112,6 @@ class NewBlocks:
     def lr_scales(self, expansion: ExpansionMap) -> dict[str, float]:
         """What the expansion recorded for each new block (ADEPT, arXiv 2510.10071); other methods recorded 1."""
         return expansion.lr_scales()
-
-    def writes(self, model: nn.Module) -> dict[str, torch.Tensor]:
-        """See `Strategy.writes`."""
-        return _trainable(model)
-
-    def trained(self, model: nn.Module) -> dict[str, torch.Tensor]:
-        """See `Strategy.trained`."""
-        return _trainable(model)
-
-
-@dataclass(frozen=True)
-class Full:
-    """Train every parameter, all at one learning rate: the scales of new blocks are for training them alone."""
-
-    penalties: Mapping[str, Penalty] = field(default_factory=dict)
-    needs_new_parameters: ClassVar[bool] = False
-
-    def footprint(self) -> Trains:
-        """See `Strategy.footprint`."""
-        return Trains("full")
-
-    def apply(self, model: nn.Module, new_parameters: Sequence[str]) -> nn.Module:
-        """See `Strategy.apply`."""
-        return model.requires_grad_(True)
-
-    def lr_scales(self, expansion: ExpansionMap) -> dict[str, float]:
-        """None; see the class."""
-        return {}
-
-    def writes(self, model: nn.Module) -> dict[str, torch.Tensor]:
-        """See `Strategy.writes`."""
-        return _trainable(model)
-
-    def trained(self, model: nn.Module) -> dict[str, torch.Tensor]:
-        """See `Strategy.trained`."""
-        return _trainable(model)
 
 
 @dataclass(frozen=True)

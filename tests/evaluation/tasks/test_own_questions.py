@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 
 import pytest
@@ -126,6 +127,10 @@ def test_options_are_ranked_per_character(tmp_path):
     ]
     assert outcome.metric == "acc_norm" and score(outcome.items).value == 0.5
     assert lm.asked[0] == ("Question: Q0\nAnswer:", " ab")
+    first, second = (one.gold_loss for one in outcome.items)  # bits of the right option, and of it at the wrong's rate
+    assert (first.num_bytes, second.num_bytes) == (2, 8)
+    assert (first.bits, second.bits) == pytest.approx((3 / math.log(2), 8 / math.log(2)))
+    assert (first.margin_bits, second.margin_bits) == pytest.approx((-1 / math.log(2), 4 / math.log(2)))
 
 
 def test_an_answer_alone_is_right_where_greedy_decoding_writes_it(tmp_path):
@@ -134,6 +139,8 @@ def test_an_answer_alone_is_right_where_greedy_decoding_writes_it(tmp_path):
     outcome = benchmark.score(Scores({" Paris": (-1.0, True), " 42": (-0.1, False)}), inputs)
     assert [one.numerator for one in outcome.items] == [1.0, 0.0] and outcome.metric == "acc"
     assert outcome.items[0].id == "questions.jsonl, line 1"
+    assert [one.gold_loss.bits for one in outcome.items] == pytest.approx([1 / math.log(2), 0.1 / math.log(2)])
+    assert [one.gold_loss.num_bytes for one in outcome.items] == [5, 2]
 
 
 def test_a_limit_takes_the_same_questions_whatever_their_order(tmp_path):

@@ -23,6 +23,7 @@ from huggingface_hub import ModelCard
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from pipeline import export
+from pipeline.command_line.exit_status import BAD_REQUEST
 from pipeline.models import load
 from pipeline.models.files.safetensors_io import read_index
 from pipeline.models.save import save_trained
@@ -180,7 +181,7 @@ def test_what_cannot_be_exported_is_said(outputs, tmp_path, capsys):
     report = outputs / "reports" / "demo"
 
     def refused(*arguments: object) -> str:
-        assert export.main([str(one) for one in arguments]) == export.BAD_REQUEST
+        assert export.main([str(one) for one in arguments]) == BAD_REQUEST
         return capsys.readouterr().err
 
     assert "'tunde' is no model of this report; use one of 'base', 'expanded'" in refused(
