@@ -494,7 +494,7 @@ def test_a_benchmark_may_set_a_model_against_another(tmp_path):
     cell = plan("benchmark=[shift]", tmp_path=tmp_path)
     assert [row for row, found in cell.evaluations.items() if found] == ["expanded", "post-pretrained", "tuned"]
     assert cell.evaluations["tuned"]["shift"].inputs["reference"] == cell.models["base"]
-    with pytest.raises(ConfigError, match="reference='post-pretrained' is no model of this run; there is base"):
+    with pytest.raises(ConfigError, match="reference='post-pretrained': this run has no such model; it has base"):
         plan("benchmark=[shift]", "benchmark.shift.reference=post-pretrained", "pretrain=none", tmp_path=tmp_path)
 
 

@@ -65,7 +65,7 @@ def check_override(text: str, sweeps: bool) -> None:
     """
     key, equal, value = text.partition("=")
     if not key.strip() or not (equal or key.startswith("~")):
-        raise ConfigError(f"{text!r} is no setting; write key=value, without spaces around the '='")
+        raise ConfigError(f"{text!r} is not a setting; write key=value, without spaces around the '='")
     if (key, value) != (key.strip(), value.strip()):
         own = quoted(key.strip(), value)
         kept = f", or, if they belong to the value, {shlex.quote(own)}" if own and key == key.strip() else ""
@@ -145,10 +145,10 @@ def _known(flag: str) -> str:
         return flag
     key = name.lstrip("-").replace("-", "_")
     if equal:
-        raise ConfigError(f"{flag} is no flag; settings are given without dashes: {shlex.quote(f'{key}={value}')}")
+        raise ConfigError(f"{flag} is not a flag; settings are given without dashes: {shlex.quote(f'{key}={value}')}")
     close = difflib.get_close_matches(name, known, n=1, cutoff=0.75)
     guess = f"did you mean {close[0]}?" if close else f"if it is a setting, write {key}=VALUE;"
-    raise ConfigError(f"{flag} is no flag; {guess} `{PROGRAM} --help` shows what there is")
+    raise ConfigError(f"{flag} is not a flag; {guess} `{PROGRAM} --help` shows what there is")
 
 
 def _unreadable(key: str, value: str, reason: str) -> str:

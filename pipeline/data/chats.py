@@ -44,7 +44,7 @@ class ChatSource(Protocol):
 class ChatData(Data):
     """Weighted chat sources by name, how much of each is held out, and the chat template.
 
-    bad_rows: what becomes of a row that is no conversation, or one that the template cannot spell: skip (counted and
+    bad_rows: what becomes of a row that is not a conversation, or one that the template cannot spell: skip (counted and
     listed) or refuse. decontaminate: evaluation sets of which no conversation may hold text, or null.
 
     template: null for the tokenizer's own chat template, the name of one of its templates, Jinja source, or a local

@@ -158,7 +158,7 @@ def model_dir(directory: Path) -> Path:
     reference = load_manifest(directory).get("model_path")
     if reference and Path(reference).is_dir():
         return Path(reference)
-    found = f"refers to {reference}, which is no directory" if reference else "has neither model/ nor a model_path"
+    found = f"refers to {reference}, which is not a directory" if reference else "has neither model/ nor a model_path"
     raise ArtifactError(f"{directory} {found}; a stage that needs a model got this artifact")
 
 

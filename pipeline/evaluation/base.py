@@ -41,7 +41,7 @@ class Workspace:
         data: a data artifact, for benchmarks on held-out documents.
         progress: called with step, total and note.
         isolation: how far programs that a model wrote must be shut in (`pipeline.evaluation.sandbox.LEVELS`).
-        workers: such programs at once; None is as many as there are cores.
+        workers: such programs that run in parallel; None: one per core.
         reference: the directory of a second model that this one is set against.
         samples: what that model wrote (`pipeline.evaluation.text.base_samples`).
         directory: where a benchmark may keep what it must not lose when it is interrupted; found again by the next

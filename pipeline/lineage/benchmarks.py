@@ -149,7 +149,7 @@ class Evaluations:
     def _reference(self, name: str, model: str) -> Node:
         if model not in self.variant.models:
             known = ", ".join(self.variant.models)
-            raise ConfigError(f"benchmark.{name}.reference={model!r} is no model of this run; there is {known}")
+            raise ConfigError(f"benchmark.{name}.reference={model!r}: this run has no such model; it has {known}")
         return self.variant.models[model]
 
     def _samples(self, name: str, settings: dict[str, Any], reference: Node | None) -> Node:

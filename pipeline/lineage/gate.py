@@ -23,8 +23,8 @@ def request(settings: Mapping[str, Any], variant: Variant) -> tuple[dict[str, An
     """Params and inputs of the judge of the last model against its reference, or None if no budget is given.
 
     Raises:
-        ConfigError: there is nothing to judge, a budget is no fraction, or one names a benchmark that the two models do
-            not share.
+        ConfigError: there is nothing to judge, a budget is not a fraction, or one names a benchmark that the two models
+            do not share.
     """
     own = dict(settings["benchmarks"])
     _check_budgets({**{f"benchmarks.{name}": one for name, one in own.items()}, **{k: settings[k] for k in TOTALS}})

@@ -58,7 +58,7 @@ class Variant:
         """
         if to is not None:
             if to not in self.models:
-                raise ConfigError(f"to={to!r} is no model of this run; it makes {', '.join(self.models)}")
+                raise ConfigError(f"to={to!r}: this run has no such model; it makes {', '.join(self.models)}")
             return [self.models[to]]
         if stage in AFTER:
             evaluations = [node for found in self.evaluations.values() for node in found.values()]

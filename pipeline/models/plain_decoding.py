@@ -36,7 +36,7 @@ def special_tokens(directory: Path) -> dict[str, int | list[int]]:
     Negative ids, which some files have for none, are left out.
 
     Raises:
-        ValueError: the file is damaged, or an id is no whole number.
+        ValueError: the file is damaged, or an id is not a whole number.
     """
     file = directory / GENERATION_FILE
     if not file.is_file():

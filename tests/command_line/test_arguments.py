@@ -74,10 +74,10 @@ def test_any_text_can_be_quoted():
 @pytest.mark.parametrize(
     ("word", "message"),
     [
-        ("--cgf", r"--cgf is no flag; did you mean --cfg\?"),
+        ("--cgf", r"--cgf is not a flag; did you mean --cfg\?"),
         ("--dry-run", r"if it is a setting, write dry_run=VALUE"),
         ("--pretrain.lr=1", r"settings are given without dashes: pretrain.lr=1"),
-        ("dry_run", r"'dry_run' is no setting; write key=value, without spaces around the '='"),
+        ("dry_run", r"'dry_run' is not a setting; write key=value, without spaces around the '='"),
         ("=", r"write key=value"),
         ("dry_run = true", r"has spaces around its '=' or at its end; write dry_run=true$"),
         ("expand.num_groups=1,2", r"python -m pipeline -m expand.num_groups=1,2"),

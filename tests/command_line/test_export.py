@@ -184,7 +184,7 @@ def test_what_cannot_be_exported_is_said(outputs, tmp_path, capsys):
         assert export.main([str(one) for one in arguments]) == BAD_REQUEST
         return capsys.readouterr().err
 
-    assert "'tunde' is no model of this report; use one of 'base', 'expanded'" in refused(
+    assert "'tunde' is not a model of this report; use one of 'base', 'expanded'" in refused(
         report, "tunde", tmp_path / "a"
     )
     assert "base is a base, which this run did not make" in refused(report, "base", tmp_path / "a")

@@ -80,7 +80,7 @@ def test_show(places, tmp_path, capsys):
         (["extract", "{base}", "{here}/p", "--base", "{base}"], "records no new blocks"),
         (["extract", "{artifact}", "{base}", "--base", "{base}", "--name", "p"], "exists and is not empty"),
         (["extract", "{artifact}", "{here}/p", "--base", "{base}", "--name", "a=b"], "cannot be called 'a=b'"),
-        (["attach", "{base}", "{base}", "--to", "{here}/m"], "is no pack: it has no pack.json and no blocks"),
+        (["attach", "{base}", "{base}", "--to", "{here}/m"], "is not a pack: it has no pack.json and no blocks"),
         (["attach", "{base}", "p", "--to", "m", "--gain", "p=1", "--gain", "p=2"], "two gains"),
         (["detach", "{base}", "--to", "{here}/m"], "records no attached packs"),
     ],

@@ -15,7 +15,7 @@ from pipeline.data.sources.documents import HubDataset, LocalFiles, PackageFiles
 from pipeline.evaluation.tasks.rows import Mirror
 
 CONF = Path(__file__).parents[2] / "conf"
-SUITES = {"paper"}
+SUITES = {"paper", "tiny"}
 NAMES = sorted({file.stem for file in (CONF / "benchmark").glob("*.yaml")} - SUITES)
 TASKS = ["arc_challenge", "arc_easy", "hellaswag", "lambada", "piqa", "winogrande"]
 PAPER = {
@@ -39,9 +39,10 @@ ITEMS = {
 }
 PROGRAMS = {"gsm8k_pot", "humaneval", "humaneval_plus", "mbpp", "mbpp_3shot", "mbpp_plus"}
 GIVEN = {name: f"benchmark.{name}.rows.source.path=/data" for name in ("humaneval_plus", "mbpp_plus")}
+GIVEN["own"] = "benchmark.own.path=/data"
 CHATS = ["mint", "mt_bench"]
 DESCRIPTION = {"title", "group", "note"}
-FOR_THE_GRAPH = {"data", "backend", "models", "reference", "samples", "endpoint", "folder"}
+FOR_THE_GRAPH = {"data", "backend", "models", "reference", "samples", "endpoint", "folder", "path", "domain"}
 
 
 @cache
@@ -87,7 +88,7 @@ def test_a_task_can_be_scored_whole_from_the_hub_and_from_a_mirror(name):
 
 
 @pytest.mark.parametrize(
-    "name", sorted(set(NAMES) - set(TASKS) - set(SUITE) - PROGRAMS - set(CHATS) - {"shift", "writing"})
+    "name", sorted(set(NAMES) - set(TASKS) - set(SUITE) - PROGRAMS - set(CHATS) - {"shift", "writing", "own"})
 )
 def test_a_text_can_be_scored_whole(name):
     built, *_ = composed(name, f"benchmark.{name}.max_tokens=null")
@@ -158,7 +159,7 @@ def test_the_papers_protocol_of_programs():
     assert mbpp.stop == ["\nclass", "\nassert", '\n"""', "\nprint", "\nif", "\n<|/", "\n```"]
 
 
-@pytest.mark.parametrize("name", sorted(GIVEN))
+@pytest.mark.parametrize("name", sorted(set(GIVEN) - {"own"}))
 def test_data_that_no_package_holds_must_be_given(name):
     with initialize_config_dir(str(CONF), version_base="1.3"):
         config = compose("config", [f"benchmark=[{name}]"])

@@ -34,7 +34,7 @@ _FLAGS = {"0": False, "1": True, "false": False, "true": True}
 
 
 class UnfitRowError(ValueError):
-    """A row is no conversation, or one that cannot be learned as it says. `reason` is one of a few, for counting."""
+    """A row is not a conversation, or one that cannot be learned as it says. `reason` is one of a few, for counting."""
 
     def __init__(self, reason: str, detail: str = "") -> None:
         super().__init__(f"{reason}: {detail}")
@@ -245,7 +245,7 @@ def _arguments(value: Any) -> Any:
 def objects(value: Any, reason: str, name: str, usage: KeyUsage) -> list[Any]:
     """A list of objects, or one, given as it is or as JSON text; empty for nothing.
 
-    Nulls inside what is no JSON text are taken out, see `KeyUsage`. Raises UnfitRowError with that reason.
+    Nulls inside what is not JSON text are taken out, see `KeyUsage`. Raises UnfitRowError with that reason.
     """
     if text := isinstance(value, str):
         value = parsed(value, reason, name) if value.strip() else None

@@ -203,7 +203,7 @@ def _check_parses(source: str) -> None:
     try:
         _compiled(source)
     except jinja2.TemplateError as error:
-        raise ValueError(f"the chat template is no valid Jinja: {error}; it begins {source[:60]!r}") from error
+        raise ValueError(f"the chat template is not valid Jinja: {error}; it begins {source[:60]!r}") from error
 
 
 def _render(source: str, given: dict[str, Any], spans: list[tuple[int, int]] | None = None) -> str:

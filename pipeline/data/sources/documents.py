@@ -155,7 +155,7 @@ class Text(WeightedRows):
                 found = True
                 yield item
             elif isinstance(item, Rejected):
-                first = first or f": the first row is no document ({item.reason}; {item.detail or item.id})"
+                first = first or f": the first row is not a document ({item.reason}; {item.detail or item.id})"
         if not found:
             raise ValueError(f"{describe(self.origin)} gives no document{first}")
 
@@ -166,7 +166,7 @@ class Text(WeightedRows):
             yield Rejected(row.id, f"no column {self.text_field!r}", error.args[0])
             return
         if value is not None and not isinstance(value, str):
-            yield Rejected(row.id, f"column {self.text_field!r} is no text", f"a value of type {type(value).__name__}")
+            yield Rejected(row.id, f"column {self.text_field!r} is not text", f"a value of type {type(value).__name__}")
             return
         text = value or ""
         if self.boundary is None:

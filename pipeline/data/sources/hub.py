@@ -76,7 +76,7 @@ class Repository:
             yield from self._until_broken(iter(found))
 
     def commit(self) -> str:
-        """The commit that the revision stands for now, asked of the hub if it is no commit itself.
+        """The commit that the revision stands for now, asked of the hub if it is not a commit itself.
 
         Raises HubError if the hub cannot be reached.
         """

@@ -2,7 +2,7 @@
 
 What `launch.slurm` may hold:
     cluster: slurm, or local to run the same without a cluster.
-    max_jobs: a job that stopped with a checkpoint before its time limit is followed by another, up to so many.
+    max_jobs: a job that stopped with a checkpoint before its time limit is followed by another, up to this number.
     parameters: submitit's, as its AutoExecutor names them: timeout_min, nodes, gpus_per_node, cpus_per_task, mem_gb,
         slurm_partition, slurm_account, ...; what is null is left to the cluster.
 

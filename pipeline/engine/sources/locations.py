@@ -68,7 +68,7 @@ def local_path(path: Any, where: str) -> Path:
     """A path as the config gives it, absolute, `~` expanded. `where` is the key that holds it.
 
     Raises:
-        ConfigError: it is no text, such as a directory's name of digits that was read as a number.
+        ConfigError: it is not text, such as a directory's name of digits that was read as a number.
     """
     if not isinstance(path, str) or not path:
         digits = "; a name of digits needs quotes within quotes" if type(path) in (int, float) else ""

@@ -207,7 +207,7 @@ class ProgramOfThought:
         try:
             expected = float(gold.replace(",", ""))
         except ValueError as error:
-            raise ValueError(f"problem {number}: {gold!r} after #### is no number; correct the data") from error
+            raise ValueError(f"problem {number}: {gold!r} after #### is not a number; correct the data") from error
         return Problem(str(number), prompt, self.start, self.call, "", gold, expected, self.tolerance)
 
 

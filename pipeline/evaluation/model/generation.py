@@ -51,7 +51,7 @@ class GenerationSettings:
             )
 
     def room(self, window: int) -> int:
-        """Tokens of a prompt, at most, in a model of so many positions. Raises ValueError if none are left."""
+        """The longest prompt, in tokens, for a model with `window` positions. Raises ValueError if none fits."""
         if self.max_new_tokens >= window:
             raise ValueError(f"max_new_tokens={self.max_new_tokens} leaves no room in the model's {window} positions")
         return window - self.max_new_tokens

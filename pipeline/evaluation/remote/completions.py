@@ -57,7 +57,7 @@ def _choices(response: requests.Response) -> list[dict[str, Any]]:
         choices = sorted(response.json()["choices"], key=lambda choice: choice.get("index", 0))
         return [{**one, "text": whole_text(one["text"])} if "text" in one else one for one in choices]
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise UnusableError(f"the reply is no completion: {response.text[:SHOWN]!r}") from error
+        raise UnusableError(f"the reply is not a completion: {response.text[:SHOWN]!r}") from error
 
 
 class RemoteGenerator:

@@ -69,7 +69,9 @@ class Endpoint:
 
     def __post_init__(self) -> None:
         if urlsplit(self.url).scheme not in ("http", "https") or not urlsplit(self.url).netloc:
-            raise ValueError(f"endpoint.url={self.url!r} is no web address; give one such as http://localhost:8000/v1")
+            raise ValueError(
+                f"endpoint.url={self.url!r} is not a web address; give one such as http://localhost:8000/v1"
+            )
         for name in ("num_attempts", "num_parallel"):
             if getattr(self, name) < 1:
                 raise ValueError(f"endpoint.{name}={getattr(self, name)} must be at least 1")
@@ -212,7 +214,7 @@ def _content(response: requests.Response) -> str:
     try:
         content = response.json()["choices"][0]["message"]["content"]
     except (ValueError, KeyError, IndexError, TypeError) as error:
-        raise UnusableError(f"the reply is no chat completion: {response.text[:SHOWN]!r}") from error
+        raise UnusableError(f"the reply is not a chat completion: {response.text[:SHOWN]!r}") from error
     if not isinstance(content, str):
         raise UnusableError(f"the reply has no text: {response.text[:SHOWN]!r}")
     return whole_text(content)

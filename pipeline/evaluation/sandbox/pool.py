@@ -107,7 +107,7 @@ class Sandbox:
     Args:
         limits: what one program may use.
         required: the weakest level of `LEVELS` that is good enough; a stronger one is used where the machine has it.
-        workers: programs at once; null: as many as there are cores.
+        workers: programs that run in parallel; null: one per core.
 
     Attributes:
         level: the level that is in force.

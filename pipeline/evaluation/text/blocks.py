@@ -137,8 +137,8 @@ def recorded_blocks(model: Any, num_blocks: int) -> list[NewBlock]:
     directory = Path(model.name_or_path)
     if not model.name_or_path or not (directory / "config.json").is_file():
         raise ValueError(
-            f"the model was loaded from {model.name_or_path!r}, which is no model directory; its {EXPANSION_FILE} says "
-            "which blocks are new, so load it from the directory that the expansion wrote"
+            f"the model was loaded from {model.name_or_path!r}, which is not a model directory; its {EXPANSION_FILE} "
+            "says which blocks are new, so load it from the directory that the expansion wrote"
         )
     blocks = sorted(read_expansion(directory).blocks, key=lambda block: block.position)
     if any(not 0 <= block.position < num_blocks for block in blocks):

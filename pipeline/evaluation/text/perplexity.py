@@ -20,7 +20,7 @@ class HeldOutText:
 
     A document is encoded as in training (`pipeline.data.tokens.text_encoder`), white space at its ends left out. What
     the tokenizer puts before it, such as BOS, is context and is not scored; without, the first token has no context,
-    and neither its bits nor its bytes count. EOS is not scored, as it is no text. Windows do not overlap; each is
+    and neither its bits nor its bytes count. EOS is not scored, as it is not text. Windows do not overlap; each is
     scored from its own tokens and the one before it, so only a document's first one begins with BOS: as where training
     cuts a document.
 
@@ -30,8 +30,8 @@ class HeldOutText:
         window: tokens the model sees at once, at most.
         max_document_tokens: about how many first tokens of a document count (the text is cut at the end of that
             token and encoded again); null for all.
-        max_items, max_tokens: score documents in the order of their content hashes until so many documents, or so many
-            tokens in sum: the same ones for every model with this tokenizer. null for no bound.
+        max_items, max_tokens: score documents in the order of their content hashes, up to this number of documents and
+            of tokens in sum: the same documents for every model with this tokenizer. null for no bound.
     """
 
     documents: Text | None

@@ -48,7 +48,7 @@ def _documents(data: Path, tokenizer: Any, num_rows: int, num_tokens: int, each:
 
 
 def _samples(directory: Path, num_tokens: int) -> list[Passage]:
-    """The first samples of each kind in turn that keep within so many tokens that the base wrote; at least one."""
+    """Samples of each kind in turn, up to `num_tokens` tokens written by the base; at least one sample."""
     samples = read_samples(directory)
     kinds = [[one for one in samples if one.kind == kind] for kind in dict.fromkeys(one.kind for one in samples)]
     chosen: list[Passage] = []

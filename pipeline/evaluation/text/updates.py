@@ -43,7 +43,7 @@ def measure_updates(model: nn.Module, blocks: nn.ModuleList, rows: Sequence[Toke
 
     Args:
         rows: tokens, each row from its own beginning.
-        batch_tokens: so many, padding included, are computed at once.
+        batch_tokens: tokens of a forward pass, padding included.
     """
     device = model.get_input_embeddings().weight.device
     updates = [Update() for _ in blocks]

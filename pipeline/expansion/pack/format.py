@@ -156,12 +156,12 @@ def open_pack(directory: Path) -> Pack:
     """Read a pack and check that its weights are the ones it was written with.
 
     Raises:
-        ValueError: it is no pack, incomplete, or was changed.
+        ValueError: it is not a pack, incomplete, or was changed.
     """
     file, weights = directory / FACTS, directory / WEIGHTS
     lacking = [path.name for path in (file, weights) if not path.is_file()]
     if lacking:
-        raise ValueError(f"{directory} is no pack: it has no {' and no '.join(lacking)}; `extract` makes packs")
+        raise ValueError(f"{directory} is not a pack: it has no {' and no '.join(lacking)}; `extract` makes packs")
     facts = read_object(file, "extract the pack anew")
     pack = Pack.of(facts, (), file)
     if (found := hash_file(weights)) != pack.weights.get("sha256"):

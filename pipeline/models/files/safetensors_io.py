@@ -112,7 +112,7 @@ def write_shards(directory: Path, tensors: Mapping[str, Planned], shard_bytes: i
 
 
 def shard_names(count: int) -> list[str]:
-    """What the files of a model in so many shards are called."""
+    """File names of a model that is saved in `count` shards."""
     return [SINGLE_FILE] if count == 1 else [f"model-{i + 1:05d}-of-{count:05d}.safetensors" for i in range(count)]
 
 

@@ -25,6 +25,6 @@ def check_bootstrap(settings: Mapping[str, Any], section: str) -> None:
 
 
 def check_share(value: Any, key: str, usual: str) -> None:
-    """Raise ValueError for what is no number between 0 and 1."""
+    """Raise ValueError for what is not a number between 0 and 1."""
     if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < 1:
         raise ValueError(f"{key}={value} is not between 0 and 1; {usual} is usual")

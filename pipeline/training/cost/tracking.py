@@ -33,7 +33,7 @@ class TrackingCost:
 def tracking_cost(
     track: Track, cost: Cost, seq_len: int, num_steps: int | None, num_trainable: int, vocab: int
 ) -> TrackingCost:
-    """The cost of tracking a run of so many steps, whose model has such a forward pass."""
+    """The cost of tracking a run of `num_steps` steps; `cost` is that of its training step."""
     sizes = {DOMAIN: (track.domain_tokens, track.document_tokens), DRIFT: (track.drift_tokens, track.drift_tokens)}
     return TrackingCost(
         times=None if num_steps is None else len(track.steps(num_steps)),

@@ -74,7 +74,7 @@ def test_templates_without_a_generation_prompt_or_with_plain_headers(make_tokeni
 
 
 @pytest.mark.parametrize(
-    ("template", "message"), [(None, "no chat template"), ("{% for m in messages %}", "no valid Jinja")]
+    ("template", "message"), [(None, "no chat template"), ("{% for m in messages %}", "not valid Jinja")]
 )
 def test_only_what_is_no_template_is_refused(make_tokenizer, template, message):
     with pytest.raises(ValueError, match=message):

@@ -76,7 +76,7 @@ BAD = {
     "mixed-schemas": (
         {"x.jsonl": _lines({"text": "fine"}, {"body": "b"}, {"text": 7}, {"text": ["a"]}, [1]),
          "y.parquet": _parquet([{"content": "c", "n": 1}]), "z.parquet": _parquet([{"n": 1.5, "text": "fine"}])},
-        {"no column 'text'": 2, "column 'text' is no text": 2, "not a JSON object": 1}, 2,
+        {"no column 'text'": 2, "column 'text' is not text": 2, "not a JSON object": 1}, 2,
     ),
     "nul": ({"x.txt": b"a\0b"}, {"holds a NUL byte": 1}, 0),
     "deep-json": ({"x.jsonl": b"[" * 200_000, "y.jsonl": b'{"n":' * 100_000}, {"invalid JSON": 2}, 0),

@@ -93,7 +93,7 @@ def test_a_json_file_of_one_object():
     found = ByColumns(ROLES).chat(row)
     assert found.reason == "columns of no known form" and "if these are the rows" in found.detail
     assert _reasons("a.json", b'{\n"a": 1\n}\n{\n"a": 2\n}\n') == ["invalid JSON"]
-    # One line that is cut off is no object over several lines.
+    # One line that is cut off is not an object over several lines.
     assert _fields("a.json", b'{"a": 1\n{"a": 2}\n{"a": 3}\n') == [{"a": 2}, {"a": 3}]
 
 

@@ -223,7 +223,7 @@ def test_wrong_requests_are_refused_with_what_to_change(benchmark, human_eval, i
         broken = benchmark(human_eval, [ADD])
         Path(broken.rows.source["path"]).write_text("{")
         broken.problems(inputs)
-    with pytest.raises(ValueError, match="'several' after #### is no number"):
+    with pytest.raises(ValueError, match="'several' after #### is not a number"):
         rows = [{"doc": {"question": "?", "answer": "#### several"}}]
         benchmark(composed("gsm8k_pot")[0].form, rows).problems(inputs)
 

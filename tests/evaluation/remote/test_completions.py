@@ -114,7 +114,7 @@ def test_passing_failures_and_garbage_are_asked_again(up, tokenizer):
         ([(401, "wrong key")], RefusedError, "HTTP 401 Unauthorized: wrong key"),
         ([(500, "down")] * 3, UnreachableError, "no answer in 3 attempts: HTTP 500 Internal Server Error: down"),
         ([(200, '{"choices": [{"text": "a"}, {"text": "b"}]}')] * 3, UnusableError, "2 texts, 1 were asked for"),
-        ([(200, '{"error": "x"}')] * 3, UnusableError, "no completion"),
+        ([(200, '{"error": "x"}')] * 3, UnusableError, "not a completion"),
     ],
 )
 def test_a_server_that_fails_for_good_is_named(up, tokenizer, failures, error, message):

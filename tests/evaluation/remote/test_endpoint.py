@@ -106,7 +106,7 @@ def test_a_missing_key_and_bad_settings_are_named(monkeypatch):
     with pytest.raises(ValueError, match="variable JUDGE_KEY is not set"):
         Endpoint.of({**good, "key_variable": "JUDGE_KEY"}).key()
     for change, message in [
-        ({"url": "localhost:8000"}, "no web address"),
+        ({"url": "localhost:8000"}, "not a web address"),
         ({"num_attempts": 0}, "num_attempts=0"),
         ({"wait_s": 5}, "between 0 and max_wait_s"),
         ({"timeout": 3}, "required are"),

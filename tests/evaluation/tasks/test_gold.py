@@ -9,13 +9,12 @@ import pytest
 import torch
 
 from pipeline.evaluation.base import gold_scores
-from pipeline.evaluation.remote.backends import reference
 from pipeline.evaluation.remote.completions import RemoteLM
 from pipeline.evaluation.remote.endpoint import UnusableError
 from pipeline.evaluation.tasks.gold import ScoredOption, gold_loss, num_answer_bytes
 from pipeline.evaluation.tasks.harness import HarnessTask
 from pipeline.evaluation.tasks.labels import LabelledOptions
-from pipeline.evaluation.tasks.loglikelihood import SharedPrefixLM
+from pipeline.evaluation.tasks.loglikelihood import EncodedHFLM, SharedPrefixLM
 from pipeline.records.gold import GoldLoss
 
 PLAIN = {"filter": None, "num_fewshot": None, "until": None, "average": "documents", "limit": None}
@@ -218,7 +217,7 @@ def test_scores_of_right_answers_are_means_over_items(task, llama, tokenizer, in
 def test_hflm_gives_the_same_losses(task, llama, tokenizer, inputs):
     rows = [{"goal": f"Lift {i}", "sol1": "use a rope", "sol2": "größer", "label": i % 2} for i in range(3)]
     asked = task("piqa/piqa", "acc", rows)
-    fast, slow = asked.run(llama, tokenizer, inputs), asked.score(reference(llama, tokenizer), inputs)
+    fast, slow = asked.run(llama, tokenizer, inputs), asked.score(EncodedHFLM(llama, tokenizer), inputs)
     for a, b in zip(fast.items, slow.items, strict=True):
         assert a.gold_loss.bits == pytest.approx(b.gold_loss.bits, rel=1e-5)
         assert a.gold_loss.num_bytes == b.gold_loss.num_bytes

@@ -207,7 +207,7 @@ def test_what_cannot_be_diagnosed_is_said(tiny, saved, tokenizer, held_out, tmp_
     with pytest.raises(ValueError, match=r"confidence=1\.0 is not between"):
         BlockDiagnostics(**SETTINGS, **BOUNDS, confidence=1.0)
     benchmark = BlockDiagnostics(**SETTINGS, **BOUNDS, confidence=0.95)
-    with pytest.raises(ValueError, match="which is no model directory"):
+    with pytest.raises(ValueError, match="which is not a model directory"):
         benchmark.run(tiny(), tokenizer, held_out)
     model = load(saved)
     record = json.loads((saved / "expansion.json").read_text())

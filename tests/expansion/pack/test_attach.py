@@ -337,7 +337,7 @@ def test_a_changed_pack_is_refused(trained_on, tmp_path):
     with pytest.raises(ValueError, match="was changed after it was written"):
         inspect(tmp_path / "facts")
     (tmp_path / "facts/blocks.safetensors").unlink()
-    with pytest.raises(ValueError, match=r"is no pack: it has no blocks.safetensors"):
+    with pytest.raises(ValueError, match=r"is not a pack: it has no blocks.safetensors"):
         inspect(tmp_path / "facts")
 
 
