@@ -131,12 +131,11 @@ def language_model(directory: Path, backend: str) -> Any:
     """lm-evaluation-harness' model interface: ours, or its own."""
     import torch
 
-    from pipeline.evaluation.remote.backends import reference
-    from pipeline.evaluation.tasks.loglikelihood import SharedPrefixLM
+    from pipeline.evaluation.tasks.loglikelihood import EncodedHFLM, SharedPrefixLM
     from pipeline.models import load, load_tokenizer
 
     model, tokenizer = load(directory, dtype=torch.float32), load_tokenizer(directory)
-    return reference(model, tokenizer) if backend == "hf" else SharedPrefixLM(model, tokenizer, lambda **_: None)
+    return EncodedHFLM(model, tokenizer) if backend == "hf" else SharedPrefixLM(model, tokenizer, lambda **_: None)
 
 
 if __name__ == "__main__":
