@@ -106,11 +106,12 @@ def built(name: str, overrides: Sequence[str], cache: Path) -> tuple[Any, Any]:
     import pipeline.__main__  # noqa: F401  # registers the resolvers of conf/
     from pipeline.evaluation.base import Workspace
     from pipeline.globs import matches
+    from pipeline.lineage.benchmarks import DESCRIPTION
 
     with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
         config = compose("config", [f"benchmark=[{name}]", *overrides])
     section: Any = OmegaConf.to_container(config.benchmark[name], resolve=True)
-    fields = {key: value for key, value in section.items() if key not in ("title", "group", "note", "backend")}
+    fields = {key: value for key, value in section.items() if key not in {*DESCRIPTION, "backend"}}
 
     def locate(source: dict[str, Any]) -> Path:
         if source["kind"] == "local":
