@@ -44,7 +44,7 @@ class Params:
     benchmarks: Mapping[str, Mapping[str, Any]]
 
 
-STAGE = Stage(version=6, makes="report", inputs={ANY_ROLE: "any"}, params=Params)
+STAGE = Stage(version=7, makes="report", inputs={ANY_ROLE: "any"}, params=Params)
 
 
 def forecast(request: Request) -> Forecast:

@@ -117,6 +117,8 @@ def test_the_whole_run_in_process(arguments, run_here, tmp_path):
     for row in ("base", "expanded", "post-pretrained", "tuned"):
         assert row in output
     assert (outputs / "reports" / "demo" / "index.html").stat().st_size > 10_000
+    told = (outputs / "reports" / "demo" / "report.md").read_text()
+    assert "The scores of 1 measure are the base's, not computed again. In the expansion's own check" in told
     expand, pretrain = manifest(artifacts(outputs, "expand")[0]), manifest(artifacts(outputs, "pretrain")[0])
     assert expand["proof"]["logits_equal"] and expand["proof"]["cached_logits_equal"]
     assert len(expand["new_parameters"]) == 18 and pretrain["metrics"]["num_frozen_tensors"] == 38

@@ -62,7 +62,8 @@ class Model:
     evaluations that look into a model instead of comparing it with others; `stack` is that of an expanded model;
     `notes` must be read with the scores; `directories` are those of the evaluations. `with_gold` are the benchmarks
     whose right answers have a loss: it is among the evaluations by `gold_name`, unless this model's could not be had.
-    `written`: benchmark -> prompt -> what the model wrote, of those that only show texts.
+    `taken_over`: the benchmarks whose scores are the parent's, which computes the same. `written`: benchmark -> prompt
+    -> what the model wrote, of those that only show texts.
     """
 
     name: str
@@ -82,6 +83,7 @@ class Model:
     notes: dict[str, tuple[str, ...]] = field(default_factory=dict)
     directories: dict[str, Path] = field(default_factory=dict)
     with_gold: frozenset[str] = frozenset()
+    taken_over: frozenset[str] = frozenset()
     written: dict[str, dict[str, str]] = field(default_factory=dict)
 
 
@@ -174,6 +176,7 @@ def _read_row(row: dict[str, Any], variant: str, reader: _Reader, earlier: Mappi
     diagnoses = {b: DiagnosedModel(**vars(items.diagnosis), items=items) for b, items in diagnosed.items()}
     golds = {gold_name(b): items.gold for b, items in found.items() if items.gold is not None}
     directories = {b: reader.directory(role) for b, role in row["evaluations"].items()}
+    metrics = {b: read_manifest(directory).get("metrics") or {} for b, directory in directories.items()}
     written = {b: _written(items, directories[b]) for b, items in found.items() if items.metric == NUM_WRITTEN}
     return Model(
         name=row["name"],
@@ -193,6 +196,7 @@ def _read_row(row: dict[str, Any], variant: str, reader: _Reader, earlier: Mappi
         parents=dict(row["parents"]),
         reference=row["reference"],
         is_exact=parent is not None and above and facts.max_abs_difference == 0,
+        taken_over=frozenset(b for b, found in metrics.items() if found.get("taken_over")),
         with_gold=frozenset(b for b, items in found.items() if items.gold is not None or items.lacks_gold),
     )
 

@@ -181,6 +181,7 @@ def _merged_rows(collection: Collection) -> list[tuple[Model, list[Variant]]]:
                 notes={**row.notes, **known.notes},
                 directories={**row.directories, **known.directories},
                 with_gold=row.with_gold | known.with_gold,
+                taken_over=row.taken_over | known.taken_over,
                 written={**row.written, **known.written},
             )
             merged[key] = (known, [*variants, variant])

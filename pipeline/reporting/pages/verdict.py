@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+from pipeline.reporting.axes import drift_of_line
 from pipeline.reporting.collect import Benchmark, Variant
 from pipeline.reporting.compare import Baseline, Comparison, Gains, ModelResult
 from pipeline.reporting.tables.wording import estimate, interval, listing, number
@@ -77,15 +78,27 @@ def _exactness(comparison: Comparison, line: ModelResult) -> Finding:
         return Finding(
             question, answer, f"The {line.name} model and the {line.row.reference} share no evaluated measure.{proof}"
         )
-    golds = {b.name for b in comparison.benchmarks if b.gold_of}
     changed = [b for b in comparison.benchmarks if b.name in line.differences and not line.differences[b.name].is_equal]
-    n = sum(d.n for name, d in line.differences.items() if name not in golds)
     if not changed:
-        measures = _measures(len(line.differences))
-        return Finding(question, "yes", f"All {n:,} items of {measures} have exactly the same value.{proof}")
+        return Finding(question, "yes", _all_equal(comparison, line) + proof)
     details = listing([_detail(comparison, line, b) for b in changed])
     text = f"The expansion itself changed the model on {len(changed)} of {_measures(len(line.differences))}: {details}."
     return Finding(question, "no", text + proof)
+
+
+def _all_equal(comparison: Comparison, line: ModelResult) -> str:
+    """What was computed for both models and is equal, and what was not computed again."""
+    known = [b for b in comparison.benchmarks if b.name in line.differences]
+    taken = [b for b in known if (b.gold_of or b.name) in line.row.taken_over]
+    computed = [b for b in known if b not in taken]
+    n, text = sum(line.differences[b.name].n for b in computed if not b.gold_of), ""
+    if computed:
+        text = f"All {n:,} items of {_measures(len(computed))} have exactly the same value."
+    elif drift := drift_of_line(line):
+        text = f"Its drift, measured on {drift.n} texts, is {drift.value:g}."
+    if taken:
+        text += f" The scores of {_measures(len(taken))} are the {line.row.reference}'s, not computed again."
+    return text.strip()
 
 
 def _domain(comparison: Comparison, line: ModelResult) -> Finding:
