@@ -231,7 +231,7 @@ def test_a_stage_that_cannot_be_imported_is_explained(tmp_path):
 def test_other_lines_of_the_launchers_output_are_logged(tmp_path):
     events = []
     lines = "plain", '@progress {"event": "progress", "step": 1}', "@progress no json", '@progress {"step": 2}'
-    command = [sys.executable, "-c", f"import sys; print({chr(10).join(lines)!r}); print('error', file=sys.stderr)"]
+    command = [sys.executable, "-c", f"import sys; print({chr(10).join(lines)!r}); sys.stderr.write('error' + chr(10))"]
     assert supervise(command, os.environ, tmp_path / "log.txt", 1.0, events.append, print).status == 0
     assert [event["step"] for event in events] == [1, 2]
     assert sorted((tmp_path / "log.txt").read_text().splitlines()) == ["@progress no json", "error", "plain"]
