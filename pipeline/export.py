@@ -98,7 +98,7 @@ def _find(models: Sequence[Mapping[str, Any]], name: str) -> Mapping[str, Any]:
     if len(found) == 1:
         return found[0]
     known = ", ".join(repr(model["label"]) for model in found or models)
-    raise ConfigError(f"{name!r} is {'several models' if found else 'no model'} of this report; use one of {known}")
+    raise ConfigError(f"{name!r} is {'several models' if found else 'not a model'} of this report; use one of {known}")
 
 
 def _artifact_of(report: Path, fingerprint: str) -> Path:
