@@ -71,6 +71,12 @@ def test_an_experiment_wins_over_the_main_file():
     assert composed()["name"] == "demo" and composed("experiment=llama_pro")["name"] == "llama_pro"
 
 
+def test_lora_in_the_papers_run_trains_as_many_parameters_as_the_papers_new_blocks():
+    found = composed("experiment=[llama_pro,lora]")
+    assert found["pretrain"]["strategy"]["rank"] == "matched" and found["name"] == "llama_pro"
+    assert found["expand"]["num_groups"] == 8 and found["lineage"]["expanded"] is None
+
+
 def test_an_override_wins_over_an_experiment():
     assert composed("experiment=llama_pro", "expand.num_groups=4")["expand"]["num_groups"] == 4
 
