@@ -112,19 +112,21 @@ def backend_for(settings: Mapping[str, Any], asked: str) -> str:
 def reads_outputs_alone(settings: Mapping[str, Any]) -> bool:
     """Whether two models that compute the same have the same score: not where a benchmark looks inside a model or sets
     it against another."""
-    try:
-        benchmark = get_class(settings["_target_"])
-    except (ImportError, ValueError, KeyError):
-        return False  # `check` says what is wrong with it
-    return not (getattr(benchmark, "needs", ()) or getattr(benchmark, "looks_inside", False))
+    kind = _class_of(settings)
+    return kind is not None and not (getattr(kind, "needs", ()) or getattr(kind, "looks_inside", False))
 
 
 def scores_gold(settings: Mapping[str, Any]) -> bool:
     """Whether a benchmark scores the loss of right answers."""
+    return bool(getattr(_class_of(settings), "scores_gold", False))
+
+
+def _class_of(settings: Mapping[str, Any]) -> type | None:
+    """The class that a benchmark names; None where there is none, which the forecast says."""
     try:
-        return bool(getattr(get_class(settings["_target_"]), "scores_gold", False))
+        return get_class(settings["_target_"])
     except (ImportError, ValueError, KeyError):
-        return False  # the forecast says what is wrong with it
+        return None
 
 
 def run(context: worker.Context) -> dict[str, Any]:

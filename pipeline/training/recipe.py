@@ -136,7 +136,7 @@ def train(
     """Train the model saved in `source` on prepared data, save it to `model/` in the workspace, and return metrics.
 
     Args:
-        texts_of: what is measured along the run, if that is asked for.
+        texts_of: returns the texts that tracking measures; not called when tracking is off.
         base: the directory of the model that drift is measured from, likewise.
 
     Raises:

@@ -241,8 +241,8 @@ HEAD_TOKENS = 512  # whose logits a run holds at once: loss_chunk
 def run_rates(arguments: argparse.Namespace) -> None:
     """TFLOP/s of the matrix products of a step, by pass: forward, gradient by the input, gradient by the weight.
 
-    Measured as a run does them at best: every product of a block and the head at its own shape, each block with weights
-    of its own, results into memory that is there already, and all of them twice before they are timed.
+    Measured as a run does them at best: every product of a block and the head at its own shape, separate weights for
+    each block, preallocated outputs, and two warm-up passes.
     """
     import torch
     import transformers
@@ -271,7 +271,7 @@ def matrices(config: Any) -> list[tuple[int, int]]:
 
 
 class Products:
-    """What multiplying by these matrices takes, forwards and backwards, for so many tokens."""
+    """Times the forward and backward products of these matrices with `tokens` rows of activations."""
 
     def __init__(self, shapes: Sequence[tuple[int, int]], tokens: int, device: str, dtype: Any) -> None:
         import torch

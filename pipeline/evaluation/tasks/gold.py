@@ -6,7 +6,7 @@ pass of their own. Of an answer that the model writes (GSM8K) the right one is s
 teacher-forced pass over prompt and answer; what prompts begin with in common is run once.
 
 The bytes are those of the answer's own text in UTF-8, as lm-evaluation-harness counts them: the space between prompt
-and answer is predicted, and so part of the loss, but is no byte of the answer. Where the options stand in the prompt
+and answer is predicted and counts in the loss, but not in the bytes. Where the options stand in the prompt
 and are followed by the same words (WinoGrande), the answer is these words. Of several right answers (TruthfulQA's mc2,
 labels) bits and bytes are the mean over them. A task's value is the mean over items, each weighing as in its score.
 """
