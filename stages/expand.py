@@ -13,7 +13,7 @@ from hydra.utils import get_class
 from pipeline.engine.artifact import model_dir
 from pipeline.engine.process import worker
 from pipeline.engine.run.forecast import Forecast, Request
-from pipeline.engine.stage import Stage
+from pipeline.engine.stage import ANY_ROLE, Stage
 from pipeline.instantiation import build
 from pipeline.models.architecture.facts import model_facts
 
@@ -35,7 +35,7 @@ class Params:
 STAGE = Stage(
     version=3,
     makes="model",
-    inputs={"model": "model"},
+    inputs={"model": "model", ANY_ROLE: "model"},
     params=Params,
     single_process=True,
     proves_identity=True,
@@ -68,12 +68,25 @@ def forecast(request: Request) -> Forecast:
     expansion = build(request.params["method"], "expand")
     if (num_blocks := request.fact("num_blocks")) is not None:
         expansion.check(num_blocks)
+    _check_models(expansion, request)
     kept = {key: request.fact(key) for key in ("max_position_embeddings", "chat_template")}
     shape, stack = request.fact("shape"), None
     if num_blocks is not None and isinstance(expansion, Layout):
         stack = [(slot.source, slot.new) for slot in expansion.slots(num_blocks)]
     grown = shape.grown(stack) if shape is not None and stack is not None else None
     return Forecast(kept | {"num_blocks": len(stack) if stack else None, "shape": grown, "expanded": True})
+
+
+def _check_models(expansion: Any, request: Request) -> None:
+    """The method takes the models that the lineage gives it, and they go together."""
+    given = [role for role in request.inputs if role != "model"]
+    roles, name = getattr(expansion, "roles", ()), type(expansion).__name__
+    if extra := [role for role in given if role not in roles and ANY_ROLE not in roles]:
+        takes = f"one in the role {' and '.join(roles)} beside it" if roles else "no other"
+        raise ValueError(f"{name} grows the model in the role model and takes {takes}; from has {', '.join(extra)}")
+    if missing := [role for role in roles if role not in (*given, ANY_ROLE)]:
+        raise ValueError(f"{name} needs a model in the role {missing[0]}; add it to from, as {missing[0]}: NAME")
+    getattr(expansion, "check_models", lambda _: None)(lambda role, key: request.fact(key, role))
 
 
 def facts(directory: Path) -> Mapping[str, Any]:
@@ -97,7 +110,8 @@ def run(context: worker.Context) -> dict[str, Any]:
     scratch.mkdir(exist_ok=True)
     expansion = build(context.params["method"], "expand")
     memory = context.launch.get("architecture_cache")
-    source = read_source(model_dir(context.inputs["model"]), Path(memory).absolute() if memory else None)
+    directories = {role: model_dir(directory) for role, directory in context.inputs.items()}
+    source = read_source(directories.pop("model"), Path(memory).absolute() if memory else None, directories)
     context.progress(note="planning")
     plan = expansion.plan(source, Workspace(context.locate, context.listing, scratch, context.progress))
     context.progress(note="writing")
@@ -105,10 +119,15 @@ def run(context: worker.Context) -> dict[str, Any]:
     plan = write_expansion(plan, source, target, save=context.params["save"])
     shutil.rmtree(scratch)
     context.progress(note="verifying: logits with and without cache, generation")
-    proof = verify_identity(source.directory, target)
+    proof = verify_identity(source.directory, target, in_fp32=plan.tolerance is not None)
     context.record(proof=proof.record())
     if plan.exact and not proof.exact:
         raise ValueError(_unequal(proof))
+    if plan.tolerance is not None and not proof.max_abs_difference <= plan.tolerance:
+        raise ValueError(
+            f"the expanded model's logits differ by up to {proof.max_abs_difference:.3g} in float32, {plan.method} "
+            f"claims at most {plan.tolerance:g}: {proof.record()}"
+        )
     context.record(expansion=plan.to_json(), new_parameters=list(plan.new_parameters))
     stack = read_stack(target)
     if stack is not None:

@@ -38,11 +38,11 @@ def make_model(tmp_path_factory):
 
     made: dict[str, Path] = {}
 
-    def make(dtype: str = "float32", **config) -> Path:
-        key = repr((dtype, sorted(config.items(), key=repr)))
+    def make(dtype: str = "float32", seed: int = 0, **config) -> Path:
+        key = repr((dtype, seed, sorted(config.items(), key=repr)))
         if key not in made:
             made[key] = tmp_path_factory.mktemp("model")
-            save_random(made[key], {**TINY_LLAMA, **config}, dtype, seed=0)
+            save_random(made[key], {**TINY_LLAMA, **config}, dtype, seed=seed)
         return made[key]
 
     return make

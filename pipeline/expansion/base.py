@@ -2,17 +2,35 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from pipeline.expansion.layout import Slot
 from pipeline.expansion.source import BlockNames, Source
+from pipeline.models.files.tensor_file import Stored
 from pipeline.records.expansion import ExpansionMap, NewBlock, Round
 
 if TYPE_CHECKING:
+    import torch
+
     from pipeline.data.corpus import Workspace
+
+
+class Operation(Protocol):
+    """Makes a target tensor's values out of stored tensors: a frozen dataclass that a method brings.
+
+    It is called when the tensor is written, and may be called again.
+    """
+
+    def __call__(self, name: str, inputs: Sequence[Stored]) -> Iterator[torch.Tensor]:
+        """The values in order, in pieces of any shape and float dtype; the writer casts them to the target's dtype.
+
+        Args:
+            name: of the target, from which what is drawn may be seeded.
+            inputs: the recipe's `source` and `others`; see `pipeline.expansion.values` for ways to read them.
+        """
 
 
 @dataclass(frozen=True)
@@ -21,14 +39,23 @@ class Recipe:
 
     "copy": the bytes of `source`. "zeros": zeros of its shape and dtype. "fill": `value` everywhere. "random": normal
     with standard deviation `value`, drawn from `seed` and the target's name. "mean": of `source` and `others`, computed
-    in fp32. "made": the tensor of this name in the plan's `made` file.
+    in fp32. "made": the tensor of this name in the plan's `made` file. "computed": by `operation` from `source` and
+    `others`.
+
+    A tensor of another model of the expansion is named `role:name`.
+
+    Attributes:
+        shape, dtype: of the target, where they are not those of `source`; dtype as in safetensors ("BF16").
     """
 
-    kind: Literal["copy", "zeros", "fill", "random", "mean", "made"]
+    kind: Literal["copy", "zeros", "fill", "random", "mean", "made", "computed"]
     source: str
     value: float = 0.0
     seed: int = 0
     others: tuple[str, ...] = ()
+    operation: Operation | None = None
+    shape: tuple[int, ...] | None = None
+    dtype: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,6 +67,8 @@ class Plan(ExpansionMap):
         config: the whole new config.json.
         stack: the new order of blocks.
         made: a safetensors file with tensors that the method computed, for recipes of the kind "made".
+        tolerance: of a method that keeps the function up to rounding: the largest difference of a logit that it allows,
+            compared in fp32. None: it claims nothing but `exact`.
     """
 
     method: str
@@ -48,10 +77,16 @@ class Plan(ExpansionMap):
     config: dict[str, Any]
     stack: tuple[Slot, ...] = ()
     made: Path | None = None
+    tolerance: float | None = None
 
 
 class Expansion(Protocol):
-    """A method that grows a model: a frozen dataclass named by `_target_`."""
+    """A method that grows a model: a frozen dataclass named by `_target_`.
+
+    One that takes several models also has `roles: ClassVar[tuple[str, ...]]`, the roles of those beside "model" in the
+    lineage's `from` ("*": any), and may have `check_models(facts)`, which raises ValueError for models that do not go
+    together; `facts(role, key)` is what is known of one before any work, or None.
+    """
 
     def check(self, num_blocks: int) -> None:
         """Raise ValueError where this method cannot be applied to a model of that depth."""

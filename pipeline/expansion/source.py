@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +32,7 @@ class Source:
         expansion: what earlier rounds added.
         anatomy: its blocks, without weights.
         blocks: how its tensors name them.
+        others: further models of the expansion, by role.
     """
 
     directory: Path
@@ -40,6 +41,12 @@ class Source:
     expansion: ExpansionMap
     anatomy: Architecture
     blocks: BlockNames
+    others: Mapping[str, Source] = field(default_factory=dict)
+
+    def stored(self) -> dict[str, Stored]:
+        """The tensors of all models by the names that recipes have for them: those of others are `role:name`."""
+        named = {f"{role}:{name}": t for role, other in self.others.items() for name, t in other.tensors.items()}
+        return {**self.tensors, **named}
 
     def by_block(self) -> list[list[str]]:
         """The rest of the name of each tensor, per block."""
@@ -148,12 +155,13 @@ def _leads(prefix: str, names: Sequence[str], anatomy: Architecture) -> bool:
     return any(target.startswith(f"{anatomy.prefix}0.") for target in anatomy.targets(first))
 
 
-def read_source(directory: Path, memory: Path | None = None) -> Source:
+def read_source(directory: Path, memory: Path | None = None, others: Mapping[str, Path] | None = None) -> Source:
     """Look at a saved model without loading its weights.
 
     Args:
         directory: a `save_pretrained` directory.
         memory: where answers about architectures are kept; see `Architecture`.
+        others: the directories of further models of the expansion, by role.
 
     Raises:
         ValueError: it is damaged, quantised, or of an architecture that transformers cannot build.
@@ -163,7 +171,8 @@ def read_source(directory: Path, memory: Path | None = None) -> Source:
     anatomy = Architecture(config, memory)
     _check_unquantised(directory, tensors, anatomy)
     blocks = find_blocks(tensors, anatomy.num_blocks, anatomy)
-    return Source(directory, tensors, config, read_expansion(directory), anatomy, blocks)
+    further = {role: read_source(other, memory) for role, other in (others or {}).items()}
+    return Source(directory, tensors, config, read_expansion(directory), anatomy, blocks, further)
 
 
 def _check_says_unquantised(directory: Path, config: Mapping[str, Any]) -> None:

@@ -102,15 +102,18 @@ def _equal(before: torch.Tensor | None, after: torch.Tensor | None) -> bool | No
     return torch.equal(before, after)
 
 
-def verify_identity(source: Path, expanded: Path, num_tokens: int = 48) -> Proof:
+def verify_identity(source: Path, expanded: Path, num_tokens: int = 48, in_fp32: bool = False) -> Proof:
     """Compare the saved models of two directories bit for bit. One model is in memory at a time.
 
     The statement of LLaMA Pro's section 3.2, that the expanded model's output equals the source's, as a check. A source
-    that overflows in its dtype is compared in float32: NaN equals nothing.
+    that overflows in its dtype is compared in float32: NaN equals nothing. `in_fp32`: so is every source, for a method
+    that keeps the function up to rounding.
 
     Raises:
         ValueError: one of them computes NaN or infinity even in float32.
     """
+    if in_fp32:
+        return _proof(_in_fp32(source, num_tokens), _in_fp32(expanded, num_tokens), num_tokens)
     before = probe(source, num_tokens)
     after = None if before.not_finite else probe(expanded, num_tokens)
     note, alone = None, after is not None and after.not_finite is not None
@@ -120,6 +123,10 @@ def verify_identity(source: Path, expanded: Path, num_tokens: int = 48) -> Proof
         warnings.warn(note, stacklevel=2)
     if before.cached is None and after.cached is None:
         warnings.warn(f"the model in {source} gives no cache that is known here; compared without one", stacklevel=2)
+    return _proof(before, after, num_tokens, note, alone)
+
+
+def _proof(before: Probe, after: Probe, num_tokens: int, note: str | None = None, alone: bool = False) -> Proof:
     return Proof(
         logits_equal=torch.equal(before.logits, after.logits),
         cached_logits_equal=_equal(before.cached, after.cached),

@@ -6,7 +6,7 @@ import dataclasses
 import hashlib
 import json
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -19,8 +19,6 @@ if TYPE_CHECKING:  # torch comes with these; copying does without it
     from pipeline.expansion.base import Plan, Recipe
     from pipeline.expansion.source import Source
     from pipeline.records.expansion import NewBlock
-
-_PIECE_ITEMS = 2**20  # how much of a computed tensor is in memory; part of what "random" means, see _drawn
 
 
 def write_expansion(
@@ -45,8 +43,9 @@ def write_expansion(
     Raises:
         ValueError: a source file is missing or damaged, or the plan asks for what it does not hold.
     """
-    tensors = _planned(plan, source.tensors)
-    reads = {stored.file for stored in source.tensors.values()} | ({plan.made} if plan.made else set())
+    stored = source.stored()
+    tensors = _planned(plan, stored)
+    reads = {one.file for one in stored.values()} | ({plan.made} if plan.made else set())
     begin_model(source.directory, target, reads)
     write_weights(target, tensors, shard_bytes, save)
     plan = dataclasses.replace(plan, blocks=tuple(_pinned(plan, source)))
@@ -90,12 +89,24 @@ def _tensor(name: str, recipe: Recipe, stored: Mapping[str, Stored], made: Mappi
         return Planned(ready.dtype, ready.shape, ready.num_bytes, lambda: read_pieces(ready))
     if recipe.kind == "copy":
         return copy_of(origin)
+    dtype = recipe.dtype or origin.dtype
+    shape = origin.shape if recipe.shape is None else recipe.shape
     content = None
+    if recipe.kind != "zeros":
+        inputs = [stored[one] for one in (recipe.source, *recipe.others)]
+        content = _encoded(lambda: _values(name, recipe, inputs, math.prod(shape)), dtype)
+    return Planned(dtype, shape, math.prod(shape) * ITEM_BITS[dtype] // 8, content)
+
+
+def _values(name: str, recipe: Recipe, inputs: Sequence[Stored], num_items: int) -> Iterator[torch.Tensor]:
+    from pipeline.expansion.values import drawn, mean_of
+
     if recipe.kind == "mean":
-        content = _encoded(lambda: _mean([stored[other] for other in (recipe.source, *recipe.others)]), origin.dtype)
-    elif recipe.kind != "zeros":
-        content = _encoded(lambda: _drawn(recipe, name, math.prod(origin.shape)), origin.dtype)
-    return Planned(origin.dtype, origin.shape, origin.num_bytes, content)
+        return mean_of(inputs)
+    if recipe.kind == "computed":
+        assert recipe.operation is not None
+        return recipe.operation(name, inputs)
+    return drawn(name, recipe.seed, recipe.value, num_items, constant=recipe.kind == "fill")
 
 
 def _encoded(values: Callable[[], Iterator[torch.Tensor]], dtype: str) -> Callable[[], Iterator[memoryview]]:
@@ -106,36 +117,3 @@ def _encoded(values: Callable[[], Iterator[torch.Tensor]], dtype: str) -> Callab
             yield raw_bytes(value, dtype)
 
     return pieces
-
-
-def _drawn(recipe: Recipe, name: str, num_items: int) -> Iterator[torch.Tensor]:
-    """One value everywhere, or normal values.
-
-    These depend on the seed and the tensor's name alone, whatever else is written, in which order.
-    """
-    import torch
-
-    seed = hashlib.sha256(f"{recipe.seed} {name}".encode()).digest()
-    generator = torch.Generator().manual_seed(int.from_bytes(seed[:8], "little", signed=True))
-    for start in range(0, num_items, _PIECE_ITEMS):
-        count = min(_PIECE_ITEMS, num_items - start)
-        if recipe.kind == "fill":
-            yield torch.full((count,), recipe.value)
-        else:
-            yield torch.randn(count, generator=generator, dtype=torch.float32) * recipe.value
-
-
-def _mean(parts: list[Stored]) -> Iterator[torch.Tensor]:
-    """The mean of stored tensors of one shape, computed in fp32."""
-    import torch
-
-    from pipeline.models.save import DTYPES
-
-    def decoded(stored: Stored) -> Iterator[torch.Tensor]:
-        if stored.dtype not in DTYPES:
-            raise ValueError(f"{stored.name} in {stored.file} has dtype {stored.dtype}, which cannot be averaged")
-        for piece in read_pieces(stored, _PIECE_ITEMS * ITEM_BITS[stored.dtype] // 8):
-            yield torch.frombuffer(piece, dtype=DTYPES[stored.dtype]).float()
-
-    for pieces in zip(*(decoded(stored) for stored in parts), strict=True):
-        yield torch.stack(pieces).mean(dim=0) if len(pieces) > 1 else pieces[0]

@@ -121,6 +121,8 @@ class ExpansionMap:
         module_parameters: the same by their names in the loaded model, which differ where transformers joins experts;
             empty: they do not.
         rounds: the earlier rounds.
+        fixed_parameters: of the loaded model, by name, which no strategy trains: constants of the architecture that the
+            model's class declares as parameters.
         buffers: tensors on disk that make no parameter of the model (masks, tables): nothing counts or trains them.
         notes: what the method keeps besides, by name.
         base, packs: of a model that packs were attached to.
@@ -133,6 +135,7 @@ class ExpansionMap:
     new_parameters: tuple[str, ...] = ()
     module_parameters: tuple[str, ...] = ()
     rounds: tuple[Round, ...] = ()
+    fixed_parameters: tuple[str, ...] = ()
     buffers: tuple[str, ...] = ()
     notes: Mapping[str, Any] = field(default_factory=dict)
     base: PackBase | None = None
@@ -180,7 +183,7 @@ class ExpansionMap:
             "new_parameters": list(self.new_parameters),
             "module_parameters": list(self.module_parameters),
             "rounds": [{**vars(one), "new_parameters": list(one.new_parameters)} for one in self.rounds],
-            **({"buffers": list(self.buffers)} if self.buffers else {}),
+            **{key: list(names) for key in ("fixed_parameters", "buffers") if (names := getattr(self, key))},
             **self.notes,
             **({"base": asdict(self.base)} if self.base else {}),
             **({"packs": [pack.to_json() for pack in self.packs]} if self.packs else {}),
@@ -205,7 +208,7 @@ class ExpansionMap:
         makers = {"blocks": NewBlock.from_json, "rounds": Round.from_json, "packs": AttachedPack.from_json}
         try:
             known = {key: record[key] for key in ("method", "settings", "exact") if key in record}
-            known |= {key: tuple(record.get(key, ())) for key in ("module_parameters", "buffers")}
+            known |= {key: tuple(record.get(key, ())) for key in ("module_parameters", "fixed_parameters", "buffers")}
             known |= {key: tuple(map(make, record.get(key, ()))) for key, make in makers.items()}
             known |= {"new_parameters": tuple(record["new_parameters"]), "base": None}
             if record.get("base"):

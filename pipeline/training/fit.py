@@ -34,7 +34,7 @@ from pipeline.training.methods.base_copy import base_copy
 from pipeline.training.methods.optim import build_adamw
 from pipeline.training.methods.penalty import check_penalties, needs_base, with_penalties
 from pipeline.training.methods.quantised import held_tensors, hold_frozen
-from pipeline.training.methods.strategy import Strategy
+from pipeline.training.methods.strategy import Strategy, apply_strategy
 from pipeline.training.micro_batches import MicroBatches
 from pipeline.training.packed_loss import PackedLoss
 from pipeline.training.parallel.distributed import distribute, handlers, main_takes_its_time, own_part
@@ -130,7 +130,7 @@ def _prepare(
     attention = choose_attention(loaded, device.attention, accelerator.device)
     expansion = read_expansion(source)
     untied = is_untied(loaded)
-    model = strategy.apply(loaded, expansion.module_parameters)
+    model = apply_strategy(strategy, loaded, expansion)
     check_savable(source, loaded, strategy.writes(model))
     if type(loaded.get_output_embeddings()) is not torch.nn.Linear:  # adapted: its weight alone is not what it computes
         head = None

@@ -16,7 +16,7 @@ from pipeline.models.files.safetensors_io import read_index
 from pipeline.models.save import as_stored, save_trained
 from pipeline.records.expansion import ExpansionMap, read_expansion
 from pipeline.training.cost.flops import Cost
-from pipeline.training.methods.strategy import Strategy
+from pipeline.training.methods.strategy import Strategy, apply_strategy
 from pipeline.training.parallel.distributed import is_sharded, whole
 from pipeline.training.reload_check import Conditions, check_bytes, check_reloaded, release, remember
 from pipeline.training.runtime import Row
@@ -92,7 +92,7 @@ def _whole_again(
     loaded: Any, strategy: Strategy, expansion: ExpansionMap, trained: Mapping[str, torch.Tensor]
 ) -> tuple[Any, Any]:
     """A model newly loaded, and it as the strategy makes it, with what was trained in parts in its place."""
-    model = strategy.apply(loaded, expansion.module_parameters)
+    model = apply_strategy(strategy, loaded, expansion)
     for name, parameter in model.named_parameters():
         if name in trained:
             parameter.data = trained[name]

@@ -20,6 +20,7 @@ from safetensors.torch import load_file, save_file
 from pipeline.expansion.base import Recipe
 from pipeline.expansion.methods.block import BlockExpansion
 from pipeline.expansion.source import read_source
+from pipeline.expansion.values import tensor_of
 from pipeline.expansion.writer import write_expansion
 from pipeline.models import load
 from pipeline.models.directory import check_directory, materialise
@@ -207,7 +208,7 @@ def test_each_kind_of_recipe(make_model, tmp_path, dtype, save):
 def test_a_computed_tensor_is_made_in_pieces(make_model, tmp_path, monkeypatch):
     recipes = {UP: Recipe("mean", UP_BELOW, others=(UP_ABOVE,))}
     expand(make_model("bfloat16"), tmp_path / "at_once", recipes=recipes)
-    monkeypatch.setattr("pipeline.expansion.writer._PIECE_ITEMS", 100)
+    monkeypatch.setattr("pipeline.expansion.values.PIECE_ITEMS", 100)
     expand(make_model("bfloat16"), tmp_path / "in_pieces", recipes=recipes)
     one, other = (read_index(tmp_path / way) for way in ("at_once", "in_pieces"))
     assert tensors_hash(one) == tensors_hash(other)
@@ -322,3 +323,44 @@ def test_killed_at_random_moments_it_leaves_no_model(make_model, tmp_path):
         process.kill()
         process.join()
         complete(target, expected)
+
+
+# What methods bring
+
+
+@dataclasses.dataclass(frozen=True)
+class Doubled:
+    """Twice the first `rows` rows of a tensor plus those of another model's."""
+
+    rows: int
+
+    def __call__(self, name, inputs):
+        own, other = (tensor_of(one)[: self.rows].float() for one in inputs)
+        yield from (2 * own + other)
+
+
+def test_a_method_brings_an_operation_a_shape_and_another_model(make_model, tmp_path):
+    base, other = make_model("bfloat16"), make_model("bfloat16", seed=7)
+    found = read_source(base, others={"donor": other})
+    recipe = Recipe("computed", UP, others=(f"donor:{UP}",), operation=Doubled(8), shape=(8, 32), dtype="F32")
+    router = Recipe("random", UP, 0.5, shape=(4, 32), dtype="F32")
+    zeros = Recipe("zeros", UP, shape=(3,), dtype="F32")
+    plan = BlockExpansion(2, 1).plan(found)
+    plan = dataclasses.replace(plan, recipes={**plan.recipes, "made.a": recipe, "made.b": router, "made.c": zeros})
+    write_expansion(plan, found, tmp_path / "out")
+    tensors = written(tmp_path / "out")
+    before, theirs = written(base)[UP], written(other)[UP]
+    assert not torch.equal(before, theirs)
+    assert torch.equal(tensors["made.a"], 2 * before[:8].float() + theirs[:8].float())
+    assert tensors["made.b"].shape == (4, 32) and 0.3 < tensors["made.b"].std() < 0.7
+    assert torch.equal(tensors["made.c"], torch.zeros(3))
+
+
+def test_a_donor_s_bytes_are_copied(make_model, tmp_path):
+    base, other = make_model("bfloat16"), make_model("bfloat16", seed=7)
+    found = read_source(base, others={"donor": other})
+    plan = BlockExpansion(2, 1).plan(found)
+    plan = dataclasses.replace(plan, recipes={**plan.recipes, UP: Recipe("copy", f"donor:{UP}")})
+    for save in ("full", "delta"):
+        write_expansion(plan, found, tmp_path / save, save=save)
+        assert torch.equal(load(tmp_path / save).state_dict()[UP], written(other)[UP])

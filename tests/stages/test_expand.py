@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import shutil
 from types import SimpleNamespace
+from typing import ClassVar
 
 import pytest
 import torch
@@ -15,11 +17,12 @@ from pipeline.engine import artifact
 from pipeline.engine.graph import identify
 from pipeline.engine.process import worker
 from pipeline.engine.process.signals import Stop
+from pipeline.engine.run.forecast import Input, Request
 from pipeline.expansion import writer
+from pipeline.expansion.methods.block import BlockExpansion
 from pipeline.models import load
 from pipeline.records.expansion import read_expansion
 from stages import expand
-from tests.stages.requests import request
 
 METHODS = {
     "block": {"_target_": "pipeline.expansion.methods.block.BlockExpansion", "num_groups": 2},
@@ -76,11 +79,39 @@ def context(source, tmp_path, method, save="full"):
     )
 
 
+def requested(params, *others):
+    """A request on a model of four blocks, and on one of which nothing is known in each other role."""
+    inputs = {"model": Input(None, lambda: {"num_blocks": 4})} | {role: Input(None) for role in others}
+    return Request(params, inputs)
+
+
+@dataclasses.dataclass(frozen=True)
+class Donated(BlockExpansion):
+    """A method that takes two models, and some that go together."""
+
+    roles: ClassVar = ("donor",)
+
+    def check_models(self, facts):
+        if facts("model", "num_blocks") != facts("donor", "num_blocks"):
+            raise ValueError("of different depths")
+
+
+def test_models_that_a_method_does_not_take_are_refused():
+    params = {"method": METHODS["block"], "save": "full"}
+    with pytest.raises(ValueError, match="BlockExpansion grows the model in the role model and takes no other; from"):
+        expand.forecast(requested(params, "donor"))
+    params["method"] = {**METHODS["block"], "_target_": f"{__name__}.Donated"}
+    with pytest.raises(ValueError, match="Donated needs a model in the role donor; add it to from, as donor: NAME"):
+        expand.forecast(requested(params))
+    with pytest.raises(ValueError, match="of different depths"):
+        expand.forecast(requested(params, "donor"))
+
+
 @pytest.mark.parametrize("save", expand.FORMS)
 @pytest.mark.parametrize("method", METHODS)
 def test_each_method_goes_through_the_stage(source, tmp_path, method, save):
     asked = context(source, tmp_path, method, save)
-    assert expand.forecast(request(asked.params, {"num_blocks": 4})).facts["expanded"]
+    assert expand.forecast(requested(asked.params)).facts["expanded"]
     metrics = expand.run(asked)
     json.dumps([metrics, asked.recorded])  # what a manifest cannot hold fails
     assert metrics["exact"] is (method not in INEXACT)

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from typing import TYPE_CHECKING, Any, Literal
 
 from pipeline.expansion.base import Plan, Recipe, grow_map
 from pipeline.expansion.layout import Layout, Slot
-from pipeline.expansion.source import Source
+from pipeline.expansion.source import BlockNames, Source
 
 if TYPE_CHECKING:
     from pipeline.data.corpus import Workspace
@@ -127,8 +127,19 @@ def plan_stack(
         stack=tuple(stack),
         rounds=rounds,
         module_parameters=tuple(module_parameters),
+        fixed_parameters=tuple(_fixed_after(source, stack)),
         buffers=tuple(buffers),
     )
+
+
+def _fixed_after(source: Source, stack: Sequence[Slot]) -> Iterator[str]:
+    """What no strategy trains in the source, and the same of the copies of its blocks."""
+    named = BlockNames(source.anatomy.prefix, source.anatomy.num_blocks)
+    for name in source.expansion.fixed_parameters:
+        if (place := named.split(name)) is None:
+            yield name
+        else:
+            yield from (named.join(at, place[1]) for at, slot in enumerate(stack) if slot.source == place[0])
 
 
 def copied_of(source: Source, slot: Slot, rest: str) -> Recipe:

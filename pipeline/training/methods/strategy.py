@@ -49,6 +49,24 @@ class Strategy(Protocol):
         """After training: the tensors that may differ from the source, by the source's names."""
 
 
+def apply_strategy(strategy: Strategy, model: nn.Module, expansion: ExpansionMap) -> Any:
+    """The model to train, marked by the strategy, but for what an expansion made a constant of the architecture.
+
+    Raises:
+        ValueError: see the strategy; or it would change such a constant by an update of its own (LoRA).
+    """
+    fixed = {name: model.get_parameter(name) for name in expansion.fixed_parameters}
+    model_to_train = strategy.apply(model, [name for name in expansion.module_parameters if name not in fixed])
+    for parameter in fixed.values():
+        parameter.requires_grad_(False)
+    if moved := fixed.keys() & set(strategy.writes(model_to_train)):
+        raise ValueError(
+            f"the strategy would change {', '.join(sorted(moved)[:2])} ({len(moved)}), which must keep its value in a "
+            f"model expanded with {expansion.method}; leave it out of strategy.target_modules"
+        )
+    return model_to_train
+
+
 @dataclass(frozen=True)
 class Full:
     """Train every parameter, all at one learning rate: the scales of new blocks are for training them alone."""

@@ -7,9 +7,10 @@ import torch
 
 from pipeline.expansion.layout import Layout
 from pipeline.models import load
+from pipeline.records.expansion import ExpansionMap
 from pipeline.training.methods.existing_blocks import ExistingBlocks
 from pipeline.training.methods.optim import build_adamw, learning_rate
-from pipeline.training.methods.strategy import Full, Lora, NewBlocks
+from pipeline.training.methods.strategy import Full, Lora, NewBlocks, apply_strategy
 
 
 def test_new_blocks_matches_whole_names_only(make_model):
@@ -114,3 +115,14 @@ def test_learning_rate_warms_up_and_follows_a_cosine():
     assert rates[:6] == pytest.approx([1 / 6, 2 / 6, 3 / 6, 4 / 6, 5 / 6, 1.0])
     assert rates[6] == 1.0 and rates[53] == pytest.approx(0.55, abs=0.01) and rates[-1] == pytest.approx(0.1, abs=0.01)
     assert all(a >= b for a, b in itertools.pairwise(rates[5:]))
+
+
+def test_no_strategy_trains_a_constant_of_the_architecture(make_model):
+    fixed = "model.layers.1.mlp.down_proj.weight"
+    recorded = ExpansionMap("upcycled", new_parameters=(fixed, "model.norm.weight"), fixed_parameters=(fixed,))
+    for strategy in (Full(), NewBlocks()):
+        model = apply_strategy(strategy, load(make_model()), recorded)
+        assert not model.get_parameter(fixed).requires_grad and model.get_parameter("model.norm.weight").requires_grad
+    lora = Lora(2, None, 0.0, "all-linear")
+    with pytest.raises(ValueError, match="must keep its value in a model expanded with upcycled"):
+        apply_strategy(lora, load(make_model()), recorded)

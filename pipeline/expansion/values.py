@@ -1,0 +1,65 @@
+"""Values of stored tensors and values that are drawn, a piece at a time: what operations of recipes are made from."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Sequence
+
+import torch
+
+from pipeline.models.files.tensor_file import ITEM_BITS, Stored, read_bytes, read_pieces
+from pipeline.models.save import DTYPES
+
+PIECE_ITEMS = 2**20
+"""How much of a computed tensor is in memory; part of what "random" means, see `drawn`."""
+
+
+def pieces_of(stored: Stored) -> Iterator[torch.Tensor]:
+    """A stored tensor's values in fp32, flat, `PIECE_ITEMS` at a time; each piece is the caller's.
+
+    Raises:
+        ValueError: it holds no values that can be computed with.
+    """
+    for piece in read_pieces(stored, PIECE_ITEMS * ITEM_BITS[stored.dtype] // 8):
+        yield torch.frombuffer(piece, dtype=_dtype(stored)).to(torch.float32, copy=True)
+
+
+def tensor_of(stored: Stored) -> torch.Tensor:
+    """A stored tensor, whole, in its dtype.
+
+    Raises:
+        ValueError: it holds no values that can be computed with.
+    """
+    return torch.frombuffer(bytearray(read_bytes(stored)), dtype=_dtype(stored)).reshape(stored.shape)
+
+
+def mean_of(inputs: Sequence[Stored]) -> Iterator[torch.Tensor]:
+    """The mean of stored tensors of one shape, computed in fp32."""
+    for pieces in zip(*map(pieces_of, inputs), strict=True):
+        yield torch.stack(pieces).mean(dim=0) if len(pieces) > 1 else pieces[0]
+
+
+def drawn(name: str, seed: int, value: float, num_items: int, constant: bool = False) -> Iterator[torch.Tensor]:
+    """`value` everywhere, or normal values of that standard deviation.
+
+    These depend on the seed and the tensor's name alone, whatever else is written, in which order.
+    """
+    generator = generator_of(name, seed)
+    for start in range(0, num_items, PIECE_ITEMS):
+        count = min(PIECE_ITEMS, num_items - start)
+        if constant:
+            yield torch.full((count,), value)
+        else:
+            yield torch.randn(count, generator=generator, dtype=torch.float32) * value
+
+
+def generator_of(name: str, seed: int) -> torch.Generator:
+    """A generator for what is drawn for the tensor of this name."""
+    digest = hashlib.sha256(f"{seed} {name}".encode()).digest()
+    return torch.Generator().manual_seed(int.from_bytes(digest[:8], "little", signed=True))
+
+
+def _dtype(stored: Stored) -> torch.dtype:
+    if stored.dtype not in DTYPES:
+        raise ValueError(f"{stored.name} in {stored.file} has dtype {stored.dtype}, which cannot be computed with")
+    return DTYPES[stored.dtype]
