@@ -10,9 +10,10 @@ from pathlib import Path
 from typing import NamedTuple
 
 from pipeline.records.gold import BITS_PER_BYTE
+from pipeline.records.items import KL_NATS
 from pipeline.reporting.collect import Benchmark, Collection, Model, Variant
 from pipeline.reporting.statistics.differences import Difference, beyond_general_shift, combine, mean_gain
-from pipeline.reporting.statistics.drift import KL_NATS, drift_of
+from pipeline.reporting.statistics.drift import drift_of
 from pipeline.reporting.statistics.intervals import Items, Score, paired_difference, score
 from pipeline.reporting.statistics.permutation import holm, permutation_test
 from pipeline.reporting.tables.labels import variant_labels

@@ -14,10 +14,10 @@ from typing import Any
 
 import numpy as np
 
-from pipeline.records.items import Floats
+from pipeline.records.items import KL_NATS, Floats
 from pipeline.reporting.collect import read_manifest
 from pipeline.reporting.compare import BITS_PER_BYTE, Comparison, ModelResult
-from pipeline.reporting.statistics.drift import ALL, KL_NATS
+from pipeline.reporting.statistics.drift import ALL
 from pipeline.reporting.statistics.frontier import Level, Point, envelope, levels, shared_draws
 
 SWEPT = "lr"

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from pipeline.records.gold import BITS_PER_BYTE
-from pipeline.records.items import Items
+from pipeline.records.items import KL_NATS, Items
 from pipeline.reporting.collect import Collection
-from pipeline.reporting.statistics.drift import KL_NATS
 from pipeline.reporting.tables.wording import Unit
 
 

@@ -19,13 +19,13 @@ from pipeline.evaluation.model.reference import load_reference
 from pipeline.evaluation.text.base_samples import CHAT, Sample, read_samples
 from pipeline.evaluation.text.passages import Passage
 from pipeline.evaluation.text.perplexity import HeldOutText
+from pipeline.records.items import KL_NATS
 
 if TYPE_CHECKING:
     import torch
 
     from pipeline.evaluation.model.scoring import TokenScorer
 
-METRIC = "kl_nats"
 DOMAIN = "domain"
 NO_CHAT = "Without chat samples: the base has no chat template, or the settings name no prompts."
 NO_DOMAIN = "Without inputs of the new domain: this run prepares no data of it."
@@ -73,7 +73,7 @@ class Drift(HeldOutText):
         sums = self._sums(model, load_reference(inputs.reference, model, tokenizer), texts, inputs)
         lacks_chat = not any(text.kind == CHAT for text in texts)
         notes = [note for note, holds in ((NO_CHAT, lacks_chat), (NO_DOMAIN, not has_domain)) if holds]
-        return Outcome(METRIC, False, tuple(map(_item, texts, sums)), tuple(notes))
+        return Outcome(KL_NATS, False, tuple(map(_item, texts, sums)), tuple(notes))
 
     def _sums(self, model: Any, base: Any, texts: Sequence[_Text], inputs: Workspace) -> list[float]:
         """The summed divergence of every text."""

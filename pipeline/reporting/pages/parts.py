@@ -9,10 +9,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from pipeline.records.items import KL_NATS
 from pipeline.reporting.collect import Benchmark
 from pipeline.reporting.compare import Comparison
 from pipeline.reporting.pages.page import Section
-from pipeline.reporting.statistics.drift import ALL, KL_NATS
+from pipeline.reporting.statistics.drift import ALL
 from pipeline.reporting.statistics.intervals import Items, Score, ratio
 from pipeline.reporting.tables.table import Column, Entry, Table
 from pipeline.reporting.tables.wording import score_text

@@ -32,7 +32,7 @@ def data(comparison: Comparison, sections: Sequence[Section] = (), parts: Sequen
             for b in comparison.benchmarks
         },
         "power": comparison.power,
-        "models": [_line_data(line, comparison.power) for line in comparison.lines],
+        "models": [_line_data(comparison, line) for line in comparison.lines],
         "corrected_p": [
             {"model": label, "benchmark": name, "p": p} for (label, name), p in comparison.corrected().items()
         ],
@@ -83,13 +83,19 @@ def headline(comparison: Comparison) -> dict[str, Any]:
     return metrics
 
 
-def _line_data(line: ModelResult, power: float) -> dict[str, Any]:
-    facts = line.row.facts
+def _line_data(comparison: Comparison, line: ModelResult) -> dict[str, Any]:
+    facts, power, compared_with = line.row.facts, comparison.power, comparison.reference(line)
+    reference = compared_with and compared_with.label
     return {
         "label": line.label,
         "row": line.name,
         "variants": list(line.variants),
         "fingerprint": line.row.fingerprint,
+        "reference": reference,
+        "artifacts": {
+            "model": (line.row.training or line.row.model).name,
+            "evaluations": {name: directory.name for name, directory in sorted(line.row.directories.items())},
+        },
         "num_parameters": facts.num_parameters,
         "num_new_parameters": facts.num_new,
         "trainable_share": facts.trainable_share,

@@ -10,8 +10,6 @@ import numpy as np
 from pipeline.records.items import Items
 from pipeline.reporting.statistics.differences import Difference
 
-KL_NATS = "kl_nats"
-"""The metric of a drift: KL(base || model) in nats per token."""
 ALL = "all"
 """Of a benchmark's categories: all of them together."""
 

@@ -17,7 +17,8 @@ import numpy as np
 
 from pipeline.records.items import Floats, Items
 from pipeline.reporting.statistics.differences import Difference, percentiles
-from pipeline.reporting.statistics.intervals import CHUNK, paired_columns
+from pipeline.reporting.statistics.draws import resampled_sums
+from pipeline.reporting.statistics.intervals import paired_columns
 from pipeline.reporting.statistics.permutation import holm
 
 MIN_LEVELS, STEPS = 4, (5, 2, 1)
@@ -69,13 +70,11 @@ def shared_draws(models: Sequence[Items], *, num_bootstrap: int, seed: int, stre
     """
     pairs = [paired_columns(models[0], one)[2:] for one in models]
     numerators, denominators = (np.stack(columns, axis=1) for columns in zip(*pairs, strict=True))
-    n, step = len(numerators), max(1, CHUNK // len(numerators))
     rng = np.random.default_rng([seed, zlib.crc32(f"shared {stream}".encode())])
-    draws = np.empty((num_bootstrap, len(models)))
+    columns = np.concatenate([numerators, denominators], axis=1)
+    sums = resampled_sums(columns, num_bootstrap, rng, models[0].strata)
     with np.errstate(invalid="ignore", divide="ignore"):
-        for start in range(0, num_bootstrap, step):
-            counts = rng.multinomial(n, np.full(n, 1 / n), size=min(step, num_bootstrap - start)).astype(np.float64)
-            draws[start : start + step] = (counts @ numerators) / (counts @ denominators)
+        draws = sums[:, : len(models)] / sums[:, len(models) :]
     return numerators.sum(axis=0) / denominators.sum(axis=0), draws
 
 

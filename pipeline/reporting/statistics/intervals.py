@@ -9,22 +9,24 @@ intervals. They cover the choice of items only: not the training seed, and not t
 Answers that are right or wrong and agree on every item are no proof that two models are the same: the share of items
 on which they differ may be as large as makes none in n just not surprising. That bound is the exact one of a binomial
 share (Clopper and Pearson 1934, Biometrika 26; for 95 % about 3.7 / n).
+
+Where a benchmark fixes how many items there are of each kind (`Items.strata`), they are drawn within their kind: what
+the kinds differ in is then no error. See `draws.py`.
 """
 
 from __future__ import annotations
 
 import math
 import zlib
+from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import NormalDist
 
 import numpy as np
 
-from pipeline.records.items import Floats, Items
+from pipeline.records.items import Floats, IntArray, Items
 from pipeline.reporting.statistics.differences import Difference, percentiles
-
-MAX_CATEGORIES = 256  # up to this many distinct items are drawn as category counts, which is far cheaper
-CHUNK = 2_000_000  # drawn indices held in memory at once
+from pipeline.reporting.statistics.draws import resampled_sums, stderr_of
 
 
 @dataclass(frozen=True)
@@ -42,14 +44,14 @@ def score(items: Items) -> Score:
     stderr = sqrt(n / (n - 1) * sum(e_i^2)) / sum(d_i) with e_i = num_i - value * d_i (Cochran 1977, "Sampling
     Techniques", chapter 6). With unit denominators it is the usual standard error of a mean.
     """
-    return ratio(items.numerators, items.denominators)
+    return ratio(items.numerators, items.denominators, items.strata)
 
 
-def ratio(numerators: Floats, denominators: Floats) -> Score:
+def ratio(numerators: Floats, denominators: Floats, strata: Sequence[IntArray] = ()) -> Score:
     """As `score`, of (N,) columns. The sum of the denominators must be positive."""
     value = numerators.sum() / denominators.sum()
-    residuals = numerators - value * denominators
-    return Score(float(value), _stderr(residuals, denominators.sum()), numerators.size)
+    residuals = (numerators - value * denominators) / denominators.sum()
+    return Score(float(value), stderr_of(residuals, strata), numerators.size)
 
 
 def paired_difference(
@@ -83,11 +85,11 @@ def paired_difference(
         return Difference(0.0, 0.0, 0.0, 0.0, n, True, model.higher_is_better, confidence, zeros)
     ratio_m, ratio_r = num_m.sum() / den_m.sum(), num_r.sum() / den_r.sum()
     residuals = (num_m - ratio_m * den_m) / den_m.sum() - (num_r - ratio_r * den_r) / den_r.sum()
-    sums = _resampled_sums(np.stack(columns, axis=1), num_bootstrap, rng)  # (B, 4)
+    sums = resampled_sums(np.stack(columns, axis=1), num_bootstrap, rng, model.strata)  # (B, 4)
     draws = sums[:, 0] / sums[:, 1] - sums[:, 2] / sums[:, 3]
     low, high = percentiles(draws, confidence) if n > 1 else (-math.inf, math.inf)
     heaviest = float(den_m.max() / den_m.mean()) if model.is_hit_or_miss and reference.is_hit_or_miss else 0.0
-    estimate = float(ratio_m - ratio_r), _stderr(residuals, 1.0), low, high
+    estimate = float(ratio_m - ratio_r), stderr_of(residuals, model.strata), low, high
     return Difference(*estimate, n, False, model.higher_is_better, confidence, draws, heaviest=heaviest)
 
 
@@ -136,25 +138,3 @@ def _unchanged(weights: Floats, confidence: float, uniforms: Floats) -> Differen
     stderr = bound / NormalDist().inv_cdf((1 + confidence) / 2) if n > 1 else math.nan
     low, high = (-bound, bound) if n > 1 else (-math.inf, math.inf)
     return Difference(0.0, stderr, low, high, n, False, True, confidence, draws, unchanged=True, heaviest=heaviest)
-
-
-def _resampled_sums(columns: Floats, num_bootstrap: int, rng: np.random.Generator) -> Floats:
-    """(N, C) -> (B, C): column sums over N items drawn with replacement, B times."""
-    n = len(columns)
-    distinct, counts = np.unique(columns, axis=0, return_counts=True)
-    if len(distinct) <= MAX_CATEGORIES:
-        # Drawing items is drawing their values: only how often each distinct value comes up matters.
-        return rng.multinomial(n, counts / n, size=num_bootstrap) @ distinct
-    sums = np.empty((num_bootstrap, columns.shape[1]))
-    step = max(1, CHUNK // n)
-    for start in range(0, num_bootstrap, step):
-        stop = min(start + step, num_bootstrap)
-        index = rng.integers(0, n, size=(stop - start, n), dtype=np.int32)
-        for c in range(columns.shape[1]):
-            sums[start:stop, c] = columns[:, c][index].sum(axis=1)
-    return sums
-
-
-def _stderr(residuals: Floats, total: float) -> float:
-    n = residuals.size
-    return float(math.sqrt(n / (n - 1) * np.square(residuals).sum()) / total) if n > 1 else math.nan

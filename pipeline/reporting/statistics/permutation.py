@@ -8,7 +8,9 @@ from typing import TypeVar
 
 import numpy as np
 
-from pipeline.reporting.statistics.intervals import CHUNK, Items, paired_columns
+from pipeline.records.items import Items
+from pipeline.reporting.statistics.draws import CHUNK
+from pipeline.reporting.statistics.intervals import paired_columns
 
 Key = TypeVar("Key", bound=Hashable)
 

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 from pipeline.reporting.compare import Comparison
 from pipeline.reporting.statistics.drift import ALL
-from pipeline.reporting.tables.table import Column, Table, drift_entry
-from pipeline.reporting.tables.wording import percent
+from pipeline.reporting.statistics.power import detectable
+from pipeline.reporting.tables.table import Column, Entry, Table, drift_entry
+from pipeline.reporting.tables.wording import MISSING, number, percent
 
 
 def drift_table(comparison: Comparison) -> Table:
-    """How far every model moved from its base, on each kind of text; empty if it was not measured.
+    """How far every model moved from its base on each kind of text, and how much more or less of it would show.
 
-    All kinds together are a mean that their token counts weigh, so that stands only where there is but one.
+    Empty if it was not measured. All kinds together are a mean that their token counts weigh, so that stands only where
+    there is but one.
     """
     lines = [line for line in comparison.lines if line.drift]
     keys = {
@@ -27,5 +29,11 @@ def drift_table(comparison: Comparison) -> Table:
         found = [line.drift.get(name, {}).get(category) for line in lines]
         columns.append(Column(titles[name], category, f"{unit.name} ↓", max(one.n for one in found if one)))
         entries.append([drift_entry(one, unit.digits) for one in found])
+    for name in sorted({name for name, _ in keys}):
+        unit, found = comparison.units[name], [line.drift.get(name, {}).get(ALL) for line in lines]
+        columns.append(Column(titles[name], "all: a change that would show", unit.name))
+        shown = [MISSING if one is None else number(detectable(one, comparison.power), unit.digits) for one in found]
+        entries.append([Entry(text) for text in shown])
     rows = tuple((line.label, tuple(column[i] for column in entries)) for i, line in enumerate(lines))
-    return Table(f"Drift from the base [{percent(comparison.confidence)} confidence interval]", tuple(columns), rows)
+    interval = f"[{percent(comparison.confidence)} confidence interval; power {percent(comparison.power)}]"
+    return Table(f"Drift from the base {interval}", tuple(columns), rows)

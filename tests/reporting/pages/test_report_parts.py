@@ -17,7 +17,7 @@ from pipeline.reporting.statistics.intervals import Score
 from pipeline.reporting.tables.drift import drift_table
 from pipeline.reporting.tables.markdown import markdown
 from pipeline.reporting.tables.table import differences_table, facts_table, gains_table, split, values_table
-from pipeline.reporting.tables.wording import Unit, count, duration, number, score_text
+from pipeline.reporting.tables.wording import MISSING, Unit, count, duration, number, score_text
 from tests.reporting.synthetic import (
     BENCHMARKS,
     MOVED,
@@ -201,9 +201,12 @@ def test_drift_has_a_table_of_its_own_and_is_no_gain(artifacts):
     table = drift_table(comparison)
     assert [(c.group, c.title, c.unit, c.n) for c in table.columns] == [
         ("Moved", "chat", "nats/token ↓", 20), ("Moved", "free", "nats/token ↓", 20),
+        ("Moved", "all: a change that would show", "nats/token", None),
     ]  # fmt: skip
     assert [label for label, _ in table.rows] == ["expanded", "post-pretrained", "tuned"]
-    assert {(entry.text, entry.interval) for entry in table.rows[0][1]} == {("0", "")}
+    assert [(entry.text, entry.interval) for entry in table.rows[0][1]] == [("0", ""), ("0", ""), (MISSING, "")]
+    shown = [float(entries[-1].text) for _, entries in table.rows[1:]]
+    assert shown == pytest.approx([2.8 * line.drift["moved"]["all"].stderr for line in comparison.lines[2:]], rel=0.02)
     for line in comparison.lines[2:]:
         found = line.drift["moved"]
         assert list(found) == ["all", "chat", "free"] and found["all"].low < 0.06 < found["all"].high

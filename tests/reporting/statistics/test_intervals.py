@@ -8,6 +8,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from pipeline.records.items import KL_NATS
 from pipeline.reporting.statistics.differences import beyond_general_shift, combine, mean_gain
 from pipeline.reporting.statistics.intervals import Items, paired_difference, score
 
@@ -234,3 +235,44 @@ def test_both_groups_are_required():
         beyond_general_shift([gained(0.1, 1)], [], confidence=0.95)
     with pytest.raises(ValueError, match="no differences"):
         combine([], confidence=0.95)
+
+
+def drift(rng, sizes=(6, 4, 8), means=(0.1, 0.5, 2.0)):
+    """A drift on as many texts of each kind, whose kinds differ far more than their texts do."""
+    kinds = [kind for kind, n in zip("abc", sizes, strict=True) for _ in range(n)]
+    tokens = np.full(len(kinds), 64.0)
+    level = np.array([means["abc".index(kind)] for kind in kinds])
+    values = 64.0 * level * rng.lognormal(0.0, 0.3, len(kinds))
+    ids = tuple(f"{kind}{i}" for i, kind in enumerate(kinds))
+    return Items(KL_NATS, False, ids, ids, values, tokens, tuple(kinds))
+
+
+def test_what_the_kinds_of_a_drift_differ_in_is_no_error():
+    """Their numbers are fixed: by hand, the error is that of a stratified mean; the draws agree with it."""
+    found = drift(np.random.default_rng(3))
+    zeros = replace(found, numerators=np.zeros_like(found.numerators))
+    per_token = found.numerators / 64
+    parts = [per_token[np.array(found.categories) == kind] for kind in "abc"]
+    by_hand = math.sqrt(sum((len(p) / 18) ** 2 * p.var(ddof=1) / len(p) for p in parts))
+    got = paired_difference(found, zeros, confidence=0.95, num_bootstrap=20000, seed=0)
+    assert got.value == pytest.approx(per_token.mean()) and got.stderr == pytest.approx(by_hand)
+    assert score(found).stderr == pytest.approx(by_hand)
+    assert np.std(got.draws) == pytest.approx(by_hand, rel=0.02)
+    assert by_hand < 0.5 * per_token.std(ddof=1) / math.sqrt(18)
+
+
+def test_intervals_of_a_drift_hold_what_they_promise():
+    rng, truth = np.random.default_rng(4), np.average([0.1, 0.5, 2.0], weights=[6, 4, 8]) * math.exp(0.3**2 / 2)
+    held = 0
+    for seed in range(400):
+        found = drift(rng)
+        zeros = replace(found, numerators=np.zeros_like(found.numerators))
+        got = paired_difference(found, zeros, confidence=0.95, num_bootstrap=800, seed=seed)
+        held += got.low <= truth <= got.high
+    assert 0.87 <= held / 400 <= 0.99
+
+
+def test_a_kind_of_one_text_and_other_metrics_are_drawn_together():
+    found = drift(np.random.default_rng(3), sizes=(6, 1, 8))
+    assert [len(stratum) for stratum in found.strata] == [15]
+    assert [len(s) for s in replace(drift(np.random.default_rng(3)), metric="acc").strata] == [18]
