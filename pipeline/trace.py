@@ -195,9 +195,9 @@ def _leaves(node: Any, keys: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, 
 def _shown(value: float, text: str) -> bool:
     """Whether a report would write the value so; a number without a sign may stand for either."""
     plain = text.replace(",", "")
-    digits = len(plain.partition(".")[2].partition("e")[0])
-    own = f"{abs(value):.{digits}e}" if "e" in plain else f"{abs(value):.{digits}f}"
-    if float(own) != abs(float(plain)) or (not digits and value != int(value)):
+    mantissa, written = plain.partition("e")[0], "e" if "e" in plain else "f"
+    digits = len(mantissa.partition(".")[2])
+    if float(f"{abs(value):.{digits}{written}}") != abs(float(plain)) or (plain.isdigit() and value != int(value)):
         return False
     return plain[0] not in "+-" or (value < 0) == (plain[0] == "-")
 

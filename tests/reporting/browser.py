@@ -82,6 +82,12 @@ class Browser:
         shot = self._ask("Page.captureScreenshot", format="png", captureBeyondViewport=True)
         return Seen(facts, [text for event in self._events if (text := _error(event))], base64.b64decode(shot["data"]))
 
+    def evaluate(self, script: str) -> Any:
+        """The value of a script's last expression on the page that is open."""
+        found = self._ask("Runtime.evaluate", expression=script, returnByValue=True)
+        assert "exceptionDetails" not in found, found["exceptionDetails"]
+        return found["result"].get("value")
+
     def _ask(self, method: str, **params: Any) -> dict[str, Any]:
         number = next(self._ids)
         message = {"id": number, "method": method, "params": params}
