@@ -11,11 +11,10 @@ from typing import Any
 from pipeline.engine import artifact
 from pipeline.engine.errors import ConfigError
 from pipeline.engine.sources.hashes import write_atomic
+from pipeline.reporting.pages.items_page import embedded
 
 TEMPLATE = Path(__file__).with_name("page.html")
 PAGE = "index.html"
-# Inside a script element the browser looks for its end before anything else; these cannot end it.
-_HARMLESS = str.maketrans({"<": "\\u003c", ">": "\\u003e", "&": "\\u0026", "\u2028": "\\u2028", "\u2029": "\\u2029"})
 
 
 def write_page(outputs: Path) -> Path:
@@ -27,8 +26,7 @@ def write_page(outputs: Path) -> Path:
     runs = sorted(read_runs(outputs), key=lambda run: str(run["finished"]), reverse=True)
     if not runs:
         raise ConfigError(f"{outputs} holds no run ({outputs}/runs/NAME/VARIANT/graph.json); give paths.outputs of one")
-    text = json.dumps(runs, ensure_ascii=False, allow_nan=False, separators=(",", ":")).translate(_HARMLESS)
-    write_atomic(outputs / PAGE, TEMPLATE.read_text(encoding="utf-8").replace('"RUNS"', text))
+    write_atomic(outputs / PAGE, TEMPLATE.read_text(encoding="utf-8").replace('"RUNS"', embedded(runs)))
     return outputs / PAGE
 
 

@@ -57,10 +57,15 @@ def items_html(comparison: Comparison, *, per_benchmark: int, characters: int) -
     shown = [benchmark for benchmark in shown if benchmark["items"]]
     if not shown:
         return ""
-    text = json.dumps({"benchmarks": shown}, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
     environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined)
     template = environment.from_string(TEMPLATE.read_text(encoding="utf-8"))
-    return template.render(name=comparison.collection.name, data=text.translate(_HARMLESS))
+    return template.render(name=comparison.collection.name, data=embedded({"benchmarks": shown}))
+
+
+def embedded(values: Any) -> str:
+    """JSON that may stand inside a script element of a page."""
+    text = json.dumps(values, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
+    return text.translate(_HARMLESS)
 
 
 def _benchmark(comparison: Comparison, benchmark: Benchmark, limit: int, characters: int) -> dict[str, Any]:
