@@ -1,4 +1,4 @@
-"""Text in general, as token rows: what stands for what must not be forgotten, for methods that measure themselves on it."""
+"""Text in general as token rows: it stands for what must not be forgotten, for methods that measure a model on it."""
 
 from __future__ import annotations
 

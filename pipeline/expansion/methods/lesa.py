@@ -34,9 +34,9 @@ class Lesa(Fitting, Layout):
     gives for the two blocks beside it, and its matrix U S V. Nothing is zeroed.
 
     As published (`samples=rows`, `vectors=first_block`, `position=top_half`): one new block in every gap between blocks
-    of the top half, 15 to 31 of 32; rows of V are the samples; norms and biases are those of block 0, which the authors'
-    code copies and puts the predicted matrices into. Deviations that remain: the network is trained on a CPU with our
-    order of samples; directions whose singular value is below fp32's digits are left out; SVD from the Gram matrix.
+    of the top half, 15 to 31 of 32; rows of V are the samples; norms and biases are those of block 0, which the
+    authors' code copies and puts the predicted matrices into. Deviations that remain: the SVD comes from the Gram
+    matrix, directions whose singular value is below fp32's digits are left out, and the order of samples is ours.
 
     Ours, by name: `samples=columns` (whitened, the norm term per column: predictions come out small where neighbours
     say little of a block, a tenth of the neighbours' norm on SmolLM2-135M, and the model hardly changes: its loss on

@@ -138,7 +138,8 @@ def test_training_repeats_bit_for_bit_and_follows_its_seed():
 def test_the_norm_loss_pulls_norms_up():
     """Noise cannot be predicted, and the mean squared error alone makes predictions too short."""
     latent = torch.randn(4, 200, 6, generator=torch.Generator().manual_seed(1))
-    short, long = (between(fit(latent, settings(samples="columns", norm_weight=w)), latent[0], latent[2]).norm() for w in (0.0, 1.0))
+    networks = [fit(latent, settings(samples="columns", norm_weight=weight)) for weight in (0.0, 1.0)]
+    short, long = (between(network, latent[0], latent[2]).norm() for network in networks)
     assert short < long < latent[1].norm() * 1.1
 
 
