@@ -73,8 +73,10 @@ def training_params(section: Mapping[str, Any]) -> dict[str, Any]:
     """
     lengths = {key: section.get(key) for key in ("num_tokens", "num_steps")}
     whole = {key: int(n) for key, n in lengths.items() if isinstance(n, float) and n.is_integer()}
-    said = {key: value for key, value in section["strategy"].items() if value or key not in LATER_KEYS}
-    return {**section, **whole, "strategy": said, "track": track_params(section)}
+    if isinstance(strategy := section.get("strategy"), Mapping):
+        said = {key: value for key, value in strategy.items() if value or key not in LATER_KEYS}
+        section = {**section, "strategy": said}
+    return {**section, **whole, "track": track_params(section)}
 
 
 def forecast_training(

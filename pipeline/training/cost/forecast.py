@@ -162,7 +162,7 @@ def known_rate(manifests: Iterable[Mapping[str, Any]], host: str, precision: str
 
 
 def _memory_line(memory: Memory) -> str:
-    named = {"frozen": "frozen weights", "master": "fp32 weights", "base": "copy of the base", "starts": "its start"}
+    named = {"frozen": "frozen weights", "master": "fp32 weights", "base": "copy of the base", "starts": "penalties"}
     told = ", ".join(f"{named.get(name, name)} {size(number)}" for name, number in asdict(memory).items() if number)
     return f"memory      about {size(memory.total)} a process: {told}"
 

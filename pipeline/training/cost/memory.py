@@ -32,7 +32,7 @@ class Memory:
         activations: what the backward pass needs, at the moment when all of it is there.
         loss: one chunk of logits and their gradient, and the gradient of a head that trains.
         base: a copy of the model as it was, for penalties that compare with it; what is frozen is shared with it.
-        starts: fp32 copies of what trains, for penalties on how far it moved.
+        starts: fp32 copies of what trains, of its start and how much it matters, for penalties on how far it moved.
     """
 
     frozen: int

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from pipeline.training.methods.penalty import ParameterPenalty
-from pipeline.training.parallel.checkpoint import load_weights, save_weights
+from pipeline.training.parallel.checkpoint import has_weights, load_weights, save_weights
 from pipeline.training.parallel.distributed import is_sharded, own_part
 from pipeline.training.parallel.same_rows import SameRows
 
@@ -78,9 +78,9 @@ def _held(
     rows_of: Callable[[Any], Sequence[Sequence[int]]],
     progress: Callable[..., None],
 ) -> StartDistance:
-    kept = {one: torch.zeros_like(p) for one, p in same.trainable.items()} if folder.is_dir() else None
-    if kept is not None:
-        load_weights(folder, 0, kept, None)  # type: ignore[arg-type]  # it fills tensors of these names
+    if has_weights(folder, 0):
+        kept: Any = {one: torch.zeros_like(p) for one, p in same.trainable.items()}
+        load_weights(folder, 0, kept, None)
     else:
         progress(note=f"{name}: how much each parameter matters")
         kept = penalty.importance(same.trainable, same, lambda: rows_of(penalty))

@@ -159,6 +159,12 @@ def test_a_run_that_is_cut_ends_with_the_same_bits(expanded, tmp_path, strategy)
     assert column(tmp_path / "cut", "penalty/ewc")[-1] > 0 < column(tmp_path / "cut", "penalty/l2")[-1]
 
 
+def test_importance_that_was_being_written_when_a_run_was_killed_is_computed_again(expanded, tmp_path):
+    (tmp_path / "importance" / "ewc" / ".step-00000000.partial").mkdir(parents=True)
+    train(expanded, tmp_path, NewBlocks({"ewc": ewc(1.0)}), num_steps=1)
+    assert column(tmp_path, "penalty/ewc") == [0.0]
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("strategy", ["new_blocks_near_start", "full_near_start"])
 def test_two_processes_end_where_one_does(expanded, tmp_path, strategy):
