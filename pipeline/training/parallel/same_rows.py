@@ -13,8 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from pipeline.training.kernels.document_separation import IGNORED
-
+_IGNORED = -100
 Rows = Sequence[Sequence[int]]
 
 
@@ -63,7 +62,7 @@ class SameRows:
 
     def _batch(self, rows: Rows, window: int) -> dict[str, torch.Tensor]:
         ids = torch.tensor([[*row, *[row[-1]] * (window - len(row))] for row in rows])
-        labels = torch.tensor([[*row[1:], *[IGNORED] * (window - len(row) + 1)] for row in rows])
+        labels = torch.tensor([[*row[1:], *[_IGNORED] * (window - len(row) + 1)] for row in rows])
         places = torch.arange(window).expand(len(rows), window)
         named = {"input_ids": ids, "labels": labels, "position_ids": places}
         return {name: tensor.to(self.device) for name, tensor in named.items()}
@@ -74,5 +73,5 @@ class SameRows:
         chances = self._run(batch, logits=True).float().softmax(-1).cpu()
         drawn = torch.multinomial(chances, 1, generator=torch.Generator().manual_seed(seed))
         labels = batch["labels"].clone()
-        labels[labels != IGNORED] = drawn[:, 0].to(labels)
+        labels[labels != _IGNORED] = drawn[:, 0].to(labels)
         return labels
