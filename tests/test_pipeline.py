@@ -162,6 +162,27 @@ def test_a_model_that_is_not_identical_is_scored(arguments, run_here, tmp_path):
     assert found["evaluate/expanded/domain"]["value"] != found["evaluate/base/domain"]["value"]
 
 
+def test_methods_that_measure_on_general_text_read_what_each_names(arguments, words, run_here, tmp_path):
+    """ADEPT while it expands and while it trains, and EWC: each from a source of its own."""
+    arguments = [a for a in arguments if not a.startswith(("sft.", "data@sft", "expand.num_groups"))]
+    arguments += ["sft=none", "stage=pretrain", "expand=adept", "expand.num_new_blocks=1"]
+    arguments += ["+penalty@pretrain.strategy.penalties.ewc=ewc", "pretrain.strategy.penalties.ewc.max_tokens=128"]
+    arguments += ["pretrain.strategy.every=4", "pretrain.strategy.extra_modules=[model.norm]"]
+    for reader in ("expand", "pretrain.strategy", "pretrain.strategy.penalties.ewc"):
+        arguments += [f"data/source@{reader}.general=local", f"{reader}.general.origin.source.path={words / 'text'}"]
+    run_here(arguments)
+    (trained,) = artifacts(tmp_path / "outputs", "pretrain")
+    records = [json.loads(line) for line in (trained / "metrics.jsonl").read_text().splitlines()]
+    penalties = [record["penalty/ewc"] for record in records if "loss" in record]
+    assert len(penalties) == 8 and penalties[0] == 0 < penalties[-1]
+    measured = [json.loads(line) for line in (trained / "rates.jsonl").read_text().splitlines()]
+    assert [one["step"] for one in measured] == [4] and len(measured[0]["lr_scales"]) == 9
+    (grown,) = artifacts(tmp_path / "outputs", "expand")
+    changed = {n for n, t in weights(trained).items() if not torch.equal(t, weights(grown)[n])}
+    assert "model.norm.weight" in changed and len(changed) > 1
+    assert changed <= {*manifest(grown)["new_parameters"], "model.norm.weight"}
+
+
 def test_a_sweep_shares_what_it_can_and_ends_in_one_report(arguments, run_here, tmp_path):
     arguments = [*arguments, "sft=none", "expand.num_groups=1,2", "-m"]
     arguments.remove("expand.num_groups=2")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -32,12 +32,14 @@ from pipeline.training.kernels.head import head_of
 from pipeline.training.loop import train
 from pipeline.training.methods.base_copy import base_copy
 from pipeline.training.methods.optim import build_adamw
-from pipeline.training.methods.penalty import check_penalties, needs_base, with_penalties
+from pipeline.training.methods.penalty import check_penalties, needs_base, of_batches, with_penalties
 from pipeline.training.methods.quantised import held_tensors, hold_frozen
-from pipeline.training.methods.strategy import Strategy, apply_strategy
+from pipeline.training.methods.start_distance import FOLDER, hold
+from pipeline.training.methods.strategy import AdaptsRates, Strategy, apply_strategy
 from pipeline.training.micro_batches import MicroBatches
 from pipeline.training.packed_loss import PackedLoss
 from pipeline.training.parallel.distributed import distribute, handlers, main_takes_its_time, own_part
+from pipeline.training.parallel.same_rows import Rows, SameRows
 from pipeline.training.reload_check import check_rows
 from pipeline.training.runtime import Row, RowStream, Runtime
 from pipeline.training.saving import Prepared, loaded_dtype, run_dtype, save_and_check
@@ -57,11 +59,13 @@ def fit(
     runtime: Runtime,
     device: Device,
     tracking: Tracking | None = None,
+    general_rows: Callable[[Any], Rows] | None = None,
 ) -> dict[str, Any]:
     """Train the model saved in `source` and save the result to `target`.
 
     What trains is held in fp32 (master weights); with precision bf16 everything else stays in bf16 and matrices are
     multiplied in bf16, or with `frozen_dtype` in fewer bits. Frozen tensors are hashed before and after.
+    `general_rows` reads the text that a strategy or a penalty names (`ReadsGeneralText`).
 
     Returns:
         Metrics: losses, counts of parameters, tokens per second, utilisation, peak memory, and the result of the audit.
@@ -78,14 +82,17 @@ def fit(
         ready = _prepare(accelerator, source, strategy, settings, num_steps, device)
     frozen_before = _hashes(ready.frozen)
     with fp32_matmul(ready.facts["fp32_matmul"]):
+        same = SameRows(ready.loss_model, ready.trainable, accelerator.device, settings.precision, runtime.micro_batch)
+        with shortage_explained(settings.seq_len, device.knobs):
+            penalties = hold(strategy.penalties, same, runtime.directory, general_rows or _no_text, runtime.progress)
         tracker = _tracker(accelerator, tracking, settings, runtime, device, ready) if tracking else None
         tried = _try_a_step(accelerator, settings, stream, runtime, device, ready, num_steps, expected)
         compiling = {"validation", *(() if tried else ("step",))} if ready.facts["compiled"] else ()
         with shortage_explained(settings.seq_len, device.knobs):
             summary = train(
                 accelerator, ready.loss_model, ready.optimizer, ready.trainable, stream, validation, settings,
-                num_steps, replace(runtime, cost=ready.cost, compiling=frozenset(compiling)), strategy.penalties,
-                tracker,
+                num_steps, replace(runtime, cost=ready.cost, compiling=frozenset(compiling)), penalties, tracker,
+                _rates(source, strategy, same, ready.optimizer, general_rows or _no_text, num_steps),
             )  # fmt: skip
         best = peak(accelerator.device, settings.precision)
         audit_frozen(frozen_before, _hashes(ready.frozen))
@@ -94,7 +101,7 @@ def fit(
         with main_takes_its_time(accelerator):
             checked = save_and_check(accelerator, source, target, strategy, settings, ready, rows)
             if accelerator.is_main_process:
-                for name in ("checkpoints", BEST):
+                for name in ("checkpoints", BEST, FOLDER):
                     shutil.rmtree(runtime.directory / name, ignore_errors=True)
     accelerator.end_training()
     summary |= {**tried, **utilisation(summary, best)}
@@ -166,7 +173,7 @@ def _prepare(
     lr_scales = strategy.lr_scales(expansion)
     loss_model, optimizer, trainable = distribute(
         accelerator,
-        PackedLoss(model, head, device.loss_chunk, attention == "flash", apart, strategy.penalties, base),
+        PackedLoss(model, head, device.loss_chunk, attention == "flash", apart, of_batches(strategy.penalties), base),
         decoder_blocks(loaded) if device.layout.sharding != "none" else (),
         device.layout,
         lambda named: build_adamw(
@@ -212,13 +219,26 @@ def _tracker(
     return Tracker(tracking, base, accelerator, batches, ready.trainable, ready.optimizer, runtime.directory)
 
 
+def _rates(
+    source: Path, strategy: Strategy, same: SameRows, optimizer: Any, rows_of: Callable[[Any], Rows], num_steps: int
+) -> Any:
+    """What sets learning rates along the run; None where nothing does."""
+    if not isinstance(strategy, AdaptsRates):
+        return None
+    return strategy.rates(read_expansion(source), same, optimizer, rows_of(strategy), num_steps)
+
+
+def _no_text(reader: Any) -> Rows:
+    raise ValueError(f"{type(reader).__name__} reads text in general, and none was given")
+
+
 def _apart(loaded: Any, device: Device, strategy: Strategy) -> bool:
     """Say that documents of a row are taken apart, and what does not go with that; whether to compile: no."""
     kind = type(loaded).__name__
-    if strategy.penalties:
+    if penalties := of_batches(strategy.penalties):
         raise ValueError(
             f"{kind} lets a document of a packed row see the one before it, so it is given one document a row, which "
-            f"penalties cannot follow; remove strategy.penalties ({', '.join(strategy.penalties)})"
+            f"penalties cannot follow; remove strategy.penalties ({', '.join(penalties)})"
         )
     if device.layout.sharding != "none":
         # Processes would run their blocks different numbers of times, and wait for each other for ever.

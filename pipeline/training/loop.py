@@ -14,10 +14,9 @@ from pipeline.training.cost.throughput import Throughput
 from pipeline.training.journal import Journal
 from pipeline.training.kernels.document_separation import IGNORED
 from pipeline.training.methods.optim import learning_rate, set_learning_rate
-from pipeline.training.methods.penalty import Penalty
 from pipeline.training.micro_batches import MicroBatches
 from pipeline.training.parallel.checkpoint import load_checkpoint, save_checkpoint
-from pipeline.training.parallel.distributed import clip, whole
+from pipeline.training.parallel.distributed import agree, clip, whole
 from pipeline.training.runtime import Row, RowStream, Runtime, StoppedError
 from pipeline.training.settings import Settings
 from pipeline.training.spikes import SpikeGuard
@@ -35,8 +34,9 @@ def train(
     settings: Settings,
     num_steps: int,
     runtime: Runtime,
-    penalties: Mapping[str, Penalty],
+    penalties: Mapping[str, Any],
     tracker: Tracker | None = None,
+    rates: Any = None,
 ) -> dict[str, Any]:
     """Take `num_steps` optimizer steps, resuming from the newest checkpoint in `runtime.directory`.
 
@@ -48,8 +48,9 @@ def train(
         loss_model, optimizer: a `PackedLoss` and its optimizer, as `distribute` gave them.
         trainable: the parameters in `optimizer`, by the names under which checkpoints keep them.
         validation: rows by source.
-        penalties: those of `loss_model`.
+        penalties: those of `loss_model`, and those on its parameters as `hold` gave them.
         tracker: of what is measured beside the validation loss; it may end the run before `num_steps`.
+        rates: what sets parameters' learning rates along the run, as `AdaptsRates.rates` gave it.
 
     Returns:
         Headline metrics: first and last validation loss, training loss, tokens, tokens per second.
@@ -60,24 +61,25 @@ def train(
     """
     return _Run(
         accelerator, loss_model, optimizer, trainable, stream, validation, settings, num_steps, runtime, penalties,
-        tracker,
+        tracker, rates,
     ).run()  # fmt: skip
 
 
 class _Run:
     def __init__(
         self, accelerator, loss_model, optimizer, trainable, stream, validation, settings, num_steps, runtime,
-        penalties, tracker,
+        penalties, tracker, rates,
     ):  # fmt: skip
         self.accelerator, self.model, self.optimizer, self.trainable = accelerator, loss_model, optimizer, trainable
         self.stream, self.validation, self.settings = stream, validation, settings
-        self.num_steps, self.runtime, self.tracker = num_steps, runtime, tracker
+        self.num_steps, self.runtime, self.tracker, self.rates = num_steps, runtime, tracker, rates
         self.micro_batches = MicroBatches(accelerator, loss_model, settings.precision, runtime.micro_batch, penalties)
         self.step, self.tokens, self.samples, self.losses, self.validations = 0, 0, 0, [], []
         self.measured_step: int | None = None
         self.compiling = set(runtime.compiling)
         self.checkpoints = runtime.directory / "checkpoints"
-        self.journal = Journal(runtime.directory, (METRICS, "samples"), accelerator.is_main_process)
+        files = (METRICS, "samples", *(["rates"] if rates else []))
+        self.journal = Journal(runtime.directory, files, accelerator.is_main_process)
         self.trackers = Trackers(accelerator, runtime.directory / METRICS_FILE, self.checkpoints)
         self.spikes = SpikeGuard(settings.spike_sigmas, settings.spike_window, settings.max_skipped_steps)
 
@@ -95,11 +97,12 @@ class _Run:
             self._advance([next(rows) for _ in range(self.settings.batch_size)])
             self.runtime.deadline.took("step", time.monotonic() - began)
             if self._measuring_is_due():
-                if self._agree(self.runtime.deadline.reached("validation"))[0]:
+                if agree(self.accelerator, self.runtime.deadline.reached("validation"))[0]:
                     self._save()  # what resumes from here measures first
                     raise self._stopped("stopped before the time limit")
                 self._measure()
-            stop, late, save = self._agree(
+            stop, late, save = agree(
+                self.accelerator,
                 self.runtime.should_stop(),
                 self.runtime.deadline.reached(),
                 time.monotonic() - saved_at >= self.runtime.checkpoint_every_s,
@@ -120,10 +123,18 @@ class _Run:
 
     def _advance(self, rows: list[Row]) -> None:
         """One step, and what is written down of it."""
+        if self.rates and self.rates.is_due(self.step):  # first, so that no checkpoint falls between it and its step
+            self._set_rates()
         self._log(self._take_step(rows))
         if self.runtime.log_samples:
             spans = [row["spans"].tolist() for row in rows if "spans" in row]
             self.journal.write("samples", {"step": self.step, "rows": spans})
+
+    def _set_rates(self) -> None:
+        started = time.monotonic()
+        self.runtime.progress(step=self.step, total=self.num_steps, note="learning rates by importance")
+        self.journal.write("rates", {"step": self.step, **self.rates.measure()})
+        self.throughput.exclude(time.monotonic() - started)
 
     def _is_over(self) -> bool:
         return self.step >= self.num_steps or bool(self.tracker and self.tracker.stopped)
@@ -143,13 +154,6 @@ class _Run:
         compiles = what in self.compiling
         self.compiling.discard(what)
         return " (compiling)" if compiles else ""
-
-    def _agree(self, *decisions: bool) -> list[bool]:
-        """A signal or a clock may reach the processes at different steps: one that says yes decides for all."""
-        if self.accelerator.num_processes == 1:
-            return list(decisions)
-        votes = torch.tensor(decisions, dtype=torch.int32, device=self.accelerator.device)
-        return [bool(v) for v in self.accelerator.reduce(votes, "sum")]
 
     def _take_step(self, rows: list[Row]) -> StepRecord:
         settings, accelerator = self.settings, self.accelerator
@@ -172,17 +176,9 @@ class _Run:
         self.samples += sum(len(row.get("spans", ())) for row in rows)
         self.throughput.add(rows)
         return StepRecord(
-            step=self.step,
-            tokens=self.tokens,
-            samples=self.samples,
-            labels=num_labels,
-            loss=loss,
-            penalties=penalties,
-            lr=lr,
-            grad_norm=grad_norm,
-            skipped=skipped,
-            tokens_per_s=round(self.throughput.tokens_per_s, 1),
-        )
+            step=self.step, tokens=self.tokens, samples=self.samples, labels=num_labels, loss=loss, penalties=penalties,
+            lr=lr, grad_norm=grad_norm, skipped=skipped, tokens_per_s=round(self.throughput.tokens_per_s, 1),
+        )  # fmt: skip
 
     def _gradient(self, rows: Sequence[Row], num_labels: int) -> tuple[float, dict[str, float], float]:
         """Have the clipped gradient of a global batch in the parameters.
@@ -196,7 +192,7 @@ class _Run:
         norm = clip(accelerator, self.optimizer, self.trainable, self.settings.max_grad_norm)
         # Summed over the processes, so that all of them decide about the step by the same numbers.
         loss, *totals, norm = accelerator.reduce(torch.cat([sums, whole(norm).to(sums).reshape(1)]), "sum").tolist()
-        named = zip(self.micro_batches.penalties, totals, counts, strict=True)
+        named = zip(self.micro_batches.names, totals, counts, strict=True)
         means = {name: total / count for name, total, count in named if count}
         return loss / num_labels, means, norm / accelerator.num_processes
 
@@ -223,14 +219,10 @@ class _Run:
         for source, rows in self.validation.items():
             note = f"validating on {source}{self._compiling('validation')}"
             self.runtime.progress(step=self.step, total=self.num_steps, note=note)
-            loss, labels = self._validation_loss(rows)
+            loss, labels = self.micro_batches.validation_loss(rows)
             by_source[source] = loss / max(1, labels)
             total, count = total + loss, count + labels
         return ValidationRecord(self.step, self.tokens, by_source, total / max(1, count))
-
-    def _validation_loss(self, rows: Sequence[Row]) -> tuple[float, int]:
-        total = self.accelerator.reduce(self.micro_batches.loss_sum(rows), "sum").item()
-        return total, sum(int((row["labels"] != IGNORED).sum()) for row in rows)
 
     def _log(self, record: StepRecord) -> None:
         if record.skipped is None:
@@ -257,6 +249,7 @@ class _Run:
                 "validations": self.validations,
                 "measured_step": self.measured_step,
                 "tracked": self.tracker.state_dict() if self.tracker else None,
+                "rates": self.rates.state_dict() if self.rates else None,
                 "durations": self.runtime.deadline.state_dict(),
                 "spikes": self.spikes.state_dict(),
                 "stream": self.stream.state_dict(),
@@ -276,6 +269,8 @@ class _Run:
         if self.tracker:
             self.tracker.load_state_dict(state and state["tracked"])
         if state:
+            if self.rates:
+                self.rates.load_state_dict(state["rates"])
             self.step, self.tokens, self.samples = state["step"], state["tokens"], state["samples"]
             self.losses, self.validations = state["losses"], state["validations"]
             self.measured_step = state["measured_step"]

@@ -11,7 +11,8 @@ import torch
 
 from pipeline.training.cost.throughput import PADDING_SEGMENT, padding_of
 from pipeline.training.kernels.document_separation import IGNORED
-from pipeline.training.methods.penalty import Penalty
+from pipeline.training.methods.penalty import Penalty, of_batches
+from pipeline.training.methods.start_distance import StartDistance
 from pipeline.training.parallel.distributed import unsynchronized
 from pipeline.training.runtime import Row
 
@@ -23,7 +24,7 @@ class MicroBatches:
         model: the `PackedLoss`, as `distribute` gave it.
         precision: of the settings; bf16 computes under autocast.
         micro_batch: rows at once.
-        penalties: those of `model`.
+        penalties: those of `model`, and those on how far its parameters moved.
     """
 
     def __init__(
@@ -32,16 +33,23 @@ class MicroBatches:
         model: torch.nn.Module,
         precision: str,
         micro_batch: int,
-        penalties: Mapping[str, Penalty],
+        penalties: Mapping[str, Penalty | StartDistance],
     ) -> None:
-        self.penalties = penalties
+        self.penalties = of_batches(penalties)
+        self.distances = {name: one for name, one in penalties.items() if isinstance(one, StartDistance)}
         self._accelerator, self._model, self._precision, self._micro_batch = accelerator, model, precision, micro_batch
+
+    @property
+    def names(self) -> list[str]:
+        """Of the penalties, in the order in which `backward` returns them."""
+        return [*self.penalties, *self.distances]
 
     def backward(self, rows: Sequence[Row], num_labels: int) -> tuple[torch.Tensor, list[int]]:
         """Have the gradient of a global batch in the parameters, not clipped.
 
         Returns:
-            This process's summed loss and then its penalties' sums; what each penalty counts on all processes.
+            This process's summed loss and then its penalties' sums; what each penalty counts on all processes, by
+            which the sum over them is divided.
         """
         counts = [sum(p.count(row["labels"], padding_of(row)) for row in rows) for p in self.penalties.values()]
         sums = torch.zeros(1 + len(counts), device=self._accelerator.device)
@@ -51,7 +59,10 @@ class MicroBatches:
                 terms = self._loss(micro).reshape(-1)
                 self._accelerator.backward(self._objective(terms, num_labels, counts))
             sums += terms.detach()
-        return sums, counts
+        # Once a step, on the gradient that all micro batches made: the parameters are the same in each of them.
+        distances = [one.add().to(sums).reshape(1) for one in self.distances.values()]
+        whole = [1 if one.is_sharded else self._accelerator.num_processes for one in self.distances.values()]
+        return torch.cat([sums, *distances]), [*counts, *whole]
 
     @torch.no_grad()
     def loss_sum(self, rows: Sequence[Row]) -> torch.Tensor:
@@ -60,6 +71,11 @@ class MicroBatches:
         for micro in self._shares(rows) if rows else ():
             total += self._loss(micro)
         return total
+
+    def validation_loss(self, rows: Sequence[Row]) -> tuple[float, int]:
+        """The summed loss over all processes, as `loss_sum`, and how many labels the rows have."""
+        total = self._accelerator.reduce(self.loss_sum(rows), "sum").item()
+        return total, sum(int((row["labels"] != IGNORED).sum()) for row in rows)
 
     @torch.no_grad()
     def logits(self, rows: Sequence[Row]) -> list[torch.Tensor]:

@@ -7,9 +7,12 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
+from pipeline.data.general_text import ReadsGeneralText, check_bounds
 from pipeline.data.packing.schedule import check_shares
+from pipeline.data.sources.files import Listing, Locate
+from pipeline.training.cost.memory import ZERO_STAGES
 from pipeline.training.methods.penalty import check_penalties
-from pipeline.training.methods.strategy import Strategy
+from pipeline.training.methods.strategy import AdaptsRates, Strategy
 from pipeline.training.settings import Settings
 from pipeline.training.tracking.track import DOMAIN, DRIFT, Track, track_params
 
@@ -18,6 +21,8 @@ if TYPE_CHECKING:  # a request is checked without
 
 KEPT = ("num_blocks", "max_position_embeddings", "shape", "chat_template", "expanded")
 """Facts about a model that training does not change."""
+LATER_KEYS = ("extra_modules", "num_blocks")
+"""Keys of a strategy that say nothing where they are empty: models trained before there were these are the same."""
 SAMPLES_NEEDED = "samples of the base; set track.samples, as conf/samples/base.yaml does"
 
 
@@ -51,6 +56,10 @@ class Workspace(Protocol):
     directory: Path
     inputs: dict[str, Path]
 
+    @property
+    def locate(self) -> Locate: ...
+    @property
+    def listing(self) -> Listing: ...
     def progress(self, **fields: Any) -> None: ...
     def should_stop(self) -> bool: ...
 
@@ -64,6 +73,9 @@ def training_params(section: Mapping[str, Any]) -> dict[str, Any]:
     """
     lengths = {key: section.get(key) for key in ("num_tokens", "num_steps")}
     whole = {key: int(n) for key, n in lengths.items() if isinstance(n, float) and n.is_integer()}
+    if isinstance(strategy := section.get("strategy"), Mapping):
+        said = {key: value for key, value in strategy.items() if value or key not in LATER_KEYS}
+        section = {**section, "strategy": said}
     return {**section, **whole, "track": track_params(section)}
 
 
@@ -95,8 +107,29 @@ def forecast_training(
             f"(expand=none adds nothing); use expand=block, or strategy@{section}.strategy=full (or lora)"
         )
     getattr(strategy, "check", lambda *_: None)(facts["num_blocks"], facts["expanded"])
+    check_general_text(strategy, params["seq_len"], request.launch.get("sharding", "none"))
     ahead = rows_ahead(request.inputs["data"].directory, params, mixing)
     return facts, tell(facts["shape"], strategy, params, request.launch, ahead, request.earlier)
+
+
+def check_general_text(strategy: Strategy, seq_len: int, sharding: str) -> None:
+    """Refuse text in general whose rows are longer than those of training, and rates by it that cannot be set.
+
+    Raises:
+        ValueError: what was found, and what to change.
+    """
+    for name, reader in {"strategy": strategy, **strategy.penalties}.items():
+        if isinstance(reader, ReadsGeneralText):
+            check_bounds(reader)
+            if reader.window > seq_len:
+                raise ValueError(
+                    f"window={reader.window} of {name} is more than seq_len={seq_len}, the longest row that this stage "
+                    f"has memory for; use at most {seq_len}"
+                )
+    if isinstance(strategy, AdaptsRates) and sharding in ZERO_STAGES:
+        raise ValueError(
+            f"launch.sharding={sharding} cannot train with learning rates that change along the run; use none or fsdp2"
+        )
 
 
 def check_tracking(track: Track, request: Request) -> None:
@@ -143,8 +176,10 @@ def train(
         ValueError: see `fit`.
         StoppedError: the workspace was asked to stop.
     """
+    from pipeline.data.general_text import general_rows
     from pipeline.data.prepared import open_stream, unused, validation_rows
     from pipeline.models import load_tokenizer
+    from pipeline.models.architecture.embedding import embedding_rows
     from pipeline.training.device import launch_options
     from pipeline.training.fit import fit
 
@@ -152,11 +187,15 @@ def train(
     runtime, device = launch_options(workspace.launch, workspace.directory, workspace.progress, workspace.should_stop)
     stream = open_stream(data, settings.seq_len, settings.seed, **{key: params[key] for key in mixing})
     stream.set_length(settings.total_steps(stream.rows_of) * settings.batch_size, settings.last_row(stream.rows_of))
-    validation = validation_rows(data, load_tokenizer(source), settings.seq_len, settings.validation_tokens)
+    tokenizer = load_tokenizer(source)
+    validation = validation_rows(data, tokenizer, settings.seq_len, settings.validation_tokens)
     tracking = _tracking(workspace, source, texts_of, base)
-    metrics = fit(
-        source, workspace.directory / "model", strategy, settings, stream, validation, runtime, device, tracking
-    )
+
+    def general(reader: ReadsGeneralText) -> list[list[int]]:
+        return general_rows(reader, tokenizer, embedding_rows(source), workspace.locate, workspace.listing)
+
+    target = workspace.directory / "model"
+    metrics = fit(source, target, strategy, settings, stream, validation, runtime, device, tracking, general)
     return {**metrics, **stream.summary(), "data": unused(data)}
 
 

@@ -30,6 +30,7 @@ METHODS = {
     "random": {"_target_": "pipeline.expansion.methods.block.BlockExpansion", "num_groups": 2, "init": "random"},
     "adept": {
         "_target_": "pipeline.expansion.methods.adept.Adept", "num_new_blocks": 2, "window": 16, "max_tokens": 32,
+        "block_rates": False,
         "general": {
             "_target_": "pipeline.data.sources.documents.Text", "weight": 1.0, "text_field": "text",
             "boundary": None, "max_symbol_fraction": None,

@@ -26,10 +26,14 @@ import torch
 from transformers.models.llama import modeling_llama  # noqa: F401
 
 from pipeline.data.packing.mixture import PackedStream
+from pipeline.data.sources.documents import LocalFiles, Text
 from pipeline.data.tokens.store import TokenStore
 from pipeline.training.device import launch_options
 from pipeline.training.fit import fit
+from pipeline.training.methods.adept import Adept
+from pipeline.training.methods.ewc import Ewc
 from pipeline.training.methods.kl_to_base import KlToBase
+from pipeline.training.methods.l2_sp import L2Sp
 from pipeline.training.methods.strategy import Full, Lora, NewBlocks
 from pipeline.training.runtime import StoppedError
 from pipeline.training.settings import Settings
@@ -40,12 +44,17 @@ from tests.training import knobs
 LAUNCH = {**knobs.LAUNCH, "micro_batch": 1}
 # Three rows over two processes: one of them has a row less. Labels are of very different number from row to row.
 SETTINGS = {**knobs.SETTINGS, "batch_size": 3, "num_steps": 8, "max_skipped_steps": 0}
+TEXT = Text(LocalFiles({"kind": "local", "content": "x"}), 1.0, "text", None, None)
+NEAR_START = {"ewc": Ewc(50.0, TEXT, 16, 200, "model", 0), "l2": L2Sp(0.1)}
 STRATEGIES = {
     "new_blocks": NewBlocks,
     "full": Full,
     "lora_with_dropout": lambda: Lora(4, 8, 0.1, "all-linear"),
     "lora": lambda: Lora(4, 8, 0.0, "all-linear"),
     "new_blocks_near_base": lambda: NewBlocks({"kl": KlToBase(3.0, 2.0, "all")}),
+    "new_blocks_near_start": lambda: NewBlocks(NEAR_START),
+    "full_near_start": lambda: Full(NEAR_START),
+    "adept": lambda: Adept(general=TEXT, window=16, max_tokens=200, batch_size=2, every=3),
     "full_near_base": lambda: Full({"kl": KlToBase(3.0, 2.0, "prompt")}),
 }
 
@@ -58,6 +67,12 @@ def chats(number: int) -> TokenStore:
     learned = np.repeat(rng.random(number) ** 3, lengths)
     targets = (rng.random(lengths.sum()) < np.maximum(learned, 0.05)).astype(np.uint8)
     return TokenStore("a", tokens, np.concatenate([[0], np.cumsum(lengths)]), targets)
+
+
+def general_rows(reader: object) -> list[list[int]]:
+    """Text in general, as token rows."""
+    rng = np.random.default_rng(3)
+    return [rng.integers(3, 40, length).tolist() for length in (16, 5, 11, 2, 16)]
 
 
 def stream_of(run: dict) -> PackedStream:
@@ -86,8 +101,9 @@ def train(run: dict) -> dict:
     strategy = STRATEGIES[run.get("strategy", "new_blocks")]()
     tracking = tracking_of(run["track"], run.get("base"), settings.seq_len) if "track" in run else None
     return fit(
-        Path(run["source"]), directory / "model", strategy, settings, stream, validation, runtime, device, tracking
-    )
+        Path(run["source"]), directory / "model", strategy, settings, stream, validation, runtime, device, tracking,
+        general_rows,
+    )  # fmt: skip
 
 
 def texts(number: int, seed: int) -> list[SimpleNamespace]:

@@ -8,11 +8,12 @@ from dataclasses import dataclass
 from typing import Any
 
 from pipeline.data.corpus import Workspace
+from pipeline.data.general_text import check_bounds, general_rows
 from pipeline.data.sources.documents import Text, describe
 from pipeline.expansion.base import Plan
 from pipeline.expansion.layout import explicit
 from pipeline.expansion.methods.block import plan_stack, zeroed_writers
-from pipeline.expansion.methods.importance import Importance, measure, token_rows
+from pipeline.expansion.methods.importance import Importance, measure
 from pipeline.expansion.source import Source
 
 
@@ -20,25 +21,27 @@ from pipeline.expansion.source import Source
 class Adept:
     """Put an identity copy directly above each of the blocks whose bypassing raises the loss on general text least.
 
-    The copies start with zeroed residual writers, as LLaMA Pro's do, so that the expanded model is exact; they alone
-    train, each with the learning rate times 2(1 - I), where I in [0, 1] is the importance of its origin.
+    The first of the paper's two steps, "general-competence guided selective layer expansion". The copies start with
+    zeroed residual writers, as LLaMA Pro's do, so that the expanded model is exact. The second step, rates of their own
+    for the copies' tensors, is `strategy=adept` in training, which this option of conf/expand chooses.
 
-    Two things differ from the paper. It divides blocks into units and computes the importance again and again while it
-    trains; here a whole block is one unit, and its importance is measured once, at the expansion. How I is brought into
-    [0, 1] is ours, see `Importance.shares`: the mean over the copied blocks is 1/2, so that on the average they learn
-    at the strategy's learning rate.
+    As the authors' code (PuppyKnightUniversity/ADEPT), but that padding does not count and every token weighs the same.
 
     Attributes:
-        num_new_blocks: k, how many blocks are copied.
+        num_new_blocks: k, how many blocks are copied; 4 of 28 to 36 in the paper.
         general: a source of documents that stand for what must not be forgotten. Not what forgetting is measured on.
         window: tokens of one document, at most.
         max_tokens: of all documents together; the model runs over them once for each of its blocks, and once more.
+        block_rates: ours, in the place of the second step: each copy trains (`strategy=new_blocks`) with the learning
+            rate times 2(1 - I) from the first step to the last, where I is its origin's importance, measured here; see
+            `Importance.shares`.
     """
 
     num_new_blocks: int
     general: Text
     window: int
     max_tokens: int
+    block_rates: bool
 
     @classmethod
     def settings_for(cls, settings: Mapping[str, Any], total: int, num_blocks: int | None) -> dict[str, Any]:
@@ -52,11 +55,7 @@ class Adept:
                 f"num_new_blocks={self.num_new_blocks} must be from 1 to the model's {num_blocks} blocks; each is "
                 "copied once at most"
             )
-        if self.window < 2 or self.max_tokens < 2:
-            raise ValueError(
-                f"window={self.window} and max_tokens={self.max_tokens} must be at least 2: a first token is never "
-                "predicted"
-            )
+        check_bounds(self)
 
     def plan(self, source: Source, place: Workspace) -> Plan:
         """Measure, choose, plan; see `Expansion.plan`. What was measured is kept in the plan's notes.
@@ -67,6 +66,7 @@ class Adept:
         self.check(source.anatomy.num_blocks)
         importance = self._measure(source, place)
         chosen = importance.least(self.num_new_blocks)
+        scales = {block: 2 * (1 - i) for block, i in zip(chosen, importance.shares(chosen), strict=True)}
         plan = plan_stack(
             source,
             explicit(source.anatomy.num_blocks, [(block, 1) for block in chosen], origin="last"),
@@ -74,7 +74,7 @@ class Adept:
             exact=True,
             method="adept",
             settings={**vars(self), "general": describe(self.general.origin)},
-            lr_scales={b: 2 * (1 - i) for b, i in zip(chosen, importance.shares(chosen), strict=True)},
+            lr_scales=scales if self.block_rates else None,
         )
         return dataclasses.replace(plan, notes={**plan.notes, "importance": dataclasses.asdict(importance)})
 
@@ -82,13 +82,11 @@ class Adept:
         import torch
         from accelerate import PartialState
 
-        from pipeline.data.tokens.text_encoder import TextEncoder
         from pipeline.models import load, load_tokenizer
         from pipeline.models.architecture.embedding import embedding_rows
 
-        texts = (document.text for document in self.general.documents(place.locate, place.listing))
-        encoder = TextEncoder(load_tokenizer(source.directory), embedding_rows(source.directory))
-        rows = token_rows(encoder, texts, self.window, self.max_tokens)
+        tokenizer, num_rows = load_tokenizer(source.directory), embedding_rows(source.directory)
+        rows = general_rows(self, tokenizer, num_rows, place.locate, place.listing)
         # fp32 whatever the weights are stored in: two blocks may differ by less than bf16 resolves.
         model = load(source.directory, dtype=torch.float32).to(PartialState().device)
         blocks = list(model.get_submodule(source.anatomy.prefix.removesuffix(".")))

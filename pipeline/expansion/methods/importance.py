@@ -5,14 +5,12 @@ Shapes: B rows, T tokens of a row, V vocabulary.
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import nn
 
-from pipeline.data.tokens.text_encoder import TextEncoder
 from pipeline.models.architecture.blocks import bypassed
 
 _IGNORED = -100
@@ -46,29 +44,6 @@ class Importance:
         costs = [max(0.0, self.increases[block]) for block in blocks]
         mean = sum(costs) / len(costs)
         return [min(1.0, cost / (2 * mean)) if mean else 0.5 for cost in costs]
-
-
-def token_rows(encoder: TextEncoder, texts: Iterable[str], window: int, max_tokens: int) -> list[list[int]]:
-    """The first `window` tokens of each text, taken in the order of the texts' hashes, of `max_tokens` in sum.
-
-    A text begins as a document of training does. The last row is cut where the sum is reached.
-
-    Raises:
-        ValueError: there is no text of two tokens, or the model has no row for a token.
-    """
-    rows: list[list[int]] = []
-    left = max_tokens
-    for text in sorted(texts, key=lambda text: hashlib.sha256(text.encode()).digest()):
-        limit = min(window, left)
-        ids = encoder.prompt(text)[:limit]
-        if len(ids) > 1:
-            rows.append(ids)
-            left -= len(ids)
-        if left < 2:
-            break
-    if not rows:
-        raise ValueError("the general text has no document of two tokens or more; give expand.general another source")
-    return rows
 
 
 def measure(

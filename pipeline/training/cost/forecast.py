@@ -12,7 +12,7 @@ from pipeline.models.architecture.shape import Shape, read_shape
 from pipeline.training.cost.flops import Cost, Trains, cost_of
 from pipeline.training.cost.memory import Knobs, Memory, memory_of
 from pipeline.training.cost.tracking import TrackingCost, tracking_cost
-from pipeline.training.methods.penalty import needs_base, with_penalties
+from pipeline.training.methods.penalty import needs_base, num_copies, with_penalties
 from pipeline.training.methods.strategy import Strategy
 from pipeline.training.settings import Settings
 from pipeline.training.tracking.track import Track
@@ -79,7 +79,8 @@ def forecast(
     if known is None:
         return None
     shape, trains = known
-    memory = memory_of(shape, trains, settings, Knobs.of(launch), needs_base(strategy.penalties))
+    held = needs_base(strategy.penalties), num_copies(strategy.penalties)
+    memory = memory_of(shape, trains, settings, Knobs.of(launch), *held)
     in_epochs = settings.num_epochs is not None
     steps = None if in_epochs and rows_of is None else settings.total_steps(rows_of or (lambda _: 0))
     num_trainable, cost, track = trains.num_trainable(shape), cost_of(shape, trains), Track.of(params)
@@ -161,7 +162,7 @@ def known_rate(manifests: Iterable[Mapping[str, Any]], host: str, precision: str
 
 
 def _memory_line(memory: Memory) -> str:
-    named = {"frozen": "frozen weights", "master": "fp32 weights", "base": "copy of the base"}
+    named = {"frozen": "frozen weights", "master": "fp32 weights", "base": "copy of the base", "starts": "penalties"}
     told = ", ".join(f"{named.get(name, name)} {size(number)}" for name, number in asdict(memory).items() if number)
     return f"memory      about {size(memory.total)} a process: {told}"
 

@@ -32,6 +32,7 @@ class Memory:
         activations: what the backward pass needs, at the moment when all of it is there.
         loss: one chunk of logits and their gradient, and the gradient of a head that trains.
         base: a copy of the model as it was, for penalties that compare with it; what is frozen is shared with it.
+        starts: fp32 copies of what trains, of its start and how much it matters, for penalties on how far it moved.
     """
 
     frozen: int
@@ -41,11 +42,12 @@ class Memory:
     activations: int
     loss: int
     base: int = 0
+    starts: int = 0
 
     @property
     def state(self) -> int:
         """What is held from the first step to the last."""
-        return self.frozen + self.master + self.gradients + self.optimizer + self.base
+        return self.frozen + self.master + self.gradients + self.optimizer + self.base + self.starts
 
     @property
     def total(self) -> int:
@@ -79,9 +81,11 @@ class Knobs:
         )
 
 
-def memory_of(shape: Shape, trains: Trains, settings: Settings, knobs: Knobs, with_base: bool = False) -> Memory:
+def memory_of(
+    shape: Shape, trains: Trains, settings: Settings, knobs: Knobs, with_base: bool = False, num_copies: int = 0
+) -> Memory:
     """The memory of training a model of this shape. `with_base`: penalties compare with the model as it was, by the
-    logits of both."""
+    logits of both. `num_copies`: of what trains in fp32, that other penalties hold."""
     item = FP32 if settings.precision == "fp32" else 2
     trainable = trains.num_trainable(shape)
     frozen = 0 if trains.way == "full" else shape.num_parameters - (trainable if trains.way == "new_blocks" else 0)
@@ -106,6 +110,7 @@ def memory_of(shape: Shape, trains: Trains, settings: Settings, knobs: Knobs, wi
         activations=copies + tokens * _saved(shape, trains, item, knobs.checkpointing),
         loss=head + min(tokens, knobs.loss_chunk) * shape.vocab * chunk,
         base=base if with_base else 0,
+        starts=num_copies * trainable * FP32 // weight_shards,
     )
 
 

@@ -16,7 +16,7 @@ import torch
 from pipeline.training.cost.forecast import known_shape, size
 from pipeline.training.cost.memory import ADAM_MOMENTS, FP32, Knobs, Memory, memory_of
 from pipeline.training.kernels.document_separation import IGNORED
-from pipeline.training.methods.penalty import needs_base
+from pipeline.training.methods.penalty import needs_base, num_copies
 from pipeline.training.methods.quantised import held_tensors
 from pipeline.training.parallel.distributed import forgotten, own_part
 from pipeline.training.settings import FROZEN_BYTES, Settings
@@ -71,7 +71,8 @@ def check_labels(stream: Any, batch_size: int) -> None:
 def expected_memory(source: Path, strategy: Any, settings: Settings, knobs: Knobs) -> Memory | None:
     """The estimate for training the model saved in `source`; None for a model or a strategy that has none."""
     known = known_shape(source, strategy)
-    return known and memory_of(*known, settings, knobs, needs_base(strategy.penalties))
+    penalties = strategy.penalties
+    return known and memory_of(*known, settings, knobs, needs_base(penalties), num_copies(penalties))
 
 
 def expect(accelerator: Any, source: Path, strategy: Any, settings: Settings, knobs: Knobs) -> Memory | None:
@@ -89,7 +90,8 @@ def expect(accelerator: Any, source: Path, strategy: Any, settings: Settings, kn
 def check_before_loading(expected: Memory, limit: int, settings: Settings, knobs: Knobs) -> None:
     """Raise ValueError where weights, gradients and optimizer are estimated at more than a process may use."""
     forms = _smaller_forms(settings) if expected.frozen else []
-    weights, learned = expected.frozen + expected.master + expected.base, expected.gradients + expected.optimizer
+    learned = expected.gradients + expected.optimizer
+    weights = expected.state - learned
     _check_room(weights, learned, limit, "training is expected to hold", remedy(knobs, None, True, forms))
 
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from pipeline.training.cost.flops import Cost
-from pipeline.training.methods.penalty import MicroBatch
+from pipeline.training.methods.penalty import MicroBatch, check_weight
 
 if TYPE_CHECKING:  # a request is checked without
     import numpy as np
@@ -37,8 +37,7 @@ class KlToBase:
 
     def __post_init__(self) -> None:
         """Raise ValueError for a value that cannot be run."""
-        if not 0 <= self.weight < math.inf:
-            raise ValueError(f"weight={self.weight} of kl_to_base must be at least 0; 0 measures without training")
+        check_weight("kl_to_base", self.weight)
         if not 0 < self.temperature < math.inf:
             raise ValueError(f"temperature={self.temperature} of kl_to_base must be more than 0")
         if self.tokens not in _PLACES:

@@ -36,6 +36,17 @@ def build_adamw(
     return optimizer
 
 
+def set_lr_scales(optimizer: torch.optim.Optimizer, scales: Mapping[torch.nn.Parameter, float]) -> None:
+    """Give parameters other multiples of the learning rate; the others keep theirs, and all their state and decay."""
+    groups: dict[tuple[float, float], dict[str, Any]] = {}
+    for group in optimizer.param_groups:
+        for parameter in group["params"]:
+            scale = scales.get(parameter, group["lr_scale"])
+            regrouped = groups.setdefault((scale, -group["weight_decay"]), {**group, "params": [], "lr_scale": scale})
+            regrouped["params"].append(parameter)
+    optimizer.param_groups[:] = [groups[key] for key in sorted(groups)]
+
+
 def set_learning_rate(optimizer: torch.optim.Optimizer, lr: float) -> None:
     """Give each group of `build_adamw` its multiple of this learning rate."""
     for group in optimizer.param_groups:

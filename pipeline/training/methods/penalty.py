@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import math
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import reduce
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
@@ -15,6 +16,7 @@ if TYPE_CHECKING:  # a request is checked without
     import torch
 
     from pipeline.training.kernels.chunked import States
+    from pipeline.training.parallel.same_rows import SameRows
 
 
 @dataclass(frozen=True)
@@ -65,24 +67,71 @@ class Penalty(Protocol):
         """A cost with what it needs itself."""
 
 
-def needs_base(penalties: Mapping[str, Penalty]) -> bool:
-    """Whether any of them compares with the model that training starts from."""
-    return any(penalty.needs_base for penalty in penalties.values())
+@runtime_checkable
+class ParameterPenalty(Protocol):
+    """Weight times sum_i F_i (theta_i - theta*_i)^2 / 2 over all numbers that train; theta* is where training started.
+
+    It is computed once a step, whatever the micro batch and however parameters lie; see `methods.start_distance`. With
+    adapters it is their own numbers that it holds, not the weights that they are merged into.
+    """
+
+    @property
+    def weight(self) -> float:
+        """0: it is measured, and trains nothing."""
+
+    @property
+    def num_copies(self) -> int:
+        """How many fp32 copies of what trains it holds: 1, the start; 2, F as well."""
+
+    def importance(
+        self, trainable: Mapping[str, torch.Tensor], same: SameRows, rows: Callable[[], Sequence[Sequence[int]]]
+    ) -> dict[str, torch.Tensor] | None:
+        """F of what trains, laid out over the processes as it is; None: 1 everywhere.
+
+        Args:
+            trainable: by name, as training starts from them.
+            same: computes gradients of them.
+            rows: reads the text that the penalty names (`ReadsGeneralText`), as token ids.
+        """
 
 
-def with_penalties(cost: Cost, penalties: Mapping[str, Penalty]) -> Cost:
+AnyPenalty = Penalty | ParameterPenalty
+
+
+def of_batches(penalties: Mapping[str, Any]) -> dict[str, Penalty]:
+    """Those that look at what the model computes."""
+    return {name: penalty for name, penalty in penalties.items() if isinstance(penalty, Penalty)}
+
+
+def num_copies(penalties: Mapping[str, AnyPenalty]) -> int:
+    """How many fp32 copies of what trains all of them hold."""
+    return sum(penalty.num_copies for penalty in penalties.values() if isinstance(penalty, ParameterPenalty))
+
+
+def check_weight(name: str, weight: float) -> None:
+    """Raise ValueError for a weight that cannot be run."""
+    if not 0 <= weight < math.inf:
+        raise ValueError(f"weight={weight} of {name} must be at least 0; 0 measures without training")
+
+
+def needs_base(penalties: Mapping[str, AnyPenalty]) -> bool:
+    """Whether any of them compares what the model computes with what it did when training started."""
+    return any(penalty.needs_base for penalty in of_batches(penalties).values())
+
+
+def with_penalties(cost: Cost, penalties: Mapping[str, AnyPenalty]) -> Cost:
     """A cost with what all of them need."""
-    return reduce(lambda found, penalty: penalty.adds(found), penalties.values(), cost)
+    return reduce(lambda found, penalty: penalty.adds(found), of_batches(penalties).values(), cost)
 
 
-def check_penalties(penalties: Mapping[str, Penalty], sharding: str) -> None:
+def check_penalties(penalties: Mapping[str, AnyPenalty], sharding: str) -> None:
     """Refuse what cannot be run.
 
     Raises:
         ValueError: one of them is no penalty, or the model is partitioned by DeepSpeed.
     """
     for name, penalty in penalties.items():
-        if not isinstance(penalty, Penalty):
+        if not isinstance(penalty, Penalty | ParameterPenalty):
             raise ValueError(
                 f"strategy.penalties.{name}={penalty!r} is not a penalty; give the keys of an option of conf/penalty "
                 f"(+penalty@STAGE.strategy.penalties.{name}=...), or remove it (~STAGE.strategy.penalties.{name})"

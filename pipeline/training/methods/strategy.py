@@ -4,17 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol, runtime_checkable
 
 from pipeline.models.architecture.aliases import aliases
 from pipeline.records.expansion import ExpansionMap
 from pipeline.training.cost.flops import Trains, nearest_rank
 from pipeline.training.methods.copied_blocks import copied_blocks
-from pipeline.training.methods.penalty import Penalty
+from pipeline.training.methods.extra_modules import extra_parameters
+from pipeline.training.methods.penalty import AnyPenalty
 
 if TYPE_CHECKING:  # a request is checked without
     import torch
     from torch import nn
+
+    from pipeline.training.parallel.same_rows import Rows, SameRows
 
 _WRAPPED, _ADAPTED = "base_model.model.", ".base_layer.weight"  # how peft names what it adapts
 
@@ -30,7 +33,7 @@ class Strategy(Protocol):
     """Whether it can train only a model that was expanded."""
 
     @property
-    def penalties(self) -> Mapping[str, Penalty]:
+    def penalties(self) -> Mapping[str, AnyPenalty]:
         """Terms that it adds to the loss, by name."""
 
     def footprint(self) -> Trains | None:
@@ -67,19 +70,34 @@ def apply_strategy(strategy: Strategy, model: nn.Module, expansion: ExpansionMap
     return model_to_train
 
 
+@runtime_checkable
+class AdaptsRates(Protocol):
+    """A strategy that sets parameters' learning rates along the run, by text in general."""
+
+    def rates(self, expansion: ExpansionMap, same: SameRows, optimizer: Any, rows: Rows, num_steps: int) -> Any:
+        """What does it: `is_due(step)`, `measure()`, which sets them and returns a record, and its state."""
+
+
 @dataclass(frozen=True)
 class Full:
-    """Train every parameter, all at one learning rate: the scales of new blocks are for training them alone."""
+    """Train every parameter, all at one learning rate: the scales of new blocks are for training them alone.
 
-    penalties: Mapping[str, Penalty] = field(default_factory=dict)
+    Attributes:
+        extra_modules: of this and of the strategies made from it: modules that train as well, by name; see
+            `extra_parameters`. Here all do.
+    """
+
+    penalties: Mapping[str, AnyPenalty] = field(default_factory=dict)
+    extra_modules: Sequence[str] = ()
     needs_new_parameters: ClassVar[bool] = False
 
-    def footprint(self) -> Trains:
+    def footprint(self) -> Trains | None:
         """See `Strategy.footprint`."""
         return Trains("full")
 
     def apply(self, model: nn.Module, new_parameters: Sequence[str]) -> nn.Module:
-        """See `Strategy.apply`."""
+        """See `Strategy.apply`. Raises ValueError: there is no such extra module."""
+        extra_parameters(model, self.extra_modules)
         return model.requires_grad_(True)
 
     def lr_scales(self, expansion: ExpansionMap) -> dict[str, float]:
@@ -101,12 +119,12 @@ class NewBlocks(Full):
 
     needs_new_parameters: ClassVar[bool] = True
 
-    def footprint(self) -> Trains:
+    def footprint(self) -> Trains | None:
         """See `Strategy.footprint`."""
-        return Trains("new_blocks")
+        return None if self.extra_modules else Trains("new_blocks")
 
     def apply(self, model: nn.Module, new_parameters: Sequence[str]) -> nn.Module:
-        """Freeze everything but `new_parameters`.
+        """Freeze everything but `new_parameters` and the extra modules.
 
         Raises:
             ValueError: there are none, or the model lacks one: it is not the model that was expanded.
@@ -125,7 +143,7 @@ class NewBlocks(Full):
         wanted = set(new_parameters)
         for name, parameter in parameters.items():
             parameter.requires_grad_(name in wanted)
-        return model
+        return with_extra(model, self.extra_modules)
 
     def lr_scales(self, expansion: ExpansionMap) -> dict[str, float]:
         """What the expansion recorded for each new block (ADEPT, arXiv 2510.10071); other methods recorded 1."""
@@ -144,19 +162,21 @@ class Lora:
         alpha: None: twice the rank.
         target_modules: peft's: "all-linear", or a list of module names.
         expansion: that is matched, as an object; read with rank="matched" alone.
+        extra_modules: modules that train in full beside the adapters, by name; see `extra_parameters`.
     """
 
     rank: int | Literal["matched"]
     alpha: float | None
     dropout: float
     target_modules: str | list[str]
-    penalties: Mapping[str, Penalty] = field(default_factory=dict)
+    penalties: Mapping[str, AnyPenalty] = field(default_factory=dict)
     expansion: Any = None
+    extra_modules: Sequence[str] = ()
     needs_new_parameters: ClassVar[bool] = False
 
     def footprint(self) -> Trains | None:
         """See `Strategy.footprint`."""
-        if self.target_modules != "all-linear":
+        if self.target_modules != "all-linear" or self.extra_modules:
             return None
         return Trains("lora", blocks=self._matched) if self.rank == "matched" else Trains("lora", self.rank)
 
@@ -168,15 +188,19 @@ class Lora:
             raise ValueError(f"strategy.rank={self.rank} must be at least 1, or matched")
 
     def apply(self, model: nn.Module, new_parameters: Sequence[str]) -> nn.Module:
-        """Wrap the model's linear layers.
+        """Wrap the model's linear layers, and let the extra modules train.
 
         Raises:
             ValueError: no module matches `target_modules` (peft), or one has its weight in common with another: merged,
-                the update of one would change both.
+                the update of one would change both; or an extra module has an adapter.
         """
         rank = self._rank_for(model) if self.rank == "matched" else self.rank
+        extra = extra_parameters(model, self.extra_modules)
         adapted = self._wrapped(model, rank)
         _refuse_shared(model)
+        _refuse_adapted(model, extra)
+        for parameter in extra.values():
+            parameter.requires_grad_(True)
         return adapted
 
     def lr_scales(self, expansion: ExpansionMap) -> dict[str, float]:
@@ -184,15 +208,20 @@ class Lora:
         return {}
 
     def writes(self, model: Any) -> dict[str, torch.Tensor]:
-        """The weights that carry an adapter."""
+        """The weights that carry an adapter, and the extra modules'."""
         adapted = {n: p for n, p in model.named_parameters() if n.endswith(_ADAPTED)}
-        return {f"{n.removeprefix(_WRAPPED).removesuffix(_ADAPTED)}.weight": p for n, p in adapted.items()}
+        found = {f"{n.removeprefix(_WRAPPED).removesuffix(_ADAPTED)}.weight": p for n, p in adapted.items()}
+        return found | {
+            name.removeprefix(_WRAPPED): p
+            for name, p in model.named_parameters()
+            if p.requires_grad and "lora_" not in name
+        }
 
     def trained(self, model: Any) -> dict[str, torch.Tensor]:
-        """Merge, and return the weights that carried an adapter."""
-        adapted = list(self.writes(model))
+        """Merge, and return the weights that carried an adapter, and the extra modules'."""
+        written = list(self.writes(model))
         merged = dict(model.merge_and_unload().named_parameters())
-        return {name: merged[name] for name in adapted}
+        return {name: merged[name] for name in written}
 
     def _wrapped(self, model: nn.Module, rank: int) -> Any:
         import peft
@@ -239,6 +268,23 @@ def _refuse_shared(model: Any) -> None:
                 f"change both. Leave {module.rpartition('.')[2]} out of target_modules (all-linear does), or use "
                 "strategy full"
             )
+
+
+def _refuse_adapted(model: Any, extra: Mapping[str, Any]) -> None:
+    """Raise ValueError where an extra module's own weights have an adapter."""
+    now = {id(parameter): name for name, parameter in model.named_parameters()}
+    if both := [name for name, parameter in extra.items() if ".base_layer." in now[id(parameter)]]:
+        raise ValueError(
+            f"strategy lora adapts {both[0]}, which extra_modules would train in full ({len(both)} such); leave it out "
+            "of extra_modules, or out of target_modules"
+        )
+
+
+def with_extra(model: nn.Module, patterns: Sequence[str]) -> nn.Module:
+    """The model, with the modules that these patterns name training too. Raises ValueError: see `extra_parameters`."""
+    for parameter in extra_parameters(model, patterns).values():
+        parameter.requires_grad_(True)
+    return model
 
 
 def _trainable(model: nn.Module) -> dict[str, torch.Tensor]:

@@ -63,13 +63,19 @@ def save_weights(folder: Path, step: int, trainable: Mapping[str, torch.Tensor],
     _write(folder, step, {name: p.detach() for name, p in trainable.items()}, {})
 
 
+def has_weights(folder: Path, step: int) -> bool:
+    """Whether `save_weights` wrote those of a step, to the end."""
+    return _directory(folder, step).is_dir()
+
+
 def load_weights(folder: Path, step: int, trainable: Mapping[str, torch.nn.Parameter], optimizer: Any) -> None:
     """Put what `save_weights` wrote after a step into the parameters; called by every process.
 
     Raises:
         ValueError: it is not there, or belongs to other parameters.
     """
-    if not (directory := _directory(folder, step)).is_dir():
+    directory = _directory(folder, step)
+    if not has_weights(folder, step):
         raise ValueError(f"{directory} is missing: the weights of the best step were lost; delete {folder.parent}")
     _load(directory, trainable, optimizer)
 

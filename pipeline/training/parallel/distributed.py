@@ -151,6 +151,14 @@ def clip(accelerator: Any, optimizer: Any, trainable: Mapping[str, nn.Parameter]
     return accelerator.clip_grad_norm_(list(trainable.values()), max_norm)
 
 
+def agree(accelerator: Any, *decisions: bool) -> list[bool]:
+    """A signal or a clock may reach the processes at different steps: one that says yes decides for all."""
+    if accelerator.num_processes == 1:
+        return list(decisions)
+    votes = torch.tensor(decisions, dtype=torch.int32, device=accelerator.device)
+    return [bool(v) for v in accelerator.reduce(votes, "sum")]
+
+
 def whole(tensor: torch.Tensor) -> torch.Tensor:
     """A parameter or another tensor with all its parts; every process must ask for it."""
     if hasattr(tensor, "ds_tensor"):

@@ -7,11 +7,12 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from pipeline.data.corpus import Workspace
+from pipeline.data.general_text import token_rows
 from pipeline.data.sources.documents import LocalFiles, Text
 from pipeline.data.tokens.text_encoder import TextEncoder
 from pipeline.expansion.layout import Slot
 from pipeline.expansion.methods.adept import Adept
-from pipeline.expansion.methods.importance import Importance, measure, token_rows
+from pipeline.expansion.methods.importance import Importance, measure
 from pipeline.expansion.source import read_source
 from pipeline.models import load, load_tokenizer
 from pipeline.models.architecture.tiny import byte_tokenizer
@@ -27,9 +28,9 @@ def place(tmp_path):
     return Workspace(lambda source: folder, lambda source: ["general.jsonl"], tmp_path, lambda **fields: None)
 
 
-def adept(count, window=32, max_tokens=80):
+def adept(count, window=32, max_tokens=80, block_rates=False):
     general = Text(LocalFiles({"kind": "local", "content": "x"}), 1.0, "text", None, None)
-    return Adept(count, general, window, max_tokens)
+    return Adept(count, general, window, max_tokens, block_rates)
 
 
 @pytest.fixture(scope="session")
@@ -113,8 +114,12 @@ def test_a_copy_is_the_identity_bit_for_bit(uneven, place, tmp_path):
     assert [b["lr_scale"] for b in record["blocks"]] == [b.lr_scale for b in plan.blocks]
 
 
-def test_the_learning_rate_falls_with_the_importance(uneven, place):
-    plan = adept(3).plan(read_source(uneven), place)
+def test_a_copy_has_no_rate_of_its_own_unless_it_is_asked_for(uneven, place):
+    assert {block.lr_scale for block in adept(3).plan(read_source(uneven), place).blocks} == {1.0}
+
+
+def test_block_rates_fall_with_the_importance(uneven, place):
+    plan = adept(3, block_rates=True).plan(read_source(uneven), place)
     cost = {b.origin: plan.notes["importance"]["increases"][b.origin] for b in plan.blocks}
     scales = [b.lr_scale for b in sorted(plan.blocks, key=lambda b: cost[b.origin])]
     assert scales == sorted(scales, reverse=True) and all(0 <= scale <= 2 for scale in scales)

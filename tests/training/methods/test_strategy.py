@@ -9,6 +9,7 @@ from pipeline.expansion.layout import Layout
 from pipeline.models import load
 from pipeline.records.expansion import ExpansionMap
 from pipeline.training.methods.existing_blocks import ExistingBlocks
+from pipeline.training.methods.extra_modules import extra_parameters
 from pipeline.training.methods.optim import build_adamw, learning_rate
 from pipeline.training.methods.strategy import Full, Lora, NewBlocks, apply_strategy
 
@@ -71,6 +72,101 @@ def test_lora_matches_the_parameters_of_new_blocks(make_model, targets):
     assert all(torch.equal(a, b) for a, b in zip(wrapped.parameters(), plain.parameters(), strict=True))
 
 
+@pytest.mark.parametrize(
+    ("pattern", "names"),
+    [
+        ("embed_tokens", {"model.embed_tokens.weight"}),
+        ("lm_head", {"lm_head.weight"}),
+        ("norm", {"model.norm.weight"}),
+        ("model.norm.weight", {"model.norm.weight"}),
+        ("layers.1.*norm", {f"model.layers.1.{one}_layernorm.weight" for one in ("input", "post_attention")}),
+        ("layers.1.self_attn.q_proj", {"model.layers.1.self_attn.q_proj.weight"}),
+        ("input_layernorm", {f"model.layers.{i}.input_layernorm.weight" for i in range(12)}),
+    ],
+)
+def test_extra_modules_are_found_by_whole_parts_of_their_names(make_model, pattern, names):
+    """`layers.1` is not `layers.10`."""
+    assert set(extra_parameters(load(make_model("float32", num_hidden_layers=12)), [pattern])) == names
+
+
+@pytest.mark.parametrize(
+    ("pattern", "message"),
+    [
+        ("embed_token", "names embed_token, which matches no module of the model; did you mean embed_tokens"),
+        ("layers.99", "names layers.99, which matches no module"),
+        ("rotary_emb", "names rotary_emb, and model.rotary_emb has no parameters"),
+    ],
+)
+def test_an_extra_module_that_is_not_there_is_refused_by_every_strategy(make_model, pattern, message):
+    strategies = [
+        Full(extra_modules=[pattern]),
+        ExistingBlocks(blocks=[1], extra_modules=[pattern]),
+        Lora(4, 8, 0.0, "all-linear", extra_modules=[pattern]),
+        NewBlocks(extra_modules=[pattern]),
+    ]
+    model = load(make_model())
+    for strategy in strategies:
+        with pytest.raises(ValueError, match=message):
+            strategy.apply(model, ["model.layers.1.mlp.up_proj.weight"])
+    with pytest.raises(ValueError, match=r"extra_modules='norm' must be a list of names, such as \[norm\]"):
+        Full(extra_modules="norm").apply(model, [])
+
+
+def test_extra_modules_train_beside_blocks(make_model):
+    extra = {"model.embed_tokens.weight", "model.norm.weight"}
+    one = [n for n, _ in load(make_model()).named_parameters() if n.startswith("model.layers.1.")]
+    for strategy in (
+        NewBlocks(extra_modules=["embed_tokens", "model.norm"]),
+        ExistingBlocks(blocks=[1], extra_modules=["embed_tokens", "model.norm"]),
+    ):
+        model = strategy.apply(load(make_model()), one if isinstance(strategy, NewBlocks) else [])
+        assert {n for n, p in model.named_parameters() if p.requires_grad} == {*one, *extra}
+        assert set(strategy.writes(model)) == set(strategy.trained(model)) == {*one, *extra}
+        assert strategy.footprint() is None
+
+
+def test_extra_modules_train_in_full_beside_adapters(make_model):
+    strategy = Lora(4, 8, 0.0, ["q_proj"], extra_modules=["embed_tokens", "norm"])
+    model = strategy.apply(load(make_model()), [])
+    written = {name for name in strategy.writes(model)}
+    assert {n for n in written if "q_proj" not in n} == {"model.embed_tokens.weight", "model.norm.weight"}
+    with torch.no_grad():
+        model.get_base_model().model.norm.weight += 1
+    before, trained = load(make_model()).state_dict(), strategy.trained(model)
+    assert set(trained) == written
+    assert torch.equal(trained["model.norm.weight"], before["model.norm.weight"] + 1)
+    with pytest.raises(ValueError, match=r"adapts model\.layers\.0\.self_attn\.q_proj\.weight, which extra_modules"):
+        Lora(4, 8, 0.0, ["q_proj"], extra_modules=["self_attn"]).apply(load(make_model()), [])
+
+
+def test_a_tied_embedding_says_that_the_head_trains_too(make_model):
+    model = load(make_model("float32", tie_word_embeddings=True))
+    with pytest.warns(UserWarning, match=r"lm_head\.weight are one tensor: both train"):
+        assert set(extra_parameters(model, ["embed_tokens"])) == {"model.embed_tokens.weight"}
+
+
+@pytest.mark.parametrize(
+    ("place", "count", "blocks"),
+    [
+        ("top", 3, [9, 10, 11]),
+        ("bottom", 3, [0, 1, 2]),
+        ("spread", 3, [3, 7, 11]),
+        ("spread", 5, [2, 5, 7, 9, 11]),
+        ("top", None, [10, 11]),
+        ("spread", None, [5, 11]),
+    ],
+)
+def test_existing_blocks_by_place(make_model, place, count, blocks):
+    """`spread` is where new blocks of as many groups would stand; without a number, as many as `expand` would add."""
+    strategy = ExistingBlocks(blocks=place, num_blocks=count, expansion=Layout(num_groups=2))
+    strategy.check(12, False)
+    model = strategy.apply(load(make_model("float32", num_hidden_layers=12)), [])
+    assert sorted({int(n.split(".")[2]) for n, p in model.named_parameters() if p.requires_grad}) == blocks
+    if place == "spread" and count:
+        slots = Layout(num_groups=count, strict=False).slots(12)
+        assert blocks == [slot.source for slot in slots if slot.new]
+
+
 def test_existing_blocks_train_in_place(make_model):
     model = load(make_model("float32", num_hidden_layers=12))
     strategy = ExistingBlocks(expansion=Layout(num_groups=2, per_group=2))
@@ -91,6 +187,11 @@ def test_existing_blocks_train_in_place(make_model):
         ({"expansion": Layout(num_groups=5)}, "num_groups=5 does not divide the model's 12 blocks"),
         ({"expansion": Layout(per_group=2, origin="last")}, r"block 11 .* use expand\.origin=top"),
         ({}, "expand=none adds none"),
+        ({"blocks": "top"}, "expand=none adds none.*top with strategy.num_blocks=2"),
+        ({"blocks": "middle", "num_blocks": 2}, "blocks='middle' is not known; use top, bottom, spread, a list"),
+        ({"blocks": "top", "num_blocks": 13}, "num_blocks=13 must be from 1 to the model's 12 blocks"),
+        ({"blocks": [1], "num_blocks": 2}, "counts its own blocks; set strategy.num_blocks=2 to null"),
+        ({"num_blocks": 2}, "num_blocks=2 needs to know where"),
         ({"expansion": object()}, "cannot be told of object beforehand"),
     ],
 )
