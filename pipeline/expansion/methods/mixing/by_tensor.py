@@ -68,12 +68,14 @@ def check_setting(setting: Any, key: str, low: float = -math.inf, high: float = 
 
 
 def check_filters_used(setting: Setting, key: str, names: Iterable[str]) -> None:
-    """Raise ValueError for a filter that is part of no tensor's name: what it was meant for would get another number."""
+    """Raise ValueError for a filter that is part of no tensor's name: what it was meant for gets another number."""
     if isinstance(setting, Sequence) and isinstance(setting[0], Mapping):
         names = list(names)
         for part, _ in _filters(setting):
             if not any(part in name for name in names):
-                raise ValueError(f"{key} has the filter {part!r}, which is part of no tensor's name, such as {names[0]}")
+                raise ValueError(
+                    f"{key} has the filter {part!r}, which is part of no tensor's name, such as {names[0]}"
+                )
 
 
 def _filters(setting: Sequence[Any]) -> list[tuple[str, Setting]]:
@@ -88,7 +90,9 @@ def _check_filters(setting: Sequence[Any], key: str, all_filtered: bool) -> None
     if wrong := [one for one in setting if not isinstance(one.get("filter"), str | None) or one.get("filter") == ""]:
         raise ValueError(f"{key} has the entry {wrong[0]!r}; a filter is a part of tensors' names, such as self_attn")
     if _filters(setting)[-1][0]:
-        raise ValueError(f"{key}={list(setting)!r} leaves tensors without a value; end it with {{value: ...}}, no filter")
+        raise ValueError(
+            f"{key}={list(setting)!r} leaves tensors without a value; end it with {{value: ...}}, no filter"
+        )
 
 
 def _range(low: float, high: float) -> str:

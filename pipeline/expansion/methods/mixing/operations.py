@@ -74,7 +74,7 @@ class Trim:
     density: float
 
     def __call__(self, name: str, base: Stored, other: Stored) -> Thinned:
-        """Find the smallest value that is kept, by its bits: of positive floats these are in the order of the values."""
+        """Find the smallest value that is kept, by its bits: those of positive floats are ordered as the values are."""
         rank, num_low = max(1, int(self.density * math.prod(base.shape))), 1 << _LOW_BITS
         high, rank = _bin_of(rank, (bits >> _LOW_BITS for bits in _bits_of(base, other)), 1 << (31 - _LOW_BITS))
         within = (bits[bits >> _LOW_BITS == high] & (num_low - 1) for bits in _bits_of(base, other))
@@ -151,9 +151,7 @@ class Differences:
     def __call__(self, name: str, inputs: Sequence[Stored]) -> Iterator[torch.Tensor]:
         """See `Operation`."""
         base, *others = inputs
-        keep = [
-            thin(name, base, other) if thin else _all for thin, other in zip(self.thinning, others, strict=True)
-        ]
+        keep = [thin(name, base, other) if thin else _all for thin, other in zip(self.thinning, others, strict=True)]
         weights = torch.tensor(self.weights)[:, None]
         for own, *pieces in _together(inputs):
             thinned = [keep_of(piece.sub_(own)) for keep_of, piece in zip(keep, pieces, strict=True)]

@@ -13,8 +13,11 @@ from pipeline.expansion.source import Source
 from pipeline.models.architecture.shape import Shape
 from pipeline.records.expansion import ExpansionMap
 
-_WITHOUT_MEANING = ("architectures", "dtype", "torch_dtype", "transformers_version", "use_cache", "_name_or_path")
-"""Keys of a config.json that do not change what is computed."""
+_WITHOUT_MEANING = (
+    "architectures", "dtype", "torch_dtype", "transformers_version", "use_cache", "_name_or_path", "initializer_range",
+    "max_position_embeddings",
+)  # fmt: skip
+"""Keys of a config that do not change what is computed, beside ids of tokens and dropout: the first model's count."""
 
 
 class ModelFacts(Protocol):
@@ -74,8 +77,7 @@ def check_alike(source: Source) -> None:
             shape; or a model has packs, whose record a mix would make untrue.
     """
     for role, other in source.others.items():
-        own = _compared(source.config)
-        theirs = _compared(other.config)
+        own, theirs = (_compared(one.anatomy.text_config) for one in (source, other))
         for key in sorted({*own, *theirs}):
             _compare(role, key, own.get(key, "not given"), theirs.get(key, "not given"))
         for name in sorted(set(source.tensors) ^ set(other.tensors)):
@@ -86,11 +88,17 @@ def check_alike(source: Source) -> None:
         _compare_vocabularies(role, source.directory, other.directory)
     for role, one in {"model": source, **source.others}.items():
         if one.expansion.packs:
-            raise ValueError(f"the model in the role {role} has packs attached; detach them, mix, and attach them again")
+            raise ValueError(
+                f"the model in the role {role} has packs attached; detach them, mix, and attach them again"
+            )
 
 
 def _compared(config: Mapping[str, Any]) -> dict[str, Any]:
-    return {key: value for key, value in config.items() if key not in _WITHOUT_MEANING}
+    return {
+        key: value
+        for key, value in config.items()
+        if key not in _WITHOUT_MEANING and not key.endswith("_token_id") and "dropout" not in key
+    }
 
 
 def _compare_vocabularies(role: str, own: Path, other: Path) -> None:
