@@ -5,6 +5,8 @@
     python tests/bench/mix.py speed --mergekit /tmp/mk/bin/python
 
 `parity` mixes tiny models by both and counts tensors that differ. DARE's masks are random: mergekit is given ours.
+Which of equally large values its TIES keeps is left to a sort that is not stable and goes by the CPU; in bf16 many are
+equally large. So mergekit is given a stable sort, by which the first are kept, as ours does.
 `speed` mixes two models of 7B-shaped tensors (as many blocks as fit the disk, 5.3 GB in all) by both, with cold files,
 and sets the times against `cp` of one model plus reading the other, which moves the same bytes. Not run by the tests.
 """
@@ -64,8 +66,8 @@ def parity(place: Path, mergekit: Path) -> int:
         for case, (own, *_) in CASES.items():
             others = {role: place / dtype / role for role in _roles(case)}
             mix({**SETTINGS, **own}, place / dtype / "model", others, place / f"ours {case} {dtype}")
-            masks = place / dtype if case == "dare" else None
-            jobs.append(_job(_recipe(place / dtype, case, dtype), place / f"theirs {case} {dtype}", masks))
+            recipe, target = _recipe(place / dtype, case, dtype), place / f"theirs {case} {dtype}"
+            jobs.append({**_job(recipe, target), "models": str(place / dtype)})
     subprocess.run(_mergekit(jobs, place / "jobs.json", mergekit), check=True, env=_environment())
     for dtype in ("float32", "bfloat16"):
         for case in CASES:
@@ -128,9 +130,9 @@ def mix(
     write_expansion(plan, source, target)
 
 
-def _job(recipe: dict[str, Any], target: Path, masks: Path | None = None) -> dict[str, Any]:
-    """A merge by mergekit; `masks`: with ours for the models in this directory."""
-    return {"recipe": recipe, "target": str(target), "masks": str(masks) if masks else None}
+def _job(recipe: dict[str, Any], target: Path) -> dict[str, Any]:
+    """A merge by mergekit. With `models`, where they lie, it takes our masks and a stable sort."""
+    return {"recipe": recipe, "target": str(target)}
 
 
 def _mergekit(jobs: list[dict[str, Any]], file: Path, python: Path) -> list[str]:
@@ -145,13 +147,16 @@ def _environment() -> dict[str, str]:
 def merge(jobs: list[dict[str, Any]]) -> None:
     """Run in mergekit's environment."""
     import mergekit.sparsify
+    import torch
     from mergekit.config import MergeConfiguration
     from mergekit.merge import run_merge
     from mergekit.options import MergeOptions
 
+    argsort = torch.argsort
     for job in jobs:
-        if job["masks"]:
-            mergekit.sparsify.bernoulli = _with_our_masks(Path(job["masks"]))
+        if "models" in job:
+            mergekit.sparsify.bernoulli = _with_our_masks(Path(job["models"]))
+            torch.argsort = partial(argsort, stable=True)
         config = MergeConfiguration.model_validate(job["recipe"])
         run_merge(config, job["target"], MergeOptions(copy_tokenizer=False, write_model_card=False, quiet=True))
 
