@@ -212,4 +212,4 @@ def _are_equal(inputs: Sequence[Stored]) -> bool:
 def _same(first: Stored, other: Stored) -> Iterator[bool]:
     if (first.file, first.start) != (other.file, other.start):
         for one, two in zip(read_pieces(first), read_pieces(other), strict=True):
-            yield one == two
+            yield bytes(one) == bytes(two)  # views would be compared byte for byte in Python's own time

@@ -20,6 +20,7 @@ NORM_FLOOR = 1e-8
 """A tensor of a smaller norm has no direction: it is not divided by its norm."""
 PARALLEL = 0.9995
 """Tensors whose |cosine| is larger are interpolated on a line: there is no arc to speak of."""
+_PART_ITEMS = 2**17
 _LOW_BITS = 15
 _SUM_FLOOR = 1e-7
 
@@ -171,14 +172,19 @@ class Differences:
         return mixed.div_(total.masked_fill_(total == 0, 1))
 
 
-def _together(inputs: Sequence[Stored]) -> Iterator[list[torch.Tensor]]:
-    """The same piece of each tensor."""
-    for pieces in zip(*map(pieces_of, inputs), strict=True):
-        yield list(pieces)
+def _whole(inputs: Sequence[Stored]) -> Iterator[tuple[torch.Tensor, ...]]:
+    """The same piece of each tensor; sums over these are added in mergekit's order."""
+    yield from zip(*map(pieces_of, inputs), strict=True)
+
+
+def _together(inputs: Sequence[Stored]) -> Iterator[tuple[torch.Tensor, ...]]:
+    """The same part of each tensor, small enough for what is made of it to stay in a core's cache."""
+    for pieces in _whole(inputs):
+        yield from zip(*(piece.split(_PART_ITEMS) for piece in pieces), strict=True)
 
 
 def _differences(base: Stored, other: Stored) -> Iterator[torch.Tensor]:
-    for own, piece in _together([base, other]):
+    for own, piece in _whole([base, other]):
         yield piece.sub_(own)
 
 
@@ -204,7 +210,7 @@ def _bin_of(rank: int, values: Iterator[torch.Tensor], num_bins: int) -> tuple[i
 def _cosine(first: Stored, second: Stored) -> torch.Tensor:
     """Of the angle between two tensors; each is divided by its norm before the product, which cannot overflow then."""
     norms = [_norm(one) for one in (first, second)]
-    parts = [a.div_(norms[0]).mul_(b.div_(norms[1])).sum() for a, b in _together([first, second])]
+    parts = [a.div_(norms[0]).mul_(b.div_(norms[1])).sum() for a, b in _whole([first, second])]
     return torch.stack(parts).sum(dim=0).clamp(-1, 1)
 
 

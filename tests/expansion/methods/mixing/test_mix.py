@@ -63,7 +63,8 @@ def trained(make_model, tmp_path):
     found = read_source(make_model("bfloat16"))
     write_expansion(BlockExpansion(num_groups=2).plan(found), found, tmp_path / "grown")
     model = load(tmp_path / "grown")
-    moved = {n: torch.randn_like(p) for n, p in model.named_parameters() if ".layers.2." in n or ".layers.5." in n}
+    new = read_expansion(tmp_path / "grown").module_parameters
+    moved = {name: p + 0.02 * torch.randn_like(p) for name in new for p in [model.get_parameter(name)]}
     save_trained(tmp_path / "grown", tmp_path / "trained", moved)
     return tmp_path / "grown", tmp_path / "trained"
 
