@@ -33,6 +33,7 @@ TINY = {
 }  # fmt: skip
 SETTINGS: dict[str, Any] = {
     "method": "linear", "t": None, "weights": None, "normalise": None, "density": 1.0, "rescale": "l1", "seed": 3,
+    "ancestry": "lineage",
 }  # fmt: skip
 BY_NAME = [
     {"filter": "self_attn", "value": [0, 0.5, 0.3, 0.7, 1]}, {"filter": "mlp", "value": [1, 0.5, 0]}, {"value": 0.5},

@@ -15,7 +15,13 @@ from pipeline.expansion.methods.mixing.by_tensor import (
     place_of,
     value_at,
 )
-from pipeline.expansion.methods.mixing.parents import ModelFacts, check_alike, check_facts, common_record
+from pipeline.expansion.methods.mixing.parents import (
+    ModelFacts,
+    check_alike,
+    check_facts,
+    check_related,
+    common_record,
+)
 from pipeline.expansion.source import Source
 from pipeline.models.files.tensor_file import Stored, read_pieces
 from pipeline.records.expansion import ExpansionMap
@@ -27,6 +33,7 @@ METHODS = ("linear", "slerp", "task_arithmetic", "ties", "dare")
 DIFFERENCES = ("task_arithmetic", "ties", "dare")
 THINNED = ("ties", "dare")
 RESCALES = ("density", "l1", "none")
+ANCESTRIES = ("lineage", "weights")
 _TOLERANCE = 1e-8  # of a sum of weights that is divided by
 
 
@@ -55,6 +62,8 @@ class Mix:
         rescale: of dare: what is kept is divided by the density, brought to the same sum of magnitudes ("l1",
             mergekit's), or left ("none").
         seed: of dare's masks, with the role and the tensor's name.
+        ancestry: how it is known that the models whose differences are taken came from the first: by the "lineage",
+            or, for models that were made elsewhere, by their "weights", which are looked at when it is mixed.
     """
 
     method: Literal["linear", "slerp", "task_arithmetic", "ties", "dare"]
@@ -64,6 +73,7 @@ class Mix:
     density: Any
     rescale: Literal["density", "l1", "none"]
     seed: int
+    ancestry: Literal["lineage", "weights"]
     roles: ClassVar[tuple[str, ...]] = ("*",)
 
     @property
@@ -76,7 +86,7 @@ class Mix:
 
     def check(self, num_blocks: int) -> None:
         """Raise ValueError for settings that no models could be mixed by; any depth will do."""
-        for key, known in {"method": METHODS, "rescale": RESCALES}.items():
+        for key, known in {"method": METHODS, "rescale": RESCALES, "ancestry": ANCESTRIES}.items():
             if getattr(self, key) not in known:
                 raise ValueError(f"{key}={getattr(self, key)!r} is not known; use one of {', '.join(known)}")
         for key, setting in self._settings().items():
@@ -95,7 +105,7 @@ class Mix:
             ValueError: also for roles that the settings do not fit.
         """
         self._check_roles(facts.roles)
-        check_facts(facts, self.method in DIFFERENCES)
+        check_facts(facts, self.method in DIFFERENCES and self.ancestry == "lineage")
 
     def facts_of(self, facts: ModelFacts) -> dict[str, Any]:
         """What is known of the mix beforehand: it is shaped as its models are, and expanded where all of them are."""
@@ -112,6 +122,8 @@ class Mix:
         self.check(source.anatomy.num_blocks)
         self._check_roles(tuple(source.others))
         check_alike(source)
+        if self.method in DIFFERENCES and self.ancestry == "weights":
+            check_related(source)
         for key, setting in self._settings().items():
             check_filters_used(setting, key, source.tensors)
         record = common_record(source)

@@ -20,6 +20,9 @@ _WITHOUT_MEANING = (
 """Keys of a config that do not change what is computed, beside ids of tokens and dropout: the first model's count."""
 
 
+RELATED = 0.5
+
+
 class ModelFacts(Protocol):
     """What is known of the models of an expansion before any work."""
 
@@ -49,7 +52,8 @@ def check_facts(facts: ModelFacts, differences: bool) -> None:
         if differences and facts(role, "derived") is False:
             raise ValueError(
                 f"differences to the model in the role model are asked for, and that in the role {role} was not made "
-                "from it; put the model that all of them came from in the role model, or use method=linear or slerp"
+                "from it in this run; put the model that all of them came from in the role model, use method=linear or "
+                "slerp, or ancestry=weights for models that came from it elsewhere"
             )
 
 
@@ -90,6 +94,30 @@ def check_alike(source: Source) -> None:
         if one.expansion.packs:
             raise ValueError(
                 f"the model in the role {role} has packs attached; detach them, mix, and attach them again"
+            )
+
+
+def check_related(source: Source) -> None:
+    """Refuse models whose weights do not show that they came from the first: their differences to it are no update.
+
+    Weights of models that were trained apart are at a right angle to each other; tuning turns them by far less.
+
+    Raises:
+        ValueError: the cosine over the matrices of the first block is below `RELATED`.
+    """
+    import torch
+
+    from pipeline.expansion.values import pieces_of
+
+    names = [name for name in source.tensors if (place := source.blocks.split(name)) and place[0] == 0]
+    matrices = [name for name in names if len(source.tensors[name].shape) > 1 and source.anatomy.parameters_from(name)]
+    for role, other in source.others.items():
+        pairs = [[next(pieces_of(one.tensors[name])) for one in (source, other)] for name in matrices]
+        found = torch.cosine_similarity(*(torch.cat(parts) for parts in zip(*pairs, strict=True)), dim=0).item()
+        if not found >= RELATED:
+            raise ValueError(
+                f"the weights of the first block in the roles model and {role} have a cosine of {found:.2f}, that of "
+                f"models where one came from the other is above {RELATED}; mix them by method=linear or slerp"
             )
 
 

@@ -31,6 +31,7 @@ from pipeline.training.methods.strategy import NewBlocks
 
 DEFAULTS = {
     "method": "linear", "t": None, "weights": None, "normalise": None, "density": 0.2, "rescale": "density", "seed": 0,
+    "ancestry": "lineage",
 }  # fmt: skip
 UP = "model.layers.1.mlp.up_proj.weight"
 
@@ -171,7 +172,7 @@ def test_models_without_an_expansion_mix_without_a_word(three, tmp_path):
         plan = mix(tmp_path, three[0], {"a": three[1]}, t=0.5)
     record = read_expansion(tmp_path)
     assert record.method == "mix" and record.new_parameters == () and not plan.exact
-    assert record.settings == {"method": "linear", "t": 0.5, "density": 0.2, "rescale": "density", "seed": 0}
+    assert record.settings == {key: value for key, value in {**DEFAULTS, "t": 0.5}.items() if value is not None}
 
 
 def test_stock_transformers_loads_it_in_a_new_process(three, tmp_path):
@@ -323,6 +324,17 @@ def test_weights_that_cancel_out_and_misspelt_filters_are_refused(three):
         method(weights={"model": 1, "a": -1}).plan(source)
     with pytest.raises(ValueError, match="t has the filter 'self_atn', which is part of no tensor's name"):
         method(t=[{"filter": "self_atn", "value": 1}, {"value": 0.5}]).plan(source)
+
+
+def test_models_made_elsewhere_show_by_their_weights_that_one_came_from_the_other(three, trained, tmp_path):
+    source = read_source(three[0], others={"a": three[1]})
+    with pytest.raises(
+        ValueError, match=r"in the roles model and a have a cosine of -?0\.0\d, .* method=linear or slerp"
+    ):
+        method(method="ties", ancestry="weights").plan(source)
+    mix(tmp_path / "mixed", trained[0], {"a": trained[1]}, method="ties", ancestry="weights")
+    method(method="ties", ancestry="weights").check_models(told(derived=False))
+    method(ancestry="weights").plan(source)  # reads no differences
 
 
 def test_models_with_packs_are_refused(three):
