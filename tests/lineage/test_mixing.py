@@ -56,16 +56,19 @@ def test_it_can_be_planned(tmp_path):
     assert all(f"expand/mixed-{t}" in shown for t in ("0.25", "0.5", "0.75"))
 
 
-@pytest.mark.parametrize("option", ["depth_upscale", "mix"])
-def test_what_expand_chooses(tmp_path, option):
-    overrides = [*TINY, f"expand={option}", "strategy@pretrain.strategy=full"]
-    if option == "mix":
-        overrides += [
-            "lineage.expanded.from={model: base, twin: twin}",
-            "+lineage.twin={stage: base, with: {source: {seed: 1}}}",
-        ]
-    shown = plan(tmp_path, *overrides)
-    assert "expand" in shown and ("6 blocks" in shown or option == "mix")
+def test_a_deeper_stack_is_planned_at_its_size(tmp_path):
+    """Six blocks of the four: 6 x 9,280 parameters, the embedding of 300 x 32 and the last norm, all trained."""
+    assert "65,312; 65,312 train" in plan(tmp_path, *TINY, "expand=depth_upscale")
+
+
+def test_two_models_of_one_run_are_mixed_by_the_section(tmp_path):
+    twin = "+lineage.twin={stage: base, with: {source: {seed: 1}}}"
+    both = ["expand=mix", "lineage.expanded.from={model: base, twin: twin}", "strategy@pretrain.strategy=full"]
+    found = variant(tmp_path, *TINY, *both, twin)
+    assert found.models["expanded"].inputs == {"model": found.models["base"], "twin": found.models["twin"]}
+    assert found.models["expanded"].settings["derived"] == {"model": True, "twin": False}
+    shown = runner.plan(found.targets("report"), tmp_path / "outputs", tmp_path / "hashes")
+    assert "46,752; 46,752 train" in shown  # four blocks, as each has
 
 
 def test_depth_upscale_trains_everything_unless_told_otherwise():
