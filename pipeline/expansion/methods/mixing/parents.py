@@ -82,7 +82,7 @@ def check_alike(source: Source) -> None:
     """
     for role, other in source.others.items():
         own, theirs = (_compared(one.anatomy.text_config) for one in (source, other))
-        for key in sorted({*own, *theirs}):
+        for key in ("model_type", *sorted({*own, *theirs})):
             _compare(role, key, own.get(key, "not given"), theirs.get(key, "not given"))
         for name in sorted(set(source.tensors) ^ set(other.tensors)):
             held, lacks = ("model", role) if name in source.tensors else (role, "model")
