@@ -48,6 +48,8 @@ Stages: base -> expand -> pretrain -> sft -> evaluate -> report; finished work i
   python -m pipeline to=tuned                               stop after a model of the lineage
   python -m pipeline -m expand.num_groups=1,2,3,5,6         a sweep, with one report
   python -m pipeline experiment=full_finetuning             a prepared experiment (conf/experiment)
+  python -m pipeline expand=depth_upscale                   SOLAR: two overlapping copies of the stack, all trained
+  python -m pipeline experiment=wise_ft                     the trained model mixed back towards the one it started from
   python -m pipeline model=tiny                             the whole job on a random model, in a minute
   python -m pipeline evaluate.gate.max_drop=0.02            exit 1 if more than 2 % of a kept ability was lost
   python -m pipeline --cfg job                              the whole configuration with these overrides

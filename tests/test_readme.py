@@ -62,21 +62,28 @@ def test_the_table_of_architectures_is_that_of_the_tests():
     assert all(name.split(",")[0] in section for name in REFUSED)
 
 
-def test_the_lineage_of_the_example_is_planned(tmp_path, monkeypatch, capsys):
-    (example,) = re.findall(r"^```yaml\n(.*?)^```", README, re.M | re.S)
+@pytest.mark.parametrize(
+    ("makes", "nodes"),
+    [("tuned", ["expand/grown", "pretrain/law", "evaluate/tuned/domain"]), ("mixed", ["pretrain/law", "expand/mixed"])],
+)
+def test_the_lineage_of_an_example_is_planned(tmp_path, monkeypatch, capsys, makes, nodes):
+    examples = re.findall(r"^```yaml\n(.*?)^```", README, re.M | re.S)
+    assert len(examples) == 2
+    (example,) = (one for one in examples if f"\n  {makes}:" in one)
     (tmp_path / "conf" / "experiment").mkdir(parents=True)
     (tmp_path / "conf" / "experiment" / "example.yaml").write_text(example)
     (tmp_path / "a.txt").write_text("words to learn")
     path = f"origin.source.path={tmp_path / 'a.txt'}"
     arguments = [
         f"hydra.searchpath=[file://{tmp_path / 'conf'}]", "experiment=example", "model=tiny", "expand.num_groups=2",
-        "data@pretrain.data=local_text", f"pretrain.data.sources.local.{path}", f"law.sources.local.{path}",
+        "data@pretrain.data=local_text", f"pretrain.data.sources.local.{path}",
+        *([f"law.sources.local.{path}"] if "/data@law" in example else []),
         "pretrain.seq_len=64", "sft.seq_len=64", "benchmark=[domain]", f"paths.outputs={tmp_path}", "dry_run=true",
     ]  # fmt: skip
     monkeypatch.setattr("sys.argv", ["pipeline", *arguments])
     assert driver.run() == 0, capsys.readouterr().err
     plan = capsys.readouterr().out
-    assert all(made in plan for made in ("expand/grown", "pretrain/law", "evaluate/tuned/domain"))
+    assert all(made in plan for made in nodes)
 
 
 def test_named_files_exist():

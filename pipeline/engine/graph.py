@@ -35,7 +35,7 @@ class Node:
         inputs: role -> node whose artifact is read.
         settings: recorded, never hashed: {"launch": how it is launched, "locations": where its local sources lie,
             "hints": values that only estimates use, "access": how servers are reached, "early": built first, since it
-            reads what the user named}.
+            reads what the user named, "derived": role -> whether that model came from the first one}.
 
     Two nodes are equal when their fingerprints are.
 

@@ -69,6 +69,8 @@ class Plan(ExpansionMap):
         made: a safetensors file with tensors that the method computed, for recipes of the kind "made".
         tolerance: of a method that keeps the function up to rounding: the largest difference of a logit that it allows,
             compared in fp32. None: it claims nothing but `exact`.
+        is_carried_over: the map, and with it `exact`, is that of the models that this one is mixed from: it says what
+            their expansion claimed, and nothing about this model.
     """
 
     method: str
@@ -78,6 +80,7 @@ class Plan(ExpansionMap):
     stack: tuple[Slot, ...] = ()
     made: Path | None = None
     tolerance: float | None = None
+    is_carried_over: bool = False
 
 
 class Expansion(Protocol):
@@ -85,7 +88,9 @@ class Expansion(Protocol):
 
     One that takes several models also has `roles: ClassVar[tuple[str, ...]]`, the roles of those beside "model" in the
     lineage's `from` ("*": any), and may have `check_models(facts)`, which raises ValueError for models that do not go
-    together; `facts(role, key)` is what is known of one before any work, or None.
+    together; `facts(role, key)` is what is known of one before any work, or None, and `facts.roles` are those of the
+    models beside "model". The fact "derived" is whether the lineage made that model from the first one. One whose
+    result's facts can be told beforehand has `facts_of(facts)`, which gives them.
     """
 
     def check(self, num_blocks: int) -> None:

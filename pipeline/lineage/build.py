@@ -86,6 +86,8 @@ class _Builder:
         inputs |= {role: self._asked(entry, role, settings, root, short) for role, settings in asked.items()}
         params, hints = self._params(entry, section, next(iter(inputs.values()), None))
         node = self._node(entry.stage, label, params, inputs, hints, method=entry.section)
+        if len(parents) > 1:
+            node.settings["derived"] = {role: self.variant.came_from(name, first) for role, name in parents.items()}
         reference = entry.reference if entry.reference is not None else root
         self.variant.models[entry.name] = node
         self.variant.lineage[entry.name] = Model(entry.stage, dict(parents), reference)

@@ -95,11 +95,13 @@ def models_of(config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def overlay(section: Mapping[str, Any], changes: Mapping[str, Any], where: str) -> dict[str, Any]:
-    """A section with an entry's own changes; a mapping that names its class replaces what stood there.
+    """A section with an entry's own changes; a mapping that names its class, the whole too, replaces what stood there.
 
     Raises:
         ConfigError: a key that the section does not have.
     """
+    if "_target_" in changes:
+        return dict(changes)
     unknown = [key for key in changes if key not in section]
     if unknown and not (section.get("skip") and changes.get("skip", True)):  # a skipped section has no other keys
         close = difflib.get_close_matches(str(unknown[0]), [str(key) for key in section], n=1)

@@ -80,6 +80,10 @@ class Variant:
             name = above
         return name
 
+    def came_from(self, name: str, other: str | None) -> bool:
+        """Whether a model is another one, or was made from it, in whatever role."""
+        return name == other or any(self.came_from(one, other) for one in self.lineage[name].parents.values())
+
     def path_to(self, name: str) -> list[str]:
         """The models after its reference, up to `name`, by first roles; empty if it does not come from there."""
         reference, path = self.lineage[name].reference, []

@@ -1,15 +1,17 @@
 """Methods at equal gain on the domain: what each trained, over its learning rates, and how far it drifted for it.
 
 A method is what a training did, told by its stage's parameters and what it started from; its points differ in the
-learning rate alone.
+learning rate alone. Mixing the same models is one too; its points differ in t.
 """
 
 from __future__ import annotations
 
+import copy
 import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import reduce
 from typing import Any
 
 import numpy as np
@@ -20,16 +22,18 @@ from pipeline.reporting.compare import BITS_PER_BYTE, Comparison, ModelResult
 from pipeline.reporting.statistics.drift import ALL
 from pipeline.reporting.statistics.frontier import Level, Point, envelope, levels, shared_draws
 
-SWEPT = "lr"
+SWEPT = {"strategy": ("lr",), "method": ("method", "t")}
+"""Section that names a stage's class -> where in its params the number is by which a method's points differ."""
 WRITTEN = {"Lora": "LoRA", "Full": "full fine-tuning"}
 """Names of strategies that are not their class's words."""
 
 
 @dataclass(frozen=True)
 class Method:
-    """A method and its models, by their learning rates."""
+    """A method and its models, by their learning rates, or what else is `swept` ("t" of a mix)."""
 
     label: str
+    swept: str
     rates: tuple[float, ...]
     lines: tuple[ModelResult, ...]
     points: tuple[Point, ...]
@@ -39,9 +43,14 @@ class Method:
         """See `envelope`."""
         return envelope(self.points)
 
-    def rate_of(self, point: Point) -> float:
-        """The learning rate of one of its points."""
-        return self.rates[self.points.index(point)]
+    @property
+    def rate_texts(self) -> tuple[str, ...]:
+        """Each point's learning rate, as people write it, or t=0.5."""
+        return tuple(rate_text(r) if self.swept == "lr" else f"{self.swept}={r:g}" for r in self.rates)
+
+    def text_of(self, point: Point) -> str:
+        """The same of one of its points."""
+        return self.rate_texts[self.points.index(point)]
 
 
 @dataclass(frozen=True)
@@ -74,7 +83,7 @@ def frontiers(comparison: Comparison, seed: int) -> list[Frontier]:
     named = _methods(comparison)
     if len(named) < 2:
         return []
-    lines = [line for rated in named.values() for _, line in rated]
+    lines = [line for _, rated in named.values() for _, line in rated]
     gain, gains = _gains(comparison, lines, seed)
     first = lines[0].row.evaluations[_drift_measure(comparison)]
     kinds = sorted({name for name in first.categories if name})
@@ -82,19 +91,19 @@ def frontiers(comparison: Comparison, seed: int) -> list[Frontier]:
     for kind in (ALL, *(kinds if len(kinds) > 1 else ())):
         drift, drifts, n = _drifts(comparison, lines, kind, seed)
         points = {id(one): Point(gain[i], drift[i], gains[:, i], drifts[:, i]) for i, one in enumerate(lines)}
-        methods = tuple(_method(label, rated, points) for label, rated in named.items())
+        methods = tuple(_method(label, swept, rated, points) for label, (swept, rated) in named.items())
         compared = levels({one.label: one.curve for one in methods}, confidence=comparison.confidence, num_items=n)
         found.append(Frontier(kind, str(lines[0].row.reference), methods, tuple(compared)))
     return found
 
 
-def _method(label: str, rated: Sequence[tuple[float, ModelResult]], points: Mapping[int, Point]) -> Method:
+def _method(label: str, swept: str, rated: Sequence[tuple[float, ModelResult]], points: Mapping[int, Point]) -> Method:
     rates, lines = zip(*rated, strict=True)
-    return Method(label, rates, lines, tuple(points[id(line)] for line in lines))
+    return Method(label, swept, rates, lines, tuple(points[id(line)] for line in lines))
 
 
-def _methods(comparison: Comparison) -> dict[str, list[tuple[float, ModelResult]]]:
-    """label -> learning rates and models, of the methods that have several, all compared with one base."""
+def _methods(comparison: Comparison) -> dict[str, tuple[str, list[tuple[float, ModelResult]]]]:
+    """label -> what is swept, its values and models, of the methods that have several, all compared with one base."""
     if not _domain_measures(comparison) or _drift_measure(comparison) == "":
         return {}
     found: dict[str, list[tuple[float, ModelResult]]] = {}
@@ -102,7 +111,7 @@ def _methods(comparison: Comparison) -> dict[str, list[tuple[float, ModelResult]
     for line in comparison.lines:
         base = comparison.reference(line)
         recipe = _recipe(line) if base is not None and _is_measured(comparison, line, base) else None
-        if base is None or recipe is None or not isinstance(rate := recipe["params"].pop(SWEPT, None), float | int):
+        if base is None or recipe is None or not isinstance(rate := recipe.pop("value"), float | int):
             continue
         key = json.dumps([recipe, base.row.fingerprint], sort_keys=True)
         recipes[key] = recipe
@@ -111,17 +120,20 @@ def _methods(comparison: Comparison) -> dict[str, list[tuple[float, ModelResult]
     bases = {key: json.loads(key)[1] for key in several}
     several = {key: rated for key, rated in several.items() if bases[key] == next(iter(bases.values()))}
     labels = _labels([recipes[key] for key in several])
-    return dict(zip(labels, several.values(), strict=True))
+    return {label: (recipes[key]["swept"], several[key]) for label, key in zip(labels, several, strict=True)}
 
 
 def _recipe(line: ModelResult) -> dict[str, Any] | None:
-    """Parameters of the training that made a model, and the fingerprints of what it read."""
-    if line.row.training is None:
-        return None
-    manifest = read_manifest(line.row.training)
+    """What made a model: parameters and the fingerprints of what was read, beside what is `swept`, and its `value`."""
+    manifest = read_manifest(line.row.model)
     inputs = {role: one["fingerprint"] for role, one in (manifest.get("inputs") or {}).items()}
-    params = manifest.get("params") or {}
-    return {"params": dict(params), "inputs": inputs} if "strategy" in params else None
+    params = copy.deepcopy(manifest.get("params") or {})
+    path = next((path for section, path in SWEPT.items() if section in params), None)
+    if path is None:
+        return None
+    *sections, swept = path
+    value = reduce(lambda inner, key: inner[key], sections, params).pop(swept, None)
+    return {"params": params, "inputs": inputs, "swept": swept, "value": value}
 
 
 def _is_measured(comparison: Comparison, line: ModelResult, base: ModelResult) -> bool:
@@ -167,7 +179,7 @@ def _drifts(comparison: Comparison, lines: Sequence[ModelResult], kind: str, see
 def _labels(recipes: Sequence[Mapping[str, Any]]) -> list[str]:
     """What each trains; where several train the same, with the settings in which they differ."""
     flat = [_flat(recipe["params"]) for recipe in recipes]
-    names = [_written(one.get("strategy._target_", "")) for one in flat]
+    names = [_written(one.get("strategy._target_") or one.get("method._target_", "")) for one in flat]
     labels = []
     for name, one in zip(names, flat, strict=True):
         alike = [other for other, given in zip(flat, names, strict=True) if given == name]

@@ -43,6 +43,13 @@ def test_an_entry_overlays_the_section_of_its_stage():
     assert SECTIONS["pretrain"]["lr"] == 1.0
 
 
+def test_a_class_of_its_own_replaces_the_whole_section():
+    mixed = {"_target_": "e.Mix", "skip": False, "t": 0.5, "save": "full"}
+    found = entries(mixed={"stage": "expand", "from": "law", "with": mixed, "each": {"t": [0.25, 0.75]}})
+    assert found["mixed-0.25"].settings == {**mixed, "t": 0.25} and found["mixed-0.75"].settings["t"] == 0.75
+    assert found["grown"].settings == SECTIONS["expand"]
+
+
 def test_a_skipped_section_and_an_entry_that_is_left_out():
     found = entries(
         tuned={"stage": "sft", "from": "law", "with": {"lr": 1.0}}, grown=None, law={**CHAIN["law"], "from": "base"}

@@ -75,6 +75,11 @@ class Request:
         return self.settings.get("hints") or {}
 
     @property
+    def derived(self) -> Mapping[str, bool]:
+        """Of several models that it reads: role -> whether the lineage made that model from the first one."""
+        return self.settings.get("derived") or {}
+
+    @property
     def access(self) -> Mapping[str, Any]:
         """How servers that it asks are reached."""
         return self.settings.get("access") or {}

@@ -9,7 +9,7 @@ from typing import Any
 
 from pipeline.models.architecture.shape import read_shape
 from pipeline.models.directory import CHAT_TEMPLATES, read_config
-from pipeline.records.expansion import EXPANSION_FILE
+from pipeline.records.expansion import read_expansion
 
 DEPTH_KEYS = ("num_hidden_layers", "n_layer", "n_layers", "num_layers")  # in the config.json of one family or another
 LENGTH_KEYS = ("max_position_embeddings", "n_positions", "max_seq_len", "max_sequence_length", "seq_length")  # likewise
@@ -28,7 +28,8 @@ def longest(config: Mapping[str, Any]) -> int | None:
 
 
 def model_facts(directory: Path) -> dict[str, Any]:
-    """num_blocks, max_position_embeddings, shape (None: not known), chat_template and expanded (whether there is one).
+    """num_blocks, model_type, max_position_embeddings, shape (None: not known), chat_template (whether there is one),
+    expanded (whether an expansion added parameters).
 
     Raises:
         ValueError: its config.json is missing or damaged.
@@ -36,10 +37,11 @@ def model_facts(directory: Path) -> dict[str, Any]:
     config = read_config(directory)
     return {
         "num_blocks": depth(config),
+        "model_type": config.get("model_type"),
         "max_position_embeddings": longest(config),
         "shape": read_shape(directory),
         "chat_template": _has_chat_template(directory),
-        "expanded": (directory / EXPANSION_FILE).is_file(),
+        "expanded": bool(read_expansion(directory).new_parameters),
     }
 
 

@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from pipeline.records.items import Floats
 from pipeline.reporting.figures.placement import place_labels
 from pipeline.reporting.figures.plot import DASHES, INK, PALETTE, STYLE, TRAINED, Plot, save
-from pipeline.reporting.frontier import Frontier, Method, rate_text
+from pipeline.reporting.frontier import Frontier, Method
 from pipeline.reporting.statistics.differences import percentiles
 from pipeline.reporting.tables.wording import number, percent
 
@@ -38,24 +38,28 @@ def frontier_figure(frontier: Frontier, confidence: float) -> Figure:
                 [one.gain for one in curve], [one.drift for one in curve], color=colour, lw=1.8, marker=marker, ms=7,
                 ls=DASHES[i // len(PALETTE) % len(DASHES)], label=method.label, zorder=4,
             )  # fmt: skip
-            for point, rate in zip(method.points, method.rates, strict=True):
+            for point, rate in zip(method.points, method.rate_texts, strict=True):
                 face = colour if any(point is one for one in curve) else "white"
                 ax.errorbar(
                     point.gain, point.drift, _error(point.drift, point.drifts, confidence),
                     _error(point.gain, point.gains, confidence), color=colour, marker=marker, ms=7, lw=1, alpha=0.7,
                     capsize=2, markerfacecolor=face,
                 )  # fmt: skip
-                labels.append((point.gain, point.drift, rate_text(rate), colour))
+                labels.append((point.gain, point.drift, rate, colour))
         ax.plot(0, 0, "o", color=INK, ms=7, zorder=5)
         interval = f"{percent(confidence)} interval"
         ax.set_xlabel(f"domain gain over the base (bits per byte, {interval})  → better")
         ax.set_ylabel(f"drift from the base, KL(base || model)\n(nats per token, {interval})  ↓ better")
         ax.set_ylim(bottom=min(0.0, ax.get_ylim()[0]))
         ax.margins(0.08)
-        ax.legend(loc="upper left", title="method, at its learning rates")
+        ax.legend(loc="upper left", title=f"method, at its {' or '.join(_swept(frontier))}")
         figure.tight_layout()
         place_labels(ax, labels)
         return figure
+
+
+def _swept(frontier: Frontier) -> list[str]:
+    return list(dict.fromkeys("learning rates" if one.swept == "lr" else one.swept for one in frontier.methods))
 
 
 def _error(value: float, draws: Floats, confidence: float) -> Floats | None:
@@ -65,5 +69,5 @@ def _error(value: float, draws: Floats, confidence: float) -> Floats | None:
 
 
 def _told(method: Method) -> str:
-    points = zip(method.rates, method.points, strict=True)
-    return ", ".join(f"{number(p.drift, 4)} for {number(p.gain, 4)} at {rate_text(rate)}" for rate, p in points)
+    points = zip(method.rate_texts, method.points, strict=True)
+    return ", ".join(f"{number(p.drift, 4)} for {number(p.gain, 4)} at {rate}" for rate, p in points)

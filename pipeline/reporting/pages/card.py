@@ -104,9 +104,16 @@ def _told(step: Step, base: Origin) -> str:
         return f"{name}: {base.repo or base.name} ({base.where}), {size}."
     if step.model.training is None:
         proof = "" if facts.max_abs_difference is None else f" Logits differ by at most {facts.max_abs_difference:g}."
-        return f"{name} ({step.model.stage}): {_blocks(step.expansion)}; {size}.{proof}"
+        mix = step.expansion.notes.get("mix")
+        made = _mixed(step.model.parents, mix) if mix else _blocks(step.expansion)
+        return f"{name} ({step.model.stage}): {made}; {size}.{proof}"
     trained = "" if facts.num_trainable is None else f"{count(facts.num_trainable)} of {size} trained"
     return f"{name} ({step.model.stage}): {trained or size}, {_strategy(step.params)}. {_settings(step)}."
+
+
+def _mixed(parents: Mapping[str, str], mix: Mapping[str, Any]) -> str:
+    options = ", ".join(f"{key}={value}" for key, value in mix.items() if key != "roles")
+    return f"mixed from {listing([f'{name} ({role})' for role, name in parents.items()])} ({options})"
 
 
 def _blocks(expansion: ExpansionMap) -> str:

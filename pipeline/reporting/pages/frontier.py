@@ -10,7 +10,7 @@ import numpy as np
 
 from pipeline.reporting.compare import Comparison
 from pipeline.reporting.figures.frontier import frontier_plot
-from pipeline.reporting.frontier import Frontier, frontiers, rate_text
+from pipeline.reporting.frontier import Frontier, frontiers
 from pipeline.reporting.pages.page import Section
 from pipeline.reporting.statistics.differences import Difference
 from pipeline.reporting.statistics.frontier import Level
@@ -32,9 +32,10 @@ def frontier_sections(comparison: Comparison, directory: Path, seed: int) -> lis
 
 
 HOW = (
-    "Each method has a curve: its models at several learning rates without those that another of its rates beats in "
-    "gain and drift at once, joined by straight lines in the gain. Nothing is said outside a curve's range. Intervals "
-    "are of a bootstrap over passages and samples with the same draws for all models; they do not cover training seeds."
+    "Each method has a curve: its models at several learning rates (a mix: several t) without those that another beats "
+    "in gain and drift at once, joined by straight lines in the gain. Nothing is said outside a curve's range. "
+    "Intervals are of a bootstrap over passages and samples with the same draws for all models; they do not cover "
+    "training seeds."
 )
 
 
@@ -90,7 +91,8 @@ def _largest(frontier: Frontier) -> str:
     for method in sorted(frontier.methods, key=lambda one: -one.curve[-1].gain):
         top = method.curve[-1]
         gain, drift = number(top.gain, 4, signed=True), number(top.drift, 4)
-        told.append(f"{method.label} {gain} at a rate of {rate_text(method.rate_of(top))}, drifting {drift}")
+        rate = ("a rate of " if method.swept == "lr" else "") + method.text_of(top)
+        told.append(f"{method.label} {gain} at {rate}, drifting {drift}")
     return f"Largest gains, in bits per byte: {'; '.join(told)}."
 
 
@@ -110,7 +112,7 @@ def _values(frontier: Frontier) -> dict[str, Any]:
             {
                 "method": method.label,
                 "points": [
-                    {"model": line.label, "lr": rate, "gain": point.gain, "drift": point.drift}
+                    {"model": line.label, method.swept: rate, "gain": point.gain, "drift": point.drift}
                     for line, rate, point in zip(method.lines, method.rates, method.points, strict=True)
                 ],
             }

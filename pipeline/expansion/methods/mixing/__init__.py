@@ -1,0 +1,1 @@
+"""Mixing models of one architecture into one, tensor by tensor."""
