@@ -16,6 +16,7 @@ from pipeline.engine.run.forecast import Forecast, Request
 from pipeline.engine.stage import ANY_ROLE, Stage
 from pipeline.instantiation import build
 from pipeline.models.architecture.facts import model_facts
+from pipeline.models.architecture.shape import shape_of
 
 if TYPE_CHECKING:
     from pipeline.expansion.base import Plan
@@ -74,7 +75,11 @@ def forecast(request: Request) -> Forecast:
     if num_blocks is not None and isinstance(expansion, Layout):
         stack = [(slot.source, slot.new) for slot in expansion.slots(num_blocks)]
     grown = shape.grown(stack) if shape is not None and stack is not None else None
-    return Forecast(kept | {"num_blocks": len(stack) if stack else None, "shape": grown, "expanded": True})
+    known = {"num_blocks": len(stack) if stack else None, "shape": grown, "expanded": True}
+    if (config := request.fact("config")) and hasattr(expansion, "sparse_config"):
+        sparse = expansion.sparse_config(config)
+        known |= {"config": sparse, "num_blocks": num_blocks, "shape": shape_of(sparse)}
+    return Forecast(kept | known)
 
 
 def _check_models(expansion: Any, request: Request) -> None:

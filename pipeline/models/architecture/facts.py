@@ -28,13 +28,15 @@ def longest(config: Mapping[str, Any]) -> int | None:
 
 
 def model_facts(directory: Path) -> dict[str, Any]:
-    """num_blocks, max_position_embeddings, shape (None: not known), chat_template and expanded (whether there is one).
+    """config (config.json), num_blocks, max_position_embeddings, shape (None: not known), chat_template and expanded
+    (whether there is one).
 
     Raises:
         ValueError: its config.json is missing or damaged.
     """
     config = read_config(directory)
     return {
+        "config": config,
         "num_blocks": depth(config),
         "max_position_embeddings": longest(config),
         "shape": read_shape(directory),
