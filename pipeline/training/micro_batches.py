@@ -62,6 +62,11 @@ class MicroBatches:
         return total
 
     @torch.no_grad()
+    def loss_and_load(self, rows: Sequence[Row]) -> torch.Tensor:
+        """A vector of `loss_sum` and how many of this process's tokens chose each expert, router by router."""
+        return torch.stack([self._loss(micro, load=True) for micro in self._shares(rows)]).sum(0)
+
+    @torch.no_grad()
     def logits(self, rows: Sequence[Row]) -> list[torch.Tensor]:
         """The logits at the labels of each of this process's micro batches, in main memory."""
         return [self._loss(micro, logits=True).cpu() for micro in self._shares(rows)]
@@ -102,7 +107,7 @@ class MicroBatches:
 
     def _loss(self, rows: Sequence[Row], **more: torch.Tensor | bool) -> torch.Tensor:
         columns = {key: [row[key] for row in rows] for key in ("input_ids", "labels", "position_ids")}
-        if self.penalties:
+        if self.penalties or more.get("load"):
             columns["padding"] = [padding_of(row) for row in rows]
         batch = {key: torch.from_numpy(np.stack(c)).to(self._accelerator.device) for key, c in columns.items()}
         with torch.autocast(self._accelerator.device.type, torch.bfloat16, enabled=self._precision == "bf16"):

@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 import torch
 
 from pipeline.expansion.base import Recipe
-from pipeline.expansion.methods.upcycling.dense import Changes
+from pipeline.expansion.upcycling.dense import Changes
 from pipeline.expansion.values import drawn, generator_of, pieces_of
 from pipeline.models.files.tensor_file import ITEM_BITS, Stored
 

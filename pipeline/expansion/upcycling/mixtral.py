@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from pipeline.expansion.base import Plan, Recipe
-from pipeline.expansion.methods.upcycling.dense import (
+from pipeline.expansion.upcycling.dense import (
     DOWN,
     GATE,
     UNITS_AXIS,
@@ -101,7 +101,7 @@ class MixtralUpcycling:
         )
 
     def _write_block(self, source: Source, block: int, written: Written) -> None:
-        from pipeline.expansion.methods.upcycling.experts import Cut, cut_of
+        from pipeline.expansion.upcycling.experts import Cut, cut_of
 
         module = f"{source.anatomy.prefix}{block}.mlp"
         for rest, short in _NAMES.items():

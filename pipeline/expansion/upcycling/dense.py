@@ -30,9 +30,9 @@ class Changes:
     """What makes experts differ from the start, each of which changes the function.
 
     Attributes:
-        drop_ratio: r of Drop-Upcycling (arXiv 2502.19261, equations 3 to 5): that share of an expert's hidden units is
-            drawn anew, normal with mean and deviation of the values replaced, apart for gate, up and down. The units are
-            the same in all three, as the paper has it; its released code draws them apart for each.
+        drop_ratio: r of Drop-Upcycling (arXiv 2502.19261): that share of an expert's hidden units is drawn anew, normal
+            with mean and deviation of the values replaced in each of gate, up and down. The units are the same in all
+            three, as the paper has it; its released code draws them apart for each.
         noise: deviation of normal noise that is added, as a multiple of the matrix's own.
         seed: of what is drawn.
     """

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 from pipeline.expansion.base import Plan, Recipe
-from pipeline.expansion.methods.upcycling.dense import (
+from pipeline.expansion.upcycling.dense import (
     DOWN,
     GATE,
     UNITS_AXIS,
@@ -44,10 +44,10 @@ class DeepSeekMoeUpcycling:
         exact: F_shared is the whole FFN, and routed experts are shards whose `down` is zero: the model begins as its
             source, to the bit, and at the first step `down` alone has a gradient. Ours; it costs the dense FFN and the
             routed experts.
-        virtual_groups (2410.07524): with S shards in the shared expert, expert e G + g is shard S + g, G = m - S, and the
-            router's rows come in groups of G alike, so that a token meets every shard k / G times. Gates are made to sum
-            to 1 and `down` is multiplied by G (Megatron spreads the factor over gate, up and down, through a SiLU that is
-            not homogeneous). It begins as its source up to rounding.
+        virtual_groups (2410.07524): with S shards in the shared expert, expert e G + g is shard S + g, G = m - S, and
+            the router's rows come in groups of G alike, so that a token meets every shard k / G times. Gates are scaled
+            to sum to 1 and `down` is multiplied by G (Megatron spreads the factor over gate, up and down, through a
+            SiLU that is not homogeneous). It begins as its source up to rounding.
         faithful: the same with gates as they are, as in the paper, and `down` times num_experts G / k, which keeps the
             function only where the router is undecided: what it is off is measured.
 
@@ -79,8 +79,8 @@ class DeepSeekMoeUpcycling:
         Changes(self.drop_ratio, self.noise, self.seed)
         if self.granularity < 1 or not 0 <= self.num_shared < self.granularity:
             raise ValueError(
-                f"num_shared={self.num_shared} of granularity={self.granularity} shards must be at least 0 and leave one "
-                "to be routed"
+                f"num_shared={self.num_shared} of granularity={self.granularity} shards must be at least 0 and leave "
+                "one to be routed"
             )
         if not 0 <= self.num_dense_blocks < num_blocks:
             raise ValueError(f"num_dense_blocks={self.num_dense_blocks} must be at least 0 and less than {num_blocks}")
@@ -107,7 +107,9 @@ class DeepSeekMoeUpcycling:
             "num_experts": self.num_experts,
             "num_experts_per_tok": self.top_k,
             "moe_intermediate_size": unit,
-            "shared_expert_intermediate_size": effective["intermediate_size"] if self._exact else self.num_shared * unit,
+            "shared_expert_intermediate_size": effective["intermediate_size"]
+            if self._exact
+            else self.num_shared * unit,
             "norm_topk_prob": self.mode == "virtual_groups",
             "mlp_only_layers": list(range(self.num_dense_blocks)),
             "decoder_sparse_step": 1,
@@ -186,7 +188,7 @@ class DeepSeekMoeUpcycling:
         written.fixed.append(module + _SHARED_GATE)
 
     def _write_matrix(self, source: Source, block: int, rest: str, written: Written) -> None:
-        from pipeline.expansion.methods.upcycling.experts import Cut, cut_of
+        from pipeline.expansion.upcycling.experts import Cut, cut_of
 
         dense, kind, axis = source.blocks.join(block, rest), rest.removeprefix("mlp."), UNITS_AXIS[rest]
         heirs = written.heirs[dense] = (
@@ -206,7 +208,7 @@ class DeepSeekMoeUpcycling:
             written.new[name] = f"{module}experts.{'down_proj' if rest == DOWN else 'gate_up_proj'}"
 
     def _routed(self, block: int, expert: int, dense: str, stored: Any, axis: int, unit: int) -> Recipe:
-        from pipeline.expansion.methods.upcycling.experts import Cut, cut_of
+        from pipeline.expansion.upcycling.experts import Cut, cut_of
 
         shard = expert % self._group + self.granularity - self._group
         changes = Changes(self.drop_ratio, self.noise, self.seed)
@@ -224,7 +226,7 @@ class DeepSeekMoeUpcycling:
         shape = (self.num_experts, width)
         if self._exact:
             return Recipe("random", like, self.router_std, self.seed, shape=shape)
-        from pipeline.expansion.methods.upcycling.experts import GroupedRouter
+        from pipeline.expansion.upcycling.experts import GroupedRouter
 
         router = GroupedRouter(self.num_experts, self._group, width, self.router_std, self.seed)
         return Recipe("computed", like, operation=router, shape=shape)
