@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 from pipeline.expansion.base import Plan, Recipe
+from pipeline.expansion.source import Source
 from pipeline.expansion.upcycling.dense import (
     DOWN,
     GATE,
@@ -19,7 +20,6 @@ from pipeline.expansion.upcycling.dense import (
     plan_of,
     sparse_config,
 )
-from pipeline.expansion.source import Source
 
 if TYPE_CHECKING:
     from pipeline.data.corpus import Workspace
