@@ -46,7 +46,7 @@ def test_mixtral_keeps_the_function_up_to_rounding(make_model, upcycle, dense, d
     plan, target = upcycle(source, "mixtral")
     proof = verify_identity(source, target, in_fp32=True)
     assert plan.tolerance == 1e-6 and not plan.exact
-    assert 0 < proof.max_abs_difference <= plan.tolerance and proof.generation_equal
+    assert proof.max_abs_difference <= plan.tolerance and proof.generation_equal
     assert type(load(target)) is transformers.MixtralForCausalLM
 
 
