@@ -36,6 +36,7 @@ DENSE = {
     "mistral": {"model_type": "mistral", "sliding_window": None},
     "mistral, a window": {"model_type": "mistral", "sliding_window": 8},
 }
+KINDS = [("mixtral", {}), ("deepseek_moe", {}), ("deepseek_moe", {"mode": "faithful"})]
 QWEN = {"model_type": "qwen2", "use_sliding_window": True, "sliding_window": 8, "max_window_layers": 2}
 
 
@@ -70,6 +71,14 @@ def test_virtual_groups_keep_the_function_up_to_rounding(make_model, upcycle, dt
     found = verify_identity(source, target, in_fp32=True).max_abs_difference
     assert plan.tolerance == (None if dtype != "float32" and not numbers else 1e-6)
     assert found <= (plan.tolerance or 0.05)
+
+
+@pytest.mark.parametrize(("option", "changes"), KINDS)
+def test_generation_with_a_cache_is_that_without(make_model, upcycle, option, changes):
+    _, target = upcycle(make_model(**LOUD), option, **changes)
+    model, ids = load(target), torch.arange(3, 15)[None]
+    with_cache, without = (model.generate(ids, max_new_tokens=16, use_cache=cache) for cache in (True, False))
+    assert torch.equal(with_cache, without) and with_cache.shape[1] > 13
 
 
 def test_faithful_moves_the_function_by_its_gates(make_model, upcycle):
@@ -123,9 +132,6 @@ def test_shards_cover_the_ffn(make_model, upcycle):
     router = made["model.layers.2.mlp.gate.weight"].view(5, 3, 32)
     assert torch.equal(router, router[:, :1].expand(5, 3, 32)) and len({row[0, 0].item() for row in router}) == 5
     assert "model.layers.0.mlp.gate_proj.weight" in made and not any(".0.mlp.experts" in name for name in made)
-
-
-KINDS = [("mixtral", {}), ("deepseek_moe", {}), ("deepseek_moe", {"mode": "faithful"})]
 
 
 @pytest.mark.parametrize("save", ["full", "delta"])
