@@ -118,8 +118,8 @@ def shape_of(config: Mapping[str, Any]) -> Shape | None:
     if family not in GATED | PLAIN | set(SPARSE) or any(config.get(key) is None for key in needed):
         return None
     hidden, depth = config["hidden_size"], config["num_hidden_layers"]
-    kinds = {sparse: _block(config, sparse) for sparse in (True, False)}
     windows, sparse = _windows(config, depth), [_has_experts(config, index) for index in range(depth)]
+    kinds = {kind: _block(config, kind) for kind in set(sparse)}
     return Shape(
         blocks=tuple(replace(kinds[kind], window=window) for kind, window in zip(sparse, windows, strict=True)),
         hidden=hidden,
