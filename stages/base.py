@@ -68,7 +68,8 @@ def forecast(request: Request) -> Forecast:
     if config is None and request.hints.get("shape"):
         config = {"num_hidden_layers": params["num_blocks"], **request.hints["shape"]}
     family = config.get("model_type") if config else None
-    return Forecast({"shape": shape_of(config) if config else None, "model_type": family, "expanded": False, **stated})
+    known = {"config": config, "shape": shape_of(config) if config else None, "model_type": family}
+    return Forecast({**known, "expanded": False, **stated})
 
 
 def _warn_of_a_branch(source: Mapping[str, Any]) -> None:

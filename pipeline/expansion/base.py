@@ -68,7 +68,8 @@ class Plan(ExpansionMap):
         stack: the new order of blocks.
         made: a safetensors file with tensors that the method computed, for recipes of the kind "made".
         tolerance: of a method that keeps the function up to rounding: the largest difference of a logit that it allows,
-            compared in fp32. None: it claims nothing but `exact`.
+            compared in fp32, or what the source's own logits are rounded by there, if that is more. None: it claims
+            nothing but `exact`.
         is_carried_over: the map, and with it `exact`, is that of the models that this one is mixed from: it says what
             their expansion claimed, and nothing about this model.
     """

@@ -126,6 +126,15 @@ def verify_identity(source: Path, expanded: Path, num_tokens: int = 48, in_fp32:
     return _proof(before, after, num_tokens, note, alone)
 
 
+def rounding_of(source: Path, num_tokens: int = 48) -> float:
+    """How far the logits that a saved model computes in float32 are from those in float64, at most.
+
+    Nothing that computes the same in another order can be told from it more closely.
+    """
+    wide, narrow = (probe(source, num_tokens, dtype=dtype).logits.double() for dtype in (torch.float64, torch.float32))
+    return (wide - narrow).abs().max().item()
+
+
 def _proof(before: Probe, after: Probe, num_tokens: int, note: str | None = None, alone: bool = False) -> Proof:
     return Proof(
         logits_equal=torch.equal(before.logits, after.logits),

@@ -44,17 +44,22 @@ class StepRecord:
 
 @dataclass(frozen=True)
 class ValidationRecord:
-    """A validation after a step: nats per label of each source, and over all labels."""
+    """A validation after a step: nats per label of each source, and over all labels.
+
+    `routers`: what is measured beside of a mixture of experts, by name.
+    """
 
     step: int
     tokens: int
     by_source: Mapping[str, float]
     val_loss: float
+    routers: Mapping[str, float | list[float]] = field(default_factory=dict)
 
     def to_json(self) -> dict[str, Any]:
         """Plain data."""
-        sources = {f"val/{source}": loss for source, loss in self.by_source.items()}
-        return {"step": self.step, "tokens": self.tokens, **sources, "val_loss": self.val_loss}
+        named = {f"val/{source}": loss for source, loss in self.by_source.items()}
+        named |= {f"router/{name}": value for name, value in self.routers.items()}
+        return {"step": self.step, "tokens": self.tokens, **named, "val_loss": self.val_loss}
 
 
 @dataclass(frozen=True)

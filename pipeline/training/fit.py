@@ -19,7 +19,7 @@ from pipeline.records.expansion import read_expansion
 from pipeline.training.cost.count import count_cost
 from pipeline.training.cost.flops import cost_of
 from pipeline.training.cost.forecast import known_shape
-from pipeline.training.cost.memory import Memory
+from pipeline.training.cost.memory import ZERO_STAGES, Memory
 from pipeline.training.cost.peak import peak
 from pipeline.training.cost.preflight import check_labels, expect, loading_explained, probe, shortage_explained
 from pipeline.training.cost.throughput import peak_memory_bytes, utilisation
@@ -27,13 +27,16 @@ from pipeline.training.device import Device
 from pipeline.training.kernels.attention import choose_attention
 from pipeline.training.kernels.blocks import choose_compile, prepare_blocks
 from pipeline.training.kernels.document_separation import mixes_documents
+from pipeline.training.kernels.experts import cast_experts
 from pipeline.training.kernels.fp32_matmul import choose_fp32_matmul, fp32_matmul
 from pipeline.training.kernels.head import head_of
+from pipeline.training.kernels.routers import Routers, routers_of
 from pipeline.training.loop import train
 from pipeline.training.methods.base_copy import base_copy
 from pipeline.training.methods.optim import build_adamw
-from pipeline.training.methods.penalty import check_penalties, needs_base, of_batches, with_penalties
+from pipeline.training.methods.penalty import Penalty, check_penalties, needs_base, of_batches, with_penalties
 from pipeline.training.methods.quantised import held_tensors, hold_frozen
+from pipeline.training.methods.router_balance import with_router_balance
 from pipeline.training.methods.start_distance import FOLDER, hold
 from pipeline.training.methods.strategy import AdaptsRates, Strategy, apply_strategy
 from pipeline.training.micro_batches import MicroBatches
@@ -84,7 +87,7 @@ def fit(
     with fp32_matmul(ready.facts["fp32_matmul"]):
         same = SameRows(ready.loss_model, ready.trainable, accelerator.device, settings.precision, runtime.micro_batch)
         with shortage_explained(settings.seq_len, device.knobs):
-            penalties = hold(strategy.penalties, same, runtime.directory, general_rows or _no_text, runtime.progress)
+            penalties = hold(ready.penalties, same, runtime.directory, general_rows or _no_text, runtime.progress)
         tracker = _tracker(accelerator, tracking, settings, runtime, device, ready) if tracking else None
         tried = _try_a_step(accelerator, settings, stream, runtime, device, ready, num_steps, expected)
         compiling = {"validation", *(() if tried else ("step",))} if ready.facts["compiled"] else ()
@@ -92,7 +95,7 @@ def fit(
             summary = train(
                 accelerator, ready.loss_model, ready.optimizer, ready.trainable, stream, validation, settings,
                 num_steps, replace(runtime, cost=ready.cost, compiling=frozenset(compiling)), penalties, tracker,
-                _rates(source, strategy, same, ready.optimizer, general_rows or _no_text, num_steps),
+                _rates(source, strategy, same, ready.optimizer, general_rows or _no_text, num_steps), ready.routers,
             )  # fmt: skip
         best = peak(accelerator.device, settings.precision)
         audit_frozen(frozen_before, _hashes(ready.frozen))
@@ -134,10 +137,13 @@ def _prepare(
     loaded.config.use_cache = False
     head = head_of(loaded)
     apart = mixes_documents(loaded)
+    routers = None if apart else routers_of(loaded)
     attention = choose_attention(loaded, device.attention, accelerator.device)
     expansion = read_expansion(source)
     untied = is_untied(loaded)
     model = apply_strategy(strategy, loaded, expansion)
+    cast_experts(loaded)
+    penalties = _balanced(strategy.penalties, settings, loaded, routers, device)
     check_savable(source, loaded, strategy.writes(model))
     if type(loaded.get_output_embeddings()) is not torch.nn.Linear:  # adapted: its weight alone is not what it computes
         head = None
@@ -152,7 +158,7 @@ def _prepare(
             parameter.data = parameter.data.float()
     counts, known = _counts(model), known_shape(source, strategy)
     cost = cost_of(*known) if known else count_cost(loaded)  # the formula gives what counting does, at once
-    cost = cost and with_penalties(cost, strategy.penalties)
+    cost = cost and with_penalties(cost, penalties)
     if settings.frozen_dtype:
         _check_unsharded(settings.frozen_dtype, device.layout.sharding)
         hold_frozen(model, settings.frozen_dtype)
@@ -160,7 +166,7 @@ def _prepare(
             if not parameter.requires_grad:
                 parameter.data = parameter.data.to(run_dtype(settings))
     model.train()
-    base = base_copy(loaded, accelerator.device) if needs_base(strategy.penalties) else None
+    base = base_copy(loaded, accelerator.device) if needs_base(penalties) else None
     # A product and a sum for each weight and token, forwards and backwards.
     num_flops = 4.0 * counts["num_parameters"] * num_steps * settings.batch_size * settings.seq_len
     wide = choose_fp32_matmul(device.fp32_matmul, accelerator.device, settings.precision, device.compile)
@@ -173,7 +179,7 @@ def _prepare(
     lr_scales = strategy.lr_scales(expansion)
     loss_model, optimizer, trainable = distribute(
         accelerator,
-        PackedLoss(model, head, device.loss_chunk, attention == "flash", apart, of_batches(strategy.penalties), base),
+        PackedLoss(model, head, device.loss_chunk, attention == "flash", apart, of_batches(penalties), base, routers),
         decoder_blocks(loaded) if device.layout.sharding != "none" else (),
         device.layout,
         lambda named: build_adamw(
@@ -184,7 +190,24 @@ def _prepare(
     # These very parameters: a sharded model shows others in their place as long as a unit is gathered.
     frozen = {name: p for name, p in model.named_parameters() if not p.requires_grad} | held_tensors(model)
     facts = {**counts, "attention": attention, "compiled": compiled, "fp32_matmul": wide, "one_document_a_row": apart}
-    return Prepared(loaded, untied, model, loss_model, optimizer, trainable, frozen, cost, facts)
+    return Prepared(
+        loaded, untied, model, loss_model, optimizer, trainable, frozen, cost, penalties, routers, facts
+    )  # fmt: skip
+
+
+def _balanced(
+    penalties: Mapping[str, Penalty], settings: Settings, loaded: Any, routers: Routers | None, device: Device
+) -> Mapping[str, Penalty]:
+    """The penalties with that of the routers' balance, where one trains; said where it has to be left out."""
+    found = with_router_balance(penalties, settings.router_balance, loaded, routers)
+    if len(found) > len(penalties) and device.layout.sharding in ZERO_STAGES:
+        warnings.warn(
+            f"router_balance={settings.router_balance} is ignored: launch.sharding={device.layout.sharding} cannot "
+            "train with penalties; use none or fsdp2, or experts may be left without tokens",
+            stacklevel=3,
+        )
+        return penalties
+    return found
 
 
 def _try_a_step(

@@ -13,6 +13,7 @@ from pipeline.records.curves import METRICS, METRICS_FILE, StepRecord, Validatio
 from pipeline.training.cost.throughput import Throughput
 from pipeline.training.journal import Journal
 from pipeline.training.kernels.document_separation import IGNORED
+from pipeline.training.kernels.routers import Routers
 from pipeline.training.methods.optim import learning_rate, set_learning_rate
 from pipeline.training.micro_batches import MicroBatches
 from pipeline.training.parallel.checkpoint import load_checkpoint, save_checkpoint
@@ -22,6 +23,7 @@ from pipeline.training.settings import Settings
 from pipeline.training.spikes import SpikeGuard
 from pipeline.training.trackers import Trackers
 from pipeline.training.tracking.tracker import Tracker
+from pipeline.training.tracking.validation import Validation, router_summary
 
 
 def train(
@@ -37,6 +39,7 @@ def train(
     penalties: Mapping[str, Any],
     tracker: Tracker | None = None,
     rates: Any = None,
+    routers: Routers | None = None,
 ) -> dict[str, Any]:
     """Take `num_steps` optimizer steps, resuming from the newest checkpoint in `runtime.directory`.
 
@@ -51,6 +54,7 @@ def train(
         penalties: those of `loss_model`, and those on its parameters as `hold` gave them.
         tracker: of what is measured beside the validation loss; it may end the run before `num_steps`.
         rates: what sets parameters' learning rates along the run, as `AdaptsRates.rates` gave it.
+        routers: of the model, whose load validation tells.
 
     Returns:
         Headline metrics: first and last validation loss, training loss, tokens, tokens per second.
@@ -61,20 +65,21 @@ def train(
     """
     return _Run(
         accelerator, loss_model, optimizer, trainable, stream, validation, settings, num_steps, runtime, penalties,
-        tracker, rates,
+        tracker, rates, routers,
     ).run()  # fmt: skip
 
 
 class _Run:
     def __init__(
         self, accelerator, loss_model, optimizer, trainable, stream, validation, settings, num_steps, runtime,
-        penalties, tracker, rates,
+        penalties, tracker, rates, routers,
     ):  # fmt: skip
         self.accelerator, self.model, self.optimizer, self.trainable = accelerator, loss_model, optimizer, trainable
-        self.stream, self.validation, self.settings = stream, validation, settings
-        self.num_steps, self.runtime, self.tracker, self.rates = num_steps, runtime, tracker, rates
+        self.stream, self.settings, self.num_steps, self.runtime = stream, settings, num_steps, runtime
+        self.tracker, self.rates = tracker, rates
         self.micro_batches = MicroBatches(accelerator, loss_model, settings.precision, runtime.micro_batch, penalties)
-        self.step, self.tokens, self.samples, self.losses, self.validations = 0, 0, 0, [], []
+        self.validation = Validation(accelerator, self.micro_batches, validation, routers)
+        self.step, self.tokens, self.samples, self.losses, self.validations, self.routers = 0, 0, 0, [], [], {}
         self.measured_step: int | None = None
         self.compiling = set(runtime.compiling)
         self.checkpoints = runtime.directory / "checkpoints"
@@ -113,9 +118,9 @@ class _Run:
             if (stop or late) and not self._is_over():
                 raise self._stopped("stopped" if stop else "stopped before the time limit")
         self.trackers.send()
-        if self.tracker and self.tracker.restore(self.step) and self.validation:
+        if self.tracker and self.tracker.restore(self.step) and self.validation.rows:
             self.model.eval()
-            self.validations.append(self._validated().val_loss)  # of what is saved
+            self._validated()  # of what is saved
         return self._summary()
 
     def _stopped(self, why: str) -> StoppedError:
@@ -144,7 +149,7 @@ class _Run:
 
     def _validation_is_due(self) -> bool:
         due = self.step == 0 or self._is_over() or self.step % self.settings.validate_every == 0
-        return due and bool(self.validation)
+        return due and bool(self.validation.rows)
 
     def _tracking_is_due(self) -> bool:
         return self.tracker is not None and self.tracker.is_due(self.step, self.num_steps)
@@ -204,9 +209,7 @@ class _Run:
             self.runtime.progress(step=self.step, total=self.num_steps, note="tracking")
             self.journal.write(METRICS, self.tracker.measure(self.step, self.tokens).to_json())
         if self._validation_is_due():  # after what may have ended the run
-            record = self._validated()
-            self.validations.append(record.val_loss)
-            self.journal.write(METRICS, record.to_json())
+            self.journal.write(METRICS, self._validated().to_json())
         self.model.train()
         self.measured_step = self.step
         took = time.monotonic() - started
@@ -214,15 +217,13 @@ class _Run:
         self.runtime.deadline.took("validation", took)
 
     def _validated(self) -> ValidationRecord:
-        by_source: dict[str, float] = {}
-        total, count = 0.0, 0
-        for source, rows in self.validation.items():
+        def announce(source: str) -> None:
             note = f"validating on {source}{self._compiling('validation')}"
             self.runtime.progress(step=self.step, total=self.num_steps, note=note)
-            loss, labels = self.micro_batches.validation_loss(rows)
-            by_source[source] = loss / max(1, labels)
-            total, count = total + loss, count + labels
-        return ValidationRecord(self.step, self.tokens, by_source, total / max(1, count))
+
+        record = self.validation.measure(self.step, self.tokens, announce)
+        self.validations, self.routers = [*self.validations, record.val_loss], record.routers
+        return record
 
     def _log(self, record: StepRecord) -> None:
         if record.skipped is None:
@@ -247,6 +248,7 @@ class _Run:
                 "samples": self.samples,
                 "losses": self.losses,
                 "validations": self.validations,
+                "routers": self.routers,
                 "measured_step": self.measured_step,
                 "tracked": self.tracker.state_dict() if self.tracker else None,
                 "rates": self.rates.state_dict() if self.rates else None,
@@ -273,6 +275,7 @@ class _Run:
                 self.rates.load_state_dict(state["rates"])
             self.step, self.tokens, self.samples = state["step"], state["tokens"], state["samples"]
             self.losses, self.validations = state["losses"], state["validations"]
+            self.routers = state.get("routers", {})
             self.measured_step = state["measured_step"]
             self.runtime.deadline.load_state_dict(state.get("durations", {}))
             self.spikes.load_state_dict(state["spikes"])
@@ -290,6 +293,7 @@ class _Run:
             "val_loss_before": self.validations[0] if self.validations else None,
             "val_loss": self.validations[-1] if self.validations else None,
             "tokens_per_s": round(self.throughput.tokens_per_s, 1),
+            **router_summary(self.routers),
             **self.throughput.flops(),
             **(self.tracker.summary(self.step, self.num_steps, self.settings) if self.tracker else {}),
         }

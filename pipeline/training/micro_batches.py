@@ -72,10 +72,10 @@ class MicroBatches:
             total += self._loss(micro)
         return total
 
-    def validation_loss(self, rows: Sequence[Row]) -> tuple[float, int]:
-        """The summed loss over all processes, as `loss_sum`, and how many labels the rows have."""
-        total = self._accelerator.reduce(self.loss_sum(rows), "sum").item()
-        return total, sum(int((row["labels"] != IGNORED).sum()) for row in rows)
+    @torch.no_grad()
+    def loss_and_load(self, rows: Sequence[Row]) -> torch.Tensor:
+        """A vector of `loss_sum` and how many of this process's tokens chose each expert, router by router."""
+        return torch.stack([self._loss(micro, load=True) for micro in self._shares(rows)]).sum(0)
 
     @torch.no_grad()
     def logits(self, rows: Sequence[Row]) -> list[torch.Tensor]:
@@ -118,7 +118,7 @@ class MicroBatches:
 
     def _loss(self, rows: Sequence[Row], **more: torch.Tensor | bool) -> torch.Tensor:
         columns = {key: [row[key] for row in rows] for key in ("input_ids", "labels", "position_ids")}
-        if self.penalties:
+        if self.penalties or more.get("load"):
             columns["padding"] = [padding_of(row) for row in rows]
         batch = {key: torch.from_numpy(np.stack(c)).to(self._accelerator.device) for key, c in columns.items()}
         with torch.autocast(self._accelerator.device.type, torch.bfloat16, enabled=self._precision == "bf16"):

@@ -16,6 +16,7 @@ from torch import nn
 from pipeline.training.kernels.chunked import States, chunked_cross_entropy, chunked_kl
 from pipeline.training.kernels.document_separation import IGNORED, documents_apart
 from pipeline.training.kernels.head import Head, decoder_of
+from pipeline.training.kernels.routers import Routers
 from pipeline.training.methods.penalty import MicroBatch, Penalty
 
 
@@ -36,6 +37,7 @@ class PackedLoss(nn.Module):
             penalties.
         penalties: by name, added to the loss in training mode.
         base: the model that they compare with, if one needs it.
+        routers: of the model, whose load may be asked for; None: it has none.
     """
 
     def __init__(
@@ -47,6 +49,7 @@ class PackedLoss(nn.Module):
         apart: bool = False,
         penalties: Mapping[str, Penalty] | None = None,
         base: Any = None,
+        routers: Routers | None = None,
     ) -> None:
         super().__init__()
         self.model = model
@@ -58,6 +61,8 @@ class PackedLoss(nn.Module):
         self._base = [base]  # likewise: it is neither trained nor sharded, and its gradient is not exchanged
         self._penalties = dict(penalties or {})
         self._head = head
+        self._routers = routers
+        self._balanced = any(getattr(penalty, "needs_routers", False) for penalty in self._penalties.values())
 
     def forward(
         self,
@@ -66,6 +71,7 @@ class PackedLoss(nn.Module):
         position_ids: torch.Tensor,
         padding: torch.Tensor | None = None,
         logits: bool | torch.Tensor = False,
+        load: bool = False,
     ) -> torch.Tensor:
         """Summed loss in nats over the labelled tokens; with penalties in training mode, a vector of it and their sums.
 
@@ -76,6 +82,7 @@ class PackedLoss(nn.Module):
             padding: bool[B, T], places that hold no token; None: there are none.
             logits: True: give those at the labelled places instead, [N, V] in fp32 or wider. What another model gave
                 so: the sum is that of KL(it || model) in nats, 0 for the same logits.
+            load: give a vector of the loss and how many tokens chose each expert, router by router, instead.
         """
         if logits is not False:
             states = self._labelled(input_ids, labels, position_ids)
@@ -91,11 +98,15 @@ class PackedLoss(nn.Module):
         if self.one_row:
             input_ids, position_ids = input_ids.reshape(1, -1), position_ids.reshape(1, -1)
         inputs = {"input_ids": input_ids, "position_ids": position_ids}
-        states = self._states(self._causal[0], **inputs)
+        penalised = self.training and bool(self._penalties)
+        states, router_logits = self._computed(self._causal[0], load or (penalised and self._balanced), **inputs)
         loss = self._loss(states, labels)
-        if not (self.training and self._penalties):
-            return loss
         padding = torch.zeros_like(labels, dtype=torch.bool) if padding is None else padding
+        if load:
+            assert self._routers is not None
+            return torch.cat([loss[None], self._routers.load(router_logits, padding.reshape(-1)).reshape(-1)])
+        if not penalised:
+            return loss
         batch = MicroBatch(
             model=self._causal[0],
             base=self._base[0],
@@ -104,6 +115,8 @@ class PackedLoss(nn.Module):
             labels=labels.reshape(-1),
             padding=padding.reshape(-1),
             chunk=self.chunk,
+            num_rows=len(labels),
+            router_logits=router_logits,
         )
         return torch.stack([loss, *(_total(penalty, batch) for penalty in self._penalties.values())])
 
@@ -121,12 +134,17 @@ class PackedLoss(nn.Module):
 
     def _states(self, causal: Any, **inputs: Any) -> States:
         """Of all places."""
-        inputs["use_cache"] = False
+        return self._computed(causal, False, **inputs)[0]
+
+    def _computed(self, causal: Any, routed: bool, **inputs: Any) -> tuple[States, list[torch.Tensor]]:
+        """Of all places; and, if asked for, the routers' logits [X, E] from the bottom."""
+        inputs |= {"use_cache": False, **({"output_router_logits": True} if routed else {})}
+        output = (causal if self._head is None else decoder_of(causal))(**inputs)
+        logits = [one.flatten(0, -2) for one in output.router_logits] if routed else []
         if self._head is None:
-            return States(causal(**inputs).logits.flatten(0, 1), None, None)
-        hidden = decoder_of(causal)(**inputs)[0]
+            return States(output.logits.flatten(0, 1), None, None), logits
         last = causal.get_output_embeddings()
-        return States(hidden.flatten(0, 1), last.weight, last.bias, self._head)
+        return States(output[0].flatten(0, 1), last.weight, last.bias, self._head), logits
 
     def _loss(self, states: States, labels: torch.Tensor) -> torch.Tensor:
         kept = labels.reshape(-1) != IGNORED

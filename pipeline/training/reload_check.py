@@ -23,6 +23,7 @@ from pipeline.models.files.safetensors_io import read_index
 from pipeline.models.files.tensor_file import Stored, read_pieces
 from pipeline.models.save import raw_bytes, stored_dtypes, tensor_hashes
 from pipeline.training.kernels.document_separation import IGNORED
+from pipeline.training.kernels.experts import cast_experts
 from pipeline.training.methods.quantised import hold_frozen
 from pipeline.training.packed_loss import PackedLoss
 from pipeline.training.runtime import Row, RowStream
@@ -159,6 +160,7 @@ def _reloaded(directory: Path, trained: Trained, how: Conditions) -> Any:
 def _loss(model: Any, how: Conditions) -> torch.Tensor:
     """Summed over the labels of the rows, from the logits that the model itself makes; nothing is compiled."""
     model.eval()
+    cast_experts(model)
     for tensor in chain(model.parameters(), model.buffers()):
         if tensor.data_ptr() % 64:
             # Mapped files put tensors at any address, and matrix kernels sum in an order that depends on it.

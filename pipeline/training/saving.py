@@ -16,6 +16,8 @@ from pipeline.models.files.safetensors_io import read_index
 from pipeline.models.save import as_stored, save_trained
 from pipeline.records.expansion import ExpansionMap, read_expansion
 from pipeline.training.cost.flops import Cost
+from pipeline.training.kernels.routers import Routers
+from pipeline.training.methods.penalty import Penalty
 from pipeline.training.methods.strategy import Strategy, apply_strategy
 from pipeline.training.parallel.distributed import is_sharded, whole
 from pipeline.training.reload_check import Conditions, check_bytes, check_reloaded, release, remember
@@ -27,6 +29,7 @@ from pipeline.training.settings import Settings
 class Prepared:
     """A model as the strategy makes it, on its device or devices, with what the loop needs of it.
 
+    `penalties`: those of `loss_model`; `routers`: its routers of experts, whose load is told; None: it has none.
     `untied`: as it was loaded, see `is_untied`; merging adapters changes what its config says.
     """
 
@@ -38,6 +41,8 @@ class Prepared:
     trainable: Mapping[str, torch.nn.Parameter]
     frozen: Mapping[str, torch.Tensor]
     cost: Cost | None
+    penalties: Mapping[str, Penalty]
+    routers: Routers | None
     facts: dict[str, Any]
 
 

@@ -21,7 +21,8 @@ class Settings:
 
     Exactly one of `num_steps`, `num_tokens` and `num_epochs` sets the length. `batch_size` counts rows of `seq_len`
     tokens over all processes and micro batches of one optimizer step. `frozen_dtype` holds what does not train in fewer
-    bits: see `training.methods.quantised`. `save` is the form of the result: "full", or "delta" to write what
+    bits: see `training.methods.quantised`. `router_balance` is the weight of `training.methods.router_balance`, where a
+    router trains; None: it is left out. `save` is the form of the result: "full", or "delta" to write what
     trained alone and refer to the source's files for the rest.
     """
 
@@ -40,6 +41,7 @@ class Settings:
     spike_sigmas: float | None
     spike_window: int
     max_skipped_steps: int
+    router_balance: float | None
     precision: str
     frozen_dtype: str | None
     save: str
@@ -74,6 +76,8 @@ class Settings:
             raise ValueError(f"betas={list(self.betas)} must be two numbers of at least 0 and less than 1")
         if not 0 <= self.warmup_ratio < 1:
             raise ValueError(f"warmup_ratio={self.warmup_ratio} must be at least 0 and less than 1")
+        if self.router_balance is not None and not 0 <= self.router_balance < math.inf:
+            raise ValueError(f"router_balance={self.router_balance} must be at least 0, or null for none")
         for key in ("lr", "max_grad_norm", "eps", "spike_window"):
             if getattr(self, key) <= 0:
                 raise ValueError(f"{key}={getattr(self, key)} must be more than 0")

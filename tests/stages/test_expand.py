@@ -45,8 +45,18 @@ METHODS = {
     },
     "soft_moe": {"_target_": "pipeline.expansion.methods.soft_moe.SoftMoe", "mode": "exact"},
     "soft_moe, faithful": {"_target_": "pipeline.expansion.methods.soft_moe.SoftMoe", "mode": "faithful"},
+    "mixtral": {
+        "_target_": "pipeline.expansion.upcycling.mixtral.MixtralUpcycling", "num_experts": 4, "top_k": 2,
+        "router_std": 0.02, "drop_ratio": 0.0, "noise": 0.0, "seed": 0,
+    },
+    "deepseek_moe": {
+        "_target_": "pipeline.expansion.upcycling.deepseek_moe.DeepSeekMoeUpcycling", "mode": "exact", "granularity": 4,
+        "num_experts": 6, "top_k": 2, "num_shared": 1, "num_dense_blocks": 1, "router_std": 0.02, "drop_ratio": 0.0,
+        "noise": 0.0, "seed": 0,
+    },
 }  # fmt: skip
-INEXACT = ("copy", "random", "lesa", "soft_moe, faithful")
+INEXACT = ("copy", "random", "lesa", "soft_moe, faithful", "mixtral")
+WITHOUT_NEW_BLOCKS = ("soft_moe", "soft_moe, faithful", "mixtral", "deepseek_moe")
 
 
 @pytest.fixture
@@ -118,7 +128,7 @@ def test_each_method_goes_through_the_stage(source, tmp_path, method, save):
     assert metrics["exact"] is (method not in INEXACT)
     assert (metrics["max_abs_difference"] > 0) is (method in INEXACT)
     assert asked.recorded["proof"]["logits_equal"] is metrics["exact"]
-    assert metrics["num_new_blocks"] == (0 if "soft_moe" in method else 2)
+    assert metrics["num_new_blocks"] == (0 if method in WITHOUT_NEW_BLOCKS else 2)
     model = dict(load(tmp_path / "out/model").named_parameters())
     assert metrics["num_parameters"] == sum(p.numel() for p in model.values())
     record = read_expansion(tmp_path / "out/model")

@@ -9,8 +9,9 @@ LAUNCH = {**DEFAULTS, "cpu": True, "checkpoint_every_s": 0, "loss_chunk": 64, "c
 SETTINGS = {
     "seq_len": 64, "batch_size": 4, "num_steps": 6, "num_tokens": None, "num_epochs": None, "lr": 1e-2,
     "min_lr_ratio": 0.0, "warmup_ratio": 0.1, "weight_decay": 0.1, "betas": [0.9, 0.95], "eps": 1e-8,
-    "max_grad_norm": 1.0, "spike_sigmas": 6.0, "spike_window": 128, "max_skipped_steps": 3, "precision": "fp32",
-    "frozen_dtype": None, "save": "full", "seed": 0, "validate_every": 3, "validation_tokens": 128,
+    "max_grad_norm": 1.0, "spike_sigmas": 6.0, "spike_window": 128, "max_skipped_steps": 3, "router_balance": 0.01,
+    "precision": "fp32", "frozen_dtype": None, "save": "full", "seed": 0, "validate_every": 3,
+    "validation_tokens": 128,
 }  # fmt: skip
 TRACK = {
     "every": 2, "measures": ["domain", "drift"], "domain_tokens": 256, "document_tokens": 48, "drift_tokens": 96,

@@ -189,7 +189,7 @@ def clock(monkeypatch):
     found = Clock()
     for module in (deadline, loop):
         monkeypatch.setattr(module, "time", found)
-    for name, seconds in (("_take_step", 10), ("_validation_loss", 100)):
+    for name, seconds in (("_take_step", 10), ("_validated", 100)):
         monkeypatch.setattr(loop._Run, name, passing(found, getattr(loop._Run, name), seconds))
     return found
 

@@ -28,14 +28,15 @@ def longest(config: Mapping[str, Any]) -> int | None:
 
 
 def model_facts(directory: Path) -> dict[str, Any]:
-    """num_blocks, model_type, max_position_embeddings, shape (None: not known), chat_template (whether there is one),
-    expanded (whether an expansion added parameters).
+    """config (config.json), num_blocks, model_type, max_position_embeddings, shape (None: not known), chat_template
+    (whether there is one), expanded (whether an expansion added parameters).
 
     Raises:
         ValueError: its config.json is missing or damaged.
     """
     config = read_config(directory)
     return {
+        "config": config,
         "num_blocks": depth(config),
         "model_type": config.get("model_type"),
         "max_position_embeddings": longest(config),

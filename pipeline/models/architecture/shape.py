@@ -21,8 +21,10 @@ GATED = {
 """Families of Llama's anatomy: attention with grouped keys, and an FFN of three matrices."""
 PLAIN = {"starcoder2", "nemotron", "phi"}
 """The same with an FFN of two matrices."""
-SPARSE = {"mixtral": "num_local_experts", "olmoe": "num_experts", "qwen3_moe": "num_experts"}
-"""Llama's attention, and in every block a router and experts of three matrices: the key that counts the experts."""
+SPARSE = {
+    "mixtral": "num_local_experts", "olmoe": "num_experts", "qwen2_moe": "num_experts", "qwen3_moe": "num_experts",
+}  # fmt: skip
+"""Llama's attention, and a router and experts of three matrices: the key that counts the experts."""
 TIED_UNLESS_SAID = {"gemma", "gemma2", "gemma3_text", "cohere", "cohere2", "starcoder2"}
 NEEDED = ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads")
 """Keys without which a config.json tells no shape."""
@@ -111,16 +113,15 @@ class Shape:
 def shape_of(config: Mapping[str, Any]) -> Shape | None:
     """The shape that a config.json, or the part of one that bears on it, tells; None for a family not known here."""
     family = config.get("model_type")
-    needed = [*NEEDED, SPARSE[family]] if family in SPARSE else NEEDED
+    needed = [*NEEDED, SPARSE[family]] if family in SPARSE else [*NEEDED]
+    needed += ["shared_expert_intermediate_size"] if family == "qwen2_moe" else []
     if family not in GATED | PLAIN | set(SPARSE) or any(config.get(key) is None for key in needed):
         return None
-    if family == "qwen3_moe" and (config.get("mlp_only_layers") or config.get("decoder_sparse_step", 1) != 1):
-        return None
     hidden, depth = config["hidden_size"], config["num_hidden_layers"]
-    matrices, block = _block(config)
-    windows = _windows(config, depth)
+    windows, sparse = _windows(config, depth), [_has_experts(config, index) for index in range(depth)]
+    kinds = {kind: _block(config, kind) for kind in set(sparse)}
     return Shape(
-        blocks=tuple(replace(block, matrices=matrices, window=window) for window in windows),
+        blocks=tuple(replace(kinds[kind], window=window) for kind, window in zip(sparse, windows, strict=True)),
         hidden=hidden,
         vocab=config["vocab_size"],
         tied=_tied(config),
@@ -146,7 +147,13 @@ def cached_config(repo: str, revision: str) -> dict[str, Any] | None:
     return json.loads(Path(file).read_text()) if isinstance(file, str) else None
 
 
-def _block(config: Mapping[str, Any]) -> tuple[tuple[Matrix, ...], Block]:
+def _has_experts(config: Mapping[str, Any], index: int) -> bool:
+    """Whether a block does: Qwen's families list dense ones, and have experts in every `decoder_sparse_step`-th."""
+    listed, step = config.get("mlp_only_layers") or (), config.get("decoder_sparse_step") or 1
+    return config["model_type"] in SPARSE and index not in listed and (index + 1) % step == 0
+
+
+def _block(config: Mapping[str, Any], sparse: bool) -> Block:
     hidden, heads = config["hidden_size"], config["num_attention_heads"]
     head = config.get("head_dim") or hidden // heads
     query, keys = heads * head, (config.get("num_key_value_heads") or heads) * head
@@ -156,19 +163,25 @@ def _block(config: Mapping[str, Any]) -> tuple[tuple[Matrix, ...], Block]:
         Matrix(hidden, keys, reads_stream=True),
         Matrix(query, hidden),
     ]
-    ffn, inner = _ffn(config)
+    ffn, inner = _experts(config) if sparse else _ffn(config)
     # Two norms; what further norms and biases there are is far below a thousandth of a block.
-    return (*matrices, *ffn), Block((), query, query, keys, inner, None, 2 * hidden)
+    return Block((*matrices, *ffn), query, query, keys, inner, None, 2 * hidden)
+
+
+def _experts(config: Mapping[str, Any]) -> tuple[list[Matrix], int]:
+    """A router, experts, and in Qwen2-MoE one that all tokens share, behind a gate."""
+    hidden, family = config["hidden_size"], config["model_type"]
+    inner = config.get("moe_intermediate_size") or config["intermediate_size"]
+    experts, used = config[SPARSE[family]], config.get("num_experts_per_tok", 2)
+    found = [Matrix(a, b, experts, used, linear=False) for a, b in ((hidden, inner), (hidden, inner), (inner, hidden))]
+    shared = config["shared_expert_intermediate_size"] if family == "qwen2_moe" else 0
+    if family == "qwen2_moe":
+        found += [Matrix(hidden, shared), Matrix(hidden, shared), Matrix(shared, hidden), Matrix(hidden, 1)]
+    return [Matrix(hidden, experts, linear=False), *found], inner * used + shared
 
 
 def _ffn(config: Mapping[str, Any]) -> tuple[list[Matrix], int]:
     hidden, family = config["hidden_size"], config["model_type"]
-    if family in SPARSE:
-        inner = config.get("moe_intermediate_size") or config["intermediate_size"]
-        experts, used = config[SPARSE[family]], config.get("num_experts_per_tok", 2)
-        ways = [(hidden, inner), (hidden, inner), (inner, hidden)]
-        found = [Matrix(a, b, experts, used, linear=False) for a, b in ways]
-        return [Matrix(hidden, experts, linear=False), *found], inner * used
     inner = config["intermediate_size"]
     into = [Matrix(hidden, inner)] * (1 if family in PLAIN else 2)
     return [*into, Matrix(inner, hidden)], inner

@@ -31,6 +31,8 @@ class MicroBatch:
         labels: int[X], the token to be predicted at each place, or -100.
         padding: bool[X], places that hold no token.
         chunk: tokens whose logits may be in memory at once.
+        num_rows: among which the places are shared out evenly.
+        router_logits: of each router from the bottom, [X, E]; empty if no penalty has `needs_routers`.
     """
 
     model: Any
@@ -40,13 +42,16 @@ class MicroBatch:
     labels: torch.Tensor
     padding: torch.Tensor
     chunk: int
+    num_rows: int
+    router_logits: Sequence[torch.Tensor] = ()
 
 
 @runtime_checkable
 class Penalty(Protocol):
     """Added to the loss as its weight times its mean over what it counts in a global batch, tokens for most.
 
-    One that looks at parameters alone counts each row that is not all padding, and sums its value once for each.
+    One that looks at parameters alone counts each row that is not all padding, and sums its value once for each. One
+    with a true `needs_routers` is given what the routers of a mixture of experts computed.
     """
 
     @property

@@ -12,6 +12,7 @@ from pipeline.models.architecture.blocks import decoder_blocks
 from pipeline.training.device import Device
 from pipeline.training.kernels.attention import choose_attention
 from pipeline.training.kernels.blocks import prepare_blocks
+from pipeline.training.kernels.experts import cast_experts
 from pipeline.training.kernels.head import Head, head_of
 from pipeline.training.methods.quantised import hold_frozen
 from pipeline.training.micro_batches import MicroBatches
@@ -70,6 +71,7 @@ def _loaded(
     base.requires_grad_(False)
     head = head_of(base)
     choose_attention(base, device.attention, where)
+    cast_experts(base)
     if settings.frozen_dtype:
         hold_frozen(base, settings.frozen_dtype)
     dtype = ready.loaded.get_input_embeddings().weight.dtype
