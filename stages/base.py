@@ -67,7 +67,8 @@ def forecast(request: Request) -> Forecast:
         config = cached_config(source["repo"], source["revision"])
     if config is None and request.hints.get("shape"):
         config = {"num_hidden_layers": params["num_blocks"], **request.hints["shape"]}
-    return Forecast({"shape": shape_of(config) if config else None, "expanded": False, **stated})
+    known = {"shape": shape_of(config) if config else None, "expanded": False}
+    return Forecast(known | {"model_type": (config or {}).get("model_type")} | stated)
 
 
 def _warn_of_a_branch(source: Mapping[str, Any]) -> None:

@@ -69,10 +69,11 @@ def forecast(request: Request) -> Forecast:
     if (num_blocks := request.fact("num_blocks")) is not None:
         expansion.check(num_blocks)
     _check_models(expansion, request)
-    kept = {key: request.fact(key) for key in ("max_position_embeddings", "chat_template")}
+    kept = {key: request.fact(key) for key in ("max_position_embeddings", "chat_template", "vocabulary")}
     shape, stack = request.fact("shape"), None
     if num_blocks is not None and isinstance(expansion, Layout):
         stack = [(slot.source, slot.new) for slot in expansion.slots(num_blocks)]
+        kept["model_type"] = request.fact("model_type")
     grown = shape.grown(stack) if shape is not None and stack is not None else None
     return Forecast(kept | {"num_blocks": len(stack) if stack else None, "shape": grown, "expanded": True})
 

@@ -16,7 +16,7 @@ from pipeline.training.tracking.track import DOMAIN, DRIFT, Track, track_params
 if TYPE_CHECKING:  # a request is checked without
     from pipeline.training.tracking.measure import Text, Tracking
 
-KEPT = ("num_blocks", "max_position_embeddings", "shape", "chat_template", "expanded")
+KEPT = ("num_blocks", "max_position_embeddings", "shape", "chat_template", "expanded", "model_type", "vocabulary")
 """Facts about a model that training does not change."""
 SAMPLES_NEEDED = "samples of the base; set track.samples, as conf/samples/base.yaml does"
 

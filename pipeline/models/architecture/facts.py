@@ -9,6 +9,7 @@ from typing import Any
 
 from pipeline.models.architecture.shape import read_shape
 from pipeline.models.directory import CHAT_TEMPLATES, read_config
+from pipeline.models.files.tokenizer_files import vocabulary_hash
 from pipeline.records.expansion import EXPANSION_FILE
 
 DEPTH_KEYS = ("num_hidden_layers", "n_layer", "n_layers", "num_layers")  # in the config.json of one family or another
@@ -28,7 +29,8 @@ def longest(config: Mapping[str, Any]) -> int | None:
 
 
 def model_facts(directory: Path) -> dict[str, Any]:
-    """num_blocks, max_position_embeddings, shape (None: not known), chat_template and expanded (whether there is one).
+    """num_blocks, max_position_embeddings, shape (None: not known), chat_template and expanded (whether there is one),
+    model_type, and vocabulary (a hash; None: not known).
 
     Raises:
         ValueError: its config.json is missing or damaged.
@@ -40,6 +42,8 @@ def model_facts(directory: Path) -> dict[str, Any]:
         "shape": read_shape(directory),
         "chat_template": _has_chat_template(directory),
         "expanded": (directory / EXPANSION_FILE).is_file(),
+        "model_type": config.get("model_type"),
+        "vocabulary": vocabulary_hash(directory),
     }
 
 

@@ -6,6 +6,8 @@ where no `tokenizer_class` is given it guesses: the ids may then differ from tho
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Iterator
 from importlib.util import find_spec
 from pathlib import Path
@@ -36,6 +38,18 @@ def check_tokenizer(directory: Path) -> None:
                 f"{directory} has its tokenizer as tokenizer.model alone, which takes {' and '.join(missing)} to read; "
                 f"run pip install {' '.join(needed.values())}, or put the model's tokenizer.json beside it"
             )
+
+
+def vocabulary_hash(directory: Path) -> str | None:
+    """A hash of which token has which id; None where tokenizer.json does not tell."""
+    try:
+        record = json.loads((directory / "tokenizer.json").read_text())
+        words = record["model"]["vocab"]
+        ids = dict(words) if isinstance(words, dict) else {one[0]: number for number, one in enumerate(words)}
+        ids |= {one["content"]: one["id"] for one in record.get("added_tokens", ())}
+    except (OSError, ValueError, KeyError, TypeError, IndexError):
+        return None
+    return hashlib.sha256(json.dumps(ids, sort_keys=True).encode()).hexdigest()
 
 
 def is_converted(directory: Path) -> bool:
