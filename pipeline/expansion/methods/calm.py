@@ -26,8 +26,8 @@ class Calm:
     model; new_blocks trains the bridges alone.
 
     Attributes:
-        every: the augmenting model's blocks to a bridge; the top one of each group is read, by blocks of the anchor that
-            stand evenly up to its last.
+        every: the augmenting model's blocks to a bridge; the top one of each such group is read, by blocks of the
+            anchor that stand evenly up to its last.
         seed: of the bridges' first weights.
     """
 
@@ -130,8 +130,8 @@ def _kind(config: Mapping[str, Any]) -> str | None:
 def _check_family(role: str, kind: str | None) -> None:
     if kind not in FAMILIES:
         raise ValueError(
-            f"calm composes models of {', '.join(FAMILIES)}; that in the role {role} is of model_type={kind!r}. Use two "
-            "of these families, or another expand"
+            f"calm composes models of {', '.join(FAMILIES)}; that in the role {role} is of model_type={kind!r}. Use "
+            "two of these families, or another expand"
         )
 
 
@@ -158,6 +158,6 @@ def _check_tokens(anchor: Any, augmenting: Any) -> None:
     """Both models read the same ids, which must mean the same."""
     if anchor != augmenting:
         raise ValueError(
-            "the two models of calm read the same tokens, and their tokenizers give ids to other tokens; compose models "
-            "with one tokenizer, such as a base and what was trained from it"
+            "the two models of calm read the same tokens, and their tokenizers give ids to other tokens; compose "
+            "models with one tokenizer, such as a base and what was trained from it"
         )

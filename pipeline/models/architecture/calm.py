@@ -8,8 +8,9 @@ with as many heads k as the anchor has, of K = D_B / H features. The result feed
 4 D_B^2 + D_A D_B parameters. A token looks at what the anchor's block lets it look at, through that block's own mask:
 at no later token, at no padding, at no other document of a packed row.
 
-The paper does not say how W_O begins; here it is 0, so that the composed model begins as its anchor bit for bit, and the
-first gradient is that of W_O alone. The bridges have no rotary positions. No gradient goes through the augmenting model.
+The paper does not say how W_O begins; here it is 0, so that the composed model begins as its anchor bit for bit, and
+the first gradient is that of W_O alone. The bridges have no rotary positions. No gradient goes through the augmenting
+model.
 
 There is one cache, of layers made as they are needed: the anchor's blocks, the augmenting model's, the bridges.
 

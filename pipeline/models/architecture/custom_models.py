@@ -14,11 +14,13 @@ def custom_module(model_type: object) -> str | None:
     Args:
         model_type: as config.json says it.
     """
-    found = [module for start, module in _MODULES.items() if isinstance(model_type, str) and model_type.startswith(start)]
+    found = [
+        module for start, module in _MODULES.items() if isinstance(model_type, str) and model_type.startswith(start)
+    ]
     return f"{__package__}.{found[0]}" if found else None
 
 
 def register_custom_models(model_type: object) -> None:
-    """Make an architecture of ours known; any other costs nothing, ours take seconds: each brings four families' code."""
+    """Make an architecture of ours known, which takes seconds: it brings four families' code. Any other costs nothing."""
     if module := custom_module(model_type):
         importlib.import_module(module)

@@ -114,8 +114,9 @@ def longest_first(model, ids_BT, beams, steps):
         kept = [(0.0, row)]
         for _ in range(steps):
             logs = [logits_of(model, one[None])[0, -1].log_softmax(-1) for _, one in kept]
-            found = [(score + log[v].item(), torch.cat([one, v[None]])) for (score, one), log in zip(kept, logs, strict=True)
-                     for v in log.topk(beams).indices]  # fmt: skip
+            found = []
+            for (score, one), log in zip(kept, logs, strict=True):
+                found += [(score + log[v].item(), torch.cat([one, v[None]])) for v in log.topk(beams).indices]
             kept = sorted(found, key=lambda pair: -pair[0])[:beams]
         rows.append(kept[0][1])
     return torch.stack(rows)
