@@ -52,6 +52,10 @@ class Calm:
         if None not in words:
             _check_tokens(*words)
 
+    def model_type(self, anchor: str) -> str:
+        """That of the result."""
+        return f"calm_{anchor}"
+
     def bridges(self, num_blocks: int, num_augmenting: int) -> list[int | None]:
         """For each block of the anchor the block of the augmenting model that it reads, or None.
 

@@ -21,6 +21,6 @@ def custom_module(model_type: object) -> str | None:
 
 
 def register_custom_models(model_type: object) -> None:
-    """Make an architecture of ours known, which takes seconds: it brings four families' code. Any other costs nothing."""
+    """Make an architecture of ours known, which takes seconds: it brings code of four families. Any other is free."""
     if module := custom_module(model_type):
         importlib.import_module(module)
