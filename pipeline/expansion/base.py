@@ -85,8 +85,8 @@ class Expansion(Protocol):
 
     One that takes several models also has `roles: ClassVar[tuple[str, ...]]`, the roles of those beside "model" in the
     lineage's `from` ("*": any), and may have `check_models(facts)`, which raises ValueError for models that do not go
-    together; `facts(role, key)` is what is known of one before any work, or None. One whose result is of another architecture may
-    have `model_type(base)`, which names it.
+    together; `facts(role, key)` is what is known of one before any work, or None. One whose result is of
+    another architecture may have `model_type(base)`, which names it.
     """
 
     def check(self, num_blocks: int) -> None:

@@ -136,7 +136,7 @@ class _ComposedModel(PreTrainedModel):
         if input_ids is None or inputs_embeds is not None:
             raise ValueError(f"{type(self).__name__} reads tokens in two models: give input_ids, not inputs_embeds")
         use_cache = self.config.use_cache if use_cache is None else use_cache
-        if past_key_values is not None and past_key_values.layer_class_to_replicate is None:
+        if past_key_values is not None and getattr(past_key_values, "layer_class_to_replicate", None) is None:
             raise ValueError(
                 f"{type(self).__name__} keeps the states of two models; give past_key_values=DynamicCache(), without a "
                 "config, or none"
