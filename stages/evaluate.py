@@ -58,10 +58,13 @@ def forecast(request: Request) -> Forecast:
     """Refuse settings of a benchmark that make no sense, and a model that cannot be asked for it."""
     from pipeline.evaluation.remote import backends
     from pipeline.evaluation.sandbox import check_isolation
+    from pipeline.models.architecture.custom_models import custom_module
 
     params = request.params
     benchmark = _benchmark(params["benchmark"])
     backends.check(params.get("backend", "local"), benchmark, params.get("served_model"))
+    if params.get("backend") == "vllm" and custom_module(kind := request.fact("model_type")):
+        raise ValueError(f"vLLM has no {kind}, an architecture of this project; score it here, evaluate.backend=local")
     if request.launch and (limits := getattr(benchmark, "limits", None)):  # of programs that the model writes
         check_isolation(limits, request.launch["isolation"])
     if lacking := [role for role in getattr(benchmark, "needs", ()) if role not in request.inputs]:

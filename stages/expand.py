@@ -68,13 +68,15 @@ def forecast(request: Request) -> Forecast:
     if (num_blocks := request.fact("num_blocks")) is not None:
         expansion.check(num_blocks)
     _check_models(expansion, request)
-    kept = {key: request.fact(key) for key in ("max_position_embeddings", "chat_template")}
+    kept = {key: request.fact(key) for key in ("max_position_embeddings", "chat_template", "vocabulary")}
     if hasattr(expansion, "facts_of"):
         return Forecast(kept | dict(expansion.facts_of(ModelFacts(request))))
-    shape, stack = request.fact("shape"), None
+    shape, stack, kind = request.fact("shape"), None, request.fact("model_type")
     if num_blocks is not None and hasattr(expansion, "slots"):
         stack = [(slot.source, slot.new) for slot in expansion.slots(num_blocks)]
-        kept["model_type"] = request.fact("model_type")
+        kept["model_type"] = kind
+    elif kind is not None and hasattr(expansion, "model_type"):
+        kept["model_type"] = expansion.model_type(kind)
     grown = shape.grown(stack) if shape is not None and stack is not None else None
     known = {"num_blocks": len(stack) if stack else None, "shape": grown, "expanded": True}
     if (config := request.fact("config")) and hasattr(expansion, "sparse_config"):

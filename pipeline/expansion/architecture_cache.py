@@ -23,6 +23,8 @@ _SOURCES = (
     "structure.py",
     "zero_propagation.py",
     "pack/gain.py",
+    "../models/architecture/blocks.py",
+    "../models/architecture/calm.py",
     "../models/architecture/soft_moe.py",
 )
 

@@ -38,8 +38,7 @@ def watch_calls(model: nn.Module, lists: list[tuple[str, nn.ModuleList]]) -> dic
         own = [calls.get((name, index)) for index in range(len(blocks))]
         if all(call is not None and stream_of(*call) is not None for call in own):
             found[name] = own
-    outer = [name for name in found if not any(name != other and name.startswith(other + ".") for other in found)]
-    return {name: found[name] for name in outer}
+    return found
 
 
 def stream_of(args: Any, kwargs: Any) -> Any:

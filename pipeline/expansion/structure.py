@@ -15,6 +15,7 @@ from torch import nn
 from pipeline.expansion.block_calls import call_block, stream_of, watch_calls
 from pipeline.expansion.block_signature import BlockSignature, signature_of
 from pipeline.expansion.zero_propagation import PLUS, SCALED, STREAM, ZERO, Fact, interpret, order_of_use
+from pipeline.models.architecture.blocks import own_lists
 from pipeline.models.architecture.custom_models import register_custom_models
 
 
@@ -248,12 +249,13 @@ def _build(text: str) -> MetaModel:
     depth = loaded.get_text_config().num_hidden_layers
     lists = [(n, m) for n, m in model.named_modules() if isinstance(m, nn.ModuleList) and len(m) == depth]
     seen = watch_calls(model, lists)
-    if len(seen) != 1:
+    own = own_lists(model, seen)
+    if len(own) != 1:
         raise ValueError(
             f"expected one list of {depth} blocks that the model runs in turn, found "
-            f"{', '.join(sorted(seen)) or 'none'} in {type(model).__name__}"
+            f"{', '.join(sorted(own)) or 'none'} in {type(model).__name__}"
         )
-    name, calls = next(iter(seen.items()))
+    name, calls = own[0], seen[own[0]]
     blocks = list(dict(lists)[name])
     return MetaModel(
         prefix=f"{name}.",

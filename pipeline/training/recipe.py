@@ -19,7 +19,9 @@ from pipeline.training.tracking.track import DOMAIN, DRIFT, Track, track_params
 if TYPE_CHECKING:  # a request is checked without
     from pipeline.training.tracking.measure import Text, Tracking
 
-KEPT = ("config", "num_blocks", "model_type", "max_position_embeddings", "shape", "chat_template", "expanded")
+KEPT = (
+    "config", "num_blocks", "model_type", "max_position_embeddings", "shape", "chat_template", "expanded", "vocabulary",
+)  # fmt: skip
 """Facts about a model that training does not change."""
 LATER_KEYS = ("extra_modules", "num_blocks")
 """Keys of a strategy that say nothing where they are empty: models trained before there were these are the same."""

@@ -197,6 +197,8 @@ def test_a_backend_that_cannot_score_a_benchmark_is_refused():
         evaluate.forecast(request({"benchmark": BENCHMARK, "backend": "vllm"}))
     with pytest.raises(ValueError, match="name it for each model of the run"):
         evaluate.forecast(request({"benchmark": piqa("rows"), "backend": "endpoint", "served_model": None}))
+    with pytest.raises(ValueError, match=r"vLLM has no calm_llama.*score it here, evaluate.backend=local"):
+        evaluate.forecast(request({"benchmark": piqa("rows"), "backend": "vllm"}, {"model_type": "calm_llama"}))
     with pytest.raises(ValueError, match="near it are piqa/piqa"):
         evaluate.forecast(request({"benchmark": {**piqa("rows"), "task": "piqa/pika"}}))
 

@@ -40,6 +40,10 @@ class SoftMoe:
         if self.mode not in MODES:
             raise ValueError(f"expand.mode={self.mode!r} is not known; use one of {', '.join(MODES)}")
 
+    def model_type(self, base: str) -> str:
+        """That of the result."""
+        return f"soft_moe_{base}"
+
     def plan(self, source: Source, place: Workspace) -> Plan:
         """See `Expansion.plan`.
 

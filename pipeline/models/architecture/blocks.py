@@ -23,14 +23,28 @@ def decoder_blocks(model: nn.Module) -> nn.ModuleList:
     """
     depth = model.config.get_text_config().num_hidden_layers
     found = {n: m for n, m in model.named_modules() if isinstance(m, nn.ModuleList) and len(m) == depth}
-    # A block may itself hold a list of that length: 8 experts in a model of 8 blocks.
-    outer = [name for name in found if not any(name.startswith(f"{other}.") for other in found)]
+    outer = own_lists(model, found)
     if len(outer) != 1:
         raise ValueError(
             f"{type(model).__name__} has {len(outer)} lists of {depth} modules ({', '.join(outer) or 'none'}); one is "
             "required to tell its blocks, so leave this benchmark out for it"
         )
     return found[outer[0]]
+
+
+def own_lists(model: nn.Module, names: Iterable[str]) -> list[str]:
+    """Of lists of modules those that may be the decoder's own blocks.
+
+    A block may itself hold a list of that length (8 experts in a model of 8 blocks), and a decoder may hold another
+    model (CALM): what is directly in the decoder is its own.
+    """
+    names = list(names)
+    outer = [name for name in names if not any(name.startswith(f"{other}.") for other in names)]
+    if len(outer) < 2 or not hasattr(model, "get_decoder"):
+        return outer
+    decoder = model.get_decoder()
+    places = {name for name, module in model.named_modules() if module is decoder}
+    return [name for name in outer if name.rpartition(".")[0] in places] or outer
 
 
 @contextmanager

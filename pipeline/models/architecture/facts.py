@@ -9,6 +9,7 @@ from typing import Any
 
 from pipeline.models.architecture.shape import read_shape
 from pipeline.models.directory import CHAT_TEMPLATES, read_config
+from pipeline.models.files.tokenizer_files import vocabulary_hash
 from pipeline.records.expansion import read_expansion
 
 DEPTH_KEYS = ("num_hidden_layers", "n_layer", "n_layers", "num_layers")  # in the config.json of one family or another
@@ -29,7 +30,7 @@ def longest(config: Mapping[str, Any]) -> int | None:
 
 def model_facts(directory: Path) -> dict[str, Any]:
     """config (config.json), num_blocks, model_type, max_position_embeddings, shape (None: not known), chat_template
-    (whether there is one), expanded (whether an expansion added parameters).
+    (whether there is one), expanded (whether an expansion added parameters), vocabulary (a hash; None: not known).
 
     Raises:
         ValueError: its config.json is missing or damaged.
@@ -43,6 +44,7 @@ def model_facts(directory: Path) -> dict[str, Any]:
         "shape": read_shape(directory),
         "chat_template": _has_chat_template(directory),
         "expanded": bool(read_expansion(directory).new_parameters),
+        "vocabulary": vocabulary_hash(directory),
     }
 
 

@@ -6,7 +6,10 @@ where no `tokenizer_class` is given it guesses: the ids may then differ from tho
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Iterator
+from functools import lru_cache
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -36,6 +39,27 @@ def check_tokenizer(directory: Path) -> None:
                 f"{directory} has its tokenizer as tokenizer.model alone, which takes {' and '.join(missing)} to read; "
                 f"run pip install {' '.join(needed.values())}, or put the model's tokenizer.json beside it"
             )
+
+
+def vocabulary_hash(directory: Path) -> str | None:
+    """A hash of which token has which id; None where tokenizer.json does not tell."""
+    try:
+        return _vocabulary_hash((directory / "tokenizer.json").read_bytes())
+    except OSError:
+        return None
+
+
+@lru_cache(maxsize=4)
+def _vocabulary_hash(content: bytes) -> str | None:
+    """Of a tokenizer.json, which the models of a run have in common."""
+    try:
+        record = json.loads(content)
+        words = record["model"]["vocab"]
+        ids = dict(words) if isinstance(words, dict) else {one[0]: number for number, one in enumerate(words)}
+        ids |= {one["content"]: one["id"] for one in record.get("added_tokens", ())}
+    except (ValueError, KeyError, TypeError, IndexError):
+        return None
+    return hashlib.sha256(json.dumps(ids, sort_keys=True).encode()).hexdigest()
 
 
 def is_converted(directory: Path) -> bool:

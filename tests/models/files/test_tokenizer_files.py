@@ -1,5 +1,6 @@
 """A tokenizer that is SentencePiece's model alone: read as that model, or refused with what to do."""
 
+import json
 import shutil
 import sys
 from types import SimpleNamespace
@@ -9,7 +10,7 @@ import pytest
 from pipeline.models import load_tokenizer
 from pipeline.models.directory import check_directory
 from pipeline.models.files import tokenizer_files
-from pipeline.models.files.tokenizer_files import check_converted, is_converted
+from pipeline.models.files.tokenizer_files import check_converted, is_converted, vocabulary_hash
 
 PIECES = ["<unk>", "\u2581the", "\u2581cat", "\u2581sat", "s", "1"]
 
@@ -96,3 +97,22 @@ def test_a_conversion_is_compared_with_the_model_itself(directory, monkeypatch):
     check_converted(directory, Converted("\u2581"))
     with pytest.raises(ValueError, match=r"reads .*tokenizer\.model as another tokenizer.*tokenizer_class"):
         check_converted(directory, Converted(""))
+
+
+def test_vocabularies_are_told_apart_by_what_ids_mean(make_model, tmp_path):
+    """Not by how texts are padded or cut; a Unigram's pieces and tokens that were added count."""
+    record = json.loads((make_model() / "tokenizer.json").read_text())
+
+    def hash_of(**changes):
+        (tmp_path / "tokenizer.json").write_text(json.dumps({**record, **changes}))
+        return vocabulary_hash(tmp_path)
+
+    assert vocabulary_hash(tmp_path) is None
+    plain = hash_of()
+    assert plain == vocabulary_hash(make_model()) == hash_of(truncation={"max_length": 4})
+    added = [*record["added_tokens"], {"content": "<new>", "id": 299}]
+    pieces = [["a", -1.0], ["b", -2.0]]
+    others = [hash_of(added_tokens=added), *(hash_of(model={"vocab": one}) for one in (pieces, pieces[::-1]))]
+    assert len({plain, *others}) == 4 and None not in others
+    (tmp_path / "tokenizer.json").write_text("{")
+    assert vocabulary_hash(tmp_path) is None
