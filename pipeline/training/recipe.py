@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from pipeline.data.packing.schedule import check_shares
 from pipeline.training.methods.penalty import check_penalties
+from pipeline.training.methods.schedule import schedule_params
 from pipeline.training.methods.strategy import Strategy
 from pipeline.training.settings import Settings
 from pipeline.training.tracking.track import DOMAIN, DRIFT, Track, track_params
@@ -57,14 +58,14 @@ class Workspace(Protocol):
 
 def training_params(section: Mapping[str, Any]) -> dict[str, Any]:
     """The params of a section: its lengths are whole numbers (1e9 is how people write it, and the same run as
-    1000000000), and `track` is null wherever nothing is tracked.
+    1000000000), `track` is null wherever nothing is tracked, and of the learning rate's schedule stands what has an effect.
 
     Raises:
         ValueError: see `track_params`.
     """
     lengths = {key: section.get(key) for key in ("num_tokens", "num_steps")}
     whole = {key: int(n) for key, n in lengths.items() if isinstance(n, float) and n.is_integer()}
-    return {**section, **whole, "track": track_params(section)}
+    return {**schedule_params(section), **whole, "track": track_params(section)}
 
 
 def forecast_training(
