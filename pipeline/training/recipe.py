@@ -58,7 +58,7 @@ class Workspace(Protocol):
 
 def training_params(section: Mapping[str, Any]) -> dict[str, Any]:
     """The params of a section: its lengths are whole numbers (1e9 is how people write it, and the same run as
-    1000000000), `track` is null wherever nothing is tracked, and of the learning rate's schedule stands what has an effect.
+    1000000000), `track` is null wherever nothing is tracked, and of a schedule only what has an effect stands there.
 
     Raises:
         ValueError: see `track_params`.

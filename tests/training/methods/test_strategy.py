@@ -1,7 +1,5 @@
 """What trains is exactly what was asked for, by name."""
 
-import itertools
-
 import pytest
 import torch
 
