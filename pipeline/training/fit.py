@@ -130,7 +130,7 @@ def _prepare(
     attention = choose_attention(loaded, device.attention, accelerator.device)
     expansion = read_expansion(source)
     untied = is_untied(loaded)
-    model = apply_strategy(strategy, loaded, expansion)
+    model = apply_strategy(strategy, loaded, expansion, source)
     check_savable(source, loaded, strategy.writes(model))
     if type(loaded.get_output_embeddings()) is not torch.nn.Linear:  # adapted: its weight alone is not what it computes
         head = None
