@@ -94,7 +94,7 @@ def every_target() -> dict[str, dict]:
     runs += [[f"strategy@pretrain.strategy={o}"] for o in options("strategy")]
     runs += [[f"+penalty@sft.strategy.penalties.{o}={o}"] for o in options("penalty")]
     runs += [[f"expand={o}"] for o in options("expand")]
-    runs += [[f"data@pretrain.data={o}"] for o in options("data") if "sft" not in o and "chat" not in o and o != "trace"]
+    runs += [[f"data@pretrain.data={o}"] for o in options("data") if not re.search("sft|chat|trace", o)]
     runs += [["experiment=trace", "paths.trace=/data"]]
     for overrides in runs:
         try:

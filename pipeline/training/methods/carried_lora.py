@@ -1,8 +1,8 @@
 """One LoRA adapter that is carried on from task to task, as TRACE trains it (arXiv 2310.06762).
 
-A stage's model is whole: the adapter is merged into it. Beside the model lies the adapter alone, and the next stage takes
-it out of the weights again and goes on with it. So the weights below it stay those that the first task began with, up to
-one rounding a task of the dtype in which the model is saved.
+A stage's model is whole: the adapter is merged into it. Beside the model lies the adapter alone, and the next stage
+takes it out of the weights again and goes on with it. So the weights below it stay those that the first task began
+with, up to one rounding a task in the dtype in which the model is saved.
 """
 
 from __future__ import annotations
@@ -43,9 +43,9 @@ class CarriedLora(Lora):
         shapes, wanted = ({name: tuple(t.shape) for name, t in one.items()} for one in (saved, own))
         if shapes != wanted or not torch.equal(saved[_SCALING], own[_SCALING]):
             raise ValueError(
-                f"the adapter in {file} cannot be carried on: strategy.rank, alpha and target_modules must be those that "
-                f"it was trained with ({_told(saved)}), and are others ({_told(own)}); set these, or use strategy=lora, "
-                "which begins with a new adapter"
+                f"the adapter in {file} cannot be carried on: strategy.rank, alpha and target_modules must be those "
+                f"that it was trained with ({_told(saved)}), and are others ({_told(own)}); set these, or use "
+                "strategy=lora, which begins with a new adapter"
             )
         with torch.no_grad():
             for name, module in _adapted(model):

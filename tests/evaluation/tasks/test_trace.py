@@ -54,7 +54,11 @@ def test_prompts_go_as_they_stand_and_answers_are_matched_letter_by_letter(task)
     model = Answers("A", " A", "", "A. because")
     outcome = benchmark.measure(model, inputs)
     assert model.prompts == ["p 0", "p 1", "p 2", "p 3"]
-    assert (model.settings.max_prompt_tokens, model.settings.max_new_tokens, model.settings.temperature) == (1024, 8, 0.1)
+    assert (model.settings.max_prompt_tokens, model.settings.max_new_tokens, model.settings.temperature) == (
+        1024,
+        8,
+        0.1,
+    )
     assert [item.numerator for item in outcome.items] == [1.0, 0.0, 0.0, 0.0]
     assert score(outcome.items).value == 0.25, "an empty answer stays in the denominator"
     assert outcome.metric == "exact_match" and outcome.items[0].gold == "A"

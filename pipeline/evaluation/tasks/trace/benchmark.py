@@ -107,7 +107,8 @@ class TraceTask:
             raise ValueError(f"task={self.task!r} is not one of TRACE's; use {', '.join(TASKS)}")
         if self.max_prompt_tokens < 1 or self.max_new_tokens < 1:
             raise ValueError(
-                f"max_prompt_tokens={self.max_prompt_tokens} and max_new_tokens={self.max_new_tokens} must be at least 1"
+                f"max_prompt_tokens={self.max_prompt_tokens} and max_new_tokens={self.max_new_tokens} must each be at "
+                "least 1"
             )
         if self.temperature < 0:
             raise ValueError(f"temperature={self.temperature} must not be negative; 0 decodes greedily")

@@ -1,7 +1,7 @@
 """TRACE's metrics of a written answer, each in [0, 1]: exact match, ROUGE-L, edit similarity and SARI.
 
-They are those of the packages that TRACE's code imports: PyPI `rouge` 1.0.1, `fuzzywuzzy` without python-Levenshtein, and
-`sari` of huggingface/evaluate. An empty prediction or reference scores 0, but for SARI, which has a value for it.
+They are those of the packages that TRACE's code imports: PyPI `rouge` 1.0.1, `fuzzywuzzy` without python-Levenshtein,
+and `sari` of huggingface/evaluate. An empty prediction or reference scores 0, but for SARI, which has a value for it.
 """
 
 from __future__ import annotations
@@ -58,8 +58,8 @@ def code_of(text: str) -> str:
 
 
 def sari(source: str, prediction: str, references: Sequence[str]) -> float:
-    """SARI (Xu et al. 2016, ACL Q16-1029) of one text: the mean of F1 of what was kept, precision of what was deleted and
-    F1 of what was added, over n-grams of 1 to 4 words, in lower case, tokenised as sacrebleu's 13a; 0/0 counts as 1."""
+    """SARI (Xu et al. 2016, ACL Q16-1029) of one text: the mean of F1 of what was kept, precision of what was deleted
+    and F1 of what was added, over n-grams of 1 to 4 words, in lower case, tokenised as sacrebleu's 13a; 0/0 is 1."""
     texts = [_tokenised(text) for text in (source, prediction, *references)]
     kept, deleted, added = zip(*(_operations([_ngrams(text, n) for text in texts]) for n in _sizes()), strict=True)
     return sum(sum(scores) / _LONGEST for scores in (kept, deleted, added)) / 3
