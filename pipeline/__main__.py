@@ -47,6 +47,7 @@ Stages: base -> expand -> pretrain -> sft -> evaluate -> report; finished work i
   python -m pipeline stage=pretrain expand.per_group=2      stop after a stage, override a knob
   python -m pipeline to=tuned                               stop after a model of the lineage
   python -m pipeline -m expand.num_groups=1,2,3,5,6         a sweep, with one report
+  python -m pipeline pretrain.schedule=wsd                  the rate's schedule: cosine, linear, constant or wsd
   python -m pipeline experiment=full_finetuning             a prepared experiment (conf/experiment)
   python -m pipeline expand=depth_upscale                   SOLAR: two overlapping copies of the stack, all trained
   python -m pipeline experiment=wise_ft                     the trained model mixed back towards the one it started from

@@ -112,6 +112,7 @@ def run(context: worker.Context) -> dict[str, Any]:
     from pipeline.reporting.figures.draw import draw
     from pipeline.reporting.pages.blocks import block_sections
     from pipeline.reporting.pages.card import card_files, cards
+    from pipeline.reporting.pages.continual import continual_sections
     from pipeline.reporting.pages.data import data_sections
     from pipeline.reporting.pages.frontier import frontier_sections
     from pipeline.reporting.pages.items_page import items_html
@@ -134,6 +135,8 @@ def run(context: worker.Context) -> dict[str, Any]:
     plots = draw(comparison, context.directory)
     sections = [*block_sections(comparison, context.directory), *data_sections(comparison)]
     frontier = frontier_sections(comparison, context.directory, params["seed"])
+    continual = continual_sections(comparison, context.directory, params["seed"])
+    compared = [*frontier, *continual]
     parts = [*part_sections(comparison), *power_sections(comparison)]
     page = items_html(comparison, **params["items"])
     if page:
@@ -143,8 +146,9 @@ def run(context: worker.Context) -> dict[str, Any]:
     for label, text in written.items():
         _write(context, files[label], text)
     values = {**data(comparison, sections, parts), "frontier": [section.values for section in frontier], "cards": files}
-    _write(context, "report.md", report_markdown(comparison, [*frontier, *parts, *sections]))
-    _write(context, "index.html", html(comparison, plots, sections, parts, ITEMS_PAGE if page else "", frontier))
+    values |= {"continual": [section.values for section in continual]} if continual else {}
+    _write(context, "report.md", report_markdown(comparison, [*compared, *parts, *sections]))
+    _write(context, "index.html", html(comparison, plots, sections, parts, ITEMS_PAGE if page else "", compared))
     _write(context, "data.json", json.dumps(values, indent=1, allow_nan=False, ensure_ascii=False) + "\n")
     return headline(comparison)
 

@@ -42,9 +42,10 @@ params_of, also_reads = training_params, tracked_inputs
 
 def forecast(request: Request) -> Forecast:
     """Refuse settings that cannot be run; parameters, memory, FLOPs and time."""
+    from pipeline.data.packing.rows import check_overlong
+
     params = request.params
-    if params["overlong"] not in ("truncate", "skip", "split"):
-        raise ValueError(f"overlong={params['overlong']!r} must be truncate, skip or split")
+    check_overlong(params["overlong"])
     strategy = build(params["strategy"], "strategy")
     known, lines = forecast_training("sft", request, strategy, MIXING)
     return Forecast(known | {"chat_template": True}, lines)

@@ -94,7 +94,8 @@ def every_target() -> dict[str, dict]:
     runs += [[f"strategy@pretrain.strategy={o}"] for o in options("strategy")]
     runs += [[f"+penalty@sft.strategy.penalties.{o}={o}"] for o in options("penalty")]
     runs += [[f"expand={o}"] for o in options("expand")]
-    runs += [[f"data@pretrain.data={o}"] for o in options("data") if "sft" not in o and "chat" not in o]
+    runs += [[f"data@pretrain.data={o}"] for o in options("data") if not re.search("sft|chat|trace", o)]
+    runs += [["experiment=trace", "paths.trace=/data"]]
     for overrides in runs:
         try:
             config = composed(*overrides)
@@ -109,7 +110,7 @@ def every_target() -> dict[str, dict]:
 # What a section holds for the graph, beside the fields of the class that it names.
 FOR_THE_GRAPH = {
     "skip", "save", "title", "group", "note", "data", "backend", "models", "reference", "samples", "endpoint", "folder",
-    "domain", "domains", "path", "num_blocks",
+    "domain", "domains", "path", "num_blocks", "task",
 }  # fmt: skip
 
 

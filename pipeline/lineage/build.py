@@ -20,6 +20,8 @@ from pipeline.lineage.variant import Model, Variant
 
 DATA = "data"
 """The kind of artifact, the role and the key of a section by which a model's stage asks for prepared data."""
+NOT_OF_DATA = ("domains", "task")
+"""Keys of a data section for the groups of benchmarks, and for other keys to refer to."""
 SAMPLES = "samples"
 """The kind of artifact and the stage that makes it: what a model wrote."""
 
@@ -65,6 +67,7 @@ class _Builder:
             if model.reference is not None:
                 self.variant.lineage[name] = model._replace(reference=stands_for[model.reference])
         Evaluations(self.config, self.variant, self._node, self._data, self.domains).add_all()
+        self._check_tasks()
         if asked := gate.request(self.config["evaluate"]["gate"], self.variant):
             self.variant.gate = self._node("gate", "gate", *asked)
         return self.variant
@@ -90,7 +93,7 @@ class _Builder:
             node.settings["derived"] = {role: self.variant.came_from(name, first) for role, name in parents.items()}
         reference = entry.reference if entry.reference is not None else root
         self.variant.models[entry.name] = node
-        self.variant.lineage[entry.name] = Model(entry.stage, dict(parents), reference)
+        self.variant.lineage[entry.name] = Model(entry.stage, dict(parents), reference, entry.task)
 
     def _params(
         self, entry: Entry, section: dict[str, Any], parent: Node | None
@@ -143,7 +146,7 @@ class _Builder:
     def _data(self, name: str, data: dict[str, Any], root: str | None, key: str) -> Node:
         """One node for the same data under whatever name it is used; `root`: the model whose tokenizer it takes."""
         assert root is not None
-        data = {one: value for one, value in data.items() if one != "domains"}  # for the groups of benchmarks alone
+        data = {one: value for one, value in data.items() if one not in NOT_OF_DATA}
         inputs = {"base": self.variant.models[root]}
         node = self._node("data", f"data/{name}", {"data": data}, inputs, data=f"{key}.data")
         for known in self.variant.data.values():
@@ -151,6 +154,15 @@ class _Builder:
                 return known
         self.variant.data[node.label] = node
         return node
+
+    def _check_tasks(self) -> None:
+        """A task's scores are those of a benchmark; without them nothing could be told of a chain."""
+        for name, model in self.variant.lineage.items():
+            if model.task is not None and model.task not in self.variant.evaluations[name]:
+                raise ConfigError(
+                    f"lineage.{name} learns the task {model.task!r}, and no benchmark of that name is evaluated on it; "
+                    f"there are {', '.join(self.variant.evaluations[name]) or 'none'}"
+                )
 
     def _check_report(self) -> None:
         """What would be wrong with the report is said before the days of work that it is about."""

@@ -6,8 +6,10 @@ lineage:
   mixed:           {stage: mix, from: {a: expanded, b: base}, with: {t: 0.3}}
   full:            {stage: pretrain, from: base, each: {lr: [1.0e-4, 2.0e-4]}}
 
-`each` stands for several models, one for each value of a setting: here full-1e-4 and full-2e-4. An entry that is null
-is left out, so that an experiment can replace the models of the default lineage.
+`each` stands for several models, one for each value of a setting: here full-1e-4 and full-2e-4; `chain` for models that
+learn one task after the other, see `chains`. `task` names the benchmark of what a model learned, so that the report can
+follow what is kept of it. An entry that is null is left out, so that an experiment can replace the models of the
+default lineage.
 """
 
 from __future__ import annotations
@@ -20,10 +22,11 @@ from typing import Any
 
 from pipeline.engine.errors import ConfigError
 from pipeline.engine.stage import ANY_ROLE, Stage, find_stage
+from pipeline.lineage.chains import BEFORE, CHAIN, REPLAY, chained, merged
 
 MODEL = "model"
 """The kind of artifact that a lineage names."""
-KEYS = ("stage", "from", "with", "each", "reference")
+KEYS = ("stage", "from", "with", "each", "reference", "task", "chain", "before", "replay")
 
 
 @dataclass(frozen=True)
@@ -37,6 +40,7 @@ class Entry:
         parents: role -> name of a model that it is made from.
         settings: its section of the config with its own changes.
         reference: name of the model that it is compared with; None: the base that it came from.
+        task: the benchmark of what it learned, if it is one of a sequence.
     """
 
     name: str
@@ -45,6 +49,7 @@ class Entry:
     parents: Mapping[str, str]
     settings: Mapping[str, Any]
     reference: str | None = None
+    task: str | None = None
 
     @property
     def section(self) -> str:
@@ -78,20 +83,26 @@ def read_lineage(config: Mapping[str, Any]) -> list[Entry]:
 
 
 def models_of(config: Mapping[str, Any]) -> dict[str, Any]:
-    """name -> entry of every model that the config's lineage names, those that `each` stands for one by one.
+    """name -> entry of every model that the config's lineage names, those that `each` and `chain` stand for one by one.
 
     Raises:
-        ConfigError: an `each` that does not say which values of which setting, or a name that it makes twice.
+        ConfigError: an `each` that does not say which values of which setting, a chain of unknown tasks, or a name that
+            they make twice.
     """
     named = config.get("lineage")
     found: dict[str, Any] = {}
     for name, value in named.items() if isinstance(named, Mapping) else ():
-        several = isinstance(value, Mapping) and "each" in value
-        for one, entry in (_each(name, value) if several else {name: value}).items():
+        for one, entry in _several(name, value, config.get("tasks") or {}).items():
             if one in found:
                 raise ConfigError(f"lineage names the model {one!r} twice; give lineage.{name} another name")
             found[one] = entry
     return {name: entry for name, entry in found.items() if entry is not None}
+
+
+def _several(name: str, value: Any, tasks: Mapping[str, Any]) -> dict[str, Any]:
+    if isinstance(value, Mapping) and CHAIN in value:
+        return chained(name, value, tasks)
+    return _each(name, value) if isinstance(value, Mapping) and "each" in value else {name: value}
 
 
 def overlay(section: Mapping[str, Any], changes: Mapping[str, Any], where: str) -> dict[str, Any]:
@@ -107,13 +118,7 @@ def overlay(section: Mapping[str, Any], changes: Mapping[str, Any], where: str) 
         close = difflib.get_close_matches(str(unknown[0]), [str(key) for key in section], n=1)
         guess = f"; did you mean {close[0]}?" if close else f" (it has: {', '.join(map(str, section))})"
         raise ConfigError(f"{where}.{unknown[0]} is not a key of the section that it changes{guess}")
-    return {**section, **{key: _merged(section.get(key), value) for key, value in changes.items()}}
-
-
-def _merged(old: Any, new: Any) -> Any:
-    if not (isinstance(old, Mapping) and isinstance(new, Mapping)) or "_target_" in new:
-        return new
-    return {**old, **{key: _merged(old.get(key), value) for key, value in new.items()}}
+    return {**section, **{key: merged(section.get(key), value) for key, value in changes.items()}}
 
 
 def _read(name: str, value: Any, config: Mapping[str, Any]) -> Entry:
@@ -122,6 +127,8 @@ def _read(name: str, value: Any, config: Mapping[str, Any]) -> Entry:
         raise ConfigError(f"{where}={value!r} must be a mapping with a stage, such as {{stage: pretrain, from: base}}")
     if unknown := sorted(set(value) - set(KEYS)):
         raise ConfigError(f"{where} has the keys {', '.join(map(repr, unknown))}; known are {', '.join(KEYS)}")
+    if alone := [key for key in (BEFORE, REPLAY) if key in value]:
+        raise ConfigError(f"{where} has {alone[0]} and no chain, which it is for; remove it")
     declared: Stage = _find(value["stage"], where)
     section = config.get(section_of(value["stage"], declared))
     if not isinstance(section, Mapping):
@@ -131,7 +138,7 @@ def _read(name: str, value: Any, config: Mapping[str, Any]) -> Entry:
         )
     settings = overlay(section, value.get("with") or {}, f"{where}.with")
     parents = _parents(value.get("from"), declared, where)
-    return Entry(name, value["stage"], declared, parents, settings, value.get("reference"))
+    return Entry(name, value["stage"], declared, parents, settings, value.get("reference"), value.get("task"))
 
 
 def _each(name: str, value: Mapping[str, Any]) -> dict[str, Any]:
@@ -149,7 +156,7 @@ def _each(name: str, value: Mapping[str, Any]) -> dict[str, Any]:
     (path,) = each
     changes = [reduce(lambda inner, key: {key: inner}, reversed(path.split(".")), one) for one in values]
     given = rest.get("with") or {}
-    return {one: {**rest, "with": _merged(given, change)} for one, change in zip(names, changes, strict=True)}
+    return {one: {**rest, "with": merged(given, change)} for one, change in zip(names, changes, strict=True)}
 
 
 def _short(value: Any) -> str:

@@ -29,7 +29,7 @@ def report_node(settings: Mapping[str, Any], name: str, variants: Sequence[Varia
             "models": [
                 {
                     "name": model,
-                    **place._asdict(),
+                    **place.known(),
                     "model": role(variant.models[model]),
                     "evaluations": {b: role(node) for b, node in variant.evaluations[model].items()},
                 }

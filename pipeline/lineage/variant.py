@@ -19,11 +19,17 @@ _SLUG_LENGTH = 100
 
 
 class Model(NamedTuple):
-    """A model's place in the lineage: the stage that made it, role -> parent, and what it is compared with."""
+    """A model's place in the lineage: the stage that made it, role -> parent, what it is compared with, and the
+    benchmark of the task that it learned, if it is one of a sequence."""
 
     stage: str
     parents: dict[str, str]
     reference: str | None
+    task: str | None = None
+
+    def known(self) -> dict[str, Any]:
+        """As plain values; without a task where there is none."""
+        return {key: value for key, value in self._asdict().items() if key != "task" or value is not None}
 
 
 @dataclass
@@ -113,7 +119,7 @@ def save_variant(variant: Variant, runs: Path, overrides: list[str]) -> Path:
             }
             for node in nodes
         },
-        "lineage": {name: model._asdict() for name, model in variant.lineage.items()},
+        "lineage": {name: model.known() for name, model in variant.lineage.items()},
         "models": {name: node.fingerprint for name, node in variant.models.items()},
         "evaluations": {
             name: {benchmark: node.fingerprint for benchmark, node in found.items()}

@@ -63,7 +63,7 @@ class Model:
     `notes` must be read with the scores; `directories` are those of the evaluations. `with_gold` are the benchmarks
     whose right answers have a loss: it is among the evaluations by `gold_name`, unless this model's could not be had.
     `taken_over`: the benchmarks whose scores are the parent's, which computes the same. `written`: benchmark -> prompt
-    -> what the model wrote, of those that only show texts.
+    -> what the model wrote, of those that only show texts. `task`: the benchmark of what it learned in a sequence.
     """
 
     name: str
@@ -85,6 +85,7 @@ class Model:
     with_gold: frozenset[str] = frozenset()
     taken_over: frozenset[str] = frozenset()
     written: dict[str, dict[str, str]] = field(default_factory=dict)
+    task: str | None = None
 
 
 @dataclass(frozen=True)
@@ -192,6 +193,7 @@ def _read_row(row: dict[str, Any], variant: str, reader: _Reader, earlier: Mappi
         notes={b: items.notes for b, items in found.items() if items.notes},
         directories=directories,
         written=written,
+        task=row.get("task"),
         stage=str(manifest.get("stage", "")),
         parents=dict(row["parents"]),
         reference=row["reference"],

@@ -141,7 +141,7 @@ def _prepare(
     attention = choose_attention(loaded, device.attention, accelerator.device)
     expansion = read_expansion(source)
     untied = is_untied(loaded)
-    model = apply_strategy(strategy, loaded, expansion)
+    model = apply_strategy(strategy, loaded, expansion, source)
     cast_experts(loaded)
     penalties = _balanced(strategy.penalties, settings, loaded, routers, device)
     check_savable(source, loaded, strategy.writes(model))

@@ -12,6 +12,7 @@ from pipeline.data.packing.schedule import check_shares
 from pipeline.data.sources.files import Listing, Locate
 from pipeline.training.cost.memory import ZERO_STAGES
 from pipeline.training.methods.penalty import check_penalties
+from pipeline.training.methods.schedule import schedule_params
 from pipeline.training.methods.strategy import AdaptsRates, Strategy
 from pipeline.training.settings import Settings
 from pipeline.training.tracking.track import DOMAIN, DRIFT, Track, track_params
@@ -68,7 +69,7 @@ class Workspace(Protocol):
 
 def training_params(section: Mapping[str, Any]) -> dict[str, Any]:
     """The params of a section: its lengths are whole numbers (1e9 is how people write it, and the same run as
-    1000000000), and `track` is null wherever nothing is tracked.
+    1000000000), `track` is null wherever nothing is tracked, and of a schedule only what has an effect stands there.
 
     Raises:
         ValueError: see `track_params`.
@@ -78,7 +79,7 @@ def training_params(section: Mapping[str, Any]) -> dict[str, Any]:
     if isinstance(strategy := section.get("strategy"), Mapping):
         said = {key: value for key, value in strategy.items() if value or key not in LATER_KEYS}
         section = {**section, "strategy": said}
-    return {**section, **whole, "track": track_params(section)}
+    return {**schedule_params(section), **whole, "track": track_params(section)}
 
 
 def forecast_training(

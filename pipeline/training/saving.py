@@ -9,14 +9,16 @@ from pathlib import Path
 from typing import Any, cast
 
 import torch
+from safetensors.torch import save_file
 
 from pipeline.models import load
 from pipeline.models.directory import Form, read_config
 from pipeline.models.files.safetensors_io import read_index
 from pipeline.models.save import as_stored, save_trained
-from pipeline.records.expansion import ExpansionMap, read_expansion
+from pipeline.records.expansion import read_expansion
 from pipeline.training.cost.flops import Cost
 from pipeline.training.kernels.routers import Routers
+from pipeline.training.methods.carried_lora import ADAPTER_FILE
 from pipeline.training.methods.penalty import Penalty
 from pipeline.training.methods.strategy import Strategy, apply_strategy
 from pipeline.training.parallel.distributed import is_sharded, whole
@@ -72,10 +74,12 @@ def save_and_check(
         trained = {name: tensor.cpu() for name, tensor in parts if accelerator.is_main_process}
         device, dtype = torch.device("cpu"), run_dtype(settings)
         if accelerator.is_main_process:
-            loaded, model = _whole_again(load(source, dtype=dtype), strategy, read_expansion(source), trained)
+            loaded, model = _whole_again(source, dtype, strategy, trained)
     if not accelerator.is_main_process:
         return {}
     started = time.monotonic()
+    if hasattr(strategy, "carried"):
+        save_file(strategy.carried(model), target.parent / ADAPTER_FILE)
     stored, changed = read_index(source), strategy.trained(model)
     written = as_stored(loaded, changed, stored)
     save_trained(source, target, written, save=cast(Form, settings.save), untie=ready.untied)
@@ -94,10 +98,11 @@ def save_and_check(
 
 
 def _whole_again(
-    loaded: Any, strategy: Strategy, expansion: ExpansionMap, trained: Mapping[str, torch.Tensor]
+    source: Path, dtype: torch.dtype, strategy: Strategy, trained: Mapping[str, torch.Tensor]
 ) -> tuple[Any, Any]:
     """A model newly loaded, and it as the strategy makes it, with what was trained in parts in its place."""
-    model = apply_strategy(strategy, loaded, expansion)
+    loaded = load(source, dtype=dtype)
+    model = apply_strategy(strategy, loaded, read_expansion(source), source)
     for name, parameter in model.named_parameters():
         if name in trained:
             parameter.data = trained[name]

@@ -5,10 +5,11 @@ from __future__ import annotations
 import importlib.util
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import MISSING, dataclass, field, fields
 from typing import Any
 
 from pipeline.models.directory import FORMS
+from pipeline.training.methods.schedule import DEFAULT, check_schedule, learning_rate
 from pipeline.typed import check_fields
 
 FROZEN_BYTES = {"bf16": 2.0, "int8": 1 + 4 / 256, "nf4": 1 / 2 + 4 / 64}
@@ -23,7 +24,8 @@ class Settings:
     tokens over all processes and micro batches of one optimizer step. `frozen_dtype` holds what does not train in fewer
     bits: see `training.methods.quantised`. `router_balance` is the weight of `training.methods.router_balance`, where a
     router trains; None: it is left out. `save` is the form of the result: "full", or "delta" to write what
-    trained alone and refer to the source's files for the rest.
+    trained alone and refer to the source's files for the rest. `schedule`, `warmup_from`, `decay` and `decay_ratio`
+    stand in params where they have an effect alone: see `training.methods.schedule`.
     """
 
     seq_len: int
@@ -48,6 +50,10 @@ class Settings:
     seed: int
     validate_every: int
     validation_tokens: int
+    schedule: str = field(default=DEFAULT, kw_only=True)
+    warmup_from: float | None = field(default=None, kw_only=True)
+    decay: str | None = field(default=None, kw_only=True)
+    decay_ratio: float | None = field(default=None, kw_only=True)
 
     def __post_init__(self) -> None:
         """Refuse what cannot be run.
@@ -78,6 +84,9 @@ class Settings:
             raise ValueError(f"warmup_ratio={self.warmup_ratio} must be at least 0 and less than 1")
         if self.router_balance is not None and not 0 <= self.router_balance < math.inf:
             raise ValueError(f"router_balance={self.router_balance} must be at least 0, or null for none")
+        check_schedule(self.schedule, self.warmup_from, self.decay, self.decay_ratio)
+        if self.warmup_from is not None and self.warmup_ratio == 0:
+            raise ValueError(f"warmup_from={self.warmup_from} has no effect without a warm-up; set warmup_ratio too")
         for key in ("lr", "max_grad_norm", "eps", "spike_window"):
             if getattr(self, key) <= 0:
                 raise ValueError(f"{key}={getattr(self, key)} must be more than 0")
@@ -93,11 +102,18 @@ class Settings:
         Raises:
             ValueError: a value that cannot be run.
         """
-        if missing := [field.name for field in fields(cls) if field.name not in params]:
+        absent = [one for one in fields(cls) if one.name not in params]
+        if missing := [one.name for one in absent if one.default is MISSING]:
             raise ValueError(f"{', '.join(missing)} must be given; the config has a value for each, so remove none (~)")
-        values = {field.name: params[field.name] for field in fields(cls)}
+        values = {one.name: params[one.name] for one in fields(cls) if one not in absent}
         check_fields(cls, values)
         return cls(**values)
+
+    def lr_at(self, step: int, num_steps: int) -> float:
+        """The learning rate of an optimizer step (from 0), of `num_steps` in all."""
+        ratios = self.warmup_ratio, self.min_lr_ratio
+        form = {"schedule": self.schedule, "warmup_from": self.warmup_from, "decay": self.decay}
+        return learning_rate(step, num_steps, self.lr, *ratios, **form, decay_ratio=self.decay_ratio)
 
     def total_steps(self, rows_of: Callable[[float], float]) -> int:
         """Optimizer steps of the whole run; `rows_of`: from epochs to rows; called only for a length in epochs."""

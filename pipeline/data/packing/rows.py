@@ -15,7 +15,8 @@ from pipeline.data.tokens.store import TokenStore
 
 IGNORED_LABEL = -100
 PADDING_SEGMENT = -1
-Overlong = Literal["truncate", "skip", "split"]
+Overlong = Literal["truncate", "truncate_left", "skip", "split"]
+OVERLONG = ("truncate", "truncate_left", "skip", "split")
 
 
 class Span(NamedTuple):
@@ -72,20 +73,28 @@ def text_spans(store: TokenStore, seq_len: int) -> Spans:
 def chat_spans(store: TokenStore, seq_len: int, overlong: Overlong) -> Spans:
     """Whole conversations; `overlong` says what becomes of one that is longer than a row.
 
-    truncate keeps its first seq_len tokens, skip leaves it out, split gives consecutive spans. Raises ValueError for
-    another policy.
+    truncate keeps its first seq_len tokens, truncate_left its last, skip leaves it out, split gives consecutive spans.
+    Raises ValueError for another policy.
     """
-    if overlong not in ("truncate", "skip", "split"):
-        raise ValueError(f"overlong={overlong!r} must be truncate, skip or split")
+    check_overlong(overlong)
     lengths, long = store.lengths, int((store.lengths > seq_len).sum())
     table = cut(lengths, seq_len)
     if overlong == "truncate":
         table = table[table[:, 1] == 0]
+    elif overlong == "truncate_left":
+        table = table[table[:, 2] == lengths[table[:, 0]]]
+        table[:, 1] = np.maximum(table[:, 2] - seq_len, 0)
     elif overlong == "skip":
         table = table[lengths[table[:, 0]] <= seq_len]
     learned = _has_label(store, table)
-    counts = {{"truncate": "truncated", "skip": "skipped", "split": "split"}[overlong]: long}
+    counts = {{"skip": "skipped", "split": "split"}.get(overlong, "truncated"): long}
     return Spans(table[learned], without_targets=int((~learned).sum()), **counts)
+
+
+def check_overlong(overlong: str) -> None:
+    """Raise ValueError for a policy that is not known."""
+    if overlong not in OVERLONG:
+        raise ValueError(f"overlong={overlong!r} must be one of {', '.join(OVERLONG)}")
 
 
 def _has_label(store: TokenStore, table: np.ndarray) -> np.ndarray:

@@ -1,8 +1,7 @@
-"""AdamW with groups by decay and by scale of the learning rate, and the learning rate as a function of the step."""
+"""AdamW with groups by decay and by scale of the learning rate."""
 
 from __future__ import annotations
 
-import math
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
@@ -51,17 +50,3 @@ def set_learning_rate(optimizer: torch.optim.Optimizer, lr: float) -> None:
     """Give each group of `build_adamw` its multiple of this learning rate."""
     for group in optimizer.param_groups:
         group["lr"] = lr * group["lr_scale"]
-
-
-def learning_rate(step: int, num_steps: int, peak: float, warmup_ratio: float, min_lr_ratio: float) -> float:
-    """Linear warm-up to `peak`, then a cosine down to `min_lr_ratio * peak`.
-
-    Args:
-        step: the optimizer step about to be taken, from 0.
-        num_steps: of the whole run.
-    """
-    warmup = math.ceil(warmup_ratio * num_steps)
-    if step < warmup:
-        return peak * (step + 1) / warmup
-    fraction = (step - warmup) / max(1, num_steps - warmup)
-    return peak * (min_lr_ratio + (1 - min_lr_ratio) * 0.5 * (1 + math.cos(math.pi * fraction)))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol, runtime_checkable
 
 from pipeline.models.architecture.aliases import aliases
@@ -26,7 +27,9 @@ class Strategy(Protocol):
     """Marks what trains, and hands back what was trained under the names of the saved model.
 
     It may also have `check(num_blocks, expanded)`, which raises ValueError for a model that it cannot train, before any
-    work: how many blocks the model will have, and whether it is an expanded one; None where that is not known.
+    work: how many blocks the model will have, and whether it is an expanded one; None where that is not known. One that
+    goes on with what an earlier stage left beside its model has `carry_on(model, source)`, called once the model is as
+    `apply` makes it, and `carried(model)`: the tensors that it leaves itself.
     """
 
     needs_new_parameters: ClassVar[bool]
@@ -52,8 +55,11 @@ class Strategy(Protocol):
         """After training: the tensors that may differ from the source, by the source's names."""
 
 
-def apply_strategy(strategy: Strategy, model: nn.Module, expansion: ExpansionMap) -> Any:
+def apply_strategy(strategy: Strategy, model: nn.Module, expansion: ExpansionMap, source: Path | None = None) -> Any:
     """The model to train, marked by the strategy, but for what an expansion made a constant of the architecture.
+
+    Args:
+        source: the directory that it was loaded from, whose earlier training some strategies go on with.
 
     Raises:
         ValueError: see the strategy; or it would change such a constant by an update of its own (LoRA).
@@ -67,6 +73,8 @@ def apply_strategy(strategy: Strategy, model: nn.Module, expansion: ExpansionMap
             f"the strategy would change {', '.join(sorted(moved)[:2])} ({len(moved)}), which must keep its value in a "
             f"model expanded with {expansion.method}; leave it out of strategy.target_modules"
         )
+    if source is not None and hasattr(strategy, "carry_on"):
+        strategy.carry_on(model_to_train, source)
     return model_to_train
 
 

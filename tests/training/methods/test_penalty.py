@@ -14,8 +14,8 @@ from pipeline.training.device import launch_options
 from pipeline.training.fit import fit
 from pipeline.training.methods.base_copy import base_copy
 from pipeline.training.methods.kl_to_base import KlToBase
-from pipeline.training.methods.optim import learning_rate
 from pipeline.training.methods.penalty import check_penalties
+from pipeline.training.methods.schedule import learning_rate
 from pipeline.training.methods.strategy import Full, Lora, NewBlocks
 from pipeline.training.recipe import forecast_training
 from pipeline.training.runtime import StoppedError

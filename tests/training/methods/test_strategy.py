@@ -1,7 +1,5 @@
 """What trains is exactly what was asked for, by name."""
 
-import itertools
-
 import pytest
 import torch
 
@@ -10,7 +8,7 @@ from pipeline.models import load
 from pipeline.records.expansion import ExpansionMap
 from pipeline.training.methods.existing_blocks import ExistingBlocks
 from pipeline.training.methods.extra_modules import extra_parameters
-from pipeline.training.methods.optim import build_adamw, learning_rate
+from pipeline.training.methods.optim import build_adamw
 from pipeline.training.methods.strategy import Full, Lora, NewBlocks, apply_strategy
 
 
@@ -209,13 +207,6 @@ def test_norms_and_biases_do_not_decay(make_model):
     assert decaying["weight_decay"] == 0.1 and all(p.ndim == 2 for p in decaying["params"])
     assert free["weight_decay"] == 0.0 and all(p.ndim == 1 for p in free["params"])
     assert len(decaying["params"]) + len(free["params"]) == len(list(model.parameters()))
-
-
-def test_learning_rate_warms_up_and_follows_a_cosine():
-    rates = [learning_rate(s, 100, 1.0, 0.06, 0.1) for s in range(100)]
-    assert rates[:6] == pytest.approx([1 / 6, 2 / 6, 3 / 6, 4 / 6, 5 / 6, 1.0])
-    assert rates[6] == 1.0 and rates[53] == pytest.approx(0.55, abs=0.01) and rates[-1] == pytest.approx(0.1, abs=0.01)
-    assert all(a >= b for a, b in itertools.pairwise(rates[5:]))
 
 
 def test_no_strategy_trains_a_constant_of_the_architecture(make_model):

@@ -1,0 +1,77 @@
+"""Measures of a score matrix against sums done by hand."""
+
+import numpy as np
+import pytest
+
+from pipeline.reporting.statistics.continual import MEASURES, measured
+
+NAN = float("nan")
+SCORES = np.array(
+    [
+        [0.10, 0.20, 0.30],  # before any task
+        [0.80, 0.25, 0.20],
+        [0.60, 0.90, 0.45],
+        [0.50, 0.70, 0.75],
+    ]
+)
+
+
+def values(scores):
+    return {name: float(value) for name, value in measured(np.asarray(scores)).items()}
+
+
+def test_every_measure_is_the_sum_done_by_hand():
+    assert values(SCORES) == pytest.approx(
+        {
+            "op": (0.50 + 0.70 + 0.75) / 3,
+            "bwt": ((0.50 - 0.80) + (0.70 - 0.90)) / 2,
+            "fwt": ((0.25 - 0.20) + (0.45 - 0.30)) / 2,
+            "forgetting": ((0.80 - 0.50) + (0.90 - 0.70)) / 2,
+            "la": (0.80 + 0.90 + 0.75) / 3,
+        }
+    )
+
+
+def test_forgetting_counts_from_the_best_whenever_that_was():
+    later_best = SCORES.copy()
+    later_best[2, 0] = 0.95  # the second task made the first better
+    found = values(later_best)
+    assert found["forgetting"] == pytest.approx(((0.95 - 0.50) + (0.90 - 0.70)) / 2)
+    assert found["bwt"] == values(SCORES)["bwt"]
+
+
+def test_eight_tasks_average_to_op_and_bwt_that_trace_prints_for_full_fine_tuning():
+    """LLaMA2-7B-Chat: OP 48.7, BWT -8.3. With T in place of T - 1 it would be -7.2."""
+    learned = [0.500, 0.735, 0.523, 0.580, 0.764, 0.383, 0.582, 0.408]
+    last = [0.454, 0.609, 0.457, 0.512, 0.637, 0.272, 0.548, 0.408]
+    scores = np.full((9, 8), NAN)
+    scores[np.arange(8) + 1, np.arange(8)] = learned
+    scores[-1] = last
+    found = values(scores)
+    assert round(100 * found["op"], 1) == 48.7 and round(100 * found["bwt"], 1) == -8.3
+    assert round(100 * found["bwt"] * 7 / 8, 1) == -7.2
+    assert np.isnan(found["fwt"]), "nothing was measured before a task was learned"
+    assert found["forgetting"] == pytest.approx(-found["bwt"])  # what was not measured is no maximum
+
+
+def test_a_published_row_of_op_and_bwt_follows_from_its_matrix():
+    """LLaMA Pro's Table 6 (v1), block expansion: OP 46.5, BWT -14.3, from matrices that have them."""
+    for op, bwt in ((0.371, -0.173), (0.455, -0.147), (0.465, -0.143)):
+        scores = np.full((9, 8), NAN)
+        scores[-1] = op
+        scores[np.arange(7) + 1, np.arange(7)] = op - bwt
+        found = values(scores)
+        assert (round(found["op"], 3), round(found["bwt"], 3)) == (op, bwt)
+
+
+def test_draws_are_measured_one_by_one():
+    draws = np.stack([SCORES, SCORES + 0.1, SCORES * 0.5])
+    found = measured(draws)
+    assert all(values.shape == (3,) for values in found.values())
+    assert found["op"] == pytest.approx([0.65, 0.75, 0.325])
+    assert found["bwt"] == pytest.approx([-0.25, -0.25, -0.125])
+
+
+def test_one_task_has_no_transfer():
+    assert set(measured(np.array([[0.1], [0.7]]))) == {"op", "la"}
+    assert {name for name, one in MEASURES.items() if one.is_loss} == {"forgetting"}
