@@ -14,7 +14,7 @@ from pipeline.training.cost.memory import ZERO_STAGES
 from pipeline.training.methods.penalty import check_penalties
 from pipeline.training.methods.schedule import schedule_params
 from pipeline.training.methods.strategy import AdaptsRates, Strategy
-from pipeline.training.settings import Settings
+from pipeline.training.settings import ROUTER_BALANCE, Settings
 from pipeline.training.tracking.track import DOMAIN, DRIFT, Track, track_params
 
 if TYPE_CHECKING:  # a request is checked without
@@ -79,6 +79,8 @@ def training_params(section: Mapping[str, Any]) -> dict[str, Any]:
     if isinstance(strategy := section.get("strategy"), Mapping):
         said = {key: value for key, value in strategy.items() if value or key not in LATER_KEYS}
         section = {**section, "strategy": said}
+    if section.get("router_balance") == ROUTER_BALANCE:
+        section = {key: value for key, value in section.items() if key != "router_balance"}
     return {**schedule_params(section), **whole, "track": track_params(section)}
 
 

@@ -16,6 +16,10 @@ FROZEN_BYTES = {"bf16": 2.0, "int8": 1 + 4 / 256, "nf4": 1 / 2 + 4 / 64}
 """Bytes that a frozen weight takes in each form, its share of the scales included."""
 
 
+ROUTER_BALANCE = 0.01
+"""The `router_balance` of params that name none: most models have no routers."""
+
+
 @dataclass(frozen=True)
 class Settings:
     """One field for each key of conf/pretrain and conf/sft; the defaults live there.
@@ -25,7 +29,8 @@ class Settings:
     bits: see `training.methods.quantised`. `router_balance` is the weight of `training.methods.router_balance`, where a
     router trains; None: it is left out. `save` is the form of the result: "full", or "delta" to write what
     trained alone and refer to the source's files for the rest. `schedule`, `warmup_from`, `decay` and `decay_ratio`
-    stand in params where they have an effect alone: see `training.methods.schedule`.
+    stand in params where they have an effect alone: see `training.methods.schedule`. So does another `router_balance`
+    than `ROUTER_BALANCE`.
     """
 
     seq_len: int
@@ -43,13 +48,13 @@ class Settings:
     spike_sigmas: float | None
     spike_window: int
     max_skipped_steps: int
-    router_balance: float | None
     precision: str
     frozen_dtype: str | None
     save: str
     seed: int
     validate_every: int
     validation_tokens: int
+    router_balance: float | None = field(default=ROUTER_BALANCE, kw_only=True)
     schedule: str = field(default=DEFAULT, kw_only=True)
     warmup_from: float | None = field(default=None, kw_only=True)
     decay: str | None = field(default=None, kw_only=True)
