@@ -44,7 +44,7 @@ class Params:
     benchmarks: Mapping[str, Mapping[str, Any]]
 
 
-STAGE = Stage(version=7, makes="report", inputs={ANY_ROLE: "any"}, params=Params)
+STAGE = Stage(version=8, makes="report", inputs={ANY_ROLE: "any"}, params=Params)
 
 
 def forecast(request: Request) -> Forecast:
@@ -145,7 +145,8 @@ def run(context: worker.Context) -> dict[str, Any]:
     files = card_files(list(written))
     for label, text in written.items():
         _write(context, files[label], text)
-    values = {**data(comparison, sections, parts), "frontier": [section.values for section in frontier], "cards": files}
+    values = {**data(comparison, sections, parts, compared), "cards": files}
+    values |= {"frontier": [section.values for section in frontier]}
     values |= {"continual": [section.values for section in continual]} if continual else {}
     _write(context, "report.md", report_markdown(comparison, [*compared, *parts, *sections]))
     _write(context, "index.html", html(comparison, plots, sections, parts, ITEMS_PAGE if page else "", compared))

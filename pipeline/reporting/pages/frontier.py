@@ -28,7 +28,7 @@ def frontier_sections(comparison: Comparison, directory: Path, seed: int) -> lis
     sentences = [_verdict(whole, confidence), *_by_kind(kinds, confidence), _largest(whole), HOW]
     plot, table = frontier_plot(whole, confidence, directory), frontier_table(whole, confidence)
     values = {one.kind: _values(one) for one in found}
-    return [Section("Who drifts least for the same gain?", tuple(sentences), plot, table, True, True, values)]
+    return [Section("Who drifts least for the same gain?", tuple(sentences), plot, table, True, True, values, True)]
 
 
 HOW = (
@@ -45,21 +45,20 @@ def _verdict(frontier: Frontier, confidence: float) -> str:
         return f"No two methods share a gain, so none can be said to drift less: {'; '.join(ranges)} bits per byte."
     parts = [_won(name, frontier.levels, confidence) for name in dict.fromkeys(one.least for one in frontier.levels)]
     count = sum(len(level.behind) for level in frontier.levels)
-    corrected = f", corrected for all {count} comparisons (Holm)" if count > 1 else ""
+    corrected = f" (corrected for {count} comparisons)" if count > 1 else ""
     return f"At equal gain, {'; '.join(parts)}{corrected}."
 
 
 def _won(name: str, levels: Sequence[Level], confidence: float) -> str:
-    """At which gains a method drifted least, and at how many of them that holds against every other."""
+    """At which gains a method drifted least, and at which of them that holds against every other."""
     own = [level for level in levels if level.least == name]
-    holds = [level for level in own if _holds(level, confidence)]
+    holds = [level.gain for level in own if _holds(level, confidence)]
+    others = "the other" if len(levels[0].drifts) == 2 else "each other method"
     told = f"{name} drifted least at {_gains([level.gain for level in own])} bits per byte"
-    if len(own) > 1:
-        sure = {len(own): "all of them", 0: "none of them"}.get(len(holds), f"{len(holds)} of these {len(own)}")
-        return f"{told}, and at {sure} the difference from every other method that has it is outside chance"
-    return (
-        f"{told}, and the difference from every other method that has it is {'outside' if holds else 'within'} chance"
-    )
+    if not holds:
+        return f"{told}, within chance of {others}"
+    where = "" if len(holds) == len(own) else f" at {_gains(holds)}"
+    return f"{told}, beyond chance{where} against {others} that gains as much"
 
 
 def _by_kind(kinds: Sequence[Frontier], confidence: float) -> list[str]:

@@ -56,6 +56,7 @@ class Section:
         is_open: unfolded at first.
         in_text: shown in the Markdown form too, which is printed at the end of a run.
         values: the same as plain JSON values.
+        leads: its first sentence is what the whole report says.
     """
 
     title: str
@@ -65,6 +66,12 @@ class Section:
     is_open: bool
     in_text: bool
     values: dict[str, Any] = field(default_factory=dict)
+    leads: bool = False
+
+
+def first_sentence(comparison: Comparison, sections: Sequence[Section]) -> str:
+    """What the report says: of methods compared at equal gain that, else what became of the models."""
+    return next((one.sentences[0] for one in sections if one.leads), None) or answer(comparison)
 
 
 def html(
@@ -88,7 +95,7 @@ def html(
     return template.render(
         name=collection.name,
         summary=summary(comparison),
-        answer=answer(comparison),
+        answer=first_sentence(comparison, frontier),
         samples=samples(comparison),
         verdicts=verdicts(comparison),
         answers=ANSWERS,
@@ -155,7 +162,7 @@ def notes(comparison: Comparison) -> list[str]:
 
 def report_markdown(comparison: Comparison, sections: Sequence[Section] = ()) -> str:
     """The page's text without figures, at most about 120 columns wide in its tables."""
-    name, first = _inline(comparison.collection.name), _inline(answer(comparison))
+    name, first = _inline(comparison.collection.name), _inline(first_sentence(comparison, sections))
     parts = [f"# {name}", f"**{first}**", summary(comparison)]
     parts += [_verdict_markdown(verdict, len(comparison.collection.variants) > 1) for verdict in verdicts(comparison)]
     for table in (gains_table(comparison), *result_tables(comparison), facts_table(comparison)):

@@ -9,8 +9,7 @@ from typing import Any
 
 from pipeline.reporting.collect import gold_name
 from pipeline.reporting.compare import Comparison, Gains, ModelResult
-from pipeline.reporting.pages.answer import answer
-from pipeline.reporting.pages.page import Section, notes
+from pipeline.reporting.pages.page import Section, first_sentence, notes
 from pipeline.reporting.pages.samples import samples
 from pipeline.reporting.pages.verdict import expanded_lines, verdicts
 from pipeline.reporting.seeds import seed_lines, seed_values
@@ -20,11 +19,16 @@ from pipeline.reporting.statistics.intervals import Score
 from pipeline.reporting.statistics.power import detectable
 
 
-def data(comparison: Comparison, sections: Sequence[Section] = (), parts: Sequence[Section] = ()) -> dict[str, Any]:
+def data(
+    comparison: Comparison,
+    sections: Sequence[Section] = (),
+    parts: Sequence[Section] = (),
+    compared: Sequence[Section] = (),
+) -> dict[str, Any]:
     """Everything the tables and sentences show, as plain JSON values; what is not finite becomes null."""
     return {
         "name": comparison.collection.name,
-        "answer": answer(comparison),
+        "answer": first_sentence(comparison, compared),
         "confidence": comparison.confidence,
         "num_bootstrap": comparison.num_bootstrap,
         "benchmarks": {

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from pipeline.reporting.axes import drift_of_line
@@ -25,6 +26,10 @@ class Finding:
     question: str
     answer: str
     text: str
+
+
+MANY = 6
+"""Trained models of a variant up to which each has findings of its own."""
 
 
 @dataclass(frozen=True)
@@ -54,7 +59,23 @@ def _training_findings(comparison: Comparison, variant: Variant) -> list[Finding
     if not trained:
         text = "This variant has no trained model, so there is no gain and no forgetting to report."
         return [Finding("Was the domain learned?", "unknown", text)]
-    return [_domain(comparison, line) for line in trained] + [_retention(comparison, line) for line in trained]
+    gains = [line.gains.domain for line in trained if line.gains and line.gains.domain]
+    many = len(gains) == len(trained) > MANY
+    learned = [_domain_of_many(trained)] if many else [_domain(comparison, line) for line in trained]
+    if many and not any(comparison.kept(line) for line in trained):
+        return learned
+    return learned + [_retention(comparison, line) for line in trained]
+
+
+def _domain_of_many(lines: Sequence[ModelResult]) -> Finding:
+    """One finding in the place of one a model, which a table shows better."""
+    gains = {line.name: line.gains.domain for line in lines if line.gains and line.gains.domain}
+    num_better = sum(gain.mark == "better" for gain in gains.values())
+    low, high = (choose(gains, key=lambda name: gains[name].value) for choose in (min, max))
+    ends = [f"{estimate(gains[name], 4, BITS)} ({name})" for name in (low, high)]
+    text = f"{num_better} of {len(gains)} gained outside the interval on the domain text: from {' to '.join(ends)}."
+    answer = "yes" if num_better == len(gains) else "partly" if num_better else "unclear"
+    return Finding(f"Did the {len(gains)} trained models learn the domain?", answer, text)
 
 
 def expanded_lines(comparison: Comparison, variant: Variant) -> list[ModelResult]:
