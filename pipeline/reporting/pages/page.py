@@ -107,7 +107,7 @@ def html(
         parts=parts,
         items_page=items_page,
         facts=facts_table(comparison),
-        lead=next((plot for plot in plots if plot.narrow), None),
+        lead=next((plot for plot in plots if plot.narrow and not any(one.leads for one in frontier)), None),
         plots=[plot for plot in plots if not plot.narrow],
         sections=sections,
         benchmarks=comparison.benchmarks,
