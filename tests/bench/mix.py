@@ -190,7 +190,7 @@ def _with_our_masks(place: Path) -> Any:
 
 
 def speed(place: Path, num_blocks: int, rounds: int, mergekit: Path | None) -> None:
-    """Print one line a way: seconds until on the disk, the same as a multiple of `cp`'s, of the processor, and memory."""
+    """Print a line for each way: seconds until on the disk, as a multiple of `cp`'s, of the processor, and memory."""
     from tests.bench.expand import measure
 
     for role in ("model", "a"):
