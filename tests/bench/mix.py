@@ -16,6 +16,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import resource
 import shutil
 import subprocess
 import sys
@@ -189,7 +190,7 @@ def _with_our_masks(place: Path) -> Any:
 
 
 def speed(place: Path, num_blocks: int, rounds: int, mergekit: Path | None) -> None:
-    """Print one line a way: seconds, the same as a multiple of `cp`'s, and memory."""
+    """Print a line for each way: seconds until on the disk, as a multiple of `cp`'s, of the processor, and memory."""
     from tests.bench.expand import measure
 
     for role in ("model", "a"):
@@ -198,6 +199,7 @@ def speed(place: Path, num_blocks: int, rounds: int, mergekit: Path | None) -> N
     mix(SETTINGS | {"t": 0.0}, place / "model", {"a": place / "a"}, place / "first", place / "memory")
     shutil.rmtree(place / "first")
     found: dict[str, list[Any]] = {}
+    cores: dict[str, list[float]] = {}
     for _ in range(rounds):
         ways: dict[str, Sequence[str]] = {"cp": copy}
         for method in ("linear", "slerp", "ties", "dare"):
@@ -207,13 +209,23 @@ def speed(place: Path, num_blocks: int, rounds: int, mergekit: Path | None) -> N
         for way, command in ways.items():
             target = place / ("cp" if way == "cp" else "out")
             print(f"{way} ...", file=sys.stderr, flush=True)
+            before = _used()
             found.setdefault(way, []).append(measure(way, command, target))
+            cores.setdefault(way, []).append(_used() - before)
             shutil.rmtree(target)
     best = {way: min(one.durable_seconds for one in runs) for way, runs in found.items()}
-    print(f"{'':20}{'on disk':>9}{'/ cp':>7}{'anonymous':>12}")
+    print(f"{'':20}{'on disk':>9}{'/ cp':>7}{'processor':>11}{'anonymous':>12}")
     for way, runs in found.items():
-        anonymous = max(one.peak_anonymous for one in runs) / 2**20
-        print(f"{way:20}{best[way]:>8.1f}s{best[way] / best['cp']:>7.2f}{anonymous:>8.0f} MiB")
+        anonymous, used = max(one.peak_anonymous for one in runs) / 2**20, min(cores[way])
+        print(
+            f"{way:20}{best[way]:>8.1f}s{best[way] / best['cp']:>7.2f}{used:>10.1f}s{anonymous:>8.0f} MiB", flush=True
+        )
+
+
+def _used() -> float:
+    """Seconds of the processor that processes started from here have used."""
+    found = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return found.ru_utime + found.ru_stime
 
 
 def make_model(directory: Path, num_blocks: int, seed: int) -> None:

@@ -86,10 +86,11 @@ class Trim:
             nonlocal num_equal
             bits = difference.abs().view(torch.int32)
             kept = bits > smallest
-            equal = (bits == smallest).nonzero()[:num_equal, 0]
-            kept[equal] = True
-            num_equal -= len(equal)
-            return difference * kept.to(difference.dtype)
+            if num_equal:
+                equal = (bits == smallest).nonzero()[:num_equal, 0]
+                kept[equal] = True
+                num_equal -= len(equal)
+            return difference.mul_(kept.to(difference.dtype))
 
         return thinned
 
@@ -164,11 +165,11 @@ class Differences:
             mixed, total = differences.sum(dim=0), weights.sum(dim=0)
             return mixed.div_(total) if self.normalise and total.abs() >= NORM_FLOOR else mixed
         majority = (differences.sum(dim=0) >= 0).to(differences.dtype).mul_(2).sub_(1)
-        agrees = differences.sign() == majority
-        mixed = (differences * agrees).sum(dim=0)
+        agrees = (differences * majority > 0).to(differences.dtype)
+        mixed = differences.mul_(agrees).sum(dim=0)
         if not self.normalise:
             return mixed
-        total = (weights * agrees).sum(dim=0)
+        total = agrees.mul_(weights).sum(dim=0)
         return mixed.div_(total.masked_fill_(total == 0, 1))
 
 
