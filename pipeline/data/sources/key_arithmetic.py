@@ -61,10 +61,9 @@ class KeyArithmetic:
         drawn = random.Random(f"{self.seed} {self.form} {self.keys} {self.lines}")
         digits = {str(one): one for one in range(10)} if self.form == "digits" else self.digits()
         if self.lines is None:
-            every = [*digits] if self.form == "values" else [*product(digits, repeat=2)]
-            for number, one in enumerate(drawn.sample(every, min(self.count, len(every)))):
-                pair = (one, str(digits[one])) if isinstance(one, str) else _sum(*one, digits)
-                yield Row(str(number), dict(zip(("question", "answer"), pair, strict=True)))
+            every = self._questions(digits)
+            for number, (question, answer) in enumerate(drawn.sample(every, min(self.count, len(every)))):
+                yield Row(str(number), {"question": question, "answer": answer})
             return
         for number in range(self.count):
             lines = (self._line(drawn, drawn.choices([*digits], k=2), digits) for _ in range(self.lines))
@@ -79,10 +78,16 @@ class KeyArithmetic:
         parts = {"all": names, "known": names[:known], "new": names[known:]}
         return {name: digits[name] for name in parts[self.keys]}
 
+    def _questions(self, digits: dict[str, int]) -> list[tuple[str, str]]:
+        """Every question and its answer."""
+        if self.form == "values":
+            return [(name, str(digit)) for name, digit in digits.items()]
+        return [_sum(first, second, digits) for first, second in product(digits, repeat=2)]
+
     def _line(self, drawn: random.Random, pair: list[str], digits: dict[str, int]) -> str:
         if self.form == "keys":
             return " + ".join(f"{one} {digits[one]}" if drawn.random() < 0.5 else one for one in pair) + "."
-        return " ".join(_sum(*pair, digits))
+        return " ".join(_sum(pair[0], pair[1], digits))
 
 
 def _sum(first: str, second: str, digits: dict[str, int]) -> tuple[str, str]:

@@ -104,6 +104,7 @@ class _ComposedModel(PreTrainedModel):
     """A transformers decoder with bridges to another, which it holds."""
 
     block_class: type[nn.Module]
+    layers: nn.ModuleList
 
     def __init__(self, config: Any) -> None:
         super().__init__(config)
