@@ -8,7 +8,7 @@ from itertools import accumulate
 from typing import Any, Literal
 
 ORIGINS = ("top", "bottom", "last")
-POSITIONS = ("interleaved", "prefix", "suffix", "explicit")
+POSITIONS = ("interleaved", "prefix", "suffix", "top_half", "explicit")
 
 Origin = Literal["top", "bottom", "last"]
 
@@ -30,11 +30,11 @@ class Layout:
     """Where new blocks go.
 
     Attributes:
-        num_groups: N, the number of insertion points of `interleaved`; None: by the depth, see `num_groups_for`. With
-            `prefix` and `suffix` N x P blocks are added at one end.
+        num_groups: N, the number of insertion points; None: for `top_half` all that it has, else by the depth, see
+            `num_groups_for`. With `prefix` and `suffix` N x P blocks are added at one end.
         per_group: P, new blocks at each insertion point.
         position: "interleaved" (after each group, the paper's), "prefix" (all below the first block), "suffix" (all
-            above the last) or "explicit".
+            above the last), "top_half" (between the blocks of the top half, see `in_top_half`) or "explicit".
         positions: for "explicit", pairs (after, count): `count` new blocks directly above block `after` of the source;
             after=-1 is below the first block.
         origin: which blocks of the group are copied: its "top" P in their order (the paper's), its "bottom" P, or its
@@ -44,7 +44,7 @@ class Layout:
 
     num_groups: int | None = 1
     per_group: int = 1
-    position: Literal["interleaved", "prefix", "suffix", "explicit"] = "interleaved"
+    position: Literal["interleaved", "prefix", "suffix", "top_half", "explicit"] = "interleaved"
     positions: Sequence[Sequence[int]] | None = None
     origin: Origin = "top"
     strict: bool = True
@@ -87,6 +87,8 @@ class Layout:
             raise ValueError(
                 f"positions={list(self.positions)} is read only with position=explicit, found {self.position}"
             )
+        if self.position == "top_half":
+            return in_top_half(num_blocks, self.num_groups, self.per_group, self.origin)
         num_groups = num_groups_for(num_blocks) if self.num_groups is None else self.num_groups
         if num_groups < 1 or self.per_group < 1:
             raise ValueError(
@@ -162,6 +164,28 @@ def at_end(num_blocks: int, count: int, position: str, origin: Origin = "top") -
             f"{num_blocks}, or expand.origin=last"
         )
     return _stack(num_blocks, [(0 if position == "prefix" else num_blocks, count)], origin)
+
+
+def in_top_half(num_blocks: int, num_places: int | None, per_group: int, origin: Origin = "top") -> list[Slot]:
+    """P new blocks in gaps between neighbours of the top half: blocks 15 to 31 of 32 have 16 such gaps.
+
+    LESA (arXiv 2502.13794) and OpT-DeUS (2508.08011) fill every one. No gradient goes below the lowest new block.
+
+    Args:
+        num_places: how many gaps, spread evenly, the topmost always; None: all.
+
+    Raises:
+        ValueError: there are not as many.
+    """
+    gaps = range(max(0, num_blocks // 2 - 1), num_blocks - 1)
+    num_places = len(gaps) if num_places is None else num_places
+    if not 1 <= num_places <= len(gaps) or per_group < 1:
+        raise ValueError(
+            f"num_groups={num_places} and per_group={per_group}: position=top_half has {len(gaps)} gaps in a model of "
+            f"{num_blocks} blocks; use num_groups from 1 to {len(gaps)} or null, and per_group of at least 1"
+        )
+    chosen = [gaps[(place + 1) * len(gaps) // num_places - 1] for place in range(num_places)]
+    return explicit(num_blocks, [(after, per_group) for after in chosen], origin)
 
 
 def explicit(num_blocks: int, positions: Sequence[Sequence[int]] | None, origin: Origin = "top") -> list[Slot]:

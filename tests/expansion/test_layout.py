@@ -102,3 +102,16 @@ def test_explicit_places():
 def test_refusals_say_what_to_change(settings, message):
     with pytest.raises(ValueError, match=message):
         Layout(**settings).slots(30)
+
+
+def test_the_top_half_of_32_blocks_is_that_of_lesa_and_opt_deus():
+    stack = Layout(position="top_half", num_groups=None).slots(32)
+    assert [position for position, slot in enumerate(stack) if slot.new] == list(range(16, 47, 2))
+    assert [slot.source for slot in stack if slot.new] == list(range(15, 31)) and len(stack) == 48
+
+
+def test_fewer_places_in_the_top_half_are_spread_from_the_top():
+    fewer = [slot.source for slot in Layout(position="top_half", num_groups=4).slots(32) if slot.new]
+    assert fewer == [18, 22, 26, 30]
+    with pytest.raises(ValueError, match="top_half has 2 gaps in a model of 4 blocks; use num_groups from 1 to 2"):
+        Layout(position="top_half", num_groups=3).slots(4)

@@ -1,7 +1,7 @@
 """The weights of one kind over all blocks in a basis that they share, and a network that predicts a block's from its
-neighbours': LESA, arXiv 2502.13794.
+neighbours': LESA, arXiv 2502.13794, section 3; details by the authors' code (yangyifei729/LESA, train_LESA.ipynb).
 
-Shapes: L blocks, O rows (outputs) and I columns (inputs) of a matrix, R rank of the basis, N columns of a batch.
+Shapes: L blocks, O rows (outputs) and I columns (inputs) of a matrix, R rank of the basis; N samples of X numbers each.
 """
 
 from __future__ import annotations
@@ -9,40 +9,46 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import torch
 from torch import nn
 
 Read = Callable[[int], torch.Tensor]
 """The matrix [O, I] of a block, in fp32."""
+SAMPLES = ("rows", "columns")
 
 
 @dataclass(frozen=True)
 class Basis:
-    """W_l = left diag(scales) C_l for every block l.
+    """W_l = left diag(scales) C_l for every block l, from the SVD [W_1 ... W_L] = U S [V_1 ... V_L].
 
-    From the SVD of the matrices side by side, [W_1 ... W_L] = U S [V_1 ... V_L], with C = sqrt(LI) V and
-    scales = S / sqrt(LI): each of the R coefficients then has mean square 1 over all columns, a size
-    that a network with usual first weights learns at once.
+    As samples of the network C_l is taken by rows or by columns. By rows, as published, it is V_l itself: scales = S, a
+    sample is one direction over all inputs, N = R and X = I. By columns, which is ours, C_l = sqrt(LI) V_l, so that
+    each coefficient has mean square 1: a sample is one input in all directions, N = I and X = R.
 
     Attributes:
-        left: [O, R], orthonormal columns, fp32.
+        left: U, [O, R], orthonormal columns, fp32.
         scales: [R], descending, fp32.
+        samples: "rows" or "columns".
     """
 
     left: torch.Tensor
     scales: torch.Tensor
+    samples: str
 
     def coefficients(self, matrix_OI: torch.Tensor) -> torch.Tensor:
-        """C of a matrix, transposed: [I, R]."""
-        return (matrix_OI.T @ self.left) / self.scales
+        """C of a matrix as samples, [N, X]."""
+        coefficients_IR = (matrix_OI.T @ self.left) / self.scales
+        return coefficients_IR if self.samples == "columns" else coefficients_IR.T.contiguous()
 
-    def matrix(self, coefficients_IR: torch.Tensor) -> torch.Tensor:
+    def matrix(self, coefficients_NX: torch.Tensor) -> torch.Tensor:
         """The matrix [O, I] of these coefficients."""
-        return (self.left * self.scales) @ coefficients_IR.T
+        coefficients_RI = coefficients_NX.T if self.samples == "columns" else coefficients_NX
+        return (self.left * self.scales) @ coefficients_RI
 
 
-def find_basis(read: Read, num_blocks: int) -> Basis:
+def find_basis(read: Read, num_blocks: int, samples: str) -> Basis:
     """The basis of all blocks' matrices, with one of them in memory at a time.
 
     U and S come from the Gram matrix, the sum of W_l W_l^T, in fp64: O x O numbers, however many blocks there are.
@@ -56,18 +62,19 @@ def find_basis(read: Read, num_blocks: int) -> Basis:
     squares, left = torch.linalg.eigh(gram_OO)
     kept = squares > squares[-1] * len(squares) * torch.finfo(torch.float64).eps
     squares, left = squares[kept].flip(0), left[:, kept].flip(1)
-    return Basis(left.float().contiguous(), (squares / (num_blocks * first_OI.shape[1])).sqrt().float())
+    divisor = num_blocks * first_OI.shape[1] if samples == "columns" else 1
+    return Basis(left.float().contiguous(), (squares / divisor).sqrt().float(), samples)
 
 
 def project(basis: Basis, read: Read, num_blocks: int, file: Path) -> torch.Tensor:
-    """The coefficients of all blocks, [L, I, R] in fp32, in a file that is mapped into memory."""
-    first_IR = basis.coefficients(read(0))
-    size = num_blocks * first_IR.numel()
+    """The coefficients of all blocks, [L, N, X] in fp32, in a file that is mapped into memory."""
+    first_NX = basis.coefficients(read(0))
+    size = num_blocks * first_NX.numel()
     coefficients = torch.from_file(str(file), shared=True, size=size, dtype=torch.float32)
-    coefficients_LIR = coefficients.view(num_blocks, *first_IR.shape)
+    coefficients_LNX = coefficients.view(num_blocks, *first_NX.shape)
     for block in range(num_blocks):
-        coefficients_LIR[block] = basis.coefficients(read(block)) if block else first_IR
-    return coefficients_LIR
+        coefficients_LNX[block] = basis.coefficients(read(block)) if block else first_NX
+    return coefficients_LNX
 
 
 @dataclass(frozen=True)
@@ -75,14 +82,17 @@ class Fitting:
     """How the network is trained.
 
     Attributes:
+        samples: what it learns from: "rows" (published) of the matrices V, or their whitened "columns" (ours); each has
+            its own form of the loss, see `loss_of`.
         hidden: width of its two hidden layers.
-        num_epochs: passes over all columns of all blocks that have two neighbours.
-        batch_size: columns.
+        num_epochs: passes over all samples of all blocks that have two neighbours.
+        batch_size: samples.
         lr: of AdamW.
         norm_weight: lambda, the weight of the squared difference of norms beside the mean squared error.
-        seed: of its first weights and of the order of columns.
+        seed: of its first weights and of the order of samples.
     """
 
+    samples: Literal["rows", "columns"] = "rows"
     hidden: int = 256
     num_epochs: int = 5
     batch_size: int = 64
@@ -91,20 +101,20 @@ class Fitting:
     seed: int = 0
 
 
-def fit(coefficients_LIR: torch.Tensor, fitting: Fitting) -> nn.Module:
-    """Train a network that maps a column's coefficients in the blocks below and above, [N, 2R], to its own, [N, R]."""
-    num_blocks, num_columns, rank = coefficients_LIR.shape
-    flat = coefficients_LIR.view(-1, rank)
+def fit(coefficients_LNX: torch.Tensor, fitting: Fitting) -> nn.Module:
+    """Train a network that maps a sample in the blocks below and above, joined to 2X numbers, to that of the block."""
+    num_blocks, num_samples, size = coefficients_LNX.shape
+    flat = coefficients_LNX.view(-1, size)
     generator = torch.Generator().manual_seed(fitting.seed)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(fitting.seed)
-        network = _network(rank, fitting.hidden)
+        network = _network(size, fitting.hidden)
     optimizer = torch.optim.AdamW(network.parameters(), lr=fitting.lr, fused=True)
     for _ in range(fitting.num_epochs):
-        order = torch.randperm((num_blocks - 2) * num_columns, generator=generator) + num_columns
+        order = torch.randperm((num_blocks - 2) * num_samples, generator=generator) + num_samples
         for own in order.split(fitting.batch_size):
-            neighbours = torch.cat([flat[own - num_columns], flat[own + num_columns]], dim=1)
-            loss = _loss(network(neighbours), flat[own], fitting.norm_weight)
+            neighbours = torch.cat([flat[own - num_samples], flat[own + num_samples]], dim=1)
+            loss = loss_of(network(neighbours), flat[own], fitting)
             optimizer.zero_grad(set_to_none=True)
             loss.backward()
             optimizer.step()
@@ -112,18 +122,25 @@ def fit(coefficients_LIR: torch.Tensor, fitting: Fitting) -> nn.Module:
 
 
 @torch.no_grad()
-def between(network: nn.Module, below_IR: torch.Tensor, above_IR: torch.Tensor) -> torch.Tensor:
-    """The coefficients [I, R] that the network predicts between two blocks."""
-    return network(torch.cat([below_IR, above_IR], dim=1))
+def between(network: nn.Module, below_NX: torch.Tensor, above_NX: torch.Tensor) -> torch.Tensor:
+    """The coefficients [N, X] that the network predicts between two blocks."""
+    return network(torch.cat([below_NX, above_NX], dim=1))
 
 
-def _network(rank: int, hidden: int) -> nn.Sequential:
+def _network(size: int, hidden: int) -> nn.Sequential:
     return nn.Sequential(
-        nn.Linear(2 * rank, hidden), nn.ReLU(), nn.Linear(hidden, hidden), nn.ReLU(), nn.Linear(hidden, rank)
+        nn.Linear(2 * size, hidden), nn.ReLU(), nn.Linear(hidden, hidden), nn.ReLU(), nn.Linear(hidden, size)
     )
 
 
-def _loss(predicted_NR: torch.Tensor, own_NR: torch.Tensor, norm_weight: float) -> torch.Tensor:
-    """Both terms grow with the square of the coefficients' scale, so that lambda means the same at any."""
-    norms = predicted_NR.norm(dim=1) - own_NR.norm(dim=1)
-    return nn.functional.mse_loss(predicted_NR, own_NR) + norm_weight * norms.square().mean()
+def loss_of(predicted_BX: torch.Tensor, own_BX: torch.Tensor, fitting: Fitting) -> torch.Tensor:
+    """The loss of a batch of B samples.
+
+    Of rows, as published: (1 - lambda) MSE + lambda (|predicted|_F - |own|_F)^2, with the norms of the whole batch. The
+    second term forces the size of what is predicted: at a prediction of 0 it is lambda B X times the MSE.
+    Of columns, ours: MSE + lambda mean_b (|predicted_b| - |own_b|)^2, which leaves a small prediction small.
+    """
+    mse, weight = nn.functional.mse_loss(predicted_BX, own_BX), fitting.norm_weight
+    if fitting.samples == "columns":
+        return mse + weight * (predicted_BX.norm(dim=1) - own_BX.norm(dim=1)).square().mean()
+    return (1 - weight) * mse + weight * (predicted_BX.norm() - own_BX.norm()).square()

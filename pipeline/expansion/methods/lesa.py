@@ -7,6 +7,7 @@ import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import torch
 
@@ -14,11 +15,12 @@ from pipeline.data.corpus import Workspace
 from pipeline.expansion.base import Plan, Recipe
 from pipeline.expansion.layout import Layout, Slot
 from pipeline.expansion.methods.block import RecipeOf, copied_of, plan_stack
-from pipeline.expansion.methods.latent import Fitting, between, find_basis, fit, project
+from pipeline.expansion.methods.latent import SAMPLES, Fitting, between, find_basis, fit, project
 from pipeline.expansion.source import Source
 from pipeline.models.files.tensor_file import Planned, Stored, read_bytes, read_header, write_file
 from pipeline.models.save import DTYPES, raw_bytes
 
+VECTORS = ("first_block", "mean")
 Neighbours = dict[int, tuple[int, int]]
 """Position of a new block in the new stack -> the source's blocks below and above it."""
 
@@ -27,21 +29,29 @@ Neighbours = dict[int, tuple[int, int]]
 class Lesa(Fitting, Layout):
     """Insert blocks between neighbours, one at a place, with predicted weights. The model's output changes.
 
-    For each kind of matrix (`q_proj`, ..., `down_proj`) the matrices of all blocks are written in one basis, and a
-    network learns to give a block's coefficients from those of its two neighbours. A new block's are what it gives for
-    the two blocks beside it. A vector (norms, biases) is the mean of theirs, which is ours.
+    For each kind of matrix (`q_proj`, ..., `down_proj`) the SVD of all blocks' matrices side by side gives each block's
+    V_l (equation 1 of the paper), and a network learns to give V_l from V_{l-1} and V_{l+1}. A new block's V is what it
+    gives for the two blocks beside it, and its matrix U S V. Nothing is zeroed.
 
-    Where neighbours say little of a block, the predictions are small and the model hardly changes: on SmolLM2-135M a
-    tenth of the neighbours' norm, and the loss on Wikipedia rises from 3.361 to 3.362 nats a token with six new blocks;
-    with copies in their places it is 7.15, with the means of the neighbours 3.64.
+    As published (`samples=rows`, `vectors=first_block`, `position=top_half`): one new block in every gap between blocks
+    of the top half, 15 to 31 of 32; rows of V are the samples; norms and biases are those of block 0, which the authors'
+    code copies and puts the predicted matrices into. Deviations that remain: the network is trained on a CPU with our
+    order of samples; directions whose singular value is below fp32's digits are left out; SVD from the Gram matrix.
 
-    A block is predicted between two: what `interleaved` would put above the last block is put below it (ours).
+    Ours, by name: `samples=columns` (whitened, the norm term per column: predictions come out small where neighbours
+    say little of a block, a tenth of the neighbours' norm on SmolLM2-135M, and the model hardly changes: its loss on
+    Wikipedia rises from 3.361 to 3.362 nats a token with six new blocks; with copies in their places it is 7.15, with
+    the means of the neighbours 3.64), `vectors=mean` (norms and biases are the mean of the neighbours'), and any other
+    `position`. What `interleaved` would put above the last block is put below it: a block is predicted between two.
 
     It needs, for one kind of matrix [O, I] at a time, about three times O x O fp64 numbers and a few matrices in
     memory, and the coefficients of all blocks (their O x I in fp32) and what is predicted on disk.
 
     Attributes: see `Layout` and `Fitting`.
+        vectors: whose norms and biases a new block gets: "first_block" or "mean".
     """
+
+    vectors: Literal["first_block", "mean"] = "first_block"
 
     def check(self, num_blocks: int) -> None:
         """Raise ValueError where these settings do not fit a model of that depth."""
@@ -50,6 +60,9 @@ class Lesa(Fitting, Layout):
         for name in ("hidden", "num_epochs", "batch_size", "lr"):
             if getattr(self, name) <= 0:
                 raise ValueError(f"{name}={getattr(self, name)} must be more than 0")
+        for name, known in (("samples", SAMPLES), ("vectors", VECTORS)):
+            if getattr(self, name) not in known:
+                raise ValueError(f"{name}={getattr(self, name)!r} is not known; use one of {', '.join(known)}")
         neighbours_of(self.slots(num_blocks))
 
     def slots(self, num_blocks: int) -> list[Slot]:
@@ -68,7 +81,8 @@ class Lesa(Fitting, Layout):
         self.check(source.anatomy.num_blocks)
         stack, kinds = self.slots(source.anatomy.num_blocks), matrix_kinds(source)
         neighbours = neighbours_of(stack)
-        plan = plan_stack(source, stack, _recipe_of(source, kinds, neighbours), False, "lesa", vars(self))
+        recipe_of = _recipe_of(source, kinds, neighbours, self.vectors)
+        plan = plan_stack(source, stack, recipe_of, False, "lesa", vars(self))
         return dataclasses.replace(plan, made=self._make(source, kinds, neighbours, place))
 
     def _make(self, source: Source, kinds: Sequence[str], neighbours: Neighbours, place: Workspace) -> Path:
@@ -129,7 +143,7 @@ def matrix_kinds(source: Source) -> list[str]:
     return [rest for rest, (_, shape) in first.items() if len(shape) == 2]
 
 
-def _recipe_of(source: Source, kinds: Sequence[str], neighbours: Neighbours) -> RecipeOf:
+def _recipe_of(source: Source, kinds: Sequence[str], neighbours: Neighbours, vectors: str) -> RecipeOf:
     predicted = set(kinds)
 
     def recipe(slot: Slot, position: int, rest: str) -> Recipe:
@@ -137,6 +151,8 @@ def _recipe_of(source: Source, kinds: Sequence[str], neighbours: Neighbours) -> 
             return Recipe("made", source.blocks.join(slot.source, rest))
         if not source.parameters_made(slot.source, rest):
             return copied_of(source, slot, rest)
+        if vectors == "first_block":
+            return Recipe("copy", source.blocks.join(0, rest))
         below, above = (source.blocks.join(block, rest) for block in neighbours[position])
         return Recipe("mean", below, others=(above,))
 
@@ -168,13 +184,13 @@ def _predict(
         return flat.view(stored.shape).float()
 
     num_blocks = source.anatomy.num_blocks
-    basis = find_basis(read, num_blocks)
+    basis = find_basis(read, num_blocks, fitting.samples)
     file = directory / "coefficients.bin"
     try:
-        coefficients_LIR = project(basis, read, num_blocks, file)
-        network = fit(coefficients_LIR, fitting)
+        coefficients_LNX = project(basis, read, num_blocks, file)
+        network = fit(coefficients_LNX, fitting)
         for position, (below, above) in neighbours.items():
-            yield position, basis.matrix(between(network, coefficients_LIR[below], coefficients_LIR[above]))
+            yield position, basis.matrix(between(network, coefficients_LNX[below], coefficients_LNX[above]))
     finally:
         file.unlink(missing_ok=True)
 
