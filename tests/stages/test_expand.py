@@ -42,6 +42,10 @@ METHODS = {
         "_target_": "pipeline.expansion.methods.lesa.Lesa", "num_groups": 2, "hidden": 8, "num_epochs": 1,
         "batch_size": 64, "lr": 1e-3, "norm_weight": 5e-5, "seed": 0,
     },
+    "opt_deus": {
+        "_target_": "pipeline.expansion.methods.opt_deus.OptDeus", "position": "top_half", "num_groups": None,
+        "alignment": "transport", "regularisation": 0.06, "num_iterations": 1000,
+    },
     "soft_moe": {"_target_": "pipeline.expansion.methods.soft_moe.SoftMoe", "mode": "exact"},
     "soft_moe, faithful": {"_target_": "pipeline.expansion.methods.soft_moe.SoftMoe", "mode": "faithful"},
 }  # fmt: skip
