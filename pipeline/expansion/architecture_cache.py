@@ -23,6 +23,7 @@ _SOURCES = (
     "structure.py",
     "zero_propagation.py",
     "pack/gain.py",
+    "../models/architecture/scale.py",
     "../models/architecture/soft_moe.py",
 )
 

@@ -10,6 +10,7 @@ from typing import Any
 
 import yaml
 
+from pipeline.models.architecture.custom_models import custom_module
 from pipeline.records.expansion import ExpansionMap
 from pipeline.reporting.axes import drift_of_line
 from pipeline.reporting.collect import Benchmark
@@ -37,7 +38,7 @@ CHAT = """\
 chat = [{"role": "user", "content": "Hello"}]
 inputs = tokenizer.apply_chat_template(chat, add_generation_prompt=True, return_dict=True, return_tensors="pt")"""
 TEXT = 'inputs = tokenizer("Hello", return_tensors="pt")'
-CUSTOM = "import pipeline.models.architecture.soft_moe  # of llama-pro-pipeline; transformers lacks it\n\n"
+CUSTOM = "import {module}  # of llama-pro-pipeline; transformers lacks it\n\n"
 
 
 def cards(comparison: Comparison, settings: Mapping[str, Any]) -> dict[str, str]:
@@ -185,7 +186,8 @@ def _use(step: Step) -> str:
     directory = model_directory(step.model.model, step.manifest)
     read = {name: _json(directory / name) for name in ("config.json", "tokenizer_config.json")}
     has_template = (directory / "chat_template.jinja").is_file() or read["tokenizer_config.json"].get("chat_template")
-    imports = CUSTOM if str(read["config.json"].get("model_type")).startswith("soft_moe_") else ""
+    module = custom_module(read["config.json"].get("model_type"))
+    imports = CUSTOM.format(module=module) if module else ""
     return USE.format(imports=imports, ask=CHAT if has_template else TEXT)
 
 

@@ -47,7 +47,7 @@ def textbook(rows, others, regularisation=EPSILON, num_iterations=2000):
 
 
 def test_the_plan_of_two_rows_is_the_one_by_hand():
-    """Costs [[a, b], [c, d]] give [[x, 1/2 - x], [1/2 - x, x]] with x^2 / (1/2 - x)^2 = exp((b + c - a - d) / epsilon)."""
+    """Costs [[a, b], [c, d]] give [[x, 1/2 - x], [1/2 - x, x]], x^2 / (1/2 - x)^2 = exp((b + c - a - d) / epsilon)."""
     epsilon = 0.3
     rows = torch.tensor([[0.0, 0.0], [1.0, 0.0]], dtype=torch.float64)
     others = torch.tensor([[0.3, 0.4], [1.0, 0.1]], dtype=torch.float64)
