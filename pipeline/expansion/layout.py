@@ -100,6 +100,40 @@ class Layout:
         return at_end(num_blocks, num_groups * self.per_group, self.position, self.origin)
 
 
+@dataclass(frozen=True)
+class Between(Layout):
+    """Where new blocks go that are made from two of the model's, the one below and the one above: one at a place.
+
+    What `interleaved` would put above the last block is put below it.
+    """
+
+    def slots(self, num_blocks: int) -> list[Slot]:
+        """See `Layout.slots`."""
+        stack = super().slots(num_blocks)
+        if self.position == "interleaved" and stack[-1].new:
+            stack[-2:] = [stack[-1], stack[-2]]
+        return stack
+
+    def neighbours(self, num_blocks: int) -> dict[int, tuple[int, int]]:
+        """Position of each new block in the expanded stack -> the source's blocks below and above it.
+
+        Raises:
+            ValueError: see `slots`; or a new block has none on a side, or another new block.
+        """
+        found, stack = {}, self.slots(num_blocks)
+        for position in (p for p, slot in enumerate(stack) if slot.new):
+            beside = [stack[p] for p in (position - 1, position + 1) if 0 <= p < len(stack) and not stack[p].new]
+            if len(beside) != 2:
+                raise ValueError(
+                    f"{type(self).__name__} makes one block between two of the model's; position {position} of the "
+                    "expanded stack is at an end or beside another new block. Use expand.position=top_half, "
+                    "expand.per_group=1 with fewer groups than blocks, or expand.position=explicit with places below "
+                    "the last block, such as [[3, 1], [7, 1]]"
+                )
+            found[position] = (beside[0].source, beside[1].source)
+        return found
+
+
 def num_groups_for(num_blocks: int) -> int:
     """Groups of 4 blocks, the paper's size, or of the nearest size that divides the depth: 5, 3 or 6.
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from pipeline.expansion.layout import Layout, at_end, explicit, interleaved
+from pipeline.expansion.layout import Between, Layout, at_end, explicit, interleaved
 
 
 def new_positions(num_blocks, num_groups, per_group):
@@ -115,3 +115,12 @@ def test_fewer_places_in_the_top_half_are_spread_from_the_top():
     assert fewer == [18, 22, 26, 30]
     with pytest.raises(ValueError, match="top_half has 2 gaps in a model of 4 blocks; use num_groups from 1 to 2"):
         Layout(position="top_half", num_groups=3).slots(4)
+
+
+def test_between_two_blocks_there_is_one_new_block():
+    assert sources(Between(num_groups=2).slots(4)) == "0 1 1n 2 3n 3"
+    assert Between(num_groups=2).neighbours(4) == {2: (1, 2), 4: (2, 3)}
+    assert Between(position="top_half", num_groups=None).neighbours(5) == {2: (1, 2), 4: (2, 3), 6: (3, 4)}
+    for layout in ({"position": "suffix"}, {"num_groups": 4}, {"num_groups": 2, "per_group": 2}):
+        with pytest.raises(ValueError, match=r"Between makes one block between two of the model's; position \d of the"):
+            Between(**layout).neighbours(4)

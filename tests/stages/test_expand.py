@@ -43,6 +43,17 @@ METHODS = {
         "_target_": "pipeline.expansion.methods.lesa.Lesa", "num_groups": 2, "hidden": 8, "num_epochs": 1,
         "batch_size": 64, "lr": 1e-3, "norm_weight": 5e-5, "seed": 0,
     },
+    "opt_deus": {
+        "_target_": "pipeline.expansion.methods.opt_deus.OptDeus", "position": "top_half", "num_groups": None,
+        "alignment": "transport", "regularisation": 0.06, "num_iterations": 1000,
+    },
+    **{
+        f"scale, {mode}": {
+            "_target_": "pipeline.expansion.methods.scale.Scale", "mode": mode, "new_features": 8,
+            "new_key_value_heads": 1, "new_inner_features": 16, "init": "svd", "seed": 0,
+        }
+        for mode in ("preserve", "adapt")
+    },
     "soft_moe": {"_target_": "pipeline.expansion.methods.soft_moe.SoftMoe", "mode": "exact"},
     "soft_moe, faithful": {"_target_": "pipeline.expansion.methods.soft_moe.SoftMoe", "mode": "faithful"},
     "mixtral": {
@@ -143,7 +154,8 @@ def test_each_method_goes_through_the_stage(source, tmp_path, method, save):
     assert metrics["exact"] is (method not in INEXACT)
     assert (metrics["max_abs_difference"] > 0) is (method in INEXACT)
     assert asked.recorded["proof"]["logits_equal"] is metrics["exact"]
-    assert metrics["num_new_blocks"] == (0 if method in WITHOUT_NEW_BLOCKS else 2)
+    unchanged = method in WITHOUT_NEW_BLOCKS or method.startswith("scale")
+    assert metrics["num_new_blocks"] == (0 if unchanged else 2)
     model = dict(load(tmp_path / "out/model").named_parameters())
     assert metrics["num_parameters"] == sum(p.numel() for p in model.values())
     record = read_expansion(tmp_path / "out/model")

@@ -13,7 +13,7 @@ import torch
 
 from pipeline.data.corpus import Workspace
 from pipeline.expansion.base import Plan, Recipe
-from pipeline.expansion.layout import Layout, Slot
+from pipeline.expansion.layout import Between, Slot
 from pipeline.expansion.methods.block import RecipeOf, copied_of, plan_stack
 from pipeline.expansion.methods.latent import SAMPLES, Fitting, between, find_basis, fit, project
 from pipeline.expansion.source import Source
@@ -26,7 +26,7 @@ Neighbours = dict[int, tuple[int, int]]
 
 
 @dataclass(frozen=True)
-class Lesa(Fitting, Layout):
+class Lesa(Fitting, Between):
     """Insert blocks between neighbours, one at a place, with predicted weights. The model's output changes.
 
     For each kind of matrix (`q_proj`, ..., `down_proj`) the SVD of all blocks' matrices side by side gives each block's
@@ -63,14 +63,7 @@ class Lesa(Fitting, Layout):
         for name, known in (("samples", SAMPLES), ("vectors", VECTORS)):
             if getattr(self, name) not in known:
                 raise ValueError(f"{name}={getattr(self, name)!r} is not known; use one of {', '.join(known)}")
-        neighbours_of(self.slots(num_blocks))
-
-    def slots(self, num_blocks: int) -> list[Slot]:
-        """See `Layout.slots`."""
-        stack = super().slots(num_blocks)
-        if self.position == "interleaved" and stack[-1].new:
-            stack[-2:] = [stack[-1], stack[-2]]
-        return stack
+        self.neighbours(num_blocks)
 
     def plan(self, source: Source, place: Workspace) -> Plan:
         """See `Expansion.plan`. What is predicted is written below `place.directory`, which must last until it is read.
@@ -80,7 +73,7 @@ class Lesa(Fitting, Layout):
         """
         self.check(source.anatomy.num_blocks)
         stack, kinds = self.slots(source.anatomy.num_blocks), matrix_kinds(source)
-        neighbours = neighbours_of(stack)
+        neighbours = self.neighbours(source.anatomy.num_blocks)
         recipe_of = _recipe_of(source, kinds, neighbours, self.vectors)
         plan = plan_stack(source, stack, recipe_of, False, "lesa", vars(self))
         return dataclasses.replace(plan, made=self._make(source, kinds, neighbours, place))
@@ -94,27 +87,6 @@ class Lesa(Fitting, Layout):
             for position, matrix_OI in _predict(source, rest, neighbours, self, place.directory):
                 _fill(room[source.blocks.join(position, rest)], matrix_OI)
         return file
-
-
-def neighbours_of(stack: Sequence[Slot]) -> Neighbours:
-    """The old blocks on both sides of each new one.
-
-    Raises:
-        ValueError: a new block has none on a side, or another new block.
-    """
-    found = {}
-    for position, slot in enumerate(stack):
-        if not slot.new:
-            continue
-        beside = [stack[p] for p in (position - 1, position + 1) if 0 <= p < len(stack) and not stack[p].new]
-        if len(beside) != 2:
-            raise ValueError(
-                f"LESA predicts one block between two of the model's; position {position} of the expanded stack is at "
-                "an end or beside another new block. Use expand.per_group=1 with fewer groups than blocks, or "
-                "expand.position=explicit with places below the last block, such as [[3, 1], [7, 1]]"
-            )
-        found[position] = (beside[0].source, beside[1].source)
-    return found
 
 
 def matrix_kinds(source: Source) -> list[str]:

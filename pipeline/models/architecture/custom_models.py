@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib
 
-_MODULES = {"soft_moe_": "soft_moe", "calm_": "calm"}
+_MODULES = {"soft_moe_": "soft_moe", "calm_": "calm", "scale_": "scale"}
 """By how their `model_type` begins."""
 
 
@@ -21,6 +21,6 @@ def custom_module(model_type: object) -> str | None:
 
 
 def register_custom_models(model_type: object) -> None:
-    """Make an architecture of ours known, which takes seconds: it brings code of four families. Any other is free."""
+    """Make an architecture of ours known; others cost nothing, ours take seconds: each brings four families' code."""
     if module := custom_module(model_type):
         importlib.import_module(module)

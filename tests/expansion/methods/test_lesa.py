@@ -8,9 +8,8 @@ from safetensors.torch import load_file
 
 from pipeline.data.corpus import Workspace
 from pipeline.expansion.base import Recipe
-from pipeline.expansion.layout import Slot
 from pipeline.expansion.methods.latent import Fitting, between, find_basis, fit, loss_of, project
-from pipeline.expansion.methods.lesa import Lesa, matrix_kinds, neighbours_of
+from pipeline.expansion.methods.lesa import Lesa, matrix_kinds
 from pipeline.expansion.source import read_source
 
 QUICK = {"num_epochs": 1, "hidden": 16}
@@ -206,20 +205,6 @@ def test_written_and_loaded(make_model, tmp_path):
     model, made = load(tmp_path / "grown"), load_file(plan.made)
     assert len(model.model.layers) == 6
     assert all(torch.equal(parameter, made[n]) for n, parameter in model.named_parameters() if n in made)
-
-
-@pytest.mark.parametrize(
-    "stack",
-    [
-        [Slot(0), Slot(1), Slot(1, True)],
-        [Slot(0, True), Slot(0), Slot(1)],
-        [Slot(0), Slot(0, True), Slot(0, True), Slot(1)],
-    ],
-    ids=["above the last", "below the first", "side by side"],
-)
-def test_a_place_without_two_neighbours_is_refused(stack):
-    with pytest.raises(ValueError, match="predicts one block between two of the model's"):
-        neighbours_of(stack)
 
 
 def test_layouts_that_leave_no_neighbours_are_refused():

@@ -1,0 +1,279 @@
+"""SCALE (arXiv 2511.03270): a model made wider beside frozen old weights.
+
+The residual stream gets d new features beside its D, attention whole groups of new heads, and each FFN new inner
+features. Every linear map y = W x of a block becomes
+
+    [y    ]   [W    W12] [x    ]
+    [y_new] = [W21  W22] [x_new]
+
+    preserve:  W12 = 0, left out: the old features are what the base computes, at every step of training
+    adapt:     W12 = 0 at the start, and trains
+
+The token embedding gets d new columns, and the head reads x_new through a matrix that is 0 at the start, in both modes
+(ours: nothing that is stated of the paper says how the head reads it, and with a 0 that stays "preserve" could learn
+nothing): the logits of "preserve" are the base's plus a term of x_new.
+
+These are modules of our own, since no stock architecture of greater width computes this. It would take its RMSNorm over
+[x; x_new]: with w' = w sqrt(D / (D + d)) and eps' = eps D / (D + d),
+
+    w' x / sqrt((|x|^2 + |x_new|^2) / (D + d) + eps') = w x / sqrt((|x|^2 + |x_new|^2) / D + eps)
+
+which is the base's norm of x for x_new = 0 alone, and then up to rounding. As soon as x_new holds something, all old
+features shrink with its size, and what was to be preserved is gone. Here x and x_new are normalised apart. Their
+products are separate too, so that the old ones are the base's to the bit: W x and 0 x_new in one product would be
+summed in another order.
+
+In "preserve" nothing that trains is in the old features as long as the old weights are frozen: no gradient goes through
+them, neither in blocks nor in the head.
+
+A new head's queries look at the keys of its own group alone, so heads of both kinds go through the family's own
+attention together. Old norms of queries and keys (Qwen3) serve the new heads. New maps have no bias.
+
+Importing this module registers `scale_llama`, `scale_mistral`, `scale_qwen2` and `scale_qwen3` with the Auto classes.
+
+Shapes: B batch, T tokens; the last dimension of a stream is D + d.
+"""
+
+# No `from __future__ import annotations`: the configs check their fields by annotations that are types, not strings.
+from collections.abc import Mapping
+from typing import Any, Literal
+
+import torch
+import transformers
+from huggingface_hub.dataclasses import strict
+from torch import nn
+from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, PreTrainedModel
+from transformers import initialization as init
+
+Mode = Literal["preserve", "adapt"]
+SIZES = ("new_features", "new_key_value_heads", "new_inner_features")
+"""Of the config: d, key heads (each with as many query heads as an old one has), and the FFN's."""
+NORMS = ("input_layernorm", "post_attention_layernorm")
+EMBEDDING, HEAD = "model.embed_tokens", "lm_head"
+
+
+class OldPath:
+    """The old features of a model, which all of its widened modules share.
+
+    Attributes:
+        constant: nothing that trains is in them, so that no gradient has to go through them.
+    """
+
+    constant = False
+
+    def of(self, x: torch.Tensor, size: int) -> torch.Tensor:
+        """The old features of [x; x_new], copied: kernels may sum a strided input in another order than the base's."""
+        old = x[..., :size]
+        return (old.detach() if self.constant else old).contiguous()
+
+
+def _joined(old: torch.Tensor, new: torch.Tensor) -> torch.Tensor:
+    """[old; new]. New weights that train are held in fp32: they must not make the old stream one of fp32."""
+    return torch.cat([old, new.to(old.dtype)], dim=-1)
+
+
+class WidenedLinear(nn.Module):
+    """[W W12; W21 W22] over [x; x_new]. `new` is [W21 W22], `back` is W12.
+
+    Args:
+        linear: its weight and bias are taken over.
+        num_new_inputs: features of x_new.
+        num_new_outputs: features of y_new; 0: there is none, nor W21 and W22.
+        back: whether there is a W12.
+        path: the old features that x is.
+    """
+
+    def __init__(self, linear: nn.Linear, num_new_inputs: int, num_new_outputs: int, back: bool, path: OldPath) -> None:
+        super().__init__()
+        self.in_features, self.path = linear.in_features, path
+        self.weight, self.bias = linear.weight, linear.bias
+        num_inputs = linear.in_features + num_new_inputs
+        self.new = nn.Linear(num_inputs, num_new_outputs, bias=False) if num_new_outputs else None
+        self.back = nn.Linear(num_new_inputs, linear.out_features, bias=False) if back else None
+
+    def parts(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """y and y_new."""
+        old = nn.functional.linear(self.path.of(x, self.in_features), self.weight, self.bias)
+        if self.back is not None:
+            old = old + self.back(x[..., self.in_features :])
+        return old, None if self.new is None else self.new(x)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """[y; y_new]."""
+        old, new = self.parts(x)
+        return old if new is None else _joined(old, new)
+
+
+class WidenedRMSNorm(nn.Module):
+    """The norm of x beside that of x_new."""
+
+    def __init__(self, norm: Any, num_new: int, path: OldPath) -> None:
+        super().__init__()
+        self.path = path
+        self.weight, self.variance_epsilon = norm.weight, norm.variance_epsilon
+        self.new = type(norm)(num_new, eps=norm.variance_epsilon)
+        self.normalise = type(norm).forward
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """[B, T, D + d] to the same."""
+        size = len(self.weight)
+        return _joined(self.normalise(self, self.path.of(x, size)), self.new(x[..., size:]))
+
+
+class WidenedEmbedding(nn.Embedding):
+    """Columns beside those of an embedding."""
+
+    def __init__(self, embedding: nn.Embedding, num_new: int) -> None:
+        rows, size = embedding.weight.shape
+        super().__init__(rows, size, embedding.padding_idx, _weight=embedding.weight)
+        self.new = nn.Embedding(rows, num_new, embedding.padding_idx)
+
+    def forward(self, input: torch.Tensor) -> torch.Tensor:
+        """[B, T] to [B, T, D + d]."""
+        return _joined(super().forward(input), self.new(input))
+
+
+class WidenedFfn(nn.Module):
+    """A gated FFN of widened maps."""
+
+    def __init__(self, ffn: Any, config: Any, path: OldPath) -> None:
+        super().__init__()
+        size, inner, back = config.new_features, config.new_inner_features, config.mode == "adapt"
+        self.gate_proj = WidenedLinear(ffn.gate_proj, size, inner, back, path)
+        self.up_proj = WidenedLinear(ffn.up_proj, size, inner, back, path)
+        self.down_proj = WidenedLinear(ffn.down_proj, inner, size, back, path)
+        self.act_fn = ffn.act_fn
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """[B, T, D + d] to the same."""
+        # Apart: at the end of a tensor kernels compute an exponential otherwise than within it.
+        gates, ups = self.gate_proj.parts(x), self.up_proj.parts(x)
+        old, new = (self.act_fn(gate) * up for gate, up in zip(gates, ups, strict=True))
+        return self.down_proj(_joined(old, new))
+
+
+def _widen_attention(attention: Any, config: Any, path: OldPath) -> None:
+    """Whole groups of heads beside the old ones: the family's own code sees a longer list of heads."""
+    size, back = config.new_features, config.mode == "adapt"
+    keys = config.new_key_value_heads * attention.head_dim
+    queries = keys * attention.num_key_value_groups
+    for name, num_new in (("q_proj", queries), ("k_proj", keys), ("v_proj", keys)):
+        setattr(attention, name, WidenedLinear(getattr(attention, name), size, num_new, back, path))
+    attention.o_proj = WidenedLinear(attention.o_proj, queries, size, back, path)
+
+
+class _WidenedModel(PreTrainedModel):
+    """Widens a transformers decoder."""
+
+    def __init__(self, config: Any) -> None:
+        super().__init__(config)
+        size, self.old_path = config.new_features, OldPath()
+        self.embed_tokens = WidenedEmbedding(self.embed_tokens, size)
+        self.norm = WidenedRMSNorm(self.norm, size, self.old_path)
+        for block in self.layers:
+            _widen_attention(block.self_attn, config, self.old_path)
+            block.mlp = WidenedFfn(block.mlp, config, self.old_path)
+            for name in NORMS:
+                setattr(block, name, WidenedRMSNorm(getattr(block, name), size, self.old_path))
+        self.post_init()
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """As the base's."""
+        given = kwargs.get("inputs_embeds")
+        old = (p for name, p in self.named_parameters() if not {"new", "back"} & set(name.split(".")))
+        trains = any(p.requires_grad for p in old) or (given is not None and given.requires_grad)
+        self.old_path.constant = self.config.mode == "preserve" and not trains
+        return super().forward(*args, **kwargs)
+
+    def _init_weights(self, module: nn.Module) -> None:
+        super()._init_weights(module)
+        _initialise(module, self.config)
+
+
+class _WidenedCausalLM(PreTrainedModel):
+    """A transformers causal language model over the widened decoder `decoder_class`."""
+
+    decoder_class: type[PreTrainedModel]
+
+    def __init__(self, config: Any) -> None:
+        super().__init__(config)
+        # In place of the plain decoder, which cost nothing where weights are loaded: it was built on the meta device.
+        self.model = self.decoder_class(config)
+        self.lm_head = WidenedLinear(self.lm_head, config.new_features, 0, True, self.model.old_path)
+        self.post_init()
+
+    def _init_weights(self, module: nn.Module) -> None:
+        super()._init_weights(module)
+        _initialise(module, self.config)
+
+
+def _initialise(module: nn.Module, config: Any) -> None:
+    """What transformers' own initialisation does not know. What was loaded from a checkpoint is left alone."""
+    if isinstance(module, WidenedLinear):
+        init.normal_(module.weight, mean=0.0, std=config.initializer_range)
+        if module.bias is not None:
+            init.zeros_(module.bias)
+        if module.back is not None:
+            init.zeros_(module.back.weight)
+
+
+def _family(name: str) -> type[_WidenedCausalLM]:
+    """A causal language model of transformers, widened and made known to the Auto classes.
+
+    Its classes and those of its decoder and its config are called as the base's, after Scale. They are attributes of
+    this module, where pickle looks for them. The config is the base's, with the base's `model_type`, the mode and the
+    numbers of what is new; its own sizes stay those of the base.
+
+    Args:
+        name: of the architecture, as transformers' classes spell it.
+    """
+    base = getattr(transformers, f"{name}Config")
+
+    def subclass(suffix: str, parents: tuple[type, ...], **attributes: Any) -> Any:
+        made = type(f"Scale{name}{suffix}", parents, {"__module__": __name__, **attributes})
+        return globals().setdefault(made.__name__, made)
+
+    config_class = strict(
+        subclass(
+            "Config",
+            (base,),
+            __annotations__={"base_model_type": Literal[base.model_type], "mode": Mode, **dict.fromkeys(SIZES, int)},
+            model_type=f"scale_{base.model_type}",
+            base_model_tp_plan=None,
+            base_model_type=base.model_type,
+            mode="preserve",
+            **dict.fromkeys(SIZES, 1),
+        )
+    )
+    decoder = subclass("Model", (_WidenedModel, getattr(transformers, f"{name}Model")), config_class=config_class)
+    parents = (_WidenedCausalLM, getattr(transformers, f"{name}ForCausalLM"))
+    model = subclass("ForCausalLM", parents, config_class=config_class, decoder_class=decoder, _tp_plan={})
+    AutoConfig.register(config_class.model_type, config_class)
+    AutoModel.register(config_class, decoder)
+    AutoModelForCausalLM.register(config_class, model)
+    return model
+
+
+FAMILIES = {model.config_class.base_model_type: model for model in map(_family, ("Llama", "Mistral", "Qwen2", "Qwen3"))}
+"""By the base's `model_type`."""
+
+
+def scaled_config(config: Mapping[str, Any], mode: Mode, sizes: Mapping[str, int]) -> dict[str, Any]:
+    """config.json of the widened base: every field of the base's, our `model_type`, the base's, the mode and `SIZES`.
+
+    Raises:
+        ValueError: the base is of an architecture that is not widened here.
+    """
+    base = config.get("model_type")
+    # transformers reads a Mistral with `layer_types` as Ministral, which alternates its attention.
+    if base not in FAMILIES or (base == "mistral" and "layer_types" in config):
+        kind = "model_type='mistral' with layer_types (Ministral)" if base == "mistral" else f"model_type={base!r}"
+        raise ValueError(
+            f"scale widens {', '.join(FAMILIES)}; this model is of {kind}. Use a base model of one of these, or "
+            "expand=block"
+        )
+    model_class = FAMILIES[base]
+    # Code shipped with the base (auto_map) describes the base, not this model.
+    kept = {key: value for key, value in config.items() if key != "auto_map"}
+    ours = {"model_type": model_class.config_class.model_type, "base_model_type": base, "mode": mode, **sizes}
+    return kept | ours | {"architectures": [model_class.__name__]}
