@@ -10,6 +10,7 @@ import pytest
 
 import pipeline.__main__ as driver
 from pipeline import export, pack
+from pipeline.evaluation.trace.benchmark import TASKS
 from tests.expansion.architectures import EXACT, REFUSED
 
 README = (Path(__file__).parent.parent / "README.md").read_text()
@@ -27,6 +28,10 @@ def test_each_command_can_be_planned(command, make_model, tmp_path, monkeypatch,
     (text / "a.txt").write_text("words to learn")
     (text / "chat.jinja").write_text("{{ messages }}")
     (text / "questions.jsonl").write_text('{"question": "Which?", "options": ["this", "that"], "answer": "that"}')
+    for task in TASKS:
+        (text / task).mkdir()
+        for split in ("train", "test"):
+            (text / task / f"{split}.json").write_text('[{"prompt": "Which?", "answer": "A"}]')
     odd = tmp_path / "a, model (1)"
     odd.symlink_to(make_model())
     arguments = [a.replace("/path/to/a, model (1)", str(odd)) for a in shlex.split(command)[3:]]

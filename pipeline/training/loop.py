@@ -15,6 +15,7 @@ from pipeline.training.journal import Journal
 from pipeline.training.kernels.document_separation import IGNORED
 from pipeline.training.kernels.routers import Routers
 from pipeline.training.methods.optim import set_learning_rate
+from pipeline.training.methods.schedule import rate_of
 from pipeline.training.micro_batches import MicroBatches
 from pipeline.training.parallel.checkpoint import load_checkpoint, save_checkpoint
 from pipeline.training.parallel.distributed import agree, clip, whole
@@ -162,7 +163,7 @@ class _Run:
 
     def _take_step(self, rows: list[Row]) -> StepRecord:
         settings, accelerator = self.settings, self.accelerator
-        lr = settings.lr_at(self.step, self.num_steps)
+        lr = rate_of(settings, self.step, self.num_steps)
         set_learning_rate(self.optimizer, lr)
         # Seeded by the step: dropout is then the same after a resume, with no generator state to keep.
         torch.manual_seed(settings.seed * 1_000_003 + self.step * 1_009 + accelerator.process_index)

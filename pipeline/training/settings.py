@@ -9,13 +9,14 @@ from dataclasses import MISSING, dataclass, field, fields
 from typing import Any
 
 from pipeline.models.directory import FORMS
-from pipeline.training.methods.schedule import DEFAULT, check_schedule, learning_rate
 from pipeline.typed import check_fields
 
 FROZEN_BYTES = {"bf16": 2.0, "int8": 1 + 4 / 256, "nf4": 1 / 2 + 4 / 64}
 """Bytes that a frozen weight takes in each form, its share of the scales included."""
-
-
+SCHEDULE = "cosine"
+"""The schedule of the learning rate in params that name none."""
+SCHEDULES, DECAYS = (SCHEDULE, "linear", "constant", "wsd"), ("linear", "cosine", "1-sqrt")
+"""See `training.methods.schedule`."""
 ROUTER_BALANCE = 0.01
 """The `router_balance` of params that name none: most models have no routers."""
 
@@ -55,7 +56,7 @@ class Settings:
     validate_every: int
     validation_tokens: int
     router_balance: float | None = field(default=ROUTER_BALANCE, kw_only=True)
-    schedule: str = field(default=DEFAULT, kw_only=True)
+    schedule: str = field(default=SCHEDULE, kw_only=True)
     warmup_from: float | None = field(default=None, kw_only=True)
     decay: str | None = field(default=None, kw_only=True)
     decay_ratio: float | None = field(default=None, kw_only=True)
@@ -114,12 +115,6 @@ class Settings:
         check_fields(cls, values)
         return cls(**values)
 
-    def lr_at(self, step: int, num_steps: int) -> float:
-        """The learning rate of an optimizer step (from 0), of `num_steps` in all."""
-        ratios = self.warmup_ratio, self.min_lr_ratio
-        form = {"schedule": self.schedule, "warmup_from": self.warmup_from, "decay": self.decay}
-        return learning_rate(step, num_steps, self.lr, *ratios, **form, decay_ratio=self.decay_ratio)
-
     def total_steps(self, rows_of: Callable[[float], float]) -> int:
         """Optimizer steps of the whole run; `rows_of`: from epochs to rows; called only for a length in epochs."""
         if self.num_steps is not None:
@@ -149,3 +144,15 @@ def check_frozen_dtype(form: str | None) -> None:
         raise ValueError(f"frozen_dtype={form!r} is not known; use null, bf16, int8 or nf4")
     if importlib.util.find_spec("bitsandbytes") is None:
         raise ValueError(f'frozen_dtype={form} needs bitsandbytes: pip install -e ".[quant]"')
+
+
+def check_schedule(schedule: str, warmup_from: float | None, decay: str | None, decay_ratio: float | None) -> None:
+    """Raise ValueError for a schedule that is not known, or a number out of its range."""
+    if schedule not in SCHEDULES:
+        raise ValueError(f"schedule={schedule!r} is not known; use one of {', '.join(SCHEDULES)}")
+    if warmup_from is not None and not 0 <= warmup_from <= 1:
+        raise ValueError(f"warmup_from={warmup_from} must be at least 0 and at most 1, a share of the peak, or null")
+    if decay not in (DECAYS if schedule == "wsd" else (None, *DECAYS)):
+        raise ValueError(f"decay={decay!r} is not known; use one of {', '.join(DECAYS)}")
+    if not 0 < (1 if decay_ratio is None and schedule != "wsd" else decay_ratio or 0) <= 1:
+        raise ValueError(f"decay_ratio={decay_ratio} must be more than 0 and at most 1, a share of all steps")

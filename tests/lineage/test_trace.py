@@ -52,7 +52,12 @@ def run(monkeypatch, capfd, files, tmp_path):
 @pytest.mark.slow
 def test_three_strategies_learn_two_tasks(run, tmp_path):
     """R, OP and BWT of the report are what the scores of the evaluations come to by hand."""
-    fresh = ["+lineage.blocks.before={stage: expand}", "lineage.blocks.from=base", "+lineage.blocks.replay=8"]
+    fresh = [
+        "+lineage.blocks.before={stage: expand}",
+        "lineage.blocks.from=base",
+        "lineage.expanded=null",
+        "+lineage.blocks.replay=8",
+    ]
     shown = run(*fresh)
     outputs = tmp_path / "outputs"
     evaluated = [json.loads(file.read_text()) for file in outputs.glob("artifacts/evaluate/*/manifest.json")]

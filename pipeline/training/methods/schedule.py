@@ -6,15 +6,14 @@ import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from pipeline.training.settings import SCHEDULE, SCHEDULES, Settings
+
 SHAPES: dict[str, Callable[[float], float]] = {
     "linear": lambda done: 1 - done,
     "cosine": lambda done: 0.5 * (1 + math.cos(math.pi * done)),
     "1-sqrt": lambda done: 1 - math.sqrt(done),
 }
 """What is left of the way from the peak to the floor, by how much of the decay is done."""
-SCHEDULES = ("cosine", "linear", "constant", "wsd")
-DEFAULT = "cosine"
-"""The schedule of params that name none."""
 
 
 def learning_rate(
@@ -24,7 +23,7 @@ def learning_rate(
     warmup_ratio: float,
     min_lr_ratio: float,
     *,
-    schedule: str = DEFAULT,
+    schedule: str = SCHEDULE,
     warmup_from: float | None = None,
     decay: str | None = None,
     decay_ratio: float | None = None,
@@ -55,16 +54,11 @@ def learning_rate(
     return peak * (min_lr_ratio + (1 - min_lr_ratio) * SHAPES[shape](fraction))
 
 
-def check_schedule(schedule: str, warmup_from: float | None, decay: str | None, decay_ratio: float | None) -> None:
-    """Raise ValueError for a schedule that is not known, or a number out of its range."""
-    if schedule not in SCHEDULES:
-        raise ValueError(f"schedule={schedule!r} is not known; use one of {', '.join(SCHEDULES)}")
-    if warmup_from is not None and not 0 <= warmup_from <= 1:
-        raise ValueError(f"warmup_from={warmup_from} must be at least 0 and at most 1, a share of the peak, or null")
-    if decay not in (SHAPES if schedule == "wsd" else (None, *SHAPES)):
-        raise ValueError(f"decay={decay!r} is not known; use one of {', '.join(SHAPES)}")
-    if not 0 < (1 if decay_ratio is None and schedule != "wsd" else decay_ratio or 0) <= 1:
-        raise ValueError(f"decay_ratio={decay_ratio} must be more than 0 and at most 1, a share of all steps")
+def rate_of(settings: Settings, step: int, num_steps: int) -> float:
+    """The learning rate of a step (from 0) of a training with these settings, of `num_steps` in all."""
+    ratios = settings.warmup_ratio, settings.min_lr_ratio
+    form = {"schedule": settings.schedule, "warmup_from": settings.warmup_from, "decay": settings.decay}
+    return learning_rate(step, num_steps, settings.lr, *ratios, **form, decay_ratio=settings.decay_ratio)
 
 
 def schedule_params(section: Mapping[str, Any]) -> dict[str, Any]:
@@ -74,5 +68,5 @@ def schedule_params(section: Mapping[str, Any]) -> dict[str, Any]:
     two runs apart that do not decay by it.
     """
     idle = {"decay", "decay_ratio"} if section.get("schedule") in SCHEDULES[:-1] else set()
-    idle |= {key for key, value in (("warmup_from", None), ("schedule", DEFAULT)) if section.get(key) == value}
+    idle |= {key for key, value in (("warmup_from", None), ("schedule", SCHEDULE)) if section.get(key) == value}
     return {key: value for key, value in section.items() if key not in idle}

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from pipeline.records.curves import TrackRecord
+from pipeline.training.methods.schedule import rate_of
 from pipeline.training.micro_batches import MicroBatches
 from pipeline.training.parallel.checkpoint import keep_steps, load_weights, save_weights
 from pipeline.training.settings import Settings
@@ -104,7 +105,7 @@ class Tracker:
         if self.stopped is not None:
             found["stopped"] = f"stopped after step {step} of {num_steps}: {self.stopped}"
             if step < num_steps:
-                share = settings.lr_at(max(0, step - 1), num_steps) / settings.lr
+                share = rate_of(settings, max(0, step - 1), num_steps) / settings.lr
                 found["stopped"] += (
                     f". The learning rate stood at {share:.0%} of its peak, on a schedule for {num_steps} steps: a run "
                     "planned for fewer gives another model"

@@ -5,7 +5,7 @@ import torch
 from torch.optim.lr_scheduler import CosineAnnealingLR, LinearLR, SequentialLR
 from transformers.optimization import get_scheduler
 
-from pipeline.training.methods.schedule import learning_rate
+from pipeline.training.methods.schedule import learning_rate, rate_of
 from pipeline.training.recipe import training_params
 from pipeline.training.settings import Settings
 from tests.training.knobs import SETTINGS
@@ -104,8 +104,8 @@ def test_what_has_no_effect_is_no_part_of_the_identity():
 
 def test_settings_give_the_rate_of_a_step():
     settings = Settings.of(training_params(section(schedule="linear", lr=1.0, warmup_ratio=0.0)))
-    assert [settings.lr_at(step, 4) for step in range(4)] == [1.0, 0.75, 0.5, 0.25]
-    assert Settings.of(SETTINGS).lr_at(3, 10) == learning_rate(3, 10, SETTINGS["lr"], SETTINGS["warmup_ratio"], 0.0)
+    assert [rate_of(settings, step, 4) for step in range(4)] == [1.0, 0.75, 0.5, 0.25]
+    assert rate_of(Settings.of(SETTINGS), 3, 10) == learning_rate(3, 10, SETTINGS["lr"], SETTINGS["warmup_ratio"], 0.0)
 
 
 @pytest.mark.parametrize(

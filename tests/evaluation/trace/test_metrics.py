@@ -2,7 +2,7 @@
 
 import pytest
 
-from pipeline.evaluation.tasks.trace.metrics import code_of, edit_similarity, exact_match, rouge_l, sari
+from pipeline.evaluation.trace.metrics import code_of, edit_similarity, exact_match, rouge_l, sari
 
 # PyPI rouge 1.0.1, Rouge(metrics=["rouge-l"]).get_scores(first, second)[0]["rouge-l"]["f"]
 ROUGE = [

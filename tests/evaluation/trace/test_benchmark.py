@@ -9,8 +9,8 @@ import pytest
 
 from pipeline.data.sources.documents import LocalFiles
 from pipeline.evaluation.base import Workspace, score
-from pipeline.evaluation.tasks.trace.benchmark import TASKS, Example, TraceTask
-from pipeline.evaluation.tasks.trace.metrics import rouge_l, sari
+from pipeline.evaluation.trace.benchmark import TASKS, Example, TraceTask
+from pipeline.evaluation.trace.metrics import rouge_l, sari
 
 PROMPT = "Provide a simplified version.\n\nParagraph:\nDer alte Hund bellt.\n\nSimplification:"
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from pipeline.data.sources.documents import RowSource
 from pipeline.evaluation.base import Item, Outcome, Workspace, content_hash, every_row, smallest_hashes
-from pipeline.evaluation.tasks.trace import metrics
+from pipeline.evaluation.trace import metrics
 
 if TYPE_CHECKING:  # torch comes with it; a request is checked without
     from pipeline.evaluation.model.generation import Generator
