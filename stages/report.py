@@ -5,6 +5,7 @@ params:
     name, confidence, num_bootstrap, seed, power
     items: {per_benchmark, characters}: how many single items are shown, and how much of each text
     card: {license, language, origins: {name: {license, repo}}}: what a model card says that no artifact knows
+    paper: {table: {model: row}}: the paper's tables that models of the run stand beside, null leaving one out
     variants: [{variant, models: [{name, stage, parents: {role: name}, reference: name | null, model: role,
         evaluations: {benchmark: role}}]}], of a variant's models those first that others are made from
     benchmarks: {name: {title, group: domain | drift | general | retention | samples, note}}
@@ -21,6 +22,8 @@ from typing import Any
 from pipeline.engine.process import worker
 from pipeline.engine.run.forecast import Forecast, Request
 from pipeline.engine.stage import ANY_ROLE, Stage
+from pipeline.reporting.paper.plan import paper_lines
+from pipeline.reporting.paper.tables import check_asked
 from pipeline.reporting.statistics.settings import check_bootstrap, check_share
 
 ITEMS_PAGE = "items.html"
@@ -40,11 +43,12 @@ class Params:
     power: float
     items: Mapping[str, int]
     card: Mapping[str, Any]
+    paper: Mapping[str, Mapping[str, str | None]]
     variants: Sequence[Mapping[str, Any]]
     benchmarks: Mapping[str, Mapping[str, Any]]
 
 
-STAGE = Stage(version=7, makes="report", inputs={ANY_ROLE: "any"}, params=Params)
+STAGE = Stage(version=8, makes="report", inputs={ANY_ROLE: "any"}, params=Params)
 
 
 def forecast(request: Request) -> Forecast:
@@ -63,7 +67,7 @@ def forecast(request: Request) -> Forecast:
     names = [variant["variant"] for variant in params["variants"]]
     if len(set(names)) != len(names):
         raise ValueError(f"report: the variants {names} are not all different")
-    return Forecast()
+    return Forecast(lines=paper_lines(params["paper"]))
 
 
 def check_settings(params: Mapping[str, Any]) -> None:
@@ -72,6 +76,7 @@ def check_settings(params: Mapping[str, Any]) -> None:
     check_share(params["power"], "report.power", "0.8")
     _check_items(params["items"])
     _check_card(params["card"])
+    check_asked(params["paper"])
 
 
 def _check_items(items: dict[str, Any]) -> None:
@@ -116,6 +121,7 @@ def run(context: worker.Context) -> dict[str, Any]:
     from pipeline.reporting.pages.frontier import frontier_sections
     from pipeline.reporting.pages.items_page import items_html
     from pipeline.reporting.pages.page import html, report_markdown
+    from pipeline.reporting.paper.section import paper_sections
     from pipeline.reporting.pages.parts import part_sections
     from pipeline.reporting.pages.power import power_sections
     from pipeline.reporting.pages.values import data, headline
@@ -134,6 +140,7 @@ def run(context: worker.Context) -> dict[str, Any]:
     plots = draw(comparison, context.directory)
     sections = [*block_sections(comparison, context.directory), *data_sections(comparison)]
     frontier = frontier_sections(comparison, context.directory, params["seed"])
+    paper = paper_sections(comparison, params["paper"], context.directory)
     parts = [*part_sections(comparison), *power_sections(comparison)]
     page = items_html(comparison, **params["items"])
     if page:
@@ -143,8 +150,9 @@ def run(context: worker.Context) -> dict[str, Any]:
     for label, text in written.items():
         _write(context, files[label], text)
     values = {**data(comparison, sections, parts), "frontier": [section.values for section in frontier], "cards": files}
-    _write(context, "report.md", report_markdown(comparison, [*frontier, *parts, *sections]))
-    _write(context, "index.html", html(comparison, plots, sections, parts, ITEMS_PAGE if page else "", frontier))
+    values |= {"paper": [section.values for section in paper]} if paper else {}
+    _write(context, "report.md", report_markdown(comparison, [*paper, *frontier, *parts, *sections]))
+    _write(context, "index.html", html(comparison, plots, sections, parts, ITEMS_PAGE if page else "", [*paper, *frontier]))
     _write(context, "data.json", json.dumps(values, indent=1, allow_nan=False, ensure_ascii=False) + "\n")
     return headline(comparison)
 

@@ -84,11 +84,13 @@ def test_a_stopped_run_resumes_to_the_bit(source, whole, tmp_path):
 
 
 def test_an_epoch_ends_with_its_last_example(source, tmp_path):
-    settings = Settings(**{**vars(SETTINGS), "num_steps": None, "num_epochs": 1.0, "batch_size": 40})
+    settings = Settings(**{**vars(SETTINGS), "num_steps": None, "num_epochs": 1.0, "batch_size": 30})
+    number = len(ExampleStream([chats(90)], {"a": 1.0}, settings.seq_len, 0, "truncate").spans[0].table)
+    assert 60 < number < 90  # of some conversations nothing is learned
     metrics = train(source, tmp_path, settings=settings)
-    assert metrics["num_steps"] == 3 and metrics["num_samples"] == 90
+    assert metrics["num_steps"] == 3 and metrics["num_samples"] == number
     spans = [tuple(span) for line in samples(tmp_path) for row in line["rows"] for span in row]
-    assert len(set(spans)) == 90
+    assert len(set(spans)) == number
 
 
 def test_a_budget_in_tokens_is_reached_without_padding(source, tmp_path):
