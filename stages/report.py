@@ -121,10 +121,10 @@ def run(context: worker.Context) -> dict[str, Any]:
     from pipeline.reporting.pages.frontier import frontier_sections
     from pipeline.reporting.pages.items_page import items_html
     from pipeline.reporting.pages.page import html, report_markdown
-    from pipeline.reporting.paper.section import paper_sections
     from pipeline.reporting.pages.parts import part_sections
     from pipeline.reporting.pages.power import power_sections
     from pipeline.reporting.pages.values import data, headline
+    from pipeline.reporting.paper.section import paper_sections
 
     params = context.params
     collection = collect(params["name"], params["variants"], params["benchmarks"], context.inputs)
@@ -141,6 +141,7 @@ def run(context: worker.Context) -> dict[str, Any]:
     sections = [*block_sections(comparison, context.directory), *data_sections(comparison)]
     frontier = frontier_sections(comparison, context.directory, params["seed"])
     paper = paper_sections(comparison, params["paper"], context.directory)
+    shown_first = [*paper, *frontier]
     parts = [*part_sections(comparison), *power_sections(comparison)]
     page = items_html(comparison, **params["items"])
     if page:
@@ -151,8 +152,10 @@ def run(context: worker.Context) -> dict[str, Any]:
         _write(context, files[label], text)
     values = {**data(comparison, sections, parts), "frontier": [section.values for section in frontier], "cards": files}
     values |= {"paper": [section.values for section in paper]} if paper else {}
-    _write(context, "report.md", report_markdown(comparison, [*paper, *frontier, *parts, *sections]))
-    _write(context, "index.html", html(comparison, plots, sections, parts, ITEMS_PAGE if page else "", [*paper, *frontier]))
+    _write(context, "report.md", report_markdown(comparison, [*shown_first, *parts, *sections]))
+    _write(
+        context, "index.html", html(comparison, plots, sections, parts, ITEMS_PAGE if page else "", [*paper, *frontier])
+    )
     _write(context, "data.json", json.dumps(values, indent=1, allow_nan=False, ensure_ascii=False) + "\n")
     return headline(comparison)
 

@@ -19,7 +19,6 @@ from pipeline.data.packing.schedule import Replay, Shares, check_replay
 from pipeline.data.tokens.store import TokenStore, open_store
 from pipeline.data.tokens.text_encoder import TextEncoder
 
-
 BATCH_UNITS = {"rows": PackedStream, "examples": ExampleStream}
 """What a batch counts: rows of seq_len tokens, or examples, which are packed into as few rows as will do."""
 
@@ -57,7 +56,9 @@ def open_stream(
     )
 
 
-def stream_ahead(data: Path | None, params: Mapping[str, Any], mixing: Sequence[str]) -> Callable[[], PackedStream] | None:
+def stream_ahead(
+    data: Path | None, params: Mapping[str, Any], mixing: Sequence[str]
+) -> Callable[[], PackedStream] | None:
     """Returns what opens the stream that a stage will train on; None for data that are not prepared.
 
     params: of the stage; mixing: those of its keys that `open_stream` takes.

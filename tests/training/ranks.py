@@ -2,9 +2,9 @@
 
 The library is imported once and every rank is forked before any thread exists, so that a run costs its steps alone.
 A run is {"source", "directory", "world", "stop_after", "told", "strategy", "launch", "settings", "track", "base",
-"die_after", "kill", "unit"}. `told`: the ranks that learn that they should stop. `track`: changes to what is tracked, against
-the model in `base`. `die_after`: steps after which this process raises. `kill` is {"sign", "number", "after_s"}:
-SIGKILL to all ranks so long after as many files that match the sign have newly appeared.
+"die_after", "kill", "unit"}. `told`: the ranks that learn that they should stop. `track`: changes to what is tracked,
+against the model in `base`. `unit`: what a batch counts. `die_after`: steps after which this process raises. `kill` is
+{"sign", "number", "after_s"}: SIGKILL to all ranks so long after as many files that match the sign have newly appeared.
 """
 
 from __future__ import annotations

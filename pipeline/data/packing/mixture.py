@@ -173,7 +173,7 @@ class PackedStream(Iterator[dict[str, np.ndarray]]):
         return span, self.mixture.epochs[span.source]
 
     def units_of_tokens(self, num_tokens: int) -> int:
-        """Rows until so many tokens are in them, padding not counted, as long as the shares are those of the beginning."""
+        """Rows that so many tokens take, padding not counted, as long as the shares are those of the beginning."""
         if self.packing == "fill":
             return -(-num_tokens // self.seq_len)
         fresh = self._afresh()

@@ -41,12 +41,11 @@ def pareto_plot(comparison: Comparison, table: PaperTable, rows: Mapping[str, st
     told = "; ".join(f"{label} {across.value:.2f}, {up.value:.2f}" for label, (across, up, _) in ours.items())
     caption = f"Open circles are the paper's models, filled ones this run's, with intervals over items. {told}"
     path = save(figure, directory, f"paper_{table.name}")
-    return Plot(path, f"{y} against {x}", f"Scatter of {y} over {x}, the paper's models and this run's. {told}", caption)
+    alt = f"Scatter of {y} over {x}, the paper's models and this run's. {told}"
+    return Plot(path, f"{y} against {x}", alt, caption)
 
 
-def _ours(
-    comparison: Comparison, table: PaperTable, rows: Mapping[str, str]
-) -> dict[str, tuple[Number, Number, str]]:
+def _ours(comparison: Comparison, table: PaperTable, rows: Mapping[str, str]) -> dict[str, tuple[Number, Number, str]]:
     """label -> both axes and a colour, of the models that were measured as the paper's are."""
     assert table.figure is not None
     found = {}

@@ -1,4 +1,4 @@
-"""What a plan shows of the paper's tables: the numbers that a run will stand beside. Imports neither torch nor numpy."""
+"""What a plan shows of the paper's tables: the numbers that a run will stand beside. Imports no torch."""
 
 from __future__ import annotations
 
@@ -14,7 +14,8 @@ def paper_lines(asked: Mapping[str, Mapping[str, str | None]]) -> list[str]:
 
 def _lines(table: PaperTable, rows: Mapping[str, str]) -> Iterator[str]:
     yield f"paper: {table.title} ({table.where}), {table.unit}"
-    names = [column.name for column in table.columns if any(table.rows[row][column.name] is not None for row in rows.values())]
+    columns = [column.name for column in table.columns]
+    names = [name for name in columns if any(table.rows[row][name] is not None for row in rows.values())]
     labels = [f"{model}: {row}" for model, row in rows.items()]
     width, first = [max(len(name), 5) for name in names], max(map(len, labels))
     yield "  ".join(["  " + " " * first, *(name.rjust(w) for name, w in zip(names, width, strict=True))])

@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.reporting.compare import Comparison
-from pipeline.reporting.paper.figure import pareto_plot
 from pipeline.reporting.pages.page import Section
 from pipeline.reporting.paper.beside import Cell, Number, Pair, pairs
+from pipeline.reporting.paper.figure import pareto_plot
 from pipeline.reporting.paper.tables import PaperTable, asked_rows
 from pipeline.reporting.tables.table import Column, Entry, Table
 from pipeline.reporting.tables.wording import MISSING, number, percent
@@ -18,9 +18,9 @@ Asked = Mapping[str, Mapping[str, str | None]]
 """Table -> model of the run -> row of the table; null leaves a model out."""
 DIGITS = 2
 HOW = (
-    "Ours minus the paper's takes the paper's number as it is printed, without an error of its own; its interval is ours, "
-    "over items. Changes are from the model that each is compared with, ours paired by item. Where another measure "
-    "stands in for the paper's, nothing is subtracted."
+    "Ours minus the paper's takes the paper's number as it is printed, without an error of its own; its interval is "
+    "ours, over items. Changes are from the model that each is compared with, ours paired by item. Where another "
+    "measure stands in for the paper's, nothing is subtracted."
 )
 
 

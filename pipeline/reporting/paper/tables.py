@@ -96,9 +96,7 @@ def _table(name: str, found: Mapping[str, Any]) -> PaperTable:
     rows = {row: dict(zip(names, values, strict=True)) for row, values in found["rows"].items()}
     axes = found.get("figure")
     figure = (axes["x"], axes["y"]) if axes else None
-    return PaperTable(
-        name, found["title"], found["where"], found["unit"], columns, rows, tuple(found["notes"]), figure
-    )
+    return PaperTable(name, found["title"], found["where"], found["unit"], columns, rows, tuple(found["notes"]), figure)
 
 
 def _column(table: str, name: str, found: Mapping[str, Any]) -> PaperColumn:
