@@ -5,6 +5,7 @@ params:
     name, confidence, num_bootstrap, seed, power
     items: {per_benchmark, characters}: how many single items are shown, and how much of each text
     card: {license, language, origins: {name: {license, repo}}}: what a model card says that no artifact knows
+    paper: {table: {model: row}}: the paper's tables that models of the run stand beside, null leaving one out
     variants: [{variant, models: [{name, stage, parents: {role: name}, reference: name | null, model: role,
         evaluations: {benchmark: role}}]}], of a variant's models those first that others are made from
     benchmarks: {name: {title, group: domain | drift | general | retention | samples, note}}
@@ -21,6 +22,8 @@ from typing import Any
 from pipeline.engine.process import worker
 from pipeline.engine.run.forecast import Forecast, Request
 from pipeline.engine.stage import ANY_ROLE, Stage
+from pipeline.reporting.paper.plan import paper_lines
+from pipeline.reporting.paper.tables import check_asked
 from pipeline.reporting.statistics.settings import check_bootstrap, check_share
 
 ITEMS_PAGE = "items.html"
@@ -40,6 +43,7 @@ class Params:
     power: float
     items: Mapping[str, int]
     card: Mapping[str, Any]
+    paper: Mapping[str, Mapping[str, str | None]]
     variants: Sequence[Mapping[str, Any]]
     benchmarks: Mapping[str, Mapping[str, Any]]
 
@@ -63,7 +67,7 @@ def forecast(request: Request) -> Forecast:
     names = [variant["variant"] for variant in params["variants"]]
     if len(set(names)) != len(names):
         raise ValueError(f"report: the variants {names} are not all different")
-    return Forecast()
+    return Forecast(lines=paper_lines(params["paper"]))
 
 
 def check_settings(params: Mapping[str, Any]) -> None:
@@ -72,6 +76,7 @@ def check_settings(params: Mapping[str, Any]) -> None:
     check_share(params["power"], "report.power", "0.8")
     _check_items(params["items"])
     _check_card(params["card"])
+    check_asked(params["paper"])
 
 
 def _check_items(items: dict[str, Any]) -> None:
@@ -120,6 +125,7 @@ def run(context: worker.Context) -> dict[str, Any]:
     from pipeline.reporting.pages.parts import part_sections
     from pipeline.reporting.pages.power import power_sections
     from pipeline.reporting.pages.values import data, headline
+    from pipeline.reporting.paper.section import paper_sections
 
     params = context.params
     collection = collect(params["name"], params["variants"], params["benchmarks"], context.inputs)
@@ -136,7 +142,8 @@ def run(context: worker.Context) -> dict[str, Any]:
     sections = [*block_sections(comparison, context.directory), *data_sections(comparison)]
     frontier = frontier_sections(comparison, context.directory, params["seed"])
     continual = continual_sections(comparison, context.directory, params["seed"])
-    compared = [*frontier, *continual]
+    paper = paper_sections(comparison, params["paper"], context.directory)
+    compared = [*paper, *frontier, *continual]
     parts = [*part_sections(comparison), *power_sections(comparison)]
     page = items_html(comparison, **params["items"])
     if page:
@@ -147,6 +154,7 @@ def run(context: worker.Context) -> dict[str, Any]:
         _write(context, files[label], text)
     values = {**data(comparison, sections, parts, compared), "cards": files}
     values |= {"frontier": [section.values for section in frontier]}
+    values |= {"paper": [section.values for section in paper]} if paper else {}
     values |= {"continual": [section.values for section in continual]} if continual else {}
     _write(context, "report.md", report_markdown(comparison, [*compared, *parts, *sections]))
     _write(context, "index.html", html(comparison, plots, sections, parts, ITEMS_PAGE if page else "", compared))

@@ -17,17 +17,19 @@ from pipeline.training.recipe import forecast_training, train, training_params
 from pipeline.training.settings import Settings
 from pipeline.training.tracking.track import tracked_inputs
 
-MIXING = ("overlong", "shares")
+MIXING = ("overlong", "shares", "batch_unit")
 
 
 @dataclass(frozen=True)
 class Params(Settings):
-    """`conf/sft`: the settings of training, what trains, what is tracked, and what becomes of long conversations."""
+    """`conf/sft`: the settings of training, what trains, what is tracked, what becomes of long conversations, and
+    what a batch counts."""
 
     strategy: Mapping[str, Any]
     track: Mapping[str, Any] | None
     overlong: str
     shares: Any
+    batch_unit: str
 
 
 STAGE = Stage(
@@ -46,6 +48,8 @@ def forecast(request: Request) -> Forecast:
 
     params = request.params
     check_overlong(params["overlong"])
+    if params["batch_unit"] not in ("rows", "examples"):
+        raise ValueError(f"batch_unit={params['batch_unit']!r} must be rows (of seq_len tokens) or examples")
     strategy = build(params["strategy"], "strategy")
     known, lines = forecast_training("sft", request, strategy, MIXING)
     return Forecast(known | {"chat_template": True}, lines)

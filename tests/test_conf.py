@@ -189,7 +189,12 @@ def test_the_papers_run(tmp_path):
     }  # fmt: skip
     assert pretrain["strategy"]["_target_"].endswith("NewBlocks") and sft["strategy"]["_target_"].endswith("Full")
     assert pretrain["spike_sigmas"] is None and sft["spike_sigmas"] is None  # the paper skips no step
-    assert set(cell.benchmarks) >= {"arc_challenge_25", "hellaswag_10", "mmlu_5", "truthfulqa", "gsm8k", "unfair_tos"}
+    assert sft["batch_unit"] == "examples"  # as the paper counts; 128 packed rows are 3 to 12 times as many
+    columns = {"arc_challenge_25", "hellaswag_10", "mmlu_5", "truthfulqa", "winogrande_5", "gsm8k", "gsm8k_pot",
+               "humaneval", "mbpp"}  # fmt: skip
+    assert set(cell.benchmarks) == columns | {"domain", "lambada_perplexity", "unfair_tos", "wikitext", "drift"}
+    launched = cell.models["post-pretrained"].settings["launch"]
+    assert (launched["sharding"], launched["num_processes"]) == ("fsdp2", 16)
     weights = {s["weight"] for s in cell.data["data/pretrain"].params["data"]["sources"].values()}
     assert weights == {1.0, 1.5}
 

@@ -12,11 +12,15 @@ import numpy as np
 from pipeline.data.chat.encoder import ChatEncoder
 from pipeline.data.chat.template import TemplateSettings
 from pipeline.data.corpus import read_sources
+from pipeline.data.packing.examples import ExampleStream
 from pipeline.data.packing.mixture import PackedStream, Packing
 from pipeline.data.packing.rows import Overlong, Span, build_row, cut
 from pipeline.data.packing.schedule import Replay, Shares, check_replay
 from pipeline.data.tokens.store import TokenStore, open_store
 from pipeline.data.tokens.text_encoder import TextEncoder
+
+BATCH_UNITS = {"rows": PackedStream, "examples": ExampleStream}
+"""What a batch counts: rows of seq_len tokens, or examples, which are packed into as few rows as will do."""
 
 
 def open_stream(
@@ -27,8 +31,11 @@ def open_stream(
     packing: Packing | None = None,
     shares: Shares = None,
     replay: Replay = None,
+    batch_unit: str = "rows",
 ) -> PackedStream:
     """The mixture of all sources in a data artifact, packed; `overlong` is given for chats and only for them.
+
+    batch_unit: what a batch counts, see `BATCH_UNITS`.
 
     shares, replay: see `schedule.schedule`; general text is opened only where some of it is asked for.
 
@@ -44,25 +51,21 @@ def open_stream(
     sources = {**manifest["sources"], **general}
     stores = [open_store(directory, name) for name in sources]
     weights = {name: source["weight"] for name, source in sources.items()}
-    return PackedStream(
+    return BATCH_UNITS[batch_unit](
         stores, weights, seq_len, seed, overlong, packing=packing, shares=shares, replay=replay, general=list(general)
     )
 
 
-def rows_ahead(data: Path | None, params: Mapping[str, Any], mixing: Sequence[str]) -> Callable[[float], float] | None:
-    """Returns a function from epochs to rows, as the packer itself will lay them; None for data that are not
-    prepared.
+def stream_ahead(
+    data: Path | None, params: Mapping[str, Any], mixing: Sequence[str]
+) -> Callable[[], PackedStream] | None:
+    """Returns what opens the stream that a stage will train on; None for data that are not prepared.
 
-    params: of the stage that will train on them; mixing: those of its keys that `open_stream` takes.
+    params: of the stage; mixing: those of its keys that `open_stream` takes.
     """
     if data is None:
         return None
-
-    def rows_of(num_passes: float) -> float:
-        stream = open_stream(data, params["seq_len"], params["seed"], **{key: params[key] for key in mixing})
-        return stream.rows_of(num_passes)
-
-    return rows_of
+    return lambda: open_stream(data, params["seq_len"], params["seed"], **{key: params[key] for key in mixing})
 
 
 def unused(directory: Path) -> dict[str, Any]:

@@ -79,10 +79,11 @@ def fit(
         StoppedError: the runtime asked for it.
     """
     accelerator = _accelerator(settings, runtime, device)
-    num_steps, rows = settings.total_steps(stream.rows_of), check_rows(stream, validation)
+    num_steps, rows = settings.total_steps(stream), check_rows(stream, validation)
+    num_tokens = num_steps * settings.batch_size * stream.unit_tokens
     expected = expect(accelerator, source, strategy, settings, device.knobs) if device.preflight else None
     with loading_explained(settings, device.knobs):
-        ready = _prepare(accelerator, source, strategy, settings, num_steps, device)
+        ready = _prepare(accelerator, source, strategy, settings, num_tokens, device)
     frozen_before = _hashes(ready.frozen)
     with fp32_matmul(ready.facts["fp32_matmul"]):
         same = SameRows(ready.loss_model, ready.trainable, accelerator.device, settings.precision, runtime.micro_batch)
@@ -130,7 +131,7 @@ def _accelerator(settings: Settings, runtime: Runtime, device: Device) -> Any:
 
 
 def _prepare(
-    accelerator: Any, source: Path, strategy: Strategy, settings: Settings, num_steps: int, device: Device
+    accelerator: Any, source: Path, strategy: Strategy, settings: Settings, num_tokens: float, device: Device
 ) -> Prepared:
     check_penalties(strategy.penalties, device.layout.sharding)
     loaded = load(source, dtype=loaded_dtype(source, settings))
@@ -168,7 +169,7 @@ def _prepare(
     model.train()
     base = base_copy(loaded, accelerator.device) if needs_base(penalties) else None
     # A product and a sum for each weight and token, forwards and backwards.
-    num_flops = 4.0 * counts["num_parameters"] * num_steps * settings.batch_size * settings.seq_len
+    num_flops = 4.0 * counts["num_parameters"] * num_tokens
     wide = choose_fp32_matmul(device.fp32_matmul, accelerator.device, settings.precision, device.compile)
     compiled = choose_compile(device.compile, accelerator.device, num_flops, settings.precision, wide)
     if apart:

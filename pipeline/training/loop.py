@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from pipeline.records.curves import METRICS, METRICS_FILE, StepRecord, ValidationRecord
-from pipeline.training.cost.throughput import Throughput
+from pipeline.training.cost.throughput import Throughput, padding_of
 from pipeline.training.journal import Journal
 from pipeline.training.kernels.document_separation import IGNORED
 from pipeline.training.kernels.routers import Routers
@@ -92,7 +92,6 @@ class _Run:
     def run(self) -> dict[str, Any]:
         self._resume()
         self.throughput = Throughput(self.num_steps, self.step, self.runtime.cost, self.accelerator.num_processes)
-        rows = iter(self.stream)
         saved_at = time.monotonic()
         if self._measuring_is_due():
             self._measure()
@@ -100,7 +99,7 @@ class _Run:
             began = time.monotonic()
             if compiling := self._compiling("step"):
                 self.runtime.progress(step=self.step, total=self.num_steps, note=f"the first step{compiling}")
-            self._advance([next(rows) for _ in range(self.settings.batch_size)])
+            self._advance(self.stream.batch(self.settings.batch_size))
             self.runtime.deadline.took("step", time.monotonic() - began)
             if self._measuring_is_due():
                 if agree(self.accelerator, self.runtime.deadline.reached("validation"))[0]:
@@ -178,7 +177,7 @@ class _Run:
             self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         self.step += 1
-        self.tokens += len(rows) * settings.seq_len
+        self.tokens += sum(int((~padding_of(row)).sum()) for row in rows)
         self.samples += sum(len(row.get("spans", ())) for row in rows)
         self.throughput.add(rows)
         return StepRecord(

@@ -97,7 +97,7 @@ def forecast_training(
     Raises:
         ValueError: it cannot be run: what is wrong and what to change.
     """
-    from pipeline.data.prepared import rows_ahead
+    from pipeline.data.prepared import stream_ahead
     from pipeline.training.cost.forecast import tell
 
     check_penalties(strategy.penalties, request.launch.get("sharding", "none"))
@@ -113,7 +113,7 @@ def forecast_training(
         )
     getattr(strategy, "check", lambda *_: None)(facts["num_blocks"], facts["expanded"])
     check_general_text(strategy, params["seq_len"], request.launch.get("sharding", "none"))
-    ahead = rows_ahead(request.inputs["data"].directory, params, mixing)
+    ahead = stream_ahead(request.inputs["data"].directory, params, mixing)
     return facts, tell(facts["shape"], strategy, params, request.launch, ahead, request.earlier)
 
 
@@ -191,7 +191,7 @@ def train(
     params, settings = workspace.params, Settings.of(workspace.params)
     runtime, device = launch_options(workspace.launch, workspace.directory, workspace.progress, workspace.should_stop)
     stream = open_stream(data, settings.seq_len, settings.seed, **{key: params[key] for key in mixing})
-    stream.set_length(settings.total_steps(stream.rows_of) * settings.batch_size, settings.last_row(stream.rows_of))
+    stream.set_length(settings.total_steps(stream) * settings.batch_size, settings.last_unit(stream))
     tokenizer = load_tokenizer(source)
     validation = validation_rows(data, tokenizer, settings.seq_len, settings.validation_tokens)
     tracking = _tracking(workspace, source, texts_of, base)

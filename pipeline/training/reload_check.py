@@ -78,7 +78,7 @@ def check_rows(stream: RowStream, validation: Mapping[str, Sequence[Row]]) -> li
     found = [row for row in chain.from_iterable(validation.values()) if _has_labels(row)]
     if not found:
         state = stream.state_dict()
-        found = [row for row, _ in zip(iter(stream), range(NUM_ROWS), strict=False)]
+        found = list(stream.batch(NUM_ROWS))
         stream.load_state_dict(state)
     return [_cut(row) for row in sorted(found, key=_stop)[:NUM_ROWS]]
 

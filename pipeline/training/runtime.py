@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -20,13 +20,16 @@ class StoppedError(Exception):
 
 
 class RowStream(Protocol):
-    """An endless, resumable iterator of packed rows.
+    """An endless, resumable stream of batches of packed rows; a batch counts units, rows or examples.
 
     A row may hold "spans", int64[N, 4]: what it was made of (source, document, first token, token after the last).
     """
 
-    def __iter__(self) -> Iterator[Row]: ...
-    def rows_of(self, num_passes: float) -> float: ...
+    @property
+    def unit_tokens(self) -> float: ...
+    def batch(self, size: int) -> Sequence[Row]: ...
+    def units_of_tokens(self, num_tokens: int) -> int: ...
+    def units_of_passes(self, num_passes: float) -> float: ...
     def state_dict(self) -> dict[str, Any]: ...
     def load_state_dict(self, state: Mapping[str, Any]) -> None: ...
 

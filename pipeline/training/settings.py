@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import importlib.util
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import MISSING, dataclass, field, fields
-from typing import Any
+from typing import Any, Protocol
 
 from pipeline.models.directory import FORMS
 from pipeline.typed import check_fields
@@ -21,17 +21,24 @@ ROUTER_BALANCE = 0.01
 """The `router_balance` of params that name none: most models have no routers."""
 
 
+class Units(Protocol):
+    """A stream that knows how many units of a batch, rows or examples, a length takes."""
+
+    def units_of_tokens(self, num_tokens: int) -> int: ...
+    def units_of_passes(self, num_passes: float) -> float: ...
+
+
 @dataclass(frozen=True)
 class Settings:
     """One field for each key of conf/pretrain and conf/sft; the defaults live there.
 
-    Exactly one of `num_steps`, `num_tokens` and `num_epochs` sets the length. `batch_size` counts rows of `seq_len`
-    tokens over all processes and micro batches of one optimizer step. `frozen_dtype` holds what does not train in fewer
-    bits: see `training.methods.quantised`. `router_balance` is the weight of `training.methods.router_balance`, where a
-    router trains; None: it is left out. `save` is the form of the result: "full", or "delta" to write what
-    trained alone and refer to the source's files for the rest. `schedule`, `warmup_from`, `decay` and `decay_ratio`
-    stand in params where they have an effect alone: see `training.methods.schedule`. So does another `router_balance`
-    than `ROUTER_BALANCE`.
+    Exactly one of `num_steps`, `num_tokens` (padding is none) and `num_epochs` sets the length. `batch_size` counts the
+    units of the stream, rows of `seq_len` tokens or examples, over all processes and micro batches of one optimizer
+    step. `frozen_dtype` holds what does not train in fewer bits: see `training.methods.quantised`. `router_balance` is
+    the weight of `training.methods.router_balance`, where a router trains; None: it is left out. `save` is the form of
+    the result: "full", or "delta" to write what trained alone and refer to the source's files for the rest. `schedule`,
+    `warmup_from`, `decay` and `decay_ratio` stand in params where they have an effect alone: see
+    `training.methods.schedule`. So does another `router_balance` than `ROUTER_BALANCE`.
     """
 
     seq_len: int
@@ -115,17 +122,23 @@ class Settings:
         check_fields(cls, values)
         return cls(**values)
 
-    def total_steps(self, rows_of: Callable[[float], float]) -> int:
-        """Optimizer steps of the whole run; `rows_of`: from epochs to rows; called only for a length in epochs."""
+    def total_steps(self, stream: Units) -> int:
+        """Optimizer steps of the whole run."""
         if self.num_steps is not None:
             return self.num_steps
         if self.num_tokens is not None:
-            return max(1, math.ceil(self.num_tokens / (self.batch_size * self.seq_len)))
-        return max(1, math.ceil(rows_of(self.num_epochs or 0) / self.batch_size))
+            return max(1, math.ceil(stream.units_of_tokens(self.num_tokens) / self.batch_size))
+        return max(1, math.ceil(stream.units_of_passes(self.num_epochs or 0) / self.batch_size))
 
-    def last_row(self, rows_of: Callable[[float], float]) -> int | None:
-        """How many rows the epochs asked for take, which may be fewer than the steps hold; None for another length."""
-        return None if self.num_epochs is None else max(1, math.ceil(rows_of(self.num_epochs)))
+    def least_steps(self) -> int | None:
+        """The fewest that the run can have, whatever its data; None for a length in epochs."""
+        if self.num_tokens is None:
+            return self.num_steps
+        return max(1, math.ceil(self.num_tokens / (self.batch_size * self.seq_len)))
+
+    def last_unit(self, stream: Units) -> int | None:
+        """How many units the epochs asked for take, which may be fewer than the steps hold; None for another length."""
+        return None if self.num_epochs is None else max(1, math.ceil(stream.units_of_passes(self.num_epochs)))
 
     def check_length(self, max_position_embeddings: int | None) -> None:
         """Raise ValueError where rows are longer than the model's positions."""

@@ -7,7 +7,7 @@ import json
 import numpy as np
 import pytest
 
-from pipeline.data.prepared import keep_chat_template, open_stream, rows_ahead, unused, validation_rows
+from pipeline.data.prepared import keep_chat_template, open_stream, stream_ahead, unused, validation_rows
 from pipeline.data.tokens.store import write_store
 from pipeline.models.architecture.tiny import CHAT_TEMPLATE, byte_tokenizer
 
@@ -85,11 +85,12 @@ def test_rows_are_foreseen_as_the_packer_lays_them(text_data):
     manifest = json.loads((text_data / "sources.json").read_text())
     (text_data / "sources.json").write_text(json.dumps({**manifest, "replay": {"web": {"weight": 1.0}}}))
     params = {"seq_len": 300, "seed": 3, "packing": "first_fit", "shares": None, "replay": 0.0}
-    found = rows_ahead(text_data, params, ("packing", "shares", "replay"))(2.0)
+    found = stream_ahead(text_data, params, ("packing", "shares", "replay"))().units_of_passes(2.0)
     stream = open_stream(text_data, 300, 3, packing="first_fit")
     stream.set_length(1000, int(found))
     spans = [span for _ in range(1000) for span in stream.plan()]
     assert len(spans) == 2 * len(set(spans)) == 16
     assert found > 2 * stream.tokens["a"] / 2 / 300
-    assert rows_ahead(text_data, {**params, "replay": 0.5}, ("packing", "shares", "replay"))(2.0) > 1.5 * found
-    assert rows_ahead(None, params, ()) is None
+    replayed = stream_ahead(text_data, {**params, "replay": 0.5}, ("packing", "shares", "replay"))()
+    assert replayed.units_of_passes(2.0) > 1.5 * found
+    assert stream_ahead(None, params, ()) is None

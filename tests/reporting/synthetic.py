@@ -197,6 +197,7 @@ def params(variants: list[dict[str, Any]], **changes: Any) -> dict[str, Any]:
         "power": 0.8,
         "items": {"per_benchmark": 20, "characters": 200},
         "card": {"license": None, "language": None, "origins": {}},
+        "paper": {},
         "variants": variants,
         "benchmarks": BENCHMARKS,
         **changes,

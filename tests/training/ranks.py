@@ -2,9 +2,9 @@
 
 The library is imported once and every rank is forked before any thread exists, so that a run costs its steps alone.
 A run is {"source", "directory", "world", "stop_after", "told", "strategy", "launch", "settings", "track", "base",
-"die_after", "kill"}. `told`: the ranks that learn that they should stop. `track`: changes to what is tracked, against
-the model in `base`. `die_after`: steps after which this process raises. `kill` is {"sign", "number", "after_s"}:
-SIGKILL to all ranks so long after as many files that match the sign have newly appeared.
+"die_after", "kill", "unit"}. `told`: the ranks that learn that they should stop. `track`: changes to what is tracked,
+against the model in `base`. `unit`: what a batch counts. `die_after`: steps after which this process raises. `kill` is
+{"sign", "number", "after_s"}: SIGKILL to all ranks so long after as many files that match the sign have newly appeared.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ import torch
 from transformers.models.llama import modeling_llama  # noqa: F401
 
 from pipeline.data.packing.mixture import PackedStream
+from pipeline.data.prepared import BATCH_UNITS
 from pipeline.data.sources.documents import LocalFiles, Text
 from pipeline.data.tokens.store import TokenStore
 from pipeline.training.device import launch_options
@@ -76,7 +77,8 @@ def general_rows(reader: object) -> list[list[int]]:
 
 
 def stream_of(run: dict) -> PackedStream:
-    return PackedStream([chats(run.get("num_chats", 90))], {"a": 1.0}, SETTINGS["seq_len"], 0, "truncate")
+    kind = BATCH_UNITS[run.get("unit", "rows")]
+    return kind([chats(run.get("num_chats", 90))], {"a": 1.0}, SETTINGS["seq_len"], 0, "truncate")
 
 
 def train(run: dict) -> dict:

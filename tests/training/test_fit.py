@@ -1,6 +1,7 @@
 """Training: resumes to the bit, does not move what is frozen, and means the same at any micro batch."""
 
 import json
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -286,15 +287,16 @@ def test_rows_longer_than_the_model():
 
 
 def test_lengths_in_tokens_and_epochs():
-    assert settings(num_steps=None, num_tokens=1000).total_steps(lambda passes: 0) == 4
-    assert settings(num_steps=None, num_epochs=2.0).total_steps(lambda passes: 10 * passes) == 5
+    units = SimpleNamespace(units_of_tokens=lambda tokens: tokens / 64, units_of_passes=lambda passes: 10 * passes)
+    assert settings(num_steps=None, num_tokens=1000).total_steps(units) == 4
+    assert settings(num_steps=None, num_epochs=2.0).total_steps(units) == 5
 
 
 def test_a_run_of_one_epoch_sees_every_span_once_and_its_last_step_ends_with_empty_rows(expanded, store, tmp_path):
     chosen = settings(num_steps=None, num_epochs=1.0, batch_size=7)
     stream = PackedStream([store], {"a": 1.0}, chosen.seq_len, 0)
-    rows, steps = chosen.last_row(stream.rows_of), chosen.total_steps(stream.rows_of)
-    assert rows == stream.rows_of(1) < 7 * steps
+    rows, steps = chosen.last_unit(stream), chosen.total_steps(stream)
+    assert rows == stream.units_of_passes(1) < 7 * steps
     stream.set_length(7 * steps, rows)
     runtime, device = launch_options(LAUNCH, tmp_path, lambda **_: None, lambda: False)
     metrics = fit(expanded, tmp_path / "model", NewBlocks(), chosen, stream, {}, runtime, device)

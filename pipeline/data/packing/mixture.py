@@ -69,7 +69,7 @@ class PackedStream(Iterator[dict[str, np.ndarray]]):
         found = {self._groups[index] for index in self._domain}
         # The group of all sources of the domain, if they are one.
         self._whole = found.pop() if len(found) == 1 else None
-        self._rows_of: dict[int, int] = {}
+        self._units_until: dict[int, int] = {}
         self._length: int | None = None
         self._last: int | None = None
         self._begin()
@@ -107,6 +107,19 @@ class PackedStream(Iterator[dict[str, np.ndarray]]):
         self._length, self._last = num_rows, last if self.packing == "first_fit" else None
         self.mixture.num_tokens = num_rows * self.seq_len
 
+    @property
+    def unit_tokens(self) -> float:
+        """Tokens of a unit that `batch` counts: at most, of a row."""
+        return self.seq_len
+
+    def batch(self, size: int) -> list[dict[str, np.ndarray]]:
+        """The rows of a batch of so many units: rows, as they come."""
+        return [self._arrays(row) for row in self.plan_batch(size)]
+
+    def plan_batch(self, size: int) -> list[list[Span]]:
+        """The spans of each row of a batch."""
+        return [self.plan() for _ in range(size)]
+
     def plan(self) -> list[Span]:
         """The spans of the next row. Raises ValueError if the shares follow a schedule and the length is not known."""
         if not self.mixture.schedule.constant and self._length is None:
@@ -127,7 +140,9 @@ class PackedStream(Iterator[dict[str, np.ndarray]]):
         return build_row(row, self.stores, self.seq_len)
 
     def __next__(self) -> dict[str, np.ndarray]:
-        row = self.plan()
+        return self._arrays(self.plan())
+
+    def _arrays(self, row: Sequence[Span]) -> dict[str, np.ndarray]:
         return {**self.read(row), "spans": np.array(row, dtype=np.int64).reshape(-1, 4)}
 
     def _fill(self) -> list[Span]:
@@ -149,14 +164,24 @@ class PackedStream(Iterator[dict[str, np.ndarray]]):
         return (self._last or self._length or 0) * self.seq_len or 1
 
     def _first_fit(self) -> list[Span]:
-        def draw(ahead: int) -> tuple[Span, int]:
-            # By the place the span will have: the tokens drawn fall behind where rows have padding.
-            span = self.mixture.next((self.num_rows * self.seq_len + ahead) / self._room)
-            return span, self.mixture.epochs[span.source]
+        return self._window.row(self.seq_len, self._draw)
 
-        return self._window.row(self.seq_len, draw)
+    def _draw(self, ahead: int) -> tuple[Span, int]:
+        """A span and which pass over its source it belongs to."""
+        # By the place the span will have: the tokens drawn fall behind where rows have padding.
+        span = self.mixture.next((self.num_rows * self.seq_len + ahead) / self._room)
+        return span, self.mixture.epochs[span.source]
 
-    def rows_of(self, num_passes: float) -> float:
+    def units_of_tokens(self, num_tokens: int) -> int:
+        """Rows that so many tokens take, padding not counted, as long as the shares are those of the beginning."""
+        if self.packing == "fill":
+            return -(-num_tokens // self.seq_len)
+        fresh = self._afresh()
+        while sum(fresh._emitted) < num_tokens:
+            fresh.plan()
+        return fresh.num_rows
+
+    def units_of_passes(self, num_passes: float) -> float:
         """Rows that `num_passes` passes over the domain take, as long as the shares are those of the beginning.
 
         A pass places every document of the domain once. Where its sources are not seen equally often, and with packing
@@ -164,21 +189,21 @@ class PackedStream(Iterator[dict[str, np.ndarray]]):
         """
         whole = int(num_passes)
         if not self._ends_with_a_row:
-            return num_passes * self._rows_until(1)
-        done = self._rows_until(whole)
-        return done if whole == num_passes else done + (num_passes - whole) * (self._rows_until(whole + 1) - done)
+            return num_passes * self._count_until(1)
+        done = self._count_until(whole)
+        return done if whole == num_passes else done + (num_passes - whole) * (self._count_until(whole + 1) - done)
 
     @property
     def _ends_with_a_row(self) -> bool:
         return self.packing == "first_fit" and self._whole is not None
 
-    def _rows_until(self, num_passes: int) -> int:
-        if num_passes not in self._rows_of:
+    def _count_until(self, num_passes: int) -> int:
+        if num_passes not in self._units_until:
             fresh = self._afresh()
             while not fresh._has_done(num_passes):
                 fresh.plan()
-            self._rows_of[num_passes] = fresh.num_rows
-        return self._rows_of[num_passes]
+            self._units_until[num_passes] = fresh.num_rows
+        return self._units_until[num_passes]
 
     def _has_done(self, num_passes: int) -> bool:
         if self._ends_with_a_row and self._whole is not None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from math import isclose
 from typing import Any
@@ -59,6 +60,12 @@ class Window:
             group = self.groups[row[-1].source]
             if group != self.whole:
                 current[group] = self.passes[group]
+
+    def oldest(self, draw: Callable[[int], tuple[Span, int]]) -> Span:
+        """The next span in the order of the draw, but that none of a pass comes before all of the pass before it."""
+        while (found := self._find(sys.maxsize, self.passes, oldest=True)) is None:
+            self._draw(draw, 0)
+        return self._place(found)
 
     @property
     def _ending(self) -> bool:

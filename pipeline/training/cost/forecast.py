@@ -6,7 +6,7 @@ import socket
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from pipeline.models.architecture.shape import Shape, read_shape
 from pipeline.training.cost.flops import Cost, Trains, cost_of
@@ -14,10 +14,17 @@ from pipeline.training.cost.memory import Knobs, Memory, memory_of
 from pipeline.training.cost.tracking import TrackingCost, tracking_cost
 from pipeline.training.methods.penalty import needs_base, num_copies, with_penalties
 from pipeline.training.methods.strategy import Strategy
-from pipeline.training.settings import Settings
+from pipeline.training.settings import Settings, Units
 from pipeline.training.tracking.track import Track
 
 UNKNOWN_MODEL = "cost not known before the stage runs: this model's shape, or what the strategy trains in it, is not"
+
+
+class Stream(Units, Protocol):
+    """The stream that a stage will train on."""
+
+    @property
+    def unit_tokens(self) -> float: ...
 
 
 @dataclass(frozen=True)
@@ -25,8 +32,10 @@ class Forecast:
     """A training stage's cost.
 
     Attributes:
-        num_steps: None where it depends on data that are not prepared yet.
-        seq_len, batch_size: rows of a step over all processes.
+        num_steps: None where it depends on data that are not prepared yet, and is not bounded without.
+        is_exact: whether there are so many steps, and not at least so many.
+        unit_tokens, batch_size: of a step over all processes: what it counts, and the tokens of one.
+        at_most: whether a unit has at most so many tokens, and not so many on average.
         num_processes: that share a step.
         rank: of LoRA; 0 for other strategies.
         track, tracking: what is measured along the run, and at what cost; None: nothing.
@@ -36,9 +45,11 @@ class Forecast:
     num_trainable: int
     cost: Cost
     memory: Memory
-    seq_len: int
+    unit_tokens: int
     batch_size: int
     num_steps: int | None
+    is_exact: bool
+    at_most: bool
     num_processes: int
     rank: int = 0
     track: Track | None = None
@@ -46,8 +57,8 @@ class Forecast:
 
     @property
     def step_flops(self) -> float:
-        """At most: every row one document, every token labelled."""
-        return self.cost.of_rows(self.seq_len, self.batch_size)
+        """At most: every unit one document, every token labelled."""
+        return self.cost.of_rows(self.unit_tokens, self.batch_size)
 
     @property
     def flops(self) -> float | None:
@@ -64,13 +75,13 @@ def forecast(
     strategy: Strategy,
     params: Mapping[str, Any],
     launch: Mapping[str, Any],
-    rows_of: Callable[[float], float] | None = None,
+    ahead: Callable[[], Stream] | None = None,
 ) -> Forecast | None:
     """The cost of a training stage with these params on a model of this shape; None for a strategy not known here.
 
     Args:
         launch: the launch knobs.
-        rows_of: from epochs of the prepared data to rows; None: they are not prepared.
+        ahead: opens the stream of the prepared data; None: they are not prepared.
 
     Raises:
         ValueError: params that cannot be run.
@@ -81,17 +92,21 @@ def forecast(
     shape, trains = known
     held = needs_base(strategy.penalties), num_copies(strategy.penalties)
     memory = memory_of(shape, trains, settings, Knobs.of(launch), *held)
-    in_epochs = settings.num_epochs is not None
-    steps = None if in_epochs and rows_of is None else settings.total_steps(rows_of or (lambda _: 0))
+    by_examples = params.get("batch_unit") == "examples"
+    stream = ahead() if ahead and (by_examples or settings.num_steps is None) else None
+    steps = settings.least_steps() if stream is None else settings.total_steps(stream)
+    unit_tokens = settings.seq_len if stream is None else max(1, round(stream.unit_tokens))
     num_trainable, cost, track = trains.num_trainable(shape), cost_of(shape, trains), Track.of(params)
     return Forecast(
         num_parameters=shape.num_parameters + trains.num_added(shape),
         num_trainable=num_trainable,
         cost=with_penalties(cost, strategy.penalties),
         memory=memory,
-        seq_len=settings.seq_len,
+        unit_tokens=unit_tokens,
         batch_size=settings.batch_size,
         num_steps=steps,
+        is_exact=stream is not None or settings.num_steps is not None,
+        at_most=by_examples and stream is None,
         num_processes=launch["num_processes"],
         rank=trains.rank,
         track=track,
@@ -116,7 +131,7 @@ def tell(
     strategy: Strategy,
     params: Mapping[str, Any],
     launch: Mapping[str, Any],
-    rows_of: Callable[[float], float] | None,
+    ahead: Callable[[], Stream] | None,
     earlier: Callable[[], Iterable[Mapping[str, Any]]],
 ) -> list[str]:
     """What to tell a person of a training stage, whatever is known of its model.
@@ -124,10 +139,10 @@ def tell(
     Args:
         shape: of its model; None: not known.
         params, launch: of the stage.
-        rows_of: see `forecast`; asked only for a length in epochs.
+        ahead: see `forecast`; called only where a length depends on the data.
         earlier: gives the manifests of training runs, whose rates are this machine's.
     """
-    found = None if shape is None else forecast(shape, strategy, params, launch, rows_of)
+    found = None if shape is None else forecast(shape, strategy, params, launch, ahead)
     if found is None:
         return [UNKNOWN_MODEL]
     return lines(found, known_rate(earlier(), socket.gethostname(), params["precision"]))
@@ -168,11 +183,13 @@ def _memory_line(memory: Memory) -> str:
 
 
 def _flops_line(found: Forecast) -> str:
-    tokens = found.batch_size * found.seq_len
+    tokens = found.batch_size * found.unit_tokens
     share = found.step_flops / found.cost.six_nd(tokens)
     total = "steps not known before the data are prepared" if found.flops is None else f"{_big(found.flops)}FLOP in all"
-    steps = "" if found.num_steps is None else f" x {found.num_steps:,} steps"
-    return f"FLOPs       {_big(found.step_flops)}FLOP a step{steps}, {total}; {share:.0%} of 6ND"
+    at_least = "" if found.is_exact else "at least "
+    steps = "" if found.num_steps is None else f" x {at_least}{found.num_steps:,} steps"
+    most = "at most " if found.at_most else ""
+    return f"FLOPs       {most}{_big(found.step_flops)}FLOP a step{steps}, {total}; {share:.0%} of 6ND"
 
 
 def _time_line(found: Forecast, rate: tuple[float, str] | None) -> str:

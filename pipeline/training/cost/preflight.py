@@ -55,10 +55,10 @@ def check_labels(stream: Any, batch_size: int) -> None:
 
     Args:
         stream: a `RowStream`.
-        batch_size: rows of one step.
+        batch_size: units of one step.
     """
     state = stream.state_dict()
-    rows = [row for row, _ in zip(iter(stream), range(batch_size), strict=False)]
+    rows = stream.batch(batch_size)
     stream.load_state_dict(state)
     if not any((row["labels"] != IGNORED).any() for row in rows):
         raise ValueError(

@@ -60,8 +60,8 @@ class Throughput:
 
     @property
     def tokens_per_s(self) -> float:
-        """Training tokens per second of training, padding included."""
-        return self._tokens / self._seconds
+        """Tokens per second of training, without padding."""
+        return (self._tokens - self._padding) / self._seconds
 
     def seconds_left(self, step: int) -> float:
         """From the mean time of a step, with all that is in it; `step` steps are done."""

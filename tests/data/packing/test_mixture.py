@@ -186,7 +186,7 @@ def test_every_target_is_a_label_once_even_when_split():
 
 def test_rows_of_a_pass_hold_as_many_tokens_as_the_sources():
     stream = _stream()
-    rows = stream.rows_of(1)
+    rows = stream.units_of_passes(1)
     total = len(CODE.tokens) + len(MATHS.tokens)
     assert rows == -(-total // SEQ_LEN)
     assert stream.num_rows == 0

@@ -146,14 +146,14 @@ def test_a_resumed_schedule_continues_with_the_very_next_row(packing):
 
 
 def test_a_pass_is_of_the_domain():
-    rows = _stream(1, replay=0.5, general=["web"]).rows_of(1)
+    rows = _stream(1, replay=0.5, general=["web"]).units_of_passes(1)
     domain = sum(int(store.lengths.sum()) for store in STORES[:2])
     assert rows == pytest.approx(2 * domain / SEQ_LEN, rel=0.01)
 
 
 def test_a_changing_mixture_needs_a_length():
     stream = PackedStream(STORES, dict.fromkeys(NAMES, 1.0), SEQ_LEN, 3, replay=[[0, 0.1], [1, 0.2]], general=["web"])
-    assert stream.rows_of(1) > 0
+    assert stream.units_of_passes(1) > 0
     with pytest.raises(ValueError, match="call set_length first"):
         stream.plan()
 
@@ -187,7 +187,7 @@ def _small(num, num_sources, packing, num_epochs=1, seq_len=128):
     sizes = [num] if num_sources == 1 else [num // 4, num - num // 4]
     stores = [_uniform(f"s{i}", size, 5, 90, i) for i, size in enumerate(sizes)]
     stream = PackedStream(stores, {s.name: 1.0 for s in stores}, seq_len, 3, packing=packing)
-    rows = int(np.ceil(stream.rows_of(num_epochs)))
+    rows = int(np.ceil(stream.units_of_passes(num_epochs)))
     stream.set_length(-(-rows // 7) * 7, rows)
     return stream, -(-rows // 7) * 7
 
@@ -216,7 +216,7 @@ def test_first_fit_places_every_document_once_an_epoch_and_ends_with_it(num, num
 def test_fill_shows_every_token_once_an_epoch_but_for_those_of_an_open_row(num, num_sources):
     stream, _ = _small(num, num_sources, "fill")
     seen = Counter()
-    for _ in range(int(stream.rows_of(1))):
+    for _ in range(int(stream.units_of_passes(1))):
         seen.update((s.source, s.document, at) for s in stream.plan() for at in range(s.start, s.stop))
     total = sum(len(store.tokens) for store in stream.stores)
     assert len(seen) > total - SEQ_LEN and seen.total() - len(seen) < SEQ_LEN
@@ -241,7 +241,7 @@ def test_sources_seen_unequally_often_keep_their_order_of_passes_and_their_share
 @pytest.mark.parametrize("packing", ["fill", "first_fit"])
 def test_a_run_resumed_anywhere_around_an_epochs_end_continues_with_the_very_next_row(packing, num_sources):
     whole, num_rows = _small(60, num_sources, packing, 2)
-    end = int(whole.rows_of(1))
+    end = int(whole.units_of_passes(1))
     states, rows = [], []
     for _ in range(num_rows):
         states.append(json.dumps(whole.state_dict()))

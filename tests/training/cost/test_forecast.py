@@ -1,5 +1,6 @@
 """What dry_run tells of a training stage."""
 
+import re
 import subprocess
 import sys
 
@@ -16,8 +17,21 @@ SHAPE = shape_of(LLAMA).with_new(set(NEW))
 NEW_BLOCKS, OTHER = NewBlocks(), Lora(4, 8, 0.0, ["q_proj"])
 
 
-def told(shape=SHAPE, rows_of=None, earlier=(), launch=LAUNCH, strategy=NEW_BLOCKS, **changes):
-    return tell(shape, strategy, vars(settings(**changes)), launch, rows_of, lambda: earlier)
+def told(shape=SHAPE, stream=None, earlier=(), launch=LAUNCH, strategy=NEW_BLOCKS, unit="rows", **changes):
+    params = {**vars(settings(**changes)), "batch_unit": unit}
+    return tell(shape, strategy, params, launch, stream and (lambda: stream), lambda: earlier)
+
+
+class Stream:
+    """Units of 16 tokens on average, 40 of them a pass."""
+
+    unit_tokens = 16.4
+
+    def units_of_passes(self, num_passes):
+        return 40 * num_passes
+
+    def units_of_tokens(self, num_tokens):
+        return num_tokens / 16
 
 
 def manifest(finished="1", host="here", precision="fp32", rate=2e9):
@@ -55,9 +69,21 @@ def test_the_latest_rate_of_this_host_and_precision_counts():
     assert known_rate([], "here", "fp32") is None
 
 
-@pytest.mark.parametrize(("rows_of", "steps"), [(None, "steps not known"), (lambda passes: 40 * passes, "x 20 steps")])
-def test_epochs_need_the_data(rows_of, steps):
-    assert steps in told(num_steps=None, num_epochs=2.0, rows_of=rows_of)[2]
+@pytest.mark.parametrize(("stream", "steps"), [(None, "steps not known"), (Stream(), "x 20 steps")])
+def test_epochs_need_the_data(stream, steps):
+    assert steps in told(num_steps=None, num_epochs=2.0, stream=stream)[2]
+
+
+@pytest.mark.parametrize(("stream", "steps"), [(None, "x at least 4 steps"), (Stream(), "x 16 steps")])
+def test_tokens_without_padding_need_the_data(stream, steps):
+    assert steps in told(num_steps=None, num_tokens=1024, stream=stream)[2]
+
+
+def test_a_batch_of_examples_costs_what_its_tokens_do():
+    rows, unknown, known = told()[2], told(unit="examples")[2], told(unit="examples", stream=Stream())[2]
+    at_most, found = (float(line.split()[1]) for line in (rows, known))
+    assert "at most" in unknown and rows.split()[1] == unknown.split()[3] and "at most" not in rows + known
+    assert 0.15 < found / at_most < 0.25  # 16 tokens instead of 64, fewer pairs
 
 
 def test_what_is_not_known_is_said_so():
@@ -68,11 +94,14 @@ def test_full_training_costs_what_6nd_says_and_attention():
     assert "of 6ND" in told(strategy=Full())[2] and "frozen weights" not in told(strategy=Full())[1]
 
 
-def test_dry_run_shows_it(tmp_path):
+def test_dry_run_shows_it_and_that_the_papers_run_fits_its_80_gb_devices(tmp_path):
     command = [
-        sys.executable, "-m", "pipeline", "dry_run=true", "stage=pretrain", "experiment=llama_pro",
+        sys.executable, "-m", "pipeline", "dry_run=true", "stage=sft", "experiment=llama_pro",
         f"paths.outputs={tmp_path}",
     ]  # fmt: skip
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     assert "8,357,482,496; 1,619,066,880 train (19.4%)" in done.stdout
     assert "2.55 ZFLOP in all; 78% of 6ND" in done.stdout
+    assert "FLOPs       at most 28 PFLOP a step, steps not known" in done.stdout
+    needed = [float(found) for found in re.findall(r"memory +about ([\d.]+) GiB a process", done.stdout)]
+    assert needed == [26.3, 57.1] and max(needed) < 80e9 / 2**30

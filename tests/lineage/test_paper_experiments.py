@@ -1,0 +1,84 @@
+"""Every experiment of the paper plans at both sizes, with the paper's numbers in the plan."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+from pipeline.engine.run import runner
+from pipeline.lineage.build import build
+from pipeline.lineage.report import report_node
+from pipeline.reporting.paper.tables import asked_rows, paper_tables
+from tests.test_conf import CONF, composed
+
+EXPERIMENTS = sorted(f"paper/{path.stem}" for path in (CONF / "experiment" / "paper").glob("*.yaml"))
+MINT = ("humaneval", "mbpp", "gsm8k", "hotpotqa", "math", "mmlu", "theoremqa")
+FILES = {  # of the benchmarks that need files of others, in the folder that is given
+    "paper/mt_bench": ("question.jsonl", "judge_prompts.jsonl", "reference_answer/gpt-4.jsonl"),
+    "paper/mint": tuple(f"{task}/test_prompts.json" for task in MINT),
+}
+DEVICE_GIB = 80e9 / 2**30
+
+
+def folder(tmp_path: Path, experiment: str) -> list[str]:
+    for name in FILES.get(experiment, ()):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text("{}\n")
+    return [f"benchmark.{experiment.partition('/')[2]}.folder={tmp_path}"] if experiment in FILES else []
+
+
+def planned(tmp_path: Path, experiment: str, *overrides: str):
+    config = composed(f"experiment={experiment}", *overrides)
+    hashes = tmp_path.parent / "hashes"
+    variant = build(config, "default", hashes)
+    report = report_node(config["report"], config["name"], [variant], config["launch"])
+    return config, variant, runner.plan([*variant.targets("report"), report], tmp_path / "outputs", hashes)
+
+
+def check_rows(config, variant, text):
+    """Models that stand beside a row of the paper are made, and the plan has the row's numbers."""
+    asked = [(table, rows) for table, rows in asked_rows(config["report"]["paper"]) if rows]
+    assert asked
+    for table, rows in asked:
+        assert table.where in text
+        for model, row in rows.items():
+            if model in variant.models:
+                numbers = [value for value in table.rows[row].values() if value is not None]
+                assert re.search(rf"{re.escape(model)}: {re.escape(row)} .*{numbers[-1]:.2f}", text), (model, row)
+    return {model for _, rows in asked for model in rows}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("experiment", ["llama_pro", *EXPERIMENTS])
+def test_at_the_papers_size(tmp_path, experiment):
+    config, variant, text = planned(tmp_path, experiment, *folder(tmp_path, experiment))
+    assert check_rows(config, variant, text) <= set(variant.models)
+    assert config["model"]["num_blocks"] == 32 and config["launch"]["num_processes"] == 16
+    needed = [float(found) for found in re.findall(r"memory +about ([\d.]+) GiB a process", text)]
+    assert max(needed, default=0) < DEVICE_GIB
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("experiment", ["llama_pro", *EXPERIMENTS])
+def test_its_twin_needs_no_hub(tmp_path, experiment):
+    config, variant, text = planned(tmp_path, experiment, "scale=small")
+    left_out = check_rows(config, variant, text) - set(variant.models)
+    assert left_out <= {"add_32"}  # 30 blocks make no 32 groups
+    assert config["model"]["source"]["kind"] == "package" and config["launch"]["num_processes"] == 1
+    # its own conversations for one figure, but not those of the hub
+    assert not any("hub" in str(node.params) for node in variant.data.values())
+
+
+@pytest.mark.parametrize("experiment", EXPERIMENTS)
+def test_it_says_its_own_command(experiment):
+    lines = (CONF / "experiment" / f"{experiment}.yaml").read_text().splitlines()
+    assert lines[0] == "# @package _global_" and f"python -m pipeline experiment={experiment}" in lines[1]
+    assert "scale=small" in "\n".join(lines)
+
+
+def test_every_table_of_the_paper_has_an_experiment_or_waits_for_one(tmp_path):
+    named = set()
+    for experiment in ("llama_pro", *EXPERIMENTS):
+        asked = composed(f"experiment={experiment}", *folder(tmp_path, experiment))["report"]["paper"]
+        named |= {table.name for table, rows in asked_rows(asked) if rows}
+    assert set(paper_tables()) - named == {"trace", "metamath"}
