@@ -46,8 +46,8 @@ def forecast(request: Request) -> Forecast:
     if params["overlong"] not in ("truncate", "skip", "split"):
         raise ValueError(f"overlong={params['overlong']!r} must be truncate, skip or split")
     strategy = build(params["strategy"], "strategy")
-    known, lines = forecast_training("sft", request, strategy, MIXING)
-    return Forecast(known | {"chat_template": True}, lines)
+    known, lines, memory_bytes = forecast_training("sft", request, strategy, MIXING)
+    return Forecast(known | {"chat_template": True}, lines, memory_bytes)
 
 
 def facts(directory: Path) -> Mapping[str, Any]:

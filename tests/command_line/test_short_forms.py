@@ -35,7 +35,7 @@ def planned(monkeypatch, tmp_path, make_model, capsys):
     def plan(*arguments: str) -> list[Variant]:
         found: list[Variant] = []
 
-        def note(config, name, overrides) -> None:
+        def note(config, name, overrides, display=None) -> None:
             found.append(build(config, name, hashes))
 
         monkeypatch.setattr(driver, "run_variant", note)
