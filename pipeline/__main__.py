@@ -265,7 +265,7 @@ def _sweep(prepared: Prepared, sweep: Sweep) -> int:
     from pipeline.engine.sweep.driver import run_cells
     from pipeline.engine.sweep.table import counts, failures, plain_table
 
-    print(sweep.capacity or f"{len(prepared.cells) or 'cells'} one after another", file=sys.stderr)
+    print(sweep.capacity or "one cell after another", file=sys.stderr)
     cells = run_cells(sweep, prepared.cells, _hydra)
     told = failures(cells)
     try:

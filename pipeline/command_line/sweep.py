@@ -129,7 +129,7 @@ class _Asked:
         return BasicSweeper.split_arguments(self.parser.parse_overrides([*params, *own]), None)[0]
 
     def compose(self, words: Sequence[str]) -> DictConfig:
-        values = dict(zip(self.flags, [*self.flags[1:], ""], strict=True))
+        values = dict(zip(self.flags, self.flags[1:], strict=False))
         folder = next((values[flag] for flag in ("--config-dir", "-cd") if flag in values), None)
         more = [f"hydra.searchpath=[{written('x', f'file://{Path(folder).absolute()}')[2:]}]"] if folder else []
         name = next((values[flag] for flag in ("--config-name", "-cn") if flag in values), "config")

@@ -91,8 +91,7 @@ def _in_a_line(error: Exception, tell: Tell) -> str:
         print(text, file=sys.stderr, flush=True)
         return text.splitlines()[-1]
     if isinstance(error, StageError):
-        last = error.message.strip().splitlines()[-1]
-        return f"stage {error.stage} failed: {last}"
+        text = f"stage {error.stage} failed: {error.message}"
     return text.strip().splitlines()[0]
 
 
