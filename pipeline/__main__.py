@@ -6,7 +6,6 @@ import os
 import re
 import sys
 import warnings
-from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,6 +18,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from pipeline.command_line.answers import groups_of_options, show
 from pipeline.command_line.arguments import arrange, check_surroundings, in_utf8
+from pipeline.command_line.checks import check_whole
 from pipeline.command_line.reports import SETTINGS, planned_report, run_report, run_reports, wants_report
 from pipeline.command_line.resolvers import register
 from pipeline.command_line.selection import settle, without_sweep_of_others
@@ -50,7 +50,8 @@ Stages: base -> expand -> pretrain -> sft -> evaluate -> report; finished work i
   python -m pipeline stage=pretrain verify_resume=true      kill a short run, resume it, compare the bits
   python -m pipeline stage=pretrain expand.per_group=2      stop after a stage, override a knob
   python -m pipeline to=tuned                               stop after a model of the lineage
-  python -m pipeline -m expand.num_groups=1,2,3,5,6         a sweep, with one report
+  python -m pipeline -m expand.num_groups=1,2,3,5,6         a sweep, with one report; its cells side by side with
+                                                            hydra/launcher=joblib; python -m pipeline.sweep shows them
   python -m pipeline experiment=full_finetuning             a prepared experiment (conf/experiment)
   python -m pipeline model=tiny                             the whole job on a random model, in a minute
   python -m pipeline evaluate.gate.max_drop=0.02            exit 1 if more than 2 % of a kept ability was lost
@@ -136,30 +137,9 @@ def _resolved(cfg: DictConfig, hydra_config: DictConfig) -> tuple[dict[str, Any]
     given, own = (list(one) for one in (hydra_config.overrides.task, hydra_config.overrides.hydra))
     settle(cfg, given, hydra_config.runtime.choices, [one for one in own if one.startswith("hydra.searchpath=")])
     config: Any = OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)
-    _check_whole(config)
+    check_whole(config)
     overrides = [one for word in given for one in settings_of(word) if not NOT_IDENTITY.match(one)]
     return config, ",".join(sorted(overrides)) or "default", overrides
-
-
-def _check_whole(config: Mapping[str, Any]) -> None:
-    """Refuse a configuration that lacks one of its sections (`~expand`), or whose switches are neither true nor false.
-
-    Raises:
-        ConfigError: which one, and what to write.
-    """
-    for group in ("model", "expand", "pretrain", "sft", "items", "report", "launch", "evaluate", "paths"):
-        if group not in config:
-            skipped = f"; {group}=none leaves the stage out" if (CONF / group / "none.yaml").is_file() else ""
-            raise ConfigError(f"the config has no {group}, because ~{group} removes it{skipped}")
-    for switch in ("dry_run", "verify_resume"):
-        if type(found := config.get(switch)) is not bool:
-            raise ConfigError(f"{switch}={found!r} must be true or false")
-    texts = {"name": config.get("name"), "stage": config.get("stage")}
-    for key, found in (texts | {f"paths.{key}": path for key, path in config["paths"].items()}).items():
-        if type(found) is not str or not found:
-            raise ConfigError(f"{key}={found!r} must be text; what reads as a number needs quotes: '{key}=\"{found}\"'")
-    if ".." in Path(config["name"]).parts or Path(config["name"]).is_absolute():
-        raise ConfigError(f"name={config['name']!r} names folders below paths.outputs; it must not leave them")
 
 
 def run_variant(config: dict[str, Any], name: str, overrides: list[str], display: Display | None = None) -> str | None:

@@ -66,6 +66,7 @@ def _only_driver(sweep: Sweep) -> Iterator[None]:
     try:
         yield
     finally:
+        sweep.end()
         lock.release()
 
 

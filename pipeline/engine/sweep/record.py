@@ -23,7 +23,7 @@ from pipeline.engine.errors import ArtifactError
 from pipeline.engine.process.signals import alive, find_process
 from pipeline.engine.sources.hashes import read_object, write_atomic
 
-SWEEP, CELLS, LOCKS, STOP = "sweep.json", "cells", "locks", "stop"
+SWEEP, CELLS, LOCKS, STOP, END = "sweep.json", "cells", "locks", "stop", "end"
 WAITING, RUNNING, DONE, FAILED, STOPPED = "waiting", "running", "done", "failed", "stopped"
 ENDED = (DONE, FAILED, STOPPED)
 
@@ -118,13 +118,14 @@ class Sweep:
 
     @property
     def is_running(self) -> bool:
-        """Whether its driver runs."""
-        return runs(self.driver)
+        """Whether its driver runs it now."""
+        return runs(self.driver) and not self._has(END)
 
     def begin(self, cells: Iterable[Cell]) -> None:
         """Record it, with its cells waiting; what an earlier start left of others is removed."""
         shutil.rmtree(self.directory / CELLS, ignore_errors=True)
-        (self.directory / STOP).unlink(missing_ok=True)
+        for name in (STOP, END):
+            (self.directory / name).unlink(missing_ok=True)
         (self.directory / LOCKS).mkdir(parents=True, exist_ok=True)
         for cell in cells:
             self.write(cell)
@@ -162,7 +163,14 @@ class Sweep:
     @property
     def is_stopping(self) -> bool:
         """Whether its cells were asked to stop."""
-        file = self.directory / STOP
+        return self._has(STOP)
+
+    def end(self) -> None:
+        """Record that no cell runs any more."""
+        write_atomic(self.directory / END, self.run)
+
+    def _has(self, mark: str) -> bool:
+        file = self.directory / mark
         return file.is_file() and file.read_text(encoding="utf-8") == self.run
 
 
