@@ -128,7 +128,7 @@ def _carry_out(config: dict[str, Any], name: str, overrides: list[str], display:
         return run_variant(config, name, overrides, display)
 
 
-def _resolved(cfg: DictConfig, hydra_config: DictConfig) -> tuple[dict[str, Any], str, list[str]]:
+def _resolved(cfg: DictConfig, hydra_config: Any) -> tuple[dict[str, Any], str, list[str]]:
     """The whole config, the name that its overrides give the variant, and these overrides.
 
     Raises:

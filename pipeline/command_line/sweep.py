@@ -171,6 +171,11 @@ class _Asked:
             raise ConfigError(
                 f"sweep.max_parallel={asked} needs a launcher that runs cells side by side; add hydra/launcher=joblib"
             )
+        if self.launcher not in HERE and asked != AUTO:
+            raise ConfigError(
+                f"sweep.max_parallel={asked} is for cells on this machine, not for hydra/launcher={self.launcher}; see "
+                f"its settings: {', '.join(map(str, self.config.hydra.launcher))}"
+            )
         if self.launcher not in HERE[1:]:
             return None
         search = [word for word in self.of_hydra if word.startswith("hydra.searchpath=")]

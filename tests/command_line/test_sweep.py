@@ -142,6 +142,13 @@ def test_what_cannot_be_is_refused(asked, typed, answer):
         asked(*typed)
 
 
+@pytest.mark.parametrize("launcher", LAUNCHERS[1:])
+def test_a_clusters_launcher_has_its_own_limit(asked, launcher):
+    assert asked("-m", "hydra/launcher=submitit_slurm", "pretrain.lr=1,2").sweep.at_once is None
+    with pytest.raises(ConfigError, match=r"not for hydra/launcher=submitit_slurm.*array_parallelism"):
+        asked("-m", "hydra/launcher=submitit_slurm", "sweep.max_parallel=2", "pretrain.lr=1,2")
+
+
 @pytest.mark.parametrize("launcher", ["joblib", "submitit_local", "submitit_slurm"])
 def test_a_launcher_that_is_not_installed_is_named_with_its_extra(asked, monkeypatch, launcher):
     monkeypatch.setattr(module, "_is_installed", lambda package: False)

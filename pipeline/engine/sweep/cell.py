@@ -78,8 +78,8 @@ def _run(sweep: Sweep, cell: Cell, work: Work, tell: Tell) -> Cell:
 
 def lost(cell: Cell) -> Cell:
     """The cell as failed, because its process went without a word."""
-    times = f"{cell.starts} times" if cell.starts > 1 else "once"
-    error = f"its process was killed {times}, perhaps for want of memory; sweep.max_parallel=1 needs the least"
+    times = f"{cell.starts} times, perhaps for want of memory" if cell.starts else "before it began"
+    error = f"its process was killed {times}; what the workers wrote is in their log.txt"
     return replace(cell, state=FAILED, error=error, ended=time.time())
 
 

@@ -8,6 +8,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 
 import psutil
 from filelock import FileLock, Timeout
@@ -15,7 +16,7 @@ from filelock import FileLock, Timeout
 from pipeline.engine.errors import ConfigError, Interrupted
 from pipeline.engine.locks import describe
 from pipeline.engine.process.signals import alive, find_process
-from pipeline.engine.sweep.cell import MAX_STARTS, lost
+from pipeline.engine.sweep.cell import lost
 from pipeline.engine.sweep.record import ENDED, RUNNING, Cell, Sweep, load_sweep, runs
 from pipeline.engine.sweep.table import REFRESH_S, Live
 
@@ -24,7 +25,10 @@ SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 def run_cells(sweep: Sweep, cells: Sequence[Cell], launch: Callable[[], None]) -> list[Cell]:
-    """Have `launch` run all cells, again for those whose process was killed, and return them as they ended.
+    """Have `launch` run all cells, and return them as they ended.
+
+    Launchers may answer the death of one cell's process by killing the others. Those that were running are started
+    once more, one at a time: then only the one to blame dies again, and what was killed for want of memory has all.
 
     Args:
         cells: known beforehand; a sweeper that finds its cells as it goes has more.
@@ -37,19 +41,23 @@ def run_cells(sweep: Sweep, cells: Sequence[Cell], launch: Callable[[], None]) -
     """
     with _only_driver(sweep), _interrupts(sweep):
         sweep.begin(cells)
-        for _ in range(MAX_STARTS + 1):
-            before = _starts(sweep)
-            try:
-                launch()
-            except Exception:
-                if _starts(sweep) == before:
-                    raise
-            _wait(sweep)
-            if sweep.is_stopping:
-                raise Interrupted("all cells were stopped; what was built stays, and the same command resumes")
-            if all(cell.state in ENDED for cell in sweep.cells()):
-                break
+        while _launch_once(sweep, launch):
+            replace(sweep, at_once=1).save()
         return [cell if cell.state in ENDED else sweep.write(lost(cell)) for cell in sweep.cells()]
+
+
+def _launch_once(sweep: Sweep, launch: Callable[[], None]) -> bool:
+    """Launch all cells that have not ended; returns whether some are left that another launch may end."""
+    before = _starts(sweep)
+    try:
+        launch()
+    except Exception:
+        if _starts(sweep) == before and not sweep.is_stopping:
+            raise
+    _wait(sweep)
+    if sweep.is_stopping:
+        raise Interrupted("all cells were stopped; what was built stays, and the same command resumes")
+    return _starts(sweep) > before and not all(cell.state in ENDED for cell in sweep.cells())
 
 
 @contextlib.contextmanager

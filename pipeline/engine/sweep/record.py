@@ -129,6 +129,10 @@ class Sweep:
         (self.directory / LOCKS).mkdir(parents=True, exist_ok=True)
         for cell in cells:
             self.write(cell)
+        self.save()
+
+    def save(self) -> None:
+        """Write what cells read when they start."""
         record = {key: value for key, value in asdict(self).items() if key != "directory"}
         write_atomic(self.directory / SWEEP, json.dumps(record, indent=1) + "\n")
 

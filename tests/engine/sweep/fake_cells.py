@@ -1,6 +1,7 @@
 """A cell of a sweep as a process: python -m tests.engine.sweep.fake_cells SWEEP KEY. What it does, its command says.
 
-`ok`; `wait:FILE`, until there is one; `fail` with a message for a person; `crash`; `kill`, each time; `kill_once`.
+`ok`; `wait:FILE`, until there is one; `fail` with a message for a person; `crash`; `kill`, each time; `kill_once`;
+`meet`: waits until one was killed.
 """
 
 from __future__ import annotations
@@ -24,12 +25,17 @@ def work(sweep: Sweep, cell: Cell, display: Recording) -> None:
     what, _, file = cell.command.partition(":")
     while what == "wait" and not Path(file).exists():
         time.sleep(0.02)
+    while what == "meet" and not (sweep.directory / "killed").exists():
+        time.sleep(0.02)
+    if what == "meet" and cell.starts == 0:
+        time.sleep(0.5)  # so that it is killed as well
     if what == "fail":
         raise ConfigError("found 3, required 4\nand a second line")
     if what == "crash":
         raise KeyError("no such thing")
-    if what == "kill" or (what == "kill_once" and not (sweep.directory / "killed").exists()):
-        (sweep.directory / "killed").touch()
+    mark = sweep.directory / ("killed" if what == "kill" else f"killed-{cell.key}")
+    if what == "kill" or (what == "kill_once" and not mark.exists()):
+        mark.touch()
         os.kill(os.getpid(), signal.SIGKILL)
 
 

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
@@ -45,8 +46,11 @@ def cells_of(does) -> list[Cell]:
     return [Cell(f"{number:04d}-x", f"n={number}", what) for number, what in enumerate(does)]
 
 
-def run_all(sweep: Sweep, does) -> list[Cell]:
-    """As a launcher does: a process for each cell, all at once; an error where one of them ended badly."""
+def run_all(sweep: Sweep, does, kills_others: bool = False) -> list[Cell]:
+    """As a launcher does: a process for each cell, all at once; an error where one of them ended badly.
+
+    `kills_others`: as joblib's does, it kills the processes of all cells when that of one dies.
+    """
     cells = cells_of(does)
 
     def launch() -> None:
@@ -54,6 +58,11 @@ def run_all(sweep: Sweep, does) -> list[Cell]:
             subprocess.Popen([sys.executable, "-m", fake_cells.__name__, str(sweep.directory), cell.key], cwd=ROOT)
             for cell in cells
         ]
+        while kills_others and any(process.poll() is None for process in started):
+            if any(process.poll() for process in started):
+                for process in started:
+                    process.kill()
+            time.sleep(0.02)
         if any([process.wait() for process in started]):
             raise RuntimeError("a process of the launcher died")
 
@@ -79,6 +88,13 @@ def test_each_ends_as_it_does_and_the_rest_finish(tmp_path):
     assert counts(ended) == "3 done, 3 failed" and failures(ended[:1]) == ""
     again = run_all(sweep_of(tmp_path), ["ok", "ok"])  # the state of an earlier start is none of this one's
     assert [cell.state for cell in again] == ["done", "done"]
+
+
+def test_a_cell_that_is_killed_takes_none_down_for_good(tmp_path):
+    """Where the launcher kills all for the death of one, those that were running run again, and one fails."""
+    ended = run_all(sweep_of(tmp_path, at_once=4), ["ok", "meet", "kill", "meet", "ok"], kills_others=True)
+    assert [cell.state for cell in ended] == ["done", "done", "failed", "done", "done"]
+    assert ended[2].starts == 2 and load_sweep(tmp_path).at_once == 1
 
 
 def test_no_more_run_at_once_than_there_are_slots_and_a_dead_one_frees_its_own(tmp_path):
