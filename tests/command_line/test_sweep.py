@@ -236,7 +236,7 @@ def test_a_kill_loses_no_finished_cell(toys, launcher, killed):
     if killed == "cell":
         victim = next(cell for cell in load(toys).cells() if cell.state == "running")
         os.kill(victim.process["pid"], signal.SIGKILL)
-        wait_for(lambda: len(lines(toys / "runs")) > 3, (toys / "words").read_text)
+        wait_for(lambda: list(toys.glob("outputs/artifacts/toys.made/*.partial/step")), (toys / "words").read_text)
     else:
         running.kill()
         running.wait()
