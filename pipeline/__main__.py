@@ -6,7 +6,6 @@ import os
 import re
 import sys
 import warnings
-from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,24 +13,29 @@ import hydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException
 from hydra.types import RunMode
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
 from pipeline.command_line.answers import groups_of_options, show
 from pipeline.command_line.arguments import arrange, check_surroundings, in_utf8
+from pipeline.command_line.checks import check_whole
+from pipeline.command_line.reports import SETTINGS, planned_report, run_report, run_reports, wants_report
 from pipeline.command_line.resolvers import register
 from pipeline.command_line.selection import settle, without_sweep_of_others
 from pipeline.command_line.short_forms import help_lines, lengthened, literal_paths, settings_of
+from pipeline.command_line.sweep import Prepared, key_of, prepare, unknown_cell
 from pipeline.engine.errors import EXIT_INTERRUPTED, ConfigError, GateError, PipelineError
 from pipeline.engine.process.launch import threads_here
+from pipeline.engine.process.signals import GRACE_S
 
 if TYPE_CHECKING:
-    from pipeline.engine.graph import Node
-    from pipeline.lineage.variant import Variant
+    from pipeline.engine.run.display import Display
+    from pipeline.engine.sweep.capacity import Need
+    from pipeline.engine.sweep.record import Sweep
 
 # Keys that do not change what a cell is, so that they do not name it.
 NOT_IDENTITY = re.compile(
-    r"\+{0,2}(name|stage|to|dry_run|verify_resume|verify|launch|paths|report|hydra|evaluate\.gate)([.@=/]|$)"
+    r"\+{0,2}(name|stage|to|dry_run|verify_resume|verify|launch|paths|report|hydra|sweep|evaluate\.gate)([.@=/]|$)"
     r"|experiment=none$"
 )
 register()
@@ -46,7 +50,8 @@ Stages: base -> expand -> pretrain -> sft -> evaluate -> report; finished work i
   python -m pipeline stage=pretrain verify_resume=true      kill a short run, resume it, compare the bits
   python -m pipeline stage=pretrain expand.per_group=2      stop after a stage, override a knob
   python -m pipeline to=tuned                               stop after a model of the lineage
-  python -m pipeline -m expand.num_groups=1,2,3,5,6         a sweep, with one report
+  python -m pipeline -m expand.num_groups=1,2,3,5,6         a sweep, with one report; its cells side by side with
+                                                            hydra/launcher=joblib; python -m pipeline.sweep shows them
   python -m pipeline pretrain.schedule=wsd                  the rate's schedule: cosine, linear, constant or wsd
   python -m pipeline experiment=full_finetuning             a prepared experiment (conf/experiment)
   python -m pipeline expand=depth_upscale                   SOLAR: two overlapping copies of the stack, all trained
@@ -68,66 +73,79 @@ Groups, chosen by group=option (files in conf/):
 --cfg job prints the configuration, -m sweeps, --hydra-help names the rest.
 """
 CONF = Path(__file__).parent.parent / "conf"
-swept: list[dict[str, Any]] = []
 failed: list[Exception] = []
 formatted = warnings.formatwarning
 
 
-@hydra.main(config_path=str(CONF), config_name="config", version_base="1.3")
 def main(cfg: DictConfig) -> None:
-    """Run one configuration; in a sweep the report follows when all cells are done, and a cell may fail alone."""
-    sweep = HydraConfig.get().mode == RunMode.MULTIRUN
+    """Run one configuration, or a cell of a sweep wherever its launcher has it run."""
+    if directory := (cfg.get("sweep") or {}).get("directory"):
+        _cell(cfg, Path(directory))
+        return
     try:
-        hydra_config = HydraConfig.get()
-        given, own = (list(one) for one in (hydra_config.overrides.task, hydra_config.overrides.hydra))
-        settle(cfg, given, hydra_config.runtime.choices, [one for one in own if one.startswith("hydra.searchpath=")])
-        config: Any = OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)
-        _check_whole(config)
-        typed = [one for word in given for one in settings_of(word)]
-        overrides = [one for one in typed if not NOT_IDENTITY.match(one)]
-        if config["verify_resume"] and not config["dry_run"]:
-            verify_resume(config)
-            return
-        name = ",".join(sorted(overrides)) or "default"
-        if sweep and config["dry_run"]:
+        config, name, overrides = _resolved(cfg, HydraConfig.get())
+        if HydraConfig.get().mode == RunMode.MULTIRUN:
             print(f"\n== {name}")
-        with threads_here(config["launch"]):
-            broken = run_variant(config, name, overrides)
-        if _wants_report(config):
-            swept.append(config) if sweep else run_report(config)
+        broken = _carry_out(config, name, overrides)
+        if wants_report(config) and not config["dry_run"]:
+            run_report(config)
         if broken:
             raise GateError(broken)
     except (PipelineError, OmegaConfBaseException) as error:
-        show(error)
         failed.append(error)
+        show(error)
 
 
-def _check_whole(config: Mapping[str, Any]) -> None:
-    """Refuse a configuration that lacks one of its sections (`~expand`), or whose switches are neither true nor false.
+def _cell(cfg: DictConfig, directory: Path) -> None:
+    """A cell of the sweep that is kept in `directory`; the report follows when all are done."""
+    from pipeline.engine.sweep.cell import Recording, run_cell
+    from pipeline.engine.sweep.record import load_sweep
+
+    sweep, hydra_config = load_sweep(directory), HydraConfig.get()
+    number, words = int(hydra_config.job.num), list(hydra_config.overrides.task)
+    cell = sweep.read(key_of(number, words)) or unknown_cell(number, words)
+
+    def work(display: Recording) -> None:
+        config, name, overrides = _resolved(cfg, hydra_config)
+        if wants_report(config):
+            display.note(report={key: config[key] for key in SETTINGS})
+        if broken := _carry_out(config, name, overrides, display):
+            raise GateError(broken)
+
+    run_cell(sweep, cell, work, _told, float((cfg.get("launch") or {}).get("grace_s") or GRACE_S))
+
+
+def _told(error: Exception) -> str:
+    """Show an error that is meant for a person, and give its text; raise any other again."""
+    if isinstance(error, PipelineError | OmegaConfBaseException):
+        return show(error)
+    raise error
+
+
+def _carry_out(config: dict[str, Any], name: str, overrides: list[str], display: Display | None = None) -> str | None:
+    """All that a configuration asks for but its report. Returns what its gate found to be lost, if anything."""
+    if config["verify_resume"] and not config["dry_run"]:
+        verify_resume(config)
+        return None
+    with threads_here(config["launch"]):
+        return run_variant(config, name, overrides, display)
+
+
+def _resolved(cfg: DictConfig, hydra_config: Any) -> tuple[dict[str, Any], str, list[str]]:
+    """The whole config, the name that its overrides give the variant, and these overrides.
 
     Raises:
-        ConfigError: which one, and what to write.
+        ConfigError, OmegaConfBaseException: it is not one that can be run.
     """
-    for group in ("model", "expand", "pretrain", "sft", "items", "report", "launch", "evaluate", "paths"):
-        if group not in config:
-            skipped = f"; {group}=none leaves the stage out" if (CONF / group / "none.yaml").is_file() else ""
-            raise ConfigError(f"the config has no {group}, because ~{group} removes it{skipped}")
-    for switch in ("dry_run", "verify_resume"):
-        if type(found := config.get(switch)) is not bool:
-            raise ConfigError(f"{switch}={found!r} must be true or false")
-    texts = {"name": config.get("name"), "stage": config.get("stage")}
-    for key, found in (texts | {f"paths.{key}": path for key, path in config["paths"].items()}).items():
-        if type(found) is not str or not found:
-            raise ConfigError(f"{key}={found!r} must be text; what reads as a number needs quotes: '{key}=\"{found}\"'")
-    if ".." in Path(config["name"]).parts or Path(config["name"]).is_absolute():
-        raise ConfigError(f"name={config['name']!r} names folders below paths.outputs; it must not leave them")
+    given, own = (list(one) for one in (hydra_config.overrides.task, hydra_config.overrides.hydra))
+    settle(cfg, given, hydra_config.runtime.choices, [one for one in own if one.startswith("hydra.searchpath=")])
+    config: Any = OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)
+    check_whole(config)
+    overrides = [one for word in given for one in settings_of(word) if not NOT_IDENTITY.match(one)]
+    return config, ",".join(sorted(overrides)) or "default", overrides
 
 
-def _wants_report(config: dict[str, Any]) -> bool:
-    return config["stage"] == "report" and config["to"] is None
-
-
-def run_variant(config: dict[str, Any], name: str, overrides: list[str]) -> str | None:
+def run_variant(config: dict[str, Any], name: str, overrides: list[str], display: Display | None = None) -> str | None:
     """Build what `config` asks for, except the report. Returns what its gate found to be lost, if anything."""
     from pipeline.engine import artifact
     from pipeline.engine.run import runner
@@ -138,10 +156,10 @@ def run_variant(config: dict[str, Any], name: str, overrides: list[str]) -> str 
     variant = build(config, name, cache)
     targets = variant.targets(config["stage"], config["to"])
     if config["dry_run"]:
-        report = [_report_of(config, {variant.name: variant})] if _wants_report(config) else []
+        report = [planned_report(config, variant)] if wants_report(config) else []
         print(runner.plan([*targets, *report], outputs, cache))
         return None
-    directories = runner.run(targets, outputs, cache)
+    directories = runner.run(targets, outputs, cache, display=display)
     if config["stage"] not in AFTER or config["to"] is not None:
         return None
     save_variant(variant, outputs / "runs" / config["name"], overrides)
@@ -180,38 +198,6 @@ def verify_resume(config: dict[str, Any]) -> None:
     print(verdict)
 
 
-def run_report(config: dict[str, Any]) -> None:
-    """Compare all recorded cells of this run whose artifacts are still there, and show the result."""
-    from pipeline.engine import artifact
-    from pipeline.engine.run import runner
-
-    if config["dry_run"]:
-        return
-    outputs, cache, name = Path(config["paths"]["outputs"]), Path(config["paths"]["cache"]), config["name"]
-    node = _report_of(config, {})
-    directory = runner.run([node], outputs, cache)[node.fingerprint]
-    page = artifact.publish(directory, outputs / "reports" / name)
-    print((directory / "report.md").read_text())
-    print(f"report: {page / 'index.html'}")
-
-
-def _report_of(config: dict[str, Any], more: dict[str, Variant]) -> Node:
-    """The report over these variants and all recorded ones whose artifacts are still there."""
-    from pipeline.lineage.report import in_order, report_node
-    from pipeline.lineage.variant import load_variant
-
-    outputs, name = Path(config["paths"]["outputs"]), config["name"]
-    recorded = map(load_variant, (outputs / "runs" / name).glob("*/graph.json"))
-    variants = {variant.name: variant for variant in recorded if _is_complete(variant, outputs)} | more
-    return report_node(config["report"], name, in_order(variants.values()), config["launch"])
-
-
-def _is_complete(variant: Variant, outputs: Path) -> bool:
-    from pipeline.engine import artifact
-
-    return all(artifact.find(node, outputs) for node in variant.targets("report"))
-
-
 def _plainly(message: Any, category: type[Warning], filename: str, lineno: int, line: str | None = None) -> str:
     """Our own warnings without their place in our code, which is noise to who asked; a library's with it."""
     ours = any(Path(filename).is_relative_to(CONF.parent / part) for part in ("pipeline", "stages"))
@@ -225,14 +211,17 @@ def run() -> int:
         print(HELP.format(forms=help_lines(), groups=groups))
         return 0
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # errors reach us whole, and are shown below without a traceback
-    swept.clear()
     failed.clear()
     try:
         check_surroundings()
-        sys.argv[1:] = without_sweep_of_others(lengthened(arrange(literal_paths(sys.argv[1:]))))
-        main()
-        if swept:
-            run_report(swept[-1])
+        arguments = without_sweep_of_others(lengthened(arrange(literal_paths(sys.argv[1:]))))
+        prepared = prepare(arguments, _need)
+        sys.argv[1:] = prepared.arguments if prepared else arguments
+        if prepared and prepared.sweep:
+            return _sweep(prepared, prepared.sweep)
+        _hydra()
+        if prepared and prepared.capacity:
+            print(f"\n{prepared.capacity}")
     except KeyboardInterrupt as interrupt:
         print(f"stopped; {str(interrupt) or 'the same command resumes'}", file=sys.stderr)
         return EXIT_INTERRUPTED
@@ -242,7 +231,54 @@ def run() -> int:
     return 1 if failed else 0
 
 
-if __name__ == "__main__":
+def run_as_program() -> int:
+    """`run` in a process of its own."""
     in_utf8()
     warnings.formatwarning = _plainly
-    sys.exit(run())
+    return run()
+
+
+def _hydra() -> None:
+    """Have Hydra compose what the command line says, and run `main` for it: once, or for each cell."""
+    hydra.main(config_path=str(CONF), config_name="config", version_base="1.3")(main)()
+
+
+def _sweep(prepared: Prepared, sweep: Sweep) -> int:
+    """Run a sweep and its reports; returns the exit status, 1 if a cell failed."""
+    from pipeline.engine.sweep.driver import run_cells
+    from pipeline.engine.sweep.table import counts, failures, plain_table
+
+    print(sweep.capacity or "one cell after another", file=sys.stderr)
+    cells = run_cells(sweep, prepared.cells, _hydra)
+    told = failures(cells)
+    try:
+        run_reports(cell.report for cell in cells if cell.report)
+    finally:
+        print(f"\n{plain_table(cells)}\n{counts(cells)}", file=sys.stderr)
+        if told:
+            print(f"\n{told}\nrerun all that is left: {sweep.command}", file=sys.stderr)
+    return 1 if told else 0
+
+
+def _need(cfg: DictConfig) -> Need:
+    """What a cell of this composed config takes of the machine."""
+    from pipeline.engine.run import runner
+    from pipeline.engine.sweep.capacity import Need
+    from pipeline.lineage.build import build
+
+    with open_dict(cfg):
+        hydra_config = cfg.pop("hydra")
+    with warnings.catch_warnings():  # told when the cell runs
+        warnings.simplefilter("ignore")
+        config, name, _ = _resolved(cfg, hydra_config)
+        outputs, cache, launch = Path(config["paths"]["outputs"]), Path(config["paths"]["cache"]), config["launch"]
+        targets = build(config, name, cache).targets(config["stage"], config["to"])
+        memory_bytes = runner.peak_bytes(targets, outputs, cache)
+    return Need(memory_bytes, launch["num_processes"], launch["threads"], not launch["cpu"])
+
+
+if __name__ == "__main__":
+    # As pipeline.__main__, not __main__: a launcher's processes import `main` by that name.
+    from pipeline.__main__ import run_as_program
+
+    sys.exit(run_as_program())

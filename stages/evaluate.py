@@ -81,7 +81,13 @@ def forecast(request: Request) -> Forecast:
         from pipeline.evaluation.base import Workspace
 
         benchmark.check_rows(Workspace(request.path, request.names))
-    return Forecast()
+    return Forecast(memory_bytes=_weights_bytes(request))
+
+
+def _weights_bytes(request: Request) -> int | None:
+    """Of the models that it loads, in fp32; None where a shape is not known."""
+    shapes = [request.fact("shape", role) for role in ("model", "reference") if role in request.inputs]
+    return None if None in shapes else sum(4 * shape.num_parameters for shape in shapes)
 
 
 def check_network(params: dict[str, Any]) -> None:

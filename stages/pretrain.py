@@ -48,9 +48,9 @@ def forecast(request: Request) -> Forecast:
     if params["packing"] not in ("fill", "first_fit"):
         raise ValueError(f"packing={params['packing']!r} must be fill (no padding) or first_fit (no document cut)")
     strategy = build(params["strategy"], "strategy")
-    known, lines = forecast_training("pretrain", request, strategy, MIXING)
+    known, lines, memory_bytes = forecast_training("pretrain", request, strategy, MIXING)
     check_replay(params["replay"], request.fact("replay", "data") is not False)
-    return Forecast(known, lines)
+    return Forecast(known, lines, memory_bytes)
 
 
 def facts(directory: Path) -> Mapping[str, Any]:

@@ -51,8 +51,8 @@ def forecast(request: Request) -> Forecast:
     if params["batch_unit"] not in ("rows", "examples"):
         raise ValueError(f"batch_unit={params['batch_unit']!r} must be rows (of seq_len tokens) or examples")
     strategy = build(params["strategy"], "strategy")
-    known, lines = forecast_training("sft", request, strategy, MIXING)
-    return Forecast(known | {"chat_template": True}, lines)
+    known, lines, memory_bytes = forecast_training("sft", request, strategy, MIXING)
+    return Forecast(known | {"chat_template": True}, lines, memory_bytes)
 
 
 def facts(directory: Path) -> Mapping[str, Any]:

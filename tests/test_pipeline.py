@@ -196,6 +196,23 @@ def test_a_sweep_shares_what_it_can_and_ends_in_one_report(arguments, run_here, 
 
 
 @pytest.mark.slow
+def test_cells_side_by_side_end_in_the_report_of_those_that_finished(arguments, run_here, tmp_path):
+    pytest.importorskip("hydra_plugins.hydra_joblib_launcher")
+    arguments = [a for a in arguments if not a.startswith(("sft.", "data@sft", "expand.num_groups"))]
+    arguments += ["sft=none", "-m", "expand.num_groups=1,2,3", "hydra/launcher=joblib", "sweep.max_parallel=2"]
+    output, outputs = run_here(arguments, expect=1), tmp_path / "outputs"
+    assert "2 done, 1 failed" in output and "num_groups=3 does not divide the model's 4 blocks" in output
+    assert [len(artifacts(outputs, s)) for s in ("base", "data", "expand", "pretrain", "report")] == [1, 1, 2, 2, 1]
+    page = (outputs / "reports" / "demo" / "report.md").read_text()
+    assert "expand.num_groups=1" in page and "expand.num_groups=2" in page and "expand.num_groups=3" not in page
+    before = {p: p.stat().st_mtime_ns for p in outputs.rglob("manifest.json")}
+    command = [sys.executable, "-m", "pipeline.sweep", str(outputs), "--report"]
+    shown = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert shown.returncode == 0 and f"report: {outputs / 'reports' / 'demo' / 'index.html'}" in shown.stdout
+    assert {p: p.stat().st_mtime_ns for p in outputs.rglob("manifest.json")} == before
+
+
+@pytest.mark.slow
 def test_drift_is_measured_on_samples_that_a_sweep_draws_once(arguments, run_here, tmp_path):
     arguments = [a for a in arguments if not a.startswith(("sft.", "data@sft", "benchmark=", "expand.num_groups"))]
     run_here([*arguments, "sft=none", "benchmark=[domain,drift]", "expand.num_groups=1,2", "-m"])

@@ -16,11 +16,16 @@ from pipeline.command_line.short_forms import CONF, FORMS, hint
 from pipeline.engine.errors import ConfigError, PipelineError
 
 
-def show(error: Exception) -> None:
-    """An error for the person who asked: its kind, and what to change."""
+def show(error: Exception) -> str:
+    """An error for the person who asked: its kind, and what to change. Returns what it showed on stderr."""
+    told = _told(error)
+    print(told, file=sys.stderr, flush=True)
+    return told
+
+
+def _told(error: Exception) -> str:
     if isinstance(error, PipelineError):
-        print(f"{type(error).__name__}: {error}", file=sys.stderr)
-        return
+        return f"{type(error).__name__}: {error}"
     text = str(error).strip()
     if match := re.search(r"Could not override '([\w.]+)'", text):
         text = f"{match[1]} is not a key of the config{_nearest(match[1])}; `python -m pipeline --cfg job` prints all"
@@ -29,7 +34,7 @@ def show(error: Exception) -> None:
     elif "Missing mandatory value" in text:
         key = getattr(error, "full_key", None) or text.rpartition(" ")[2]
         text = f"{key} must be given: {key}=VALUE"
-    print(f"{ConfigError.__name__}: {text}", file=sys.stderr)
+    return f"{ConfigError.__name__}: {text}"
 
 
 def _nearest(path: str) -> str:

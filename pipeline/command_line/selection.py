@@ -15,7 +15,7 @@ from hydra.core.override_parser.types import Override
 from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf, open_dict
 
-from pipeline.command_line.short_forms import CONF, INSTEAD, settings_of
+from pipeline.command_line.short_forms import ALTERNATIVES, CONF, INSTEAD, settings_of
 from pipeline.engine.errors import ConfigError
 
 EXPERIMENT = "experiment"
@@ -36,6 +36,7 @@ def settle(config: DictConfig, typed: Sequence[str], choices: Mapping[str, Any],
     groups = {key for key in overrides if key in choices or (CONF / key.partition("@")[0]).is_dir()}
     chosen = {key: overrides[key] for key in overrides if key in groups and key != EXPERIMENT}
     _check_used(config, chosen)
+    _step_back(config, typed, choices, more)
     if choices.get(EXPERIMENT) in (None, "none") or not chosen:
         return
     try:
@@ -104,6 +105,22 @@ def _check_used(config: DictConfig, chosen: Mapping[str, Override]) -> None:
             raise ConfigError(
                 f"{section} is left out ({section}=none), so {one.input_line} has no use; leave one of them out"
             )
+
+
+def _step_back(config: DictConfig, typed: Sequence[str], choices: Mapping[str, Any], more: Sequence[str]) -> None:
+    """Of the budgets that exclude each other leave the one that the experiment gives, as the command line does."""
+    for keys in ALTERNATIVES:
+        set_ = [key for key in keys if OmegaConf.select(config, key) is not None]
+        if len(set_) < 2 or choices.get(EXPERIMENT) in (None, "none"):
+            continue
+        try:
+            bare = compose("config", [*more, *(word for word in typed if not word.startswith(f"{EXPERIMENT}="))])
+        except HydraException:  # it needs what the experiment brings
+            continue
+        own = [key for key in set_ if OmegaConf.select(bare, key) != OmegaConf.select(config, key)]
+        for key in set_ if own else ():
+            if key not in own:
+                OmegaConf.update(config, key, None)
 
 
 def _at(tree: Any, path: str) -> Any:

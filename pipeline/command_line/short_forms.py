@@ -21,6 +21,7 @@ from omegaconf import OmegaConf
 
 from pipeline.command_line.arguments import written
 from pipeline.engine.errors import ConfigError
+from pipeline.lineage.entries import BUDGETS
 
 CONF = Path(__file__).parents[2] / "conf"
 _MARK = "+"  # between an option and the value it is made with: a character that Hydra's sweeper leaves as it is
@@ -63,9 +64,7 @@ FORMS = {
     "chats": Form("data@sft.data", "conversations to tune on", ("local_chat", _LOCAL), ("hub_chat", _OF_HUB)),
     "strategy": Form("strategy@pretrain.strategy", "what post-pretraining trains; instruction tuning keeps its own"),
 }
-ALTERNATIVES = tuple(
-    tuple(f"{section}.{key}" for key in ("num_steps", "num_tokens", "num_epochs")) for section in ("pretrain", "sft")
-)
+ALTERNATIVES = tuple(tuple(f"{section}.{key}" for key in BUDGETS) for section in ("pretrain", "sft"))
 """Of these keys one is set: the others step back, wherever they were set but on the command line."""
 INSTEAD = {"expand.num_blocks": ("expand.num_groups", "expand.per_group")}
 """A key, and those that it makes superfluous."""

@@ -27,6 +27,8 @@ from pipeline.lineage.chains import BEFORE, CHAIN, REPLAY, chained, merged
 MODEL = "model"
 """The kind of artifact that a lineage names."""
 KEYS = ("stage", "from", "with", "each", "reference", "task", "chain", "before", "replay")
+BUDGETS = ("num_steps", "num_tokens", "num_epochs")
+"""Keys of a section of which one is set: where one is given, those given less specifically step back."""
 
 
 @dataclass(frozen=True)
@@ -106,7 +108,8 @@ def _several(name: str, value: Any, tasks: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def overlay(section: Mapping[str, Any], changes: Mapping[str, Any], where: str) -> dict[str, Any]:
-    """A section with an entry's own changes; a mapping that names its class, the whole too, replaces what stood there.
+    """A section with an entry's own changes; a mapping that names its class, the whole too, replaces what stood there,
+    a budget the others.
 
     Raises:
         ConfigError: a key that the section does not have.
@@ -118,7 +121,8 @@ def overlay(section: Mapping[str, Any], changes: Mapping[str, Any], where: str) 
         close = difflib.get_close_matches(str(unknown[0]), [str(key) for key in section], n=1)
         guess = f"; did you mean {close[0]}?" if close else f" (it has: {', '.join(map(str, section))})"
         raise ConfigError(f"{where}.{unknown[0]} is not a key of the section that it changes{guess}")
-    return {**section, **{key: merged(section.get(key), value) for key, value in changes.items()}}
+    others = [key for key in BUDGETS if key in section] if any(changes.get(key) is not None for key in BUDGETS) else []
+    return {**section, **dict.fromkeys(others), **{key: merged(section.get(key), new) for key, new in changes.items()}}
 
 
 def _read(name: str, value: Any, config: Mapping[str, Any]) -> Entry:

@@ -86,8 +86,8 @@ def training_params(section: Mapping[str, Any]) -> dict[str, Any]:
 
 def forecast_training(
     section: str, request: Request, strategy: Strategy, mixing: Sequence[str]
-) -> tuple[dict[str, Any], list[str]]:
-    """What is known of the result, and parameters, memory, FLOPs and time of a training in lines for a person.
+) -> tuple[dict[str, Any], list[str], int | None]:
+    """What is known of the result; parameters, memory, FLOPs and time in lines for a person; bytes of one process.
 
     Args:
         section: of the config that holds the params.
@@ -98,7 +98,7 @@ def forecast_training(
         ValueError: it cannot be run: what is wrong and what to change.
     """
     from pipeline.data.prepared import stream_ahead
-    from pipeline.training.cost.forecast import tell
+    from pipeline.training.cost.forecast import peak_bytes, tell
 
     check_penalties(strategy.penalties, request.launch.get("sharding", "none"))
     params, facts = request.params, {key: request.fact(key) for key in KEPT}
@@ -114,7 +114,8 @@ def forecast_training(
     getattr(strategy, "check", lambda *_: None)(facts["num_blocks"], facts["expanded"])
     check_general_text(strategy, params["seq_len"], request.launch.get("sharding", "none"))
     ahead = stream_ahead(request.inputs["data"].directory, params, mixing)
-    return facts, tell(facts["shape"], strategy, params, request.launch, ahead, request.earlier)
+    told = tell(facts["shape"], strategy, params, request.launch, ahead, request.earlier)
+    return facts, told, peak_bytes(facts["shape"], strategy, params, request.launch)
 
 
 def check_general_text(strategy: Strategy, seq_len: int, sharding: str) -> None:

@@ -35,7 +35,7 @@ def planned(monkeypatch, tmp_path, make_model, capsys):
     def plan(*arguments: str) -> list[Variant]:
         found: list[Variant] = []
 
-        def note(config, name, overrides) -> None:
+        def note(config, name, overrides, display=None) -> None:
             found.append(build(config, name, hashes))
 
         monkeypatch.setattr(driver, "run_variant", note)
@@ -175,6 +175,18 @@ def test_one_typed_block_count_wins_over_an_experiments_sweep(planned):
     assert len(planned("experiment=num_blocks")) == 5
     (variant,) = planned("experiment=num_blocks", "expand.num_blocks=7")
     assert variant.models["expanded"].params["method"]["num_groups"] == 7
+
+
+def test_a_budget_that_an_experiment_gives_makes_the_others_step_back(planned, tmp_path):
+    (tmp_path / "conf" / "experiment").mkdir(parents=True)
+    for name, text in {"one": "{num_steps: 7}", "none": "{lr: 5.0e-4}", "typed": "{num_epochs: 2}"}.items():
+        (tmp_path / "conf" / "experiment" / f"my_{name}.yaml").write_text(f"# @package _global_\npretrain: {text}\n")
+    mine = f"hydra.searchpath=[file://{tmp_path / 'conf'}]"
+    cells = planned("-m", mine, "experiment=my_one,my_none", "stage=pretrain")
+    (typed,) = planned(mine, "experiment=my_typed", "pretrain.num_steps=3", "stage=pretrain")
+    found = [cell.models["post-pretrained"].params for cell in [*cells, typed]]
+    budgets = [(one["num_steps"], one["num_tokens"], one["num_epochs"]) for one in found]
+    assert budgets == [(7, None, None), (None, 24576, None), (3, None, None)]
 
 
 def test_a_typed_path_wins_over_an_experiments_and_its_keys_of_other_data_go(planned, tmp_path, recwarn):

@@ -50,6 +50,18 @@ def test_a_class_of_its_own_replaces_the_whole_section():
     assert found["grown"].settings == SECTIONS["expand"]
 
 
+@pytest.mark.parametrize("given", [{"with": {"num_steps": 10}}, {"each": {"num_steps": [10]}}])
+def test_a_budget_that_an_entry_gives_makes_the_others_step_back(given):
+    section = {**SECTIONS["pretrain"], "num_steps": None, "num_tokens": 24576, "num_epochs": None}
+    lineage = {**CHAIN, "law": {**CHAIN["law"], **given}, "plain": {**CHAIN["law"], "with": {"lr": 2.0}}}
+    *_, law, plain = read_lineage({**SECTIONS, "pretrain": section, "lineage": lineage})
+    assert [law.settings[key] for key in ("num_steps", "num_tokens", "num_epochs")] == [10, None, None]
+    assert [plain.settings[key] for key in ("num_steps", "num_tokens", "num_epochs")] == [None, 24576, None]
+    both = {**CHAIN["law"], "with": {"num_steps": 10, "num_tokens": 5}}  # which the stage refuses
+    *_, law = read_lineage({**SECTIONS, "pretrain": section, "lineage": {**CHAIN, "law": both}})
+    assert (law.settings["num_steps"], law.settings["num_tokens"]) == (10, 5)
+
+
 def test_a_skipped_section_and_an_entry_that_is_left_out():
     found = entries(
         tuned={"stage": "sft", "from": "law", "with": {"lr": 1.0}}, grown=None, law={**CHAIN["law"], "from": "base"}

@@ -220,10 +220,14 @@ def threads(launch: Mapping[str, Any]) -> int:
         return int(launch["threads"])
     if (own := os.environ.get("OMP_NUM_THREADS", "")).isdigit() and int(own):
         return int(own)
-    usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    cores = min(usable, psutil.cpu_count(logical=False) or usable)
     here = int(launch.get("num_processes") or 1) // int(launch.get("num_machines") or 1)
-    return max(1, cores // max(1, here))
+    return max(1, usable_cores() // max(1, here))
+
+
+def usable_cores() -> int:
+    """Cores that this process may use, hyperthreads of one core counted once."""
+    usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return min(usable, psutil.cpu_count(logical=False) or usable)
 
 
 def _machines(launch: Mapping[str, Any]) -> list[str]:

@@ -102,7 +102,7 @@ def watch_driver(environment: Mapping[str, str], grace_s: float) -> threading.Th
     """
     if not environment.get(DRIVER_PID):
         return None
-    driver = _find(int(environment[DRIVER_PID]), float(environment.get(DRIVER_STARTED) or 0))
+    driver = find_process(int(environment[DRIVER_PID]), float(environment.get(DRIVER_STARTED) or 0))
     thread = threading.Thread(target=_watch, args=(driver, grace_s), daemon=True, name="watch-driver")
     thread.start()
     return thread
@@ -116,7 +116,8 @@ def _watch(driver: psutil.Process | None, grace_s: float) -> None:
     os.kill(os.getpid(), signal.SIGKILL)
 
 
-def _find(pid: int, started: float) -> psutil.Process | None:
+def find_process(pid: int, started: float) -> psutil.Process | None:
+    """The process of this pid, if it is the one that started then (seconds; 0: whenever); None if it is gone."""
     try:
         process = psutil.Process(pid)
         return process if not started or abs(process.create_time() - started) < SAME_START_S else None

@@ -26,10 +26,12 @@ class Forecast:
     Attributes:
         facts: of its result, for the forecasts of the nodes that read it; any values, by names on which stages agree.
         lines: for a person.
+        memory_bytes: of one of its processes at most, without libraries; None: not known. A little need not be told.
     """
 
     facts: Mapping[str, Any] = field(default_factory=dict)
     lines: Sequence[str] = ()
+    memory_bytes: int | None = 0
 
 
 @dataclass(frozen=True)

@@ -78,6 +78,18 @@ def plan(targets: Iterable[Node], outputs: Path, cache: Path, *, stages: str = S
     return planning.render(steps, {node: forecast.lines for node, forecast in told.items()})
 
 
+def peak_bytes(targets: Iterable[Node], outputs: Path, cache: Path, *, stages: str = STAGES) -> int | None:
+    """Memory that one process of what `run` would build takes at most, without libraries; None where it cannot be told.
+
+    Raises:
+        ConfigError, ArtifactError: as `plan` does.
+    """
+    planned = _Run(outputs.absolute(), cache.absolute(), stages, Display(sys.stderr))
+    found = [told.memory_bytes for told in planned.forecasts(planned.plan(list(targets))).values()]
+    known = [one for one in found if one is not None]
+    return max(known, default=0) if len(known) == len(found) else None
+
+
 @dataclass
 class _Run:
     outputs: Path

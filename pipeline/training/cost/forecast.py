@@ -148,6 +148,14 @@ def tell(
     return lines(found, known_rate(earlier(), socket.gethostname(), params["precision"]))
 
 
+def peak_bytes(
+    shape: Shape | None, strategy: Strategy, params: Mapping[str, Any], launch: Mapping[str, Any]
+) -> int | None:
+    """Memory of one process at its peak, without libraries; None where it cannot be told."""
+    found = None if shape is None else forecast(shape, strategy, params, launch)
+    return None if found is None else found.memory.total
+
+
 def lines(found: Forecast, rate: tuple[float, str] | None) -> list[str]:
     """The forecast in a few lines; `rate` is needed FLOP/s of one process, and where that was seen."""
     share = found.num_trainable / found.num_parameters
