@@ -20,17 +20,14 @@ from pipeline.records.diagnosis import Diagnosis
 from pipeline.records.gold import BITS_PER_BYTE, GOLD_COLUMNS, MARGIN, Floats, GoldLoss, gold_columns, gold_numbers
 
 Names = tuple[str, ...]
-IntArray = np.ndarray[Any, np.dtype[np.int64]]
 ITEMS_FILE, EARLIER_FILE = "items.parquet", "items.json"
 KEYS = ("id", "hash", "category")
 TEXTS = ("prompt", "answer", "gold")
 NUMBERS = ("numerator", "denominator")
 ACCURACIES = ("acc", "acc_norm", "exact_match")
 """Metrics that are shares whatever their items weigh: of a mean over subjects an item weighs less in a large one."""
-KL_NATS = "kl_nats"
-"""Metric of a drift: KL(base || model) in nats per token."""
-NUM_WRITTEN = "num_written_tokens"
-"""Metric of items that are texts to read: they are shown, and neither scored nor compared."""
+KL_NATS, NUM_WRITTEN = "kl_nats", "num_written_tokens"
+"""Metrics of a drift, and of items that are texts to read: those are shown, and neither scored nor compared."""
 
 
 @dataclass(frozen=True)
@@ -141,20 +138,6 @@ class Items:
         kept = [i for i, name in enumerate(self.categories) if name == category]
         ids, hashes = _taken(kept, self.ids, self.hashes)
         return Items(self.metric, self.higher_is_better, ids, hashes, self.numerators[kept], self.denominators[kept])
-
-    @property
-    def strata(self) -> tuple[IntArray, ...]:
-        """Positions of the items, apart where the benchmark fixes how many there are of each category.
-
-        Of a drift, its settings say how many samples of each kind and how many documents there are. A stratum of one
-        item would tell nothing of its spread: then all are one.
-        """
-        everything = (np.arange(len(self.ids)),)
-        if self.metric != KL_NATS or not self.categories:
-            return everything
-        names = np.array(self.categories)
-        found = tuple(np.flatnonzero(names == name) for name in sorted(set(self.categories)))
-        return found if min(map(len, found)) > 1 else everything
 
     @property
     def is_share(self) -> bool:

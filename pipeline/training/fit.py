@@ -25,17 +25,17 @@ from pipeline.training.cost.preflight import check_labels, expect, loading_expla
 from pipeline.training.cost.throughput import peak_memory_bytes, utilisation
 from pipeline.training.device import Device
 from pipeline.training.kernels.attention import choose_attention
+from pipeline.training.kernels.base_copy import base_copy
 from pipeline.training.kernels.blocks import choose_compile, prepare_blocks
 from pipeline.training.kernels.document_separation import mixes_documents
 from pipeline.training.kernels.experts import cast_experts
 from pipeline.training.kernels.fp32_matmul import choose_fp32_matmul, fp32_matmul
 from pipeline.training.kernels.head import head_of
+from pipeline.training.kernels.quantised import held_tensors, hold_frozen
 from pipeline.training.kernels.routers import Routers, routers_of
 from pipeline.training.loop import train
-from pipeline.training.methods.base_copy import base_copy
 from pipeline.training.methods.optim import build_adamw
 from pipeline.training.methods.penalty import Penalty, check_penalties, needs_base, of_batches, with_penalties
-from pipeline.training.methods.quantised import held_tensors, hold_frozen
 from pipeline.training.methods.router_balance import with_router_balance
 from pipeline.training.methods.start_distance import FOLDER, hold
 from pipeline.training.methods.strategy import AdaptsRates, Strategy, apply_strategy

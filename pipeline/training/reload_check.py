@@ -24,7 +24,7 @@ from pipeline.models.files.tensor_file import Stored, read_pieces
 from pipeline.models.save import raw_bytes, stored_dtypes, tensor_hashes
 from pipeline.training.kernels.document_separation import IGNORED
 from pipeline.training.kernels.experts import cast_experts
-from pipeline.training.methods.quantised import hold_frozen
+from pipeline.training.kernels.quantised import hold_frozen
 from pipeline.training.packed_loss import PackedLoss
 from pipeline.training.runtime import Row, RowStream
 

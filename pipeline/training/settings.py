@@ -34,7 +34,7 @@ class Settings:
 
     Exactly one of `num_steps`, `num_tokens` (padding is none) and `num_epochs` sets the length. `batch_size` counts the
     units of the stream, rows of `seq_len` tokens or examples, over all processes and micro batches of one optimizer
-    step. `frozen_dtype` holds what does not train in fewer bits: see `training.methods.quantised`. `router_balance` is
+    step. `frozen_dtype` holds what does not train in fewer bits: see `training.kernels.quantised`. `router_balance` is
     the weight of `training.methods.router_balance`, where a router trains; None: it is left out. `save` is the form of
     the result: "full", or "delta" to write what trained alone and refer to the source's files for the rest. `schedule`,
     `warmup_from`, `decay` and `decay_ratio` stand in params where they have an effect alone: see

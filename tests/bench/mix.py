@@ -122,7 +122,7 @@ def mix(
     settings: dict[str, Any], model: Path, others: dict[str, Path], target: Path, memory: Path | None = None
 ) -> None:
     """Ours."""
-    from pipeline.expansion.methods.mixing.mix import Mix
+    from pipeline.expansion.mixing.mix import Mix
     from pipeline.expansion.source import read_source
     from pipeline.expansion.writer import write_expansion
 
@@ -168,7 +168,7 @@ def _with_our_masks(place: Path) -> Any:
     from mergekit.sparsify import rescaled_masked_tensor
     from safetensors.torch import load_file
 
-    from pipeline.expansion.methods.mixing.operations import Drop
+    from pipeline.expansion.mixing.operations import Drop
     from pipeline.expansion.values import generator_of
 
     base, *others = (load_file(place / role / "model.safetensors") for role in ("model", "a", "b"))

@@ -8,13 +8,30 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
-from pipeline.records.items import Floats, IntArray
+from pipeline.records.items import KL_NATS, Floats, Items
+
+IntArray = np.ndarray[Any, np.dtype[np.int64]]
 
 MAX_CATEGORIES = 256  # up to this many distinct items are drawn as category counts, which is far cheaper
 CHUNK = 2_000_000  # drawn indices held in memory at once
+
+
+def strata_of(items: Items) -> tuple[IntArray, ...]:
+    """Positions of the items, apart where the benchmark fixes how many there are of each category.
+
+    Of a drift, its settings say how many samples of each kind and how many documents there are. A stratum of one item
+    would tell nothing of its spread: then all are one.
+    """
+    everything = (np.arange(len(items.ids)),)
+    if items.metric != KL_NATS or not items.categories:
+        return everything
+    names = np.array(items.categories)
+    found = tuple(np.flatnonzero(names == name) for name in sorted(set(items.categories)))
+    return found if min(map(len, found)) > 1 else everything
 
 
 def resampled_sums(columns: Floats, num_bootstrap: int, rng: np.random.Generator, strata: Sequence[IntArray]) -> Floats:

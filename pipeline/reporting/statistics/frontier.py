@@ -17,7 +17,7 @@ import numpy as np
 
 from pipeline.records.items import Floats, Items
 from pipeline.reporting.statistics.differences import Difference, percentiles
-from pipeline.reporting.statistics.draws import resampled_sums
+from pipeline.reporting.statistics.draws import resampled_sums, strata_of
 from pipeline.reporting.statistics.intervals import paired_columns
 from pipeline.reporting.statistics.permutation import holm
 
@@ -72,7 +72,7 @@ def shared_draws(models: Sequence[Items], *, num_bootstrap: int, seed: int, stre
     numerators, denominators = (np.stack(columns, axis=1) for columns in zip(*pairs, strict=True))
     rng = np.random.default_rng([seed, zlib.crc32(f"shared {stream}".encode())])
     columns = np.concatenate([numerators, denominators], axis=1)
-    sums = resampled_sums(columns, num_bootstrap, rng, models[0].strata)
+    sums = resampled_sums(columns, num_bootstrap, rng, strata_of(models[0]))
     with np.errstate(invalid="ignore", divide="ignore"):
         draws = sums[:, : len(models)] / sums[:, len(models) :]
     return numerators.sum(axis=0) / denominators.sum(axis=0), draws

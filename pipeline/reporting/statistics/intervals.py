@@ -10,7 +10,7 @@ Answers that are right or wrong and agree on every item are no proof that two mo
 on which they differ may be as large as makes none in n just not surprising. That bound is the exact one of a binomial
 share (Clopper and Pearson 1934, Biometrika 26; for 95 % about 3.7 / n).
 
-Where a benchmark fixes how many items there are of each kind (`Items.strata`), they are drawn within their kind: what
+Where a benchmark fixes how many items there are of each kind (`strata_of`), they are drawn within their kind: what
 the kinds differ in is then no error. See `draws.py`.
 """
 
@@ -24,9 +24,9 @@ from statistics import NormalDist
 
 import numpy as np
 
-from pipeline.records.items import Floats, IntArray, Items
+from pipeline.records.items import Floats, Items
 from pipeline.reporting.statistics.differences import Difference, percentiles
-from pipeline.reporting.statistics.draws import resampled_sums, stderr_of
+from pipeline.reporting.statistics.draws import IntArray, resampled_sums, stderr_of, strata_of
 
 
 @dataclass(frozen=True)
@@ -44,7 +44,7 @@ def score(items: Items) -> Score:
     stderr = sqrt(n / (n - 1) * sum(e_i^2)) / sum(d_i) with e_i = num_i - value * d_i (Cochran 1977, "Sampling
     Techniques", chapter 6). With unit denominators it is the usual standard error of a mean.
     """
-    return ratio(items.numerators, items.denominators, items.strata)
+    return ratio(items.numerators, items.denominators, strata_of(items))
 
 
 def ratio(numerators: Floats, denominators: Floats, strata: Sequence[IntArray] = ()) -> Score:
@@ -85,11 +85,11 @@ def paired_difference(
         return Difference(0.0, 0.0, 0.0, 0.0, n, True, model.higher_is_better, confidence, zeros)
     ratio_m, ratio_r = num_m.sum() / den_m.sum(), num_r.sum() / den_r.sum()
     residuals = (num_m - ratio_m * den_m) / den_m.sum() - (num_r - ratio_r * den_r) / den_r.sum()
-    sums = resampled_sums(np.stack(columns, axis=1), num_bootstrap, rng, model.strata)  # (B, 4)
+    sums = resampled_sums(np.stack(columns, axis=1), num_bootstrap, rng, strata_of(model))  # (B, 4)
     draws = sums[:, 0] / sums[:, 1] - sums[:, 2] / sums[:, 3]
     low, high = percentiles(draws, confidence) if n > 1 else (-math.inf, math.inf)
     heaviest = float(den_m.max() / den_m.mean()) if model.is_hit_or_miss and reference.is_hit_or_miss else 0.0
-    estimate = float(ratio_m - ratio_r), stderr_of(residuals, model.strata), low, high
+    estimate = float(ratio_m - ratio_r), stderr_of(residuals, strata_of(model)), low, high
     return Difference(*estimate, n, False, model.higher_is_better, confidence, draws, heaviest=heaviest)
 
 

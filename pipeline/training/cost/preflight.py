@@ -16,8 +16,8 @@ import torch
 from pipeline.training.cost.forecast import known_shape, size
 from pipeline.training.cost.memory import ADAM_MOMENTS, FP32, Knobs, Memory, memory_of
 from pipeline.training.kernels.document_separation import IGNORED
+from pipeline.training.kernels.quantised import held_tensors
 from pipeline.training.methods.penalty import needs_base, num_copies
-from pipeline.training.methods.quantised import held_tensors
 from pipeline.training.parallel.distributed import forgotten, own_part
 from pipeline.training.settings import FROZEN_BYTES, Settings
 

@@ -14,7 +14,7 @@ from pipeline.training.kernels.attention import choose_attention
 from pipeline.training.kernels.blocks import prepare_blocks
 from pipeline.training.kernels.experts import cast_experts
 from pipeline.training.kernels.head import Head, head_of
-from pipeline.training.methods.quantised import hold_frozen
+from pipeline.training.kernels.quantised import hold_frozen
 from pipeline.training.micro_batches import MicroBatches
 from pipeline.training.packed_loss import PackedLoss
 from pipeline.training.parallel.distributed import place

@@ -10,6 +10,7 @@ import pytest
 
 from pipeline.records.items import KL_NATS
 from pipeline.reporting.statistics.differences import beyond_general_shift, combine, mean_gain
+from pipeline.reporting.statistics.draws import strata_of
 from pipeline.reporting.statistics.intervals import Items, paired_difference, score
 
 SETTINGS = {"confidence": 0.95, "num_bootstrap": 1000, "seed": 0}
@@ -274,5 +275,5 @@ def test_intervals_of_a_drift_hold_what_they_promise():
 
 def test_a_kind_of_one_text_and_other_metrics_are_drawn_together():
     found = drift(np.random.default_rng(3), sizes=(6, 1, 8))
-    assert [len(stratum) for stratum in found.strata] == [15]
-    assert [len(s) for s in replace(drift(np.random.default_rng(3)), metric="acc").strata] == [18]
+    assert [len(stratum) for stratum in strata_of(found)] == [15]
+    assert [len(s) for s in strata_of(replace(drift(np.random.default_rng(3)), metric="acc"))] == [18]

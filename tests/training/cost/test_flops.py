@@ -12,8 +12,8 @@ from pipeline.training.cost.count import FORMULAS, count_cost
 from pipeline.training.cost.flops import Cost, Trains, Window, cost_of
 from pipeline.training.cost.peak import Peak, data_sheet, matmul_rate, peak
 from pipeline.training.cost.throughput import Throughput, utilisation
+from pipeline.training.kernels.base_copy import base_copy
 from pipeline.training.kernels.head import PLAIN
-from pipeline.training.methods.base_copy import base_copy
 from pipeline.training.methods.existing_blocks import ExistingBlocks
 from pipeline.training.methods.kl_to_base import KlToBase
 from pipeline.training.methods.penalty import with_penalties

@@ -5,8 +5,8 @@ import torch
 
 from pipeline.models.architecture.shape import shape_of
 from pipeline.training.cost.memory import Knobs, memory_of
+from pipeline.training.kernels.base_copy import base_copy
 from pipeline.training.kernels.head import PLAIN
-from pipeline.training.methods.base_copy import base_copy
 from pipeline.training.methods.optim import build_adamw
 from pipeline.training.packed_loss import PackedLoss
 from pipeline.training.settings import Settings

@@ -12,7 +12,7 @@ from pipeline.models import load
 from pipeline.records.expansion import read_expansion
 from pipeline.training.device import launch_options
 from pipeline.training.fit import fit
-from pipeline.training.methods.base_copy import base_copy
+from pipeline.training.kernels.base_copy import base_copy
 from pipeline.training.methods.kl_to_base import KlToBase
 from pipeline.training.methods.penalty import check_penalties
 from pipeline.training.methods.schedule import learning_rate

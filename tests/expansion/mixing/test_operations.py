@@ -6,7 +6,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from pipeline.expansion.methods.mixing.operations import Differences, Drop, Linear, Slerp, Trim
+from pipeline.expansion.mixing.operations import Differences, Drop, Linear, Slerp, Trim
 from pipeline.models.files.tensor_file import read_header
 
 

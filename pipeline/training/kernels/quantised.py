@@ -15,7 +15,6 @@ import torch
 from torch import nn
 
 from pipeline.models.architecture.blocks import decoder_blocks
-from pipeline.training.settings import check_frozen_dtype
 
 BLOCK_SIZES = {"int8": 256, "nf4": 64}  # weights that share one fp32 scale; bitsandbytes' own choice
 
@@ -116,7 +115,6 @@ def hold_frozen(model: Any, form: str) -> int:
         ValueError: bitsandbytes is not installed, the model has adapters (they would be merged into rounded weights),
             or there is no frozen linear layer in a block.
     """
-    check_frozen_dtype(form)
     if any("lora_" in name for name, _ in model.named_parameters()):
         raise ValueError(
             f"frozen_dtype={form} is for strategy new_blocks: adapters are merged into the base in the end"

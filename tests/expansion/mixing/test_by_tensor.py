@@ -2,7 +2,7 @@
 
 import pytest
 
-from pipeline.expansion.methods.mixing.by_tensor import check_filters_used, check_setting, place_of, value_at
+from pipeline.expansion.mixing.by_tensor import check_filters_used, check_setting, place_of, value_at
 
 BY_NAME = [{"filter": "self_attn", "value": [0, 1]}, {"filter": "mlp", "value": 0.25}, {"value": 0.5}]
 

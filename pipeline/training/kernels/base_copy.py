@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from pipeline.training.methods.quantised import held_tensors
+from pipeline.training.kernels.quantised import held_tensors
 
 
 def base_copy(causal: Any, device: torch.device) -> Any:

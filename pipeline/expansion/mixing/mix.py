@@ -8,14 +8,14 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from pipeline.expansion.base import Operation, Plan, Recipe
 from pipeline.expansion.layout import Slot
-from pipeline.expansion.methods.mixing.by_tensor import (
+from pipeline.expansion.mixing.by_tensor import (
     check_filters_used,
     check_setting,
     numbers_of,
     place_of,
     value_at,
 )
-from pipeline.expansion.methods.mixing.parents import (
+from pipeline.expansion.mixing.parents import (
     ModelFacts,
     check_alike,
     check_facts,
@@ -179,7 +179,7 @@ class Mix:
 
     def _operation(self, name: str, at: float, roles: Sequence[str]) -> tuple[int | None, Operation]:
         """How a tensor is mixed, and which of the models it is equal to, if it is to be one of them."""
-        from pipeline.expansion.methods.mixing.operations import Differences, Linear, Slerp
+        from pipeline.expansion.mixing.operations import Differences, Linear, Slerp
 
         t = value_at(self._t, name, at)
         if self.method == "slerp":
@@ -207,7 +207,7 @@ class Mix:
         return counted[0] if alone else None
 
     def _thinning(self, name: str, at: float, role: str) -> Any:
-        from pipeline.expansion.methods.mixing.operations import Drop, Trim
+        from pipeline.expansion.mixing.operations import Drop, Trim
 
         density = value_at(self.density, name, at)
         if self.method not in THINNED or density >= 1:

@@ -10,7 +10,7 @@ from pipeline.models import load
 from pipeline.models.architecture.blocks import decoder_blocks
 from pipeline.records.expansion import read_expansion
 from pipeline.training.kernels.head import PLAIN
-from pipeline.training.methods.quantised import CompressedLinear, HalfLinear, QuantisedLinear, held_tensors, hold_frozen
+from pipeline.training.kernels.quantised import CompressedLinear, HalfLinear, QuantisedLinear, held_tensors, hold_frozen
 from pipeline.training.methods.strategy import Lora, NewBlocks
 from pipeline.training.packed_loss import PackedLoss
 from pipeline.training.settings import check_frozen_dtype

@@ -15,7 +15,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from pipeline.expansion.methods.block import BlockExpansion
-from pipeline.expansion.methods.mixing.mix import Mix
+from pipeline.expansion.mixing.mix import Mix
 from pipeline.expansion.source import read_source
 from pipeline.expansion.verify import verify_identity
 from pipeline.expansion.writer import write_expansion
