@@ -93,12 +93,14 @@ def _interrupts(sweep: Sweep) -> Iterator[None]:
     """Have signals that end the driver stop the cells in processes of their own, and show their states.
 
     The signals are blocked, and so in all processes that the launcher starts, which Ctrl-C in a terminal reaches too:
-    launchers would answer it by killing cells that are saving. A thread takes them.
+    launchers would answer it by killing cells that are saving. A thread takes them, or a handler where a launcher
+    unblocks them, as joblib's does.
     """
     if not sweep.is_parallel:
         yield
         return
     heard = {one for one in SIGNALS if signal.getsignal(one) != signal.SIG_IGN}
+    handlers = {one: signal.signal(one, lambda number, _: _stop(sweep, signal.Signals(number).name)) for one in heard}
     earlier = signal.pthread_sigmask(signal.SIG_BLOCK, heard)
     done = threading.Event()
     thread = threading.Thread(target=_listen, args=(sweep, heard, done), daemon=True, name="listen-sweep")
@@ -109,6 +111,8 @@ def _interrupts(sweep: Sweep) -> Iterator[None]:
         done.set()
         thread.join()
         signal.pthread_sigmask(signal.SIG_SETMASK, earlier)
+        for one, handler in handlers.items():
+            signal.signal(one, handler)
 
 
 def _listen(sweep: Sweep, heard: set[signal.Signals], done: threading.Event) -> None:
