@@ -24,13 +24,15 @@ def pareto_plot(comparison: Comparison, table: PaperTable, rows: Mapping[str, st
         figure, ax = pyplot.subplots(figsize=(8.6, 5.2))
         labels = []
         for name, found in table.rows.items():
-            x, y = (found[axis] for axis in table.figure)
-            if x is not None and y is not None:
-                ax.plot(x, y, "o", color=FAINT, ms=7, mfc="none")
-                labels.append((x, y, name, FAINT))
+            theirs = [found[axis] for axis in table.figure]
+            if theirs[0] is not None and theirs[1] is not None:
+                ax.plot(theirs[0], theirs[1], "o", color=FAINT, ms=7, mfc="none")
+                labels.append((theirs[0], theirs[1], name, FAINT))
         for label, (across, up, colour) in ours.items():
-            errors = {"xerr": across.value - across.low, "yerr": up.value - up.low}
-            ax.errorbar(across.value, up.value, **errors, fmt="o", color=colour, ms=8, capsize=3, zorder=4)
+            ax.errorbar(
+                across.value, up.value, xerr=across.value - across.low, yerr=up.value - up.low, fmt="o", color=colour,
+                ms=8, capsize=3, zorder=4,
+            )  # fmt: skip
             labels.append((across.value, up.value, label, INK))
         x, y = table.figure
         ax.set_xlabel(f"{x} ({table.unit})  → better")
