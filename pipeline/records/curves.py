@@ -57,7 +57,7 @@ class ValidationRecord:
 
     def to_json(self) -> dict[str, Any]:
         """Plain data."""
-        named = {f"val/{source}": loss for source, loss in self.by_source.items()}
+        named: dict[str, Any] = {f"val/{source}": loss for source, loss in self.by_source.items()}
         named |= {f"router/{name}": value for name, value in self.routers.items()}
         return {"step": self.step, "tokens": self.tokens, **named, "val_loss": self.val_loss}
 
