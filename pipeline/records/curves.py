@@ -53,7 +53,7 @@ class ValidationRecord:
     tokens: int
     by_source: Mapping[str, float]
     val_loss: float
-    routers: Mapping[str, float | list[float]] = field(default_factory=dict)
+    routers: Mapping[str, Any] = field(default_factory=dict)
 
     def to_json(self) -> dict[str, Any]:
         """Plain data."""
