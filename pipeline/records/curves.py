@@ -53,11 +53,11 @@ class ValidationRecord:
     tokens: int
     by_source: Mapping[str, float]
     val_loss: float
-    routers: Mapping[str, float | list[float]] = field(default_factory=dict)
+    routers: Mapping[str, Any] = field(default_factory=dict)
 
     def to_json(self) -> dict[str, Any]:
         """Plain data."""
-        named = {f"val/{source}": loss for source, loss in self.by_source.items()}
+        named: dict[str, Any] = {f"val/{source}": loss for source, loss in self.by_source.items()}
         named |= {f"router/{name}": value for name, value in self.routers.items()}
         return {"step": self.step, "tokens": self.tokens, **named, "val_loss": self.val_loss}
 

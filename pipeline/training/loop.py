@@ -222,7 +222,7 @@ class _Run:
             self.runtime.progress(step=self.step, total=self.num_steps, note=note)
 
         record = self.validation.measure(self.step, self.tokens, announce)
-        self.validations, self.routers = [*self.validations, record.val_loss], record.routers
+        self.validations, self.routers = [*self.validations, record.val_loss], dict(record.routers)
         return record
 
     def _log(self, record: StepRecord) -> None:

@@ -41,24 +41,24 @@ class Validation:
     def measure(self, step: int, tokens: int, announce: Callable[[str], None]) -> ValidationRecord:
         """The record after a step and so many tokens; `announce` is told each source before it is read."""
         by_source: dict[str, float] = {}
-        total, count, load = 0.0, 0, 0.0
+        total, count, loads = 0.0, 0, []
         for source, rows in self.rows.items():
             announce(source)
             loss, *chosen = self._sums(rows)
             labels = sum(int((row["labels"] != IGNORED).sum()) for row in rows)
             by_source[source] = loss / max(1, labels)
-            total, count, load = total + loss, count + labels, load + torch.tensor(chosen)
-        routers = self._of_routers(load) if self._routers and isinstance(load, torch.Tensor) else {}
+            total, count = total + loss, count + labels
+            loads += [torch.tensor(chosen, dtype=torch.float64)] if chosen else []
+        routers = self._of_routers(torch.stack(loads).sum(0)) if loads else {}
         return ValidationRecord(step, tokens, by_source, total / max(1, count), routers)
 
     def _sums(self, rows: Sequence[Row]) -> list[float]:
         """Of all processes: the loss, and how many tokens chose each expert."""
-        found = (
-            self._micro_batches.loss_and_load(rows) if self._routers and rows else self._micro_batches.loss_sum(rows)
-        )
+        batches = self._micro_batches
+        found = batches.loss_and_load(rows) if self._routers and rows else batches.loss_sum(rows)
         return self._accelerator.reduce(found.reshape(-1), "sum").tolist()
 
-    def _of_routers(self, load: torch.Tensor) -> dict[str, float | list[float]]:
+    def _of_routers(self, load: torch.Tensor) -> dict[str, Any]:
         """Each block's load by expert, its entropy, and which share of the choices that were due was not made.
 
         Load and entropy are shares: 1/E each, and 1, where all experts get as many tokens.
@@ -66,7 +66,7 @@ class Validation:
         assert self._routers is not None
         tokens = sum(int((~padding_of(row)).sum()) for rows in self.rows.values() for row in rows)
         load_LE = load.view(len(self._routers.names), -1)
-        found: dict[str, float | list[float]] = {}
+        found: dict[str, Any] = {}
         for name, load_E in zip(self._routers.names, load_LE, strict=True):
             place = split_name(name)
             block = name if place is None else str(place[1])
@@ -74,10 +74,10 @@ class Validation:
             found[f"load/{block}"] = [round(one, 6) for one in share_E.tolist()]
             found[f"entropy/{block}"] = torch.special.entr(share_E).sum().item() / math.log(load_LE.shape[1])
         due = tokens * self._routers.top_k * len(load_LE)
-        return {**found, "dropped": 1 - load_LE.sum(dtype=torch.float64).item() / max(1, due)}
+        return {**found, "dropped": 1 - load_LE.sum().item() / max(1, due)}
 
 
-def router_summary(record: Mapping[str, float | list[float]]) -> dict[str, float]:
+def router_summary(record: Mapping[str, Any]) -> dict[str, float]:
     """Headline metrics of what was measured last of the routers; empty where nothing was."""
     entropies = [value for name, value in record.items() if name.startswith("entropy/")]
     loads = [value for name, value in record.items() if name.startswith("load/")]
