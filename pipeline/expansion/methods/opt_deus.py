@@ -206,11 +206,11 @@ class Aligned:
     """A tensor of the lower block aligned to the upper block's, and the mean of the two; equations: `OptDeus`.
 
     Its inputs, of the lower and the upper block in turn: the tensor; for a bias its matrix; for what reads the
-    attention's output the output matrix.
+    attention's output the output matrix. `kind`: "weight", "bias" or "norm".
     """
 
     transport: Transport
-    kind: Literal["weight", "bias", "norm"]
+    kind: str
 
     def __call__(self, name: str, inputs: Sequence[Stored]) -> Iterator[torch.Tensor]:
         """See `Operation`."""

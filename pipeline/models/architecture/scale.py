@@ -165,6 +165,9 @@ def _widen_attention(attention: Any, config: Any, path: OldPath) -> None:
 class _WidenedModel(PreTrainedModel):
     """Widens a transformers decoder."""
 
+    embed_tokens: Any
+    norm: Any
+
     def __init__(self, config: Any) -> None:
         super().__init__(config)
         size, self.old_path = config.new_features, OldPath()
@@ -194,6 +197,7 @@ class _WidenedCausalLM(PreTrainedModel):
     """A transformers causal language model over the widened decoder `decoder_class`."""
 
     decoder_class: type[PreTrainedModel]
+    lm_head: Any
 
     def __init__(self, config: Any) -> None:
         super().__init__(config)
