@@ -9,15 +9,17 @@ from __future__ import annotations
 
 import itertools
 import json
+import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import numpy as np
 
 from pipeline.records.items import Floats
 from pipeline.reporting.collect import read_manifest
 from pipeline.reporting.compare import Comparison, ModelResult
-from pipeline.reporting.statistics.continual import MEASURES, measured
+from pipeline.reporting.statistics.continual import MEASURES, measured, with_unseen
 from pipeline.reporting.statistics.differences import percentiles
 from pipeline.reporting.statistics.frontier import shared_draws
 from pipeline.reporting.tables.wording import Unit
@@ -135,17 +137,18 @@ class _Scores:
     """Scores of all models on each task's items, and on the same draws of them."""
 
     def __init__(self, comparison: Comparison, lines: Sequence[ModelResult], seed: int) -> None:
-        self.values: dict[tuple[str, str], float] = {}
-        self.draws: dict[tuple[str, str], Floats] = {}
+        self.values: dict[Path, float] = {}  # by the directory of an evaluation: models may share one
+        self.draws: dict[Path, Floats] = {}
         self.num_bootstrap = comparison.num_bootstrap
         tasks = dict.fromkeys(line.row.task for line in lines if line.row.task is not None)
-        unique = list({line.label: line for line in lines}.values())
         for task in tasks:
-            having = [line for line in unique if task in line.row.evaluations]
-            models = [line.row.evaluations[task] for line in having]
-            values, draws = shared_draws(models, num_bootstrap=self.num_bootstrap, seed=seed, stream=f"task {task}")
-            for i, line in enumerate(having):
-                self.values[line.label, task], self.draws[line.label, task] = float(values[i]), draws[:, i]
+            having = {line.row.directories[task]: line for line in lines if task in line.row.evaluations}
+            models = [line.row.evaluations[task] for line in having.values()]
+            stream = f"task {task}"
+            values, draws = shared_draws(models, num_bootstrap=self.num_bootstrap, seed=seed, stream=stream)
+            draws = with_unseen(models, draws, np.random.default_rng([seed, zlib.crc32(stream.encode())]))
+            for i, place in enumerate(having):
+                self.values[place], self.draws[place] = float(values[i]), draws[:, i]
 
     def matrix(self, models: Sequence[ModelResult], tasks: Sequence[str]) -> tuple[Floats, Floats]:
         """[T + 1, T] scores and [B, T + 1, T] draws of them."""
@@ -153,8 +156,9 @@ class _Scores:
         draws = np.full((self.num_bootstrap, *scores.shape), np.nan)
         for t, line in enumerate(models):
             for i, task in enumerate(tasks):
-                if (line.label, task) in self.values:
-                    scores[t, i], draws[:, t, i] = self.values[line.label, task], self.draws[line.label, task]
+                if task in line.row.evaluations:
+                    place = line.row.directories[task]
+                    scores[t, i], draws[:, t, i] = self.values[place], self.draws[place]
         return scores, draws
 
 
@@ -174,14 +178,16 @@ def _measures(scores: Floats, draws: Floats, unit: Unit, confidence: float) -> d
     values, samples = measured(sign * scores), measured(sign * draws)
     turned = {name: 1.0 if MEASURES[name].is_change else sign for name in values}
     return {
-        name: Estimate(
-            turned[name] * float(values[name]),
-            *percentiles(turned[name] * samples[name], confidence),
-            turned[name] * samples[name],
-        )
+        name: estimated(turned[name] * float(values[name]), turned[name] * samples[name], confidence)
         for name in values
         if np.isfinite(values[name])
     }
+
+
+def estimated(value: float, draws: Floats, confidence: float) -> Estimate:
+    """A value and the percentile interval of (B,) draws, which contains it."""
+    low, high = percentiles(draws, confidence)
+    return Estimate(value, min(low, value), max(high, value), draws)
 
 
 def _name(models: Sequence[ModelResult]) -> str:

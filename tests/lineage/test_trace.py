@@ -36,7 +36,7 @@ def run(monkeypatch, capfd, files, tmp_path):
             "sft.precision": "fp32", "lineage.lora.with.lr": 3e-2,
         }  # fmt: skip
         settings |= {f"lineage.{name}.chain": "[fomc,numglue_cm]" for name in ("seqft", "blocks")}
-        settings |= {f"tasks.{task}.num_epochs": 6 for task in TASKS}
+        settings |= {f"{place}.{task}.num_epochs": 10 for task in TASKS for place in ("tasks", "lineage.lora.chain")}
         settings |= {f"benchmark.{task}.max_new_tokens": 4 for task in TASKS}
         gone = [f"~{place}.{task}" for task in LEFT_OUT for place in ("tasks", "benchmark", "lineage.lora.chain")]
         given = [f"{key}={value}" for key, value in settings.items()]
@@ -53,6 +53,7 @@ def run(monkeypatch, capfd, files, tmp_path):
 def test_three_strategies_learn_two_tasks(run, tmp_path):
     """R, OP and BWT of the report are what the scores of the evaluations come to by hand."""
     fresh = [
+        "+lineage.blocks.with.lr=3e-2",
         "+lineage.blocks.before={stage: expand}",
         "lineage.blocks.from=base",
         "lineage.expanded=null",

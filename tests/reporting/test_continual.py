@@ -136,6 +136,22 @@ def test_orders_of_the_same_tasks_are_averaged(run):
     assert table.rows[-1][0] == "a: mean over orders (2)"
 
 
+def test_answers_that_all_agree_are_not_certain(run):
+    """Eight right answers of eight: as many as 37 % of all may be wrong, and as many forgotten."""
+    run.size = dict.fromkeys(TASKS, 8)
+    run.rows.clear()
+    run.model("base", None, (0.0, 0.0, 0.0), stage="base")
+    run.chain("full", TASKS[:2], ((0.0,) * 3, (1.0, 0.0, 0.0), (1.0, 1.0, 0.0)))
+    (chain,) = chains(run.comparison(), 0)
+    matrix = continual_sections(run.comparison(), run.path, 0)[1].table
+    bound = 100 * (1 - 0.025 ** (1 / 8))  # 36.9 % of one cell
+    assert matrix.rows[0][1][0].text == "0.0" and matrix.rows[1][1][0].text == "100.0"
+    low, high = (float(text) for text in matrix.rows[0][1][0].interval.strip("[]").split(", "))
+    assert low == 0.0 and high == pytest.approx(bound, abs=4)
+    bwt = chain.measures["bwt"]
+    assert bwt.value == 0.0 and bwt.low < -0.2 and bwt.high > 0.2 and bwt.mark("bwt") == "within"
+
+
 def test_a_score_that_was_not_measured_is_shown_as_missing(run):
     run.chain("full", TASKS, (FULL[0], (0.8, None, None), (0.6, 0.9, None), FULL[3]))
     (chain,) = chains(run.comparison(), 0)

@@ -8,11 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.reporting.compare import Comparison
-from pipeline.reporting.continual import Chain, Estimate, Orders, chains, over_orders
+from pipeline.reporting.continual import Chain, Estimate, Orders, chains, estimated, over_orders
 from pipeline.reporting.figures.matrix import BEFORE, matrix_plot
 from pipeline.reporting.pages.page import Section
 from pipeline.reporting.statistics.continual import MEASURES
-from pipeline.reporting.statistics.differences import percentiles
 from pipeline.reporting.tables.table import Column, Entry, Table
 from pipeline.reporting.tables.wording import MISSING, Unit, number, percent
 
@@ -22,7 +21,8 @@ HOW = (
     "of R[T, i] − R[i, i] and forgetting that of the best R[t, i] before the last task − R[T, i], over all tasks but "
     "the last; FWT the mean of R[i−1, i] − R[0, i] over all but the first; learning accuracy the mean of R[i, i]. "
     "Intervals are of a bootstrap over items with the same draws for all models; they cover neither training seeds nor "
-    "the order of the tasks, except where a mean over orders is given."
+    "the order of the tasks, except where a mean over orders is given. Where all answers of a model are right, or all "
+    "wrong, the interval has the exact bound (Clopper-Pearson) of the share of items that may be otherwise."
 )
 
 
@@ -68,8 +68,7 @@ def _against(chain: Chain, first: Chain, confidence: float) -> str:
     for name in ("op", "bwt"):
         if name in chain.measures and name in first.measures:
             one, other = chain.measures[name], first.measures[name]
-            draws = one.draws - other.draws
-            gap = Estimate(one.value - other.value, *percentiles(draws, confidence), draws)
+            gap = estimated(one.value - other.value, one.draws - other.draws, confidence)
             parts.append(f"{MEASURES[name].title} {_estimate(gap, unit, confidence, signed=True)}")
     return f"{chain.label} against {first.label}, paired over items: {', '.join(parts)}."
 
@@ -130,7 +129,7 @@ def _score(chain: Chain, t: int, i: int, confidence: float) -> Entry:
     value, unit = float(chain.scores[t, i]), chain.unit or Unit("", 1.0, 3, True)
     if not math.isfinite(value):
         return Entry(MISSING)
-    one = Estimate(value, *percentiles(chain.draws[:, t, i], confidence), chain.draws[:, t, i])
+    one = estimated(value, chain.draws[:, t, i], confidence)
     return Entry(_number(value, unit, False), "", _interval(one, unit, False))
 
 

@@ -6,12 +6,12 @@ Shapes: R is [..., T + 1, T]: row 0 are the scores before any task, row t those 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import numpy as np
 
-from pipeline.records.items import Floats
+from pipeline.records.items import Floats, Items
 
 
 class Measure(NamedTuple):
@@ -78,3 +78,27 @@ def _diagonal(scores: Floats, first: int) -> Floats:
     """[..., T]: R[i + first, i] for every task i."""
     tasks = np.arange(scores.shape[-1])
     return scores[..., tasks + first, tasks]
+
+
+def with_unseen(models: Sequence[Items], draws: Floats, rng: np.random.Generator) -> Floats:
+    """[B, M] draws of scores on the same items, widened where right-or-wrong answers leave no room for chance.
+
+    Of answers that are all right, or all wrong, no draw shows that some may be otherwise, nor of those that are the same
+    as another model's. In as large a share of all items as makes none in n just not surprising they may still be: the
+    exact bound of a binomial share (Clopper and Pearson 1934), as for a single difference (`statistics.intervals`).
+    """
+    found, known = draws.copy(), set[bytes]()
+    for m, items in enumerate(models):
+        answers = items.numerators.tobytes()
+        if items.is_hit_or_miss:
+            weights = items.denominators
+            uniforms = rng.random((2, len(draws)))
+            share = float(weights.max() / weights.mean()) * (1 - uniforms[0] ** (1 / weights.size))
+            if not items.numerators.any():
+                found[:, m] = np.minimum(share, 1)
+            elif (items.numerators == weights).all():
+                found[:, m] = np.maximum(1 - share, 0)
+            elif answers in known:
+                found[:, m] += np.where(uniforms[1] < 0.5, share, -share)
+        known.add(answers)
+    return found
