@@ -35,7 +35,7 @@ from pipeline.training.kernels.quantised import held_tensors, hold_frozen
 from pipeline.training.kernels.routers import Routers, routers_of
 from pipeline.training.loop import train
 from pipeline.training.methods.optim import build_adamw
-from pipeline.training.methods.penalty import Penalty, check_penalties, needs_base, of_batches, with_penalties
+from pipeline.training.methods.penalty import check_penalties, needs_base, of_batches, with_penalties
 from pipeline.training.methods.router_balance import with_router_balance
 from pipeline.training.methods.start_distance import FOLDER, hold
 from pipeline.training.methods.strategy import AdaptsRates, Strategy, apply_strategy
@@ -197,8 +197,8 @@ def _prepare(
 
 
 def _balanced(
-    penalties: Mapping[str, Penalty], settings: Settings, loaded: Any, routers: Routers | None, device: Device
-) -> Mapping[str, Penalty]:
+    penalties: Mapping[str, Any], settings: Settings, loaded: Any, routers: Routers | None, device: Device
+) -> Mapping[str, Any]:
     """The penalties with that of the routers' balance, where one trains; said where it has to be left out."""
     found = with_router_balance(penalties, settings.router_balance, loaded, routers)
     if len(found) > len(penalties) and device.layout.sharding in ZERO_STAGES:

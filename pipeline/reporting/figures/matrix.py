@@ -40,8 +40,9 @@ def matrix_figure(chain: Chain) -> Figure:
         figure, ax = pyplot.subplots(figsize=(2.6 + 0.95 * num_tasks, 1.6 + 0.5 * (num_tasks + 1)))
         masked = np.ma.masked_invalid(shown if chain.unit else _ranked(shown))
         image = ax.imshow(masked, cmap=COLOURS, aspect="auto")
+        shades = np.asarray(image.norm(masked), dtype=np.float64)
         for (t, i), value in np.ndenumerate(shown):
-            dark = np.isfinite(value) and image.norm(masked[t, i]) < 0.55
+            dark = np.isfinite(value) and shades[t, i] < 0.55
             ax.text(i, t, _cell(chain, value), ha="center", va="center", color="white" if dark else INK, fontsize=9.5)
         for i in range(num_tasks):
             ax.add_patch(Rectangle((i - 0.5, i + 0.5), 1, 1, fill=False, edgecolor="#D55E00", lw=2.2, zorder=4))
