@@ -7,7 +7,6 @@ import torch
 from safetensors.torch import load_file
 
 from pipeline.data.packing.examples import ExampleStream
-from pipeline.data.packing.mixture import PackedStream
 from pipeline.training.cost.throughput import Throughput
 from pipeline.training.device import launch_options
 from pipeline.training.fit import fit
@@ -76,13 +75,13 @@ def test_tokens_are_counted_without_padding(whole):
 
 
 def test_a_rate_counts_no_padding(monkeypatch):
-    stream = PackedStream([chats(90)], {"a": 1.0}, 64, 0, "truncate")
-    rows = stream.batch(5)
+    stream = ExampleStream([chats(90)], {"a": 1.0}, 64, 0, "truncate")
+    rows = stream.batch(11)
     monkeypatch.setattr("time.monotonic", lambda: 0.0)
     throughput = Throughput(1, 0)
     throughput.add(rows)
     monkeypatch.setattr("time.monotonic", lambda: 2.0)
-    assert throughput.tokens_per_s == sum(stream.tokens.values()) / 2 < 5 * 64 / 2
+    assert throughput.tokens_per_s == sum(stream.tokens.values()) / 2 < len(rows) * 64 / 2
 
 
 def test_a_stopped_run_resumes_to_the_bit(source, whole, tmp_path):
