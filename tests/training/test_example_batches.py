@@ -7,6 +7,7 @@ import torch
 from safetensors.torch import load_file
 
 from pipeline.data.packing.examples import ExampleStream
+from pipeline.training.cost.throughput import Throughput
 from pipeline.training.device import launch_options
 from pipeline.training.fit import fit
 from pipeline.training.methods.strategy import Full
@@ -71,6 +72,16 @@ def test_tokens_are_counted_without_padding(whole):
     run, metrics = whole
     lengths = [stop - start for line in samples(run) for row in line["rows"] for _, _, start, stop in row]
     assert metrics["num_tokens"] == sum(lengths) and len(lengths) == metrics["num_samples"] == 44
+
+
+def test_a_rate_counts_no_padding(monkeypatch):
+    stream = ExampleStream([chats(90)], {"a": 1.0}, 64, 0, "truncate")
+    rows = stream.batch(11)
+    monkeypatch.setattr("time.monotonic", lambda: 0.0)
+    throughput = Throughput(1, 0)
+    throughput.add(rows)
+    monkeypatch.setattr("time.monotonic", lambda: 2.0)
+    assert throughput.tokens_per_s == sum(stream.tokens.values()) / 2 < len(rows) * 64 / 2
 
 
 def test_a_stopped_run_resumes_to_the_bit(source, whole, tmp_path):

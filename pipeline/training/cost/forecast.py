@@ -105,7 +105,7 @@ def forecast(
         unit_tokens=unit_tokens,
         batch_size=settings.batch_size,
         num_steps=steps,
-        is_exact=stream is not None or settings.num_steps is not None,
+        is_exact=stream is not None or settings.num_steps is not None or params.get("packing") == "fill",
         at_most=by_examples and stream is None,
         num_processes=launch["num_processes"],
         rank=trains.rank,
