@@ -21,10 +21,9 @@ GATED = {
 """Families of Llama's anatomy: attention with grouped keys, and an FFN of three matrices."""
 PLAIN = {"starcoder2", "nemotron", "phi"}
 """The same with an FFN of two matrices."""
-SPARSE = {
-    "mixtral": "num_local_experts", "olmoe": "num_experts", "qwen2_moe": "num_experts", "qwen3_moe": "num_experts",
-}  # fmt: skip
-"""Llama's attention, and a router and experts of three matrices: the key that counts the experts."""
+SPARSE = {"mixtral", "olmoe", "qwen2_moe", "qwen3_moe"}
+"""Llama's attention, and a router and experts of three matrices."""
+_COUNTED_AS = ("num_local_experts", "num_experts")  # Qwen3-MoE's are published as the latter and saved as the former
 TIED_UNLESS_SAID = {"gemma", "gemma2", "gemma3_text", "cohere", "cohere2", "starcoder2"}
 NEEDED = ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads")
 """Keys without which a config.json tells no shape."""
@@ -113,9 +112,10 @@ class Shape:
 def shape_of(config: Mapping[str, Any]) -> Shape | None:
     """The shape that a config.json, or the part of one that bears on it, tells; None for a family not known here."""
     family = config.get("model_type")
-    needed = [*NEEDED, SPARSE[family]] if family in SPARSE else [*NEEDED]
-    needed += ["shared_expert_intermediate_size"] if family == "qwen2_moe" else []
-    if family not in GATED | PLAIN | set(SPARSE) or any(config.get(key) is None for key in needed):
+    needed = [*NEEDED, *(["shared_expert_intermediate_size"] if family == "qwen2_moe" else [])]
+    if family not in GATED | PLAIN | SPARSE or any(config.get(key) is None for key in needed):
+        return None
+    if family in SPARSE and _num_experts(config) is None:
         return None
     hidden, depth = config["hidden_size"], config["num_hidden_layers"]
     windows, sparse = _windows(config, depth), [_has_experts(config, index) for index in range(depth)]
@@ -172,12 +172,16 @@ def _experts(config: Mapping[str, Any]) -> tuple[list[Matrix], int]:
     """A router, experts, and in Qwen2-MoE one that all tokens share, behind a gate."""
     hidden, family = config["hidden_size"], config["model_type"]
     inner = config.get("moe_intermediate_size") or config["intermediate_size"]
-    experts, used = config[SPARSE[family]], config.get("num_experts_per_tok", 2)
+    experts, used = _num_experts(config) or 0, config.get("num_experts_per_tok", 2)
     found = [Matrix(a, b, experts, used, linear=False) for a, b in ((hidden, inner), (hidden, inner), (inner, hidden))]
     shared = config["shared_expert_intermediate_size"] if family == "qwen2_moe" else 0
     if family == "qwen2_moe":
         found += [Matrix(hidden, shared), Matrix(hidden, shared), Matrix(shared, hidden), Matrix(hidden, 1)]
     return [Matrix(hidden, experts, linear=False), *found], inner * used + shared
+
+
+def _num_experts(config: Mapping[str, Any]) -> int | None:
+    return next((config[key] for key in _COUNTED_AS if config.get(key) is not None), None)
 
 
 def _ffn(config: Mapping[str, Any]) -> tuple[list[Matrix], int]:

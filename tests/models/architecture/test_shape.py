@@ -69,4 +69,12 @@ def test_the_shape_of_an_expanded_model(make_model, tmp_path):
 def test_what_is_not_known_has_no_shape():
     assert shape_of({"model_type": "mamba", "hidden_size": 32}) is None
     assert shape_of({"model_type": "llama", "hidden_size": 32}) is None
-    assert shape_of({**EXACT["Qwen3-MoE"]}) is None  # one of its blocks is dense
+    counted = {key: value for key, value in EXACT["Qwen3-MoE"].items() if "experts" not in key}
+    assert shape_of(counted) is None
+
+
+def test_dense_blocks_among_those_with_experts():
+    """Qwen's are listed, or stand between every so many; a model of any depth has its own."""
+    for changes, dense in (({}, [1]), ({"mlp_only_layers": [], "decoder_sparse_step": 2}, [0, 2])):
+        shape = shape_of({**EXACT["Qwen3-MoE"], **changes})
+        assert [i for i, block in enumerate(shape.blocks) if all(m.used == m.stored for m in block.matrices)] == dense

@@ -275,7 +275,7 @@ def test_the_curve_over_two_processes_is_that_of_one(sparse, tmp_path, option, s
     for name in ("ddp", "fsdp", "relay"):
         for key in ("loss", "val_loss", "grad_norm", BALANCE, "router/entropy/1"):
             one, other = ([r[key] for r in curve(tmp_path / run) if key in r] for run in ("one", name))
-            assert len(one) > 1 and one == pytest.approx(other, rel=1e-3, abs=1e-6), (name, key)
+            assert len(one) > 1 and one == pytest.approx(other, rel=1e-4, abs=1e-7), (name, key)
         found = weights(tmp_path / name)
         for key, parameter in weights(tmp_path / "one").items():
-            assert (found[key] - parameter).norm() <= 1e-2 * (parameter - before[key]).norm() + 1e-9, (name, key)
+            assert (found[key] - parameter).norm() <= 1e-4 * (parameter - before[key]).norm(), (name, key)
