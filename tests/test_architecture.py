@@ -85,7 +85,7 @@ def test_the_rooms_are_those_of_the_readme():
     block = (ROOT / "README.md").read_text().partition("\nconf/ ")[2].partition("```")[0]
     told = {"stages", "pipeline"}
     for room, rest in re.findall(r"^  (\w+)/ (.*)$", block, re.M):
-        told |= {f"pipeline/{room}", *(f"pipeline/{room}/{inner}" for inner in re.findall(r"(\w+)/", rest))}
+        told |= {f"pipeline/{room}", *(f"pipeline/{room}/{inner}" for inner in re.findall(r"([\w/]+)/", rest))}
     assert told == {str(file.parent.relative_to(ROOT)) for file in SOURCES}
 
 

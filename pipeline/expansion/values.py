@@ -14,13 +14,13 @@ PIECE_ITEMS = 2**20
 """How much of a computed tensor is in memory; part of what "random" means, see `drawn`."""
 
 
-def pieces_of(stored: Stored) -> Iterator[torch.Tensor]:
-    """A stored tensor's values in fp32, flat, `PIECE_ITEMS` at a time; each piece is the caller's.
+def pieces_of(stored: Stored, num_items: int | None = None) -> Iterator[torch.Tensor]:
+    """A stored tensor's values in fp32, flat, `PIECE_ITEMS` or fewer at a time; each piece is the caller's.
 
     Raises:
         ValueError: it holds no values that can be computed with.
     """
-    for piece in read_pieces(stored, PIECE_ITEMS * ITEM_BITS[stored.dtype] // 8):
+    for piece in read_pieces(stored, min(num_items or PIECE_ITEMS, PIECE_ITEMS) * ITEM_BITS[stored.dtype] // 8):
         yield torch.frombuffer(piece, dtype=_dtype(stored)).to(torch.float32, copy=True)
 
 

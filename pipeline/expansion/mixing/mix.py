@@ -84,7 +84,7 @@ class Mix:
     def _is_normalised(self) -> bool:
         return self.method in ("linear", "ties") if self.normalise is None else self.normalise
 
-    def check(self, num_blocks: int) -> None:
+    def check(self, num_blocks: int | None = None) -> None:
         """Raise ValueError for settings that no models could be mixed by; any depth will do."""
         for key, known in {"method": METHODS, "rescale": RESCALES, "ancestry": ANCESTRIES}.items():
             if getattr(self, key) not in known:
@@ -102,8 +102,9 @@ class Mix:
         """Refuse models that do not go together; see `check_facts`.
 
         Raises:
-            ValueError: also for roles that the settings do not fit.
+            ValueError: also for settings that are wrong at any depth, or do not fit the roles.
         """
+        self.check()
         self._check_roles(facts.roles)
         check_facts(facts, self.method in DIFFERENCES and self.ancestry == "lineage")
 
@@ -119,7 +120,7 @@ class Mix:
         Raises:
             ValueError: the models do not go together, or the settings do not fit their tensors.
         """
-        self.check(source.anatomy.num_blocks)
+        self.check()
         self._check_roles(tuple(source.others))
         check_alike(source)
         if self.method in DIFFERENCES and self.ancestry == "weights":

@@ -128,9 +128,10 @@ class Drop:
             return torch.tensor(1.0)
         generator = generator_of(f"{self.role}:{name}", self.seed)
         before, after = torch.tensor(0.0), torch.tensor(0.0)
-        for difference in _differences(base, other):
-            before += difference.abs().sum()
-            after += (difference * self._mask(difference, generator)).abs().sum()
+        for own, piece in _whole([base, other]):
+            difference = piece.sub_(own).abs_()
+            before += difference.sum()
+            after += difference.mul_(self._mask(difference, generator)).sum()
         return torch.tensor(1.0) if min(before, after) < _SUM_FLOOR else before / after
 
 
@@ -180,13 +181,7 @@ def _whole(inputs: Sequence[Stored]) -> Iterator[tuple[torch.Tensor, ...]]:
 
 def _together(inputs: Sequence[Stored]) -> Iterator[tuple[torch.Tensor, ...]]:
     """The same part of each tensor, small enough for what is made of it to stay in a core's cache."""
-    for pieces in _whole(inputs):
-        yield from zip(*(piece.split(_PART_ITEMS) for piece in pieces), strict=True)
-
-
-def _differences(base: Stored, other: Stored) -> Iterator[torch.Tensor]:
-    for own, piece in _whole([base, other]):
-        yield piece.sub_(own)
+    yield from zip(*(pieces_of(one, _PART_ITEMS) for one in inputs), strict=True)
 
 
 def _all(difference: torch.Tensor) -> torch.Tensor:
@@ -194,8 +189,8 @@ def _all(difference: torch.Tensor) -> torch.Tensor:
 
 
 def _bits_of(base: Stored, other: Stored) -> Iterator[torch.Tensor]:
-    for difference in _differences(base, other):
-        yield difference.abs_().view(torch.int32)
+    for own, piece in _together([base, other]):
+        yield piece.sub_(own).abs_().view(torch.int32)
 
 
 def _bin_of(rank: int, values: Iterator[torch.Tensor], num_bins: int) -> tuple[int, int]:
@@ -211,11 +206,12 @@ def _bin_of(rank: int, values: Iterator[torch.Tensor], num_bins: int) -> tuple[i
 def _cosine(first: Stored, second: Stored) -> torch.Tensor:
     """Of the angle between two tensors; each is divided by its norm before the product, which cannot overflow then."""
     norms = [_norm(one) for one in (first, second)]
-    parts = [a.div_(norms[0]).mul_(b.div_(norms[1])).sum() for a, b in _whole([first, second])]
-    return torch.stack(parts).sum(dim=0).clamp(-1, 1)
+    parts = [a.div_(norms[0]).mul_(b.div_(norms[1])).sum().item() for a, b in _whole([first, second])]
+    return torch.tensor(parts).sum(dim=0).clamp(-1, 1)
 
 
 def _norm(stored: Stored) -> torch.Tensor:
-    parts = [torch.linalg.vector_norm(piece) for piece in pieces_of(stored)]
-    norm = torch.linalg.vector_norm(torch.stack(parts), dim=0)
+    # As numbers: small tensors that are kept between large ones that are not would leave holes in the heap.
+    parts = [torch.linalg.vector_norm(piece).item() for piece in pieces_of(stored)]
+    norm = torch.linalg.vector_norm(torch.tensor(parts), dim=0)
     return norm if norm > NORM_FLOOR else torch.tensor(1.0)

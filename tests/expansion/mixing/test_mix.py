@@ -16,6 +16,7 @@ from safetensors.torch import load_file, save_file
 
 from pipeline.expansion.methods.block import BlockExpansion
 from pipeline.expansion.mixing.mix import Mix
+from pipeline.expansion.pack.attach import attach, extract
 from pipeline.expansion.source import read_source
 from pipeline.expansion.verify import verify_identity
 from pipeline.expansion.writer import write_expansion
@@ -153,6 +154,14 @@ def test_mixed_on_the_way_back_it_moves_towards_the_expanded_model(trained, tmp_
     assert far[0] == 0 < far[1] < far[2] < far[3]
 
 
+def test_a_pack_of_new_blocks_that_went_part_of_the_way_back(make_model, trained, tmp_path):
+    base, (grown, after) = make_model("bfloat16"), trained
+    mix(tmp_path / "mixed", grown, {"trained": after}, t=0.5)
+    extract(tmp_path / "mixed", base, tmp_path / "law.pack", "law")
+    attach(base, [tmp_path / "law.pack"], tmp_path / "attached", save="full")
+    assert hashes(tmp_path / "attached") == hashes(tmp_path / "mixed")
+
+
 def test_of_different_expansions_nothing_is_recorded_as_new_and_that_is_said(make_model, tmp_path):
     for position in ("prefix", "suffix"):
         found = read_source(make_model())
@@ -213,8 +222,9 @@ def test_a_mixture_of_dare_is_drawn_from_the_seed(three, tmp_path):
     ],
 )
 def test_settings_are_refused_before_any_work(settings, message):
-    with pytest.raises(ValueError, match=message):
-        method(**settings).check(4)
+    for check in (lambda one: one.check(4), lambda one: one.check_models(told())):  # at a depth that is not known, too
+        with pytest.raises(ValueError, match=message):
+            check(method(**settings))
 
 
 def told(roles=("a",), **facts):
