@@ -9,7 +9,11 @@ from safetensors.torch import load_file
 
 from tests.lineage.test_stranger import drive  # noqa: F401  a fixture
 
-SHORT = ("model=tiny", "pretrain.seq_len=64", "pretrain.num_tokens=512", "launch=inprocess", "launch.threads=1")
+SHORT = (
+    "model=tiny", "pretrain.seq_len=64", "launch=inprocess", "launch.threads=1",
+    *(f"{name}.num_tokens=512" for name in ("pretrain", "lineage.digits.with", "lineage.calm.with")),
+    *(f"{name}.sources.lines.origin.count=200" for name in ("lookups", "additions", "sums")),
+)  # fmt: skip
 
 
 def arguments(outputs, *more):

@@ -26,7 +26,7 @@ class KeyArithmetic:
 
     Attributes:
         form: "digits" (`7 + 5 = 12.`), "keys" (`ab 7 + cd.`: each key is followed by its digit, or is not, by chance),
-            "values" (the question `ab`, the answer `7`) or "sums" (`ab + cd = 12.`).
+            "values" (the question `ab`, the digits to choose from, the answer `7`) or "sums" (`ab + cd = 12.`).
         keys: those that lines are of: "all", the first `share` of them ("known") or the rest ("new").
         num_keys: in all; every digit is that of as many keys, or of one more.
         share: of the keys that are known to the training of a composed model; the paper's is 0.2.
@@ -62,8 +62,9 @@ class KeyArithmetic:
         digits = {str(one): one for one in range(10)} if self.form == "digits" else self.digits()
         if self.lines is None:
             every = self._questions(digits)
+            options = {"options": [str(one) for one in range(10)]} if self.form == "values" else {}
             for number, (question, answer) in enumerate(drawn.sample(every, min(self.count, len(every)))):
-                yield Row(str(number), {"question": question, "answer": answer})
+                yield Row(str(number), {"question": question, **options, "answer": answer})
             return
         for number in range(self.count):
             lines = (self._line(drawn, drawn.choices([*digits], k=2), digits) for _ in range(self.lines))

@@ -61,6 +61,7 @@ def test_questions_come_once():
     assert len(fields(form="digits", lines=None, count=1000)) == 100
     values = {one["question"]: int(one["answer"]) for one in fields(form="values", lines=None, count=1000)}
     assert values == source().digits()
+    assert all(one["options"] == [*"0123456789"] for one in fields(form="values", lines=None))
 
 
 def test_the_same_every_time():
