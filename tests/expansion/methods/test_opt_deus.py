@@ -12,9 +12,11 @@ import yaml
 from safetensors.torch import load_file
 
 from pipeline.expansion.methods.opt_deus import ALIGNMENTS, OptDeus, Transport
+from pipeline.expansion.pack.attach import attach, detach, extract
 from pipeline.expansion.source import read_source
 from pipeline.expansion.verify import verify_identity
 from pipeline.expansion.writer import write_expansion
+from pipeline.models.save import save_trained
 from pipeline.records.expansion import read_expansion
 from tests.expansion.meta_sources import LLAMA_3_1_8B, LLAMA_3_2_1B, meta_source, num_parameters
 
@@ -146,6 +148,19 @@ def test_what_is_recorded_and_trains(make_model, tmp_path):
     assert record.method == "opt_deus" and record.exact and record.settings["alignment"] == "transport"
     assert torch.equal(new["model.layers.3.mlp.up_proj.weight"], old["model.layers.2.mlp.up_proj.weight"])
     assert plan.recipes["model.layers.2.self_attn.o_proj.weight"].kind == "zeros"
+
+
+def test_a_pack_of_its_blocks_goes_on_and_off(make_model, tmp_path):
+    base = make_model("bfloat16")
+    plan, *_ = expanded(base, tmp_path / "grown")
+    values = load_file(tmp_path / "grown/model.safetensors")
+    new = {name: torch.randn(values[name].shape) for name in plan.new_parameters}
+    save_trained(tmp_path / "grown", tmp_path / "trained", new)
+    extract(tmp_path / "trained", base, tmp_path / "law.pack", "law")
+    attach(base, [tmp_path / "law.pack"], tmp_path / "attached", save="full")
+    assert verify_identity(tmp_path / "trained", tmp_path / "attached", num_tokens=24).exact
+    detach(tmp_path / "attached", None, tmp_path / "again")
+    assert verify_identity(base, tmp_path / "again", num_tokens=24).exact
 
 
 def test_the_papers_sizes():

@@ -6,6 +6,9 @@ from types import SimpleNamespace
 import pytest
 import torch
 
+from pipeline.expansion.methods.scale import Scale
+from pipeline.expansion.source import read_source
+from pipeline.expansion.writer import write_expansion
 from pipeline.training.parallel.distributed import Layout, distribute
 from tests.training.processes import curve, run_on_ranks, samples, weights
 
@@ -62,6 +65,24 @@ def test_the_weights_are_those_of_one_process(runs, expanded, name):
     assert one.keys() == other.keys()
     for key in one:
         assert torch.allclose(one[key].float(), other[key].float(), rtol=2**-7, atol=1e-6), key
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("mode", ["preserve", "adapt"])
+def test_a_widened_model_trains_on_two_ranks_as_on_one(make_model, tmp_path, mode):
+    """Its blocks and its head hold old and new weights side by side, and its head is tied in part."""
+    source, settings = read_source(make_model("bfloat16")), {"init": "svd", "seed": 0}
+    widths = {"new_features": 8, "new_key_value_heads": 1, "new_inner_features": 16}
+    write_expansion(Scale(mode=mode, **widths, **settings).plan(source, None), source, tmp_path / "wide")
+    specs = [{**kind, "directory": name} for name, kind in {"one": ONE, "ddp": DDP, "fsdp": FSDP}.items()]
+    assert run_on_ranks(tmp_path, tmp_path / "wide", specs) == [[0], [0, 0], [0, 0]]
+    one = weights(tmp_path / "one")
+    for name in ("ddp", "fsdp"):
+        check_curve(curve(tmp_path / "one"), curve(tmp_path / name))
+        other = weights(tmp_path / name)
+        assert one.keys() == other.keys() and any(".back." in key and one[key].any() for key in one)
+        for key in one:
+            assert torch.allclose(one[key].float(), other[key].float(), rtol=2**-7, atol=1e-6), key
 
 
 @pytest.mark.parametrize("kind", ["FSDP", "DEEPSPEED"])
