@@ -13,9 +13,8 @@ from pipeline.records.curves import METRICS, METRICS_FILE, StepRecord, Validatio
 from pipeline.training.cost.throughput import Throughput
 from pipeline.training.journal import Journal
 from pipeline.training.kernels.document_separation import IGNORED
-from pipeline.training.methods.optim import set_learning_rate
+from pipeline.training.methods.optim import rate_of, set_learning_rate
 from pipeline.training.methods.penalty import Penalty
-from pipeline.training.methods.schedule import rate_of
 from pipeline.training.micro_batches import MicroBatches
 from pipeline.training.parallel.checkpoint import load_checkpoint, save_checkpoint
 from pipeline.training.parallel.distributed import clip, whole
