@@ -46,6 +46,14 @@ def set_learning_rate(optimizer: torch.optim.Optimizer, lr: float) -> None:
 
 def rate_of(settings: Settings, step: int, num_steps: int) -> float:
     """The learning rate of a step (from 0) of a training with these settings, of `num_steps` in all."""
-    ratios = settings.warmup_ratio, settings.min_lr_ratio
-    form = {"schedule": settings.schedule, "warmup_from": settings.warmup_from, "decay": settings.decay}
-    return learning_rate(step, num_steps, settings.lr, *ratios, **form, decay_ratio=settings.decay_ratio)
+    return learning_rate(
+        step,
+        num_steps,
+        settings.lr,
+        settings.warmup_ratio,
+        settings.min_lr_ratio,
+        schedule=settings.schedule,
+        warmup_from=settings.warmup_from,
+        decay=settings.decay,
+        decay_ratio=settings.decay_ratio,
+    )
