@@ -14,8 +14,7 @@ from pipeline.training.cost.throughput import Throughput, padding_of
 from pipeline.training.journal import Journal
 from pipeline.training.kernels.document_separation import IGNORED
 from pipeline.training.kernels.routers import Routers
-from pipeline.training.methods.optim import set_learning_rate
-from pipeline.training.methods.schedule import rate_of
+from pipeline.training.methods.optim import rate_of, set_learning_rate
 from pipeline.training.micro_batches import MicroBatches
 from pipeline.training.parallel.checkpoint import load_checkpoint, save_checkpoint
 from pipeline.training.parallel.distributed import agree, clip, whole

@@ -31,7 +31,6 @@ class GenerationSettings:
         top_p: probability of the tokens that are sampled from; 1 is all of them.
         num_samples: continuations of each prompt.
         seed: of the draws. A prompt's samples depend on its own text and this, not on the other prompts.
-        max_prompt_tokens: a longer prompt is cut on the left; None: only one that does not fit into the model is.
     """
 
     stop: Sequence[str]
@@ -40,7 +39,6 @@ class GenerationSettings:
     top_p: float
     num_samples: int
     seed: int
-    max_prompt_tokens: int | None = None
 
     def __post_init__(self) -> None:
         if self.max_new_tokens < 1 or self.num_samples < 1:
@@ -56,7 +54,7 @@ class GenerationSettings:
         """The longest prompt, in tokens, for a model with `window` positions. Raises ValueError if none fits."""
         if self.max_new_tokens >= window:
             raise ValueError(f"max_new_tokens={self.max_new_tokens} leaves no room in the model's {window} positions")
-        return min(window - self.max_new_tokens, self.max_prompt_tokens or window)
+        return window - self.max_new_tokens
 
 
 class Generator(Protocol):
@@ -81,7 +79,7 @@ class LocalGenerator:
         self.window = getattr(model.config.get_text_config(), "max_position_embeddings", None) or 1 << 30
 
     def generate(self, prompts: list[str], settings: GenerationSettings) -> list[list[str]]:
-        """See `Generator`. A prompt that does not fit is cut on the left: see `GenerationSettings.room`."""
+        """See `Generator`. A prompt that does not fit is cut on the left, to the window less `max_new_tokens`."""
         room, length, num_samples = settings.room(self.window), settings.max_new_tokens, settings.num_samples
         encoded = [self._encode(prompt, room) for prompt in prompts]
         if not settings.temperature:

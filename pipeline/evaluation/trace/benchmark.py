@@ -7,12 +7,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from pipeline.data.chat.trace import asked
 from pipeline.data.sources.documents import RowSource
 from pipeline.evaluation.base import Item, Outcome, Workspace, content_hash, every_row, smallest_hashes
 from pipeline.evaluation.trace import metrics
 
 if TYPE_CHECKING:  # torch comes with it; a request is checked without
-    from pipeline.evaluation.model.generation import Generator
+    from pipeline.evaluation.model.replies import Speaker
 
 _PARAGRAPH, _SIMPLIFICATION = "Paragraph:\n", "\n\nSimplification:"
 """What stands around 20Minuten's paragraph in a prompt."""
@@ -83,6 +84,7 @@ class TraceTask:
         task: one of `TASKS`.
         rows: of its test file. Their number is what counts: FOMC has 496, NumGLUE-cm 81, NumGLUE-ds 325 and 20Minuten
             200, whatever the paper says.
+        template: chat template of prompt and answer, as `ChatData` has it: that which the tasks are trained with.
         faithful: scored as TRACE's code does: exact match without stripping, ScienceQA's first character as it stands,
             ROUGE-L with prediction and reference exchanged, edit similarity in whole percents, SARI with the whole
             prompt as its source. Otherwise as is meant.
@@ -95,6 +97,7 @@ class TraceTask:
 
     task: str
     rows: RowSource
+    template: str
     faithful: bool
     max_prompt_tokens: int
     max_new_tokens: int
@@ -125,16 +128,30 @@ class TraceTask:
 
         return self.measure(LocalGenerator(model, tokenizer, inputs.progress), inputs)
 
-    def measure(self, generator: Generator, inputs: Workspace) -> Outcome:
-        """As `run`, with answers from anything that generates."""
-        from pipeline.evaluation.model.generation import GenerationSettings
+    def measure(self, generator: Speaker, inputs: Workspace) -> Outcome:
+        """As `run`, with answers from anything that continues tokens."""
+        from pipeline.evaluation.model.generation import occurrences, row_seed
+        from pipeline.evaluation.model.replies import Turn, require_template
 
-        examples = self.examples(inputs)
-        settings = GenerationSettings(
-            (), self.max_new_tokens, self.temperature, 1.0, 1, self.seed, max_prompt_tokens=self.max_prompt_tokens
-        )
-        answers = generator.generate([example.prompt for example in examples.values()], settings)
-        return self.judge(examples, [answer for (answer,) in answers])
+        examples, room = self.examples(inputs), self._room(generator.window)
+        encoder, prompts = require_template(generator.tokenizer, self.template), [e.prompt for e in examples.values()]
+        turns = [
+            Turn(
+                encoder.prompt([{"role": "user", "content": prompt}])[-room:],
+                self.max_new_tokens,
+                row_seed(self.seed, prompt, occurrence, 0),
+            )
+            for prompt, occurrence in zip(prompts, occurrences(prompts), strict=True)
+        ]
+        ends = {generator.tokenizer.eos_token_id} - {None}
+        answers = generator.turns(turns, ends, (), self.temperature)
+        return self.judge(examples, [answer.text for answer in answers])
+
+    def _room(self, window: int) -> int:
+        """The longest prompt, in tokens, for a model with `window` positions. Raises ValueError if none fits."""
+        if self.max_new_tokens >= window:
+            raise ValueError(f"max_new_tokens={self.max_new_tokens} leaves no room in the model's {window} positions")
+        return min(window - self.max_new_tokens, self.max_prompt_tokens)
 
     def examples(self, inputs: Workspace) -> dict[int, Example]:
         """The rows that are scored, by their number. Raises ValueError if there is none, or one is none of TRACE's."""
@@ -147,7 +164,7 @@ class TraceTask:
                     f"TRACE's {self.task}: row {number} must have prompt and answer, both text; it has "
                     f"{ {str(key): type(value).__name__ for key, value in row.items()} }"
                 )
-        return {i: Example(rows[i]["prompt"], rows[i]["answer"]) for i in smallest_hashes(rows, self.limit)}
+        return {i: Example(asked(rows[i]["prompt"]), rows[i]["answer"]) for i in smallest_hashes(rows, self.limit)}
 
     def judge(self, examples: dict[int, Example], answers: Sequence[str]) -> Outcome:
         """The outcome of these answers, however they came to be."""

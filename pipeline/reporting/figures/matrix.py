@@ -10,6 +10,7 @@ from matplotlib import pyplot
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
+from pipeline.records.items import Floats
 from pipeline.reporting.continual import Chain
 from pipeline.reporting.figures.plot import INK, STYLE, Plot, save
 from pipeline.reporting.tables.wording import number
@@ -38,14 +39,13 @@ def matrix_figure(chain: Chain) -> Figure:
     shown = chain.scores * (chain.unit.scale if chain.unit else 1.0)
     with pyplot.rc_context({**STYLE, "axes.grid": False}):
         figure, ax = pyplot.subplots(figsize=(2.6 + 0.95 * num_tasks, 1.6 + 0.5 * (num_tasks + 1)))
-        masked = np.ma.masked_invalid(shown if chain.unit else _ranked(shown))
-        image = ax.imshow(masked, cmap=COLOURS, aspect="auto")
-        shades = np.asarray(image.norm(masked), dtype=np.float64)
+        coloured = shown if chain.unit else _ranked(shown)
+        image, ranks = ax.imshow(np.ma.masked_invalid(coloured), cmap=COLOURS, aspect="auto"), _rank(coloured)
         for (t, i), value in np.ndenumerate(shown):
-            dark = np.isfinite(value) and shades[t, i] < 0.55
+            dark = bool(ranks[t, i] < 0.55)
             ax.text(i, t, _cell(chain, value), ha="center", va="center", color="white" if dark else INK, fontsize=9.5)
         for i in range(num_tasks):
-            ax.add_patch(Rectangle((i - 0.5, i + 0.5), 1, 1, fill=False, edgecolor="#D55E00", lw=2.2, zorder=4))
+            ax.add_patch(Rectangle((i - 0.5, i + 0.5), 1, 1, fill=False, edgecolor="#D55E00", lw=2.2, clip_on=False))
         ax.set_xticks(range(num_tasks), chain.titles, rotation=30, ha="right", rotation_mode="anchor")
         ax.set_yticks(range(num_tasks + 1), _rows(chain))
         ax.set_ylabel("after training on")
@@ -69,7 +69,12 @@ def _told(chain: Chain, t: int) -> str:
     return ", ".join(f"{title} {_cell(chain, scale * chain.scores[t, i])}" for i, title in enumerate(chain.titles))
 
 
-def _ranked(shown: np.ndarray) -> np.ndarray:
+def _ranked(shown: Floats) -> Floats:
     """Columns of different units on one scale: from each column's smallest score to its largest."""
-    low, high = np.nanmin(shown, axis=0), np.nanmax(shown, axis=0)
-    return (shown - low) / np.where(high > low, high - low, 1.0)
+    return np.stack([_rank(column) for column in shown.T], axis=1)
+
+
+def _rank(shown: Floats) -> Floats:
+    """From 0, the smallest of all, to 1, the largest; NaN stays."""
+    low, high = np.nanmin(shown), np.nanmax(shown)
+    return np.asarray((shown - low) / (high - low if high > low else 1.0))

@@ -83,8 +83,8 @@ def _diagonal(scores: Floats, first: int) -> Floats:
 def with_unseen(models: Sequence[Items], draws: Floats, rng: np.random.Generator) -> Floats:
     """[B, M] draws of scores on the same items, widened where right-or-wrong answers leave no room for chance.
 
-    Of answers that are all right, or all wrong, no draw shows that some may be otherwise, nor of those that are the same
-    as another model's. In as large a share of all items as makes none in n just not surprising they may still be: the
+    Of answers that are all right, or all wrong, no draw shows that some may be otherwise, nor of those that equal
+    another model's. In as large a share of all items as makes none in n just not surprising they may still be: the
     exact bound of a binomial share (Clopper and Pearson 1934), as for a single difference (`statistics.intervals`).
     """
     found, known = draws.copy(), set[bytes]()

@@ -1,4 +1,4 @@
-"""AdamW with groups by decay and by scale of the learning rate."""
+"""AdamW with groups by decay and by scale of the learning rate, and the rate of a step."""
 
 from __future__ import annotations
 
@@ -7,6 +7,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
+
+from pipeline.training.methods.schedule import learning_rate
+from pipeline.training.settings import Settings
 
 
 def build_adamw(
@@ -50,3 +53,18 @@ def set_learning_rate(optimizer: torch.optim.Optimizer, lr: float) -> None:
     """Give each group of `build_adamw` its multiple of this learning rate."""
     for group in optimizer.param_groups:
         group["lr"] = lr * group["lr_scale"]
+
+
+def rate_of(settings: Settings, step: int, num_steps: int) -> float:
+    """The learning rate of a step (from 0) of a training with these settings, of `num_steps` in all."""
+    return learning_rate(
+        step,
+        num_steps,
+        settings.lr,
+        settings.warmup_ratio,
+        settings.min_lr_ratio,
+        schedule=settings.schedule,
+        warmup_from=settings.warmup_from,
+        decay=settings.decay,
+        decay_ratio=settings.decay_ratio,
+    )

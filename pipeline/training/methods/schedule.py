@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from pipeline.training.settings import SCHEDULE, SCHEDULES, Settings
+from pipeline.training.settings import SCHEDULE, SCHEDULES
 
 SHAPES: dict[str, Callable[[float], float]] = {
     "linear": lambda done: 1 - done,
@@ -52,13 +52,6 @@ def learning_rate(
         shape, begin = decay, max(warmup, num_steps - math.ceil(decay_ratio * num_steps))
     fraction = max(0, step - begin) / max(1, num_steps - begin)
     return peak * (min_lr_ratio + (1 - min_lr_ratio) * SHAPES[shape](fraction))
-
-
-def rate_of(settings: Settings, step: int, num_steps: int) -> float:
-    """The learning rate of a step (from 0) of a training with these settings, of `num_steps` in all."""
-    ratios = settings.warmup_ratio, settings.min_lr_ratio
-    form: dict[str, Any] = {"schedule": settings.schedule, "warmup_from": settings.warmup_from, "decay": settings.decay}
-    return learning_rate(step, num_steps, settings.lr, *ratios, **form, decay_ratio=settings.decay_ratio)
 
 
 def schedule_params(section: Mapping[str, Any]) -> dict[str, Any]:

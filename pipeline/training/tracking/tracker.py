@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from pipeline.records.curves import TrackRecord
-from pipeline.training.methods.schedule import rate_of
+from pipeline.training.methods.optim import rate_of
 from pipeline.training.micro_batches import MicroBatches
 from pipeline.training.parallel.checkpoint import keep_steps, load_weights, save_weights
 from pipeline.training.settings import Settings

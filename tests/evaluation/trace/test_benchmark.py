@@ -6,12 +6,20 @@ import json
 from pathlib import Path
 
 import pytest
+import yaml
 
+from pipeline.data.chat.encoder import ChatEncoder
+from pipeline.data.chat.trace import TraceRow
 from pipeline.data.sources.documents import LocalFiles
+from pipeline.data.sources.rows import Row
 from pipeline.evaluation.base import Workspace, score
+from pipeline.evaluation.model.replies import Reply
 from pipeline.evaluation.trace.benchmark import TASKS, Example, TraceTask
 from pipeline.evaluation.trace.metrics import rouge_l, sari
+from pipeline.models.architecture.tiny import byte_tokenizer
 
+CONF = Path(__file__).parents[3] / "conf"
+TEMPLATE = yaml.safe_load((CONF / "benchmark" / "tasks" / "trace.yaml").read_text())["template"]
 PROMPT = "Provide a simplified version.\n\nParagraph:\nDer alte Hund bellt.\n\nSimplification:"
 
 
@@ -26,7 +34,8 @@ def task(tmp_path):
         source = LocalFiles({"kind": "local", "path": str(folder)})
         settings = {"faithful": True, "max_prompt_tokens": 1024, "max_new_tokens": 8, "temperature": 0.0, "seed": 0}
         inputs = Workspace(lambda one: Path(one["path"]), lambda one: ["test.json"])
-        return TraceTask(**{"task": name, "rows": source, **settings, "limit": None, **changes}), inputs
+        given = {"task": name, "rows": source, "template": TEMPLATE, **settings, "limit": None, **changes}
+        return TraceTask(**given), inputs
 
     return make
 
@@ -34,12 +43,14 @@ def task(tmp_path):
 class Answers:
     """Gives answers that were laid down, and keeps what it was asked."""
 
-    def __init__(self, *answers) -> None:
-        self.answers = list(answers)
+    window = 2048
 
-    def generate(self, prompts, settings):
-        self.prompts, self.settings = prompts, settings
-        return [[answer] for answer in self.answers]
+    def __init__(self, *answers) -> None:
+        self.answers, self.tokenizer = list(answers), byte_tokenizer()
+
+    def turns(self, asked, ends, stop, temperature):
+        self.asked, self.ends, self.temperature = asked, ends, temperature
+        return [Reply(answer, False) for answer in self.answers]
 
 
 def scored(made, *answers):
@@ -53,12 +64,11 @@ def test_prompts_go_as_they_stand_and_answers_are_matched_letter_by_letter(task)
     benchmark, inputs = task(rows=rows, temperature=0.1)
     model = Answers("A", " A", "", "A. because")
     outcome = benchmark.measure(model, inputs)
-    assert model.prompts == ["p 0", "p 1", "p 2", "p 3"]
-    assert (model.settings.max_prompt_tokens, model.settings.max_new_tokens, model.settings.temperature) == (
-        1024,
-        8,
-        0.1,
-    )
+    prompts = [model.tokenizer.decode(turn.prompt) for turn in model.asked]
+    begin = model.tokenizer.bos_token or ""
+    assert prompts == [f"{begin}p {i}" for i in range(4)], "nothing stands around a prompt"
+    assert model.ends == {model.tokenizer.eos_token_id} and {turn.length for turn in model.asked} == {8}
+    assert len({turn.seed for turn in model.asked}) == 4 and model.temperature == 0.1
     assert [item.numerator for item in outcome.items] == [1.0, 0.0, 0.0, 0.0]
     assert score(outcome.items).value == 0.25, "an empty answer stays in the denominator"
     assert outcome.metric == "exact_match" and outcome.items[0].gold == "A"
@@ -150,3 +160,25 @@ def test_a_file_of_another_form_is_refused(task, changes, told):
 def test_settings_that_make_no_sense_are_refused(task, changes, told):
     with pytest.raises(ValueError, match=told):
         task(**changes)
+
+
+def test_what_is_asked_is_what_was_trained_on(task, tokenizer):
+    """Py150 writes Llama's BOS out; the template puts one before every prompt. Learned is the answer with its end."""
+    row = {"prompt": "<s> from a import b <EOL>", "answer": "c = 1"}
+    assert yaml.safe_load((CONF / "data" / "trace.yaml").read_text())["template"] == TEMPLATE
+    chat = TraceRow().chat(Row("0", row))
+    encoder = ChatEncoder(tokenizer, TEMPLATE)
+    ids, mask = encoder.encode(chat.messages)
+    begin = tokenizer.bos_token or ""
+    assert tokenizer.decode(ids) == f"{begin}from a import b <EOL>c = 1{tokenizer.eos_token}"
+    assert tokenizer.decode(ids[mask.astype(bool)]) == f"c = 1{tokenizer.eos_token}"
+    benchmark, inputs = task("Py150", [row])
+    model = Answers("c = 1")
+    benchmark.measure(model, inputs)
+    assert model.asked[0].prompt == ids[~mask.astype(bool)].tolist()
+
+
+def test_an_answer_must_have_room(task, llama, tokenizer):
+    benchmark, inputs = task(max_new_tokens=2048)
+    with pytest.raises(ValueError, match="max_new_tokens=2048 leaves no room in the model's 2048 positions"):
+        benchmark.run(llama, tokenizer, inputs)

@@ -5,7 +5,8 @@ import torch
 from torch.optim.lr_scheduler import CosineAnnealingLR, LinearLR, SequentialLR
 from transformers.optimization import get_scheduler
 
-from pipeline.training.methods.schedule import learning_rate, rate_of
+from pipeline.training.methods.optim import rate_of
+from pipeline.training.methods.schedule import learning_rate
 from pipeline.training.recipe import training_params
 from pipeline.training.settings import Settings
 from tests.training.knobs import SETTINGS
