@@ -128,7 +128,7 @@ class Drop:
             return torch.tensor(1.0)
         generator = generator_of(f"{self.role}:{name}", self.seed)
         before, after = torch.tensor(0.0), torch.tensor(0.0)
-        for own, piece in _whole([base, other]):
+        for own, piece in _together([base, other]):
             difference = piece.sub_(own).abs_()
             before += difference.sum()
             after += difference.mul_(self._mask(difference, generator)).sum()
