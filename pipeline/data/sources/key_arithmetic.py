@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import product
 from string import ascii_lowercase
-from typing import Literal
+from typing import Any, Literal
 
 from pipeline.data.sources.files import Listing, Locate
 from pipeline.data.sources.rows import Row
@@ -62,7 +62,7 @@ class KeyArithmetic:
         digits = {str(one): one for one in range(10)} if self.form == "digits" else self.digits()
         if self.lines is None:
             every = self._questions(digits)
-            options = {"options": [str(one) for one in range(10)]} if self.form == "values" else {}
+            options: dict[str, Any] = {"options": [str(one) for one in range(10)]} if self.form == "values" else {}
             for number, (question, answer) in enumerate(drawn.sample(every, min(self.count, len(every)))):
                 yield Row(str(number), {"question": question, **options, "answer": answer})
             return
