@@ -56,9 +56,13 @@ def test_every_option_composes(group):
         assert composed(f"{group}={option}", *needed(group, option))
 
 
+GIVEN = {"trace": ["paths.trace=/data"]}
+"""What an experiment leaves to be given."""
+
+
 @pytest.mark.parametrize("experiment", options("experiment"))
 def test_every_experiment_composes(experiment):
-    assert composed(f"experiment={experiment}")
+    assert composed(f"experiment={experiment}", *GIVEN.get(experiment, ()))
 
 
 @pytest.mark.parametrize("experiment", options("experiment"))
@@ -95,7 +99,7 @@ def every_target() -> dict[str, dict]:
     runs += [[f"+penalty@sft.strategy.penalties.{o}={o}"] for o in options("penalty")]
     runs += [[f"expand={o}"] for o in options("expand")]
     runs += [[f"data@pretrain.data={o}"] for o in options("data") if not re.search("sft|chat|trace", o)]
-    runs += [["experiment=trace", "paths.trace=/data"]]
+    runs += [["experiment=trace", *GIVEN["trace"]]]
     for overrides in runs:
         try:
             config = composed(*overrides)
