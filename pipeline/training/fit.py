@@ -19,7 +19,7 @@ from pipeline.records.expansion import read_expansion
 from pipeline.training.cost.count import count_cost
 from pipeline.training.cost.flops import cost_of
 from pipeline.training.cost.forecast import known_shape
-from pipeline.training.cost.memory import ZERO_STAGES, Memory
+from pipeline.training.cost.memory import Memory
 from pipeline.training.cost.peak import peak
 from pipeline.training.cost.preflight import check_labels, expect, loading_explained, probe, shortage_explained
 from pipeline.training.cost.throughput import peak_memory_bytes, utilisation
@@ -32,7 +32,7 @@ from pipeline.training.kernels.experts import cast_experts
 from pipeline.training.kernels.fp32_matmul import choose_fp32_matmul, fp32_matmul
 from pipeline.training.kernels.head import head_of
 from pipeline.training.kernels.quantised import held_tensors, hold_frozen
-from pipeline.training.kernels.routers import Routers, routers_of
+from pipeline.training.kernels.routers import routers_of
 from pipeline.training.loop import train
 from pipeline.training.methods.optim import build_adamw
 from pipeline.training.methods.penalty import check_penalties, needs_base, of_batches, with_penalties
@@ -144,7 +144,9 @@ def _prepare(
     untied = is_untied(loaded)
     model = apply_strategy(strategy, loaded, expansion, source)
     cast_experts(loaded)
-    penalties = _balanced(strategy.penalties, settings, loaded, routers, device)
+    penalties = with_router_balance(
+        strategy.penalties, settings.router_balance, loaded, routers, device.layout.sharding
+    )
     check_savable(source, loaded, strategy.writes(model))
     if type(loaded.get_output_embeddings()) is not torch.nn.Linear:  # adapted: its weight alone is not what it computes
         head = None
@@ -194,21 +196,6 @@ def _prepare(
     return Prepared(
         loaded, untied, model, loss_model, optimizer, trainable, frozen, cost, penalties, routers, facts
     )  # fmt: skip
-
-
-def _balanced(
-    penalties: Mapping[str, Any], settings: Settings, loaded: Any, routers: Routers | None, device: Device
-) -> Mapping[str, Any]:
-    """The penalties with that of the routers' balance, where one trains; said where it has to be left out."""
-    found = with_router_balance(penalties, settings.router_balance, loaded, routers)
-    if len(found) > len(penalties) and device.layout.sharding in ZERO_STAGES:
-        warnings.warn(
-            f"router_balance={settings.router_balance} is ignored: launch.sharding={device.layout.sharding} cannot "
-            "train with penalties; use none or fsdp2, or experts may be left without tokens",
-            stacklevel=3,
-        )
-        return penalties
-    return found
 
 
 def _try_a_step(

@@ -15,7 +15,7 @@ from pipeline.data.sources.documents import HubDataset, LocalFiles, PackageFiles
 from pipeline.evaluation.tasks.rows import Mirror
 
 CONF = Path(__file__).parents[2] / "conf"
-SUITES = {"law", "paper", "tiny", "trace"}
+SUITES = {"key_arithmetic", "law", "paper", "tiny", "trace"}
 NAMES = sorted({file.stem for file in (CONF / "benchmark").glob("*.yaml")} - SUITES)
 TASKS = ["arc_challenge", "arc_easy", "hellaswag", "lambada", "piqa", "winogrande"]
 PAPER = {

@@ -28,11 +28,13 @@ def _params(name="local_text", **changes):
     """Params as the engine gives them: a local source is known by its content."""
     loaded = yaml.safe_load((CONF / f"{name}.yaml").read_text())
     for entry in loaded["sources"].values():
-        if entry["origin"]["source"]["kind"] == "local":
+        source = entry["origin"].get("source", {})  # none of what is made up
+        if source.get("kind") == "local":
             entry["origin"]["source"] = {"kind": "local", "content": "0" * 64}
-        elif entry["origin"]["source"].get("repo") == "???":
-            entry["origin"]["source"]["repo"] = "org/texts"
-    loaded.pop("domains", None)  # for the groups of benchmarks alone
+        elif source.get("repo") == "???":
+            source["repo"] = "org/texts"
+    for key in ("domains", "task"):  # for the groups of benchmarks, and for paths of the section
+        loaded.pop(key, None)
     return {"data": {**loaded, **changes}}
 
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from pipeline.training.cost.flops import Cost
-from pipeline.training.methods.penalty import MicroBatch, Penalty
+from pipeline.training.cost.memory import ZERO_STAGES
+from pipeline.training.methods.penalty import MicroBatch
 
 if TYPE_CHECKING:  # a request is checked without
     import numpy as np
@@ -58,9 +60,11 @@ class RouterBalance:
 
 
 def with_router_balance(
-    penalties: Mapping[str, Penalty], weight: float | None, model: Any, routers: Routers | None
-) -> dict[str, Penalty]:
+    penalties: Mapping[str, Any], weight: float | None, model: Any, routers: Routers | None, sharding: str = "none"
+) -> dict[str, Any]:
     """The strategy's penalties, and this one where a router trains and its weight is not None.
+
+    Where DeepSpeed shards the model, which trains without penalties, it is left out, and that is said.
 
     Args:
         model: whose `requires_grad` are final.
@@ -69,4 +73,11 @@ def with_router_balance(
         return dict(penalties)
     modules = dict(model.named_modules())
     trained = [i for i, name in enumerate(routers.names) if any(p.requires_grad for p in modules[name].parameters())]
+    if trained and sharding in ZERO_STAGES:
+        warnings.warn(
+            f"router_balance={weight} is ignored: launch.sharding={sharding} cannot train with penalties; use none or "
+            "fsdp2, or experts may be left without tokens",
+            stacklevel=3,
+        )
+        return dict(penalties)
     return {**penalties, **({NAME: RouterBalance(weight, routers, tuple(trained))} if trained else {})}

@@ -119,8 +119,8 @@ def test_hooks_are_gone_even_after_an_error(saved):
 
 def test_a_model_without_one_list_of_blocks_is_refused(tiny):
     model = tiny()
-    model.other = torch.nn.ModuleList([torch.nn.Linear(2, 2) for _ in decoder_blocks(model)])
-    with pytest.raises(ValueError, match=r"LlamaForCausalLM has 2 lists of 2 modules \(model\.layers, other\)"):
+    model.model.other = torch.nn.ModuleList([torch.nn.Linear(2, 2) for _ in decoder_blocks(model)])
+    with pytest.raises(ValueError, match=r"LlamaForCausalLM has 2 lists of 2 modules \(model\.layers, model\.other\)"):
         decoder_blocks(model)
 
 
