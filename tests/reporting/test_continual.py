@@ -57,7 +57,7 @@ class Run:
     def comparison(self):
         variants = [{"variant": "default", "models": self.rows}]
         collection = collect("r", variants, self.benchmarks, self.artifacts.inputs)
-        return compare(collection, confidence=0.95, num_bootstrap=1000, seed=0, power=0.8)
+        return compare(collection, confidence=0.95, num_bootstrap=10000, seed=0, power=0.8)
 
 
 @pytest.fixture

@@ -26,6 +26,8 @@ from pipeline.engine.sweep.record import DONE, ENDED, FAILED, RUNNING, STOPPED, 
 
 POLL_S = 0.3
 NOTED_EVERY_S = 1.0
+ANSWER_S = 10.0
+"""Within this a launcher that kills all cells for the death of one has done so."""
 MAX_STARTS = 2
 """A cell whose process was killed is started again; one that is killed again is given up."""
 Tell = Callable[[Exception], str]
@@ -49,6 +51,7 @@ def run_cell(sweep: Sweep, cell: Cell, work: Work, tell: Tell, grace_s: float) -
     with contextlib.suppress(KeyboardInterrupt), _output_to(sweep.log(cell.key)), _stopping_with(sweep, grace_s):
         try:
             with FileLock(sweep.lock(cell.key), poll_interval=POLL_S), _slot(sweep) as slot, _share(sweep, slot):
+                _hear_of_deaths(sweep)
                 return _run(sweep, cell, work, tell)
         except KeyboardInterrupt as interrupt:
             return sweep.write(replace(cell, state=STOPPED, error=str(interrupt)))
@@ -154,6 +157,19 @@ def _slot(sweep: Sweep) -> Iterator[int]:
     finally:
         for lock in locks:
             lock.release()
+
+
+def _hear_of_deaths(sweep: Sweep) -> None:
+    """Where one runs at a time, let the launcher answer the death of the one before, which may be to kill this one too.
+
+    Begun before that, it would have died twice through no fault of its own.
+    """
+    ends = time.monotonic() + ANSWER_S
+    while sweep.at_once == 1 and time.monotonic() < ends:
+        if not any(cell.state == RUNNING and not runs(cell.process) for cell in sweep.cells()):
+            break
+        _raise_if_stopping(sweep)
+        time.sleep(POLL_S)
 
 
 @contextlib.contextmanager

@@ -17,7 +17,7 @@ from pipeline.engine.errors import ConfigError, Interrupted
 from pipeline.engine.locks import describe
 from pipeline.engine.process.signals import alive, find_process
 from pipeline.engine.sweep.cell import lost
-from pipeline.engine.sweep.record import ENDED, RUNNING, Cell, Sweep, load_sweep, runs
+from pipeline.engine.sweep.record import ENDED, RUNNING, WAITING, Cell, Sweep, load_sweep, runs
 from pipeline.engine.sweep.table import REFRESH_S, Live
 
 POLL_S = 0.5
@@ -43,6 +43,9 @@ def run_cells(sweep: Sweep, cells: Sequence[Cell], launch: Callable[[], None]) -
         sweep.begin(cells)
         while _launch_once(sweep, launch):
             replace(sweep, at_once=1).save()
+            for cell in sweep.cells():
+                if cell.state == RUNNING:  # it died
+                    sweep.write(replace(cell, state=WAITING))
         return [cell if cell.state in ENDED else sweep.write(lost(cell)) for cell in sweep.cells()]
 
 

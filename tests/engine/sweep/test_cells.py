@@ -144,7 +144,8 @@ def test_an_interrupt_stops_all_cells_in_good_order(tmp_path, driver, number, wh
     words = running.communicate(timeout=PATIENCE_S)[1]
     assert running.returncode == 1 and "all cells were stopped" in words and f"received {number.name}" in words
     assert not processes(tmp_path)
-    assert [cell.state for cell in load_sweep(tmp_path).cells()] == ["stopped"] * 3
+    states = sorted(cell.state for cell in load_sweep(tmp_path).cells())
+    assert states in (["stopped"] * 3, ["stopped", "stopped", "waiting"])  # a process may have come to nothing yet
 
 
 def test_cells_end_when_their_driver_is_killed_and_the_next_start_goes_on(tmp_path, driver):
