@@ -90,10 +90,13 @@ def _nothing_expanded() -> Finding:
 
 
 def _exactness(comparison: Comparison, line: ModelResult) -> Finding:
-    question = f"Does the {line.name} model equal the {line.row.reference} exactly?"
+    source = line.row.parents.get("model", line.row.reference)
+    question = f"Does the {line.name} model equal the {source} exactly?"
     logits, note = line.row.facts.max_abs_difference, line.row.facts.proof_note
     how = f" ({note})" if note else ""
     proof = "" if logits is None else f" In the expansion's own check, logits differ by at most {logits:g}{how}."
+    if source != line.row.reference and logits is not None:  # what it is compared with is not what it was made from
+        return Finding(question, "no" if logits else "yes", proof.strip())
     if not line.differences:
         answer = "unknown" if logits is None else "no" if logits else "yes"
         return Finding(
