@@ -248,17 +248,13 @@ def test_a_weight_that_cannot_be_used():
 
 
 def test_a_launch_without_penalties_says_that_it_leaves_it_out(sparse):
-    from types import SimpleNamespace
-
-    from pipeline.training.fit import _balanced
-
-    model, device = load(sparse()), SimpleNamespace(layout=SimpleNamespace(sharding="zero3"))
+    model = load(sparse())
     with pytest.warns(UserWarning, match=r"router_balance=0.01 is ignored: launch.sharding=zero3"):
-        assert _balanced({}, Settings(**SETTINGS), model, routers_of(model), device) == {}
+        assert with_router_balance({}, 0.01, model, routers_of(model), "zero3") == {}
     model.requires_grad_(False)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        assert _balanced({}, Settings(**SETTINGS), model, routers_of(model), device) == {}
+        assert with_router_balance({}, 0.01, model, routers_of(model), "zero3") == {}
 
 
 @pytest.mark.slow
