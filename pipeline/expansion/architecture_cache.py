@@ -25,6 +25,7 @@ _SOURCES = (
     "pack/gain.py",
     "../models/architecture/blocks.py",
     "../models/architecture/calm.py",
+    "../models/architecture/families.py",
     "../models/architecture/scale.py",
     "../models/architecture/soft_moe.py",
 )

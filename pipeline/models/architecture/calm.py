@@ -19,19 +19,19 @@ Importing this module registers `calm_llama`, `calm_mistral`, `calm_qwen2` and `
 Shapes: B batch, T tokens, S tokens that are looked at, D model, H heads, K head dim.
 """
 
-# No `from __future__ import annotations`: the configs check their fields by annotations that are types, not strings.
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal
+from typing import Any
 
 import torch
 import transformers
-from huggingface_hub.dataclasses import strict
 from torch import nn
-from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, Cache, DynamicCache, PreTrainedModel
+from transformers import AutoConfig, AutoModel, Cache, DynamicCache, PreTrainedModel
 from transformers import initialization as init
 from transformers.configuration_utils import SubConfigSpec
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from transformers.models.llama.modeling_llama import eager_attention_forward
+
+from pipeline.models.architecture.families import Kind, OwnCausalLM, make_families, own_config, without_code
 
 STATES = "augmenting_states"
 """The keyword by which blocks are given the augmenting model's states, {its block: [B, T, D]}."""
@@ -154,16 +154,8 @@ class _ComposedModel(PreTrainedModel):
         return super().forward(input_ids, attention_mask, **placed, **kwargs)
 
 
-class _ComposedCausalLM(PreTrainedModel):
-    """A transformers causal language model over the composed decoder `decoder_class`."""
-
-    decoder_class: type[PreTrainedModel]
-
-    def __init__(self, config: Any) -> None:
-        super().__init__(config)
-        # In place of the plain decoder, which cost nothing where weights are loaded: it was built on the meta device.
-        self.model = self.decoder_class(config)
-        self.post_init()
+class _ComposedCausalLM(OwnCausalLM):
+    """A causal language model over the composed decoder."""
 
     def _prepare_cache_for_generation(self, generation_config: Any, model_kwargs: dict[str, Any], *args: Any) -> None:
         """A cache that grows in layers, where transformers would count the anchor's."""
@@ -174,53 +166,29 @@ class _ComposedCausalLM(PreTrainedModel):
             model_kwargs["past_key_values"] = DynamicCache()
 
 
-def _family(name: str) -> type[_ComposedCausalLM]:
-    """A causal language model of transformers as an anchor, made known to the Auto classes.
-
-    Its classes and those of its decoder and its config are called as the base's, after Calm. They are attributes of
-    this module, where pickle looks for them. The config is the base's, with the base's `model_type`, the config of the
-    augmenting model, and for each of the anchor's blocks the block of that model that it reads, or null.
-
-    Args:
-        name: of the architecture, as transformers' classes spell it.
-    """
-    base = getattr(transformers, f"{name}Config")
-    decoder_base, causal_base = getattr(transformers, f"{name}Model"), getattr(transformers, f"{name}ForCausalLM")
-
-    def subclass(suffix: str, parents: tuple[type, ...], **attributes: Any) -> Any:
-        made = type(f"Calm{name}{suffix}", parents, {"__module__": __name__, **attributes})
-        return globals().setdefault(made.__name__, made)
-
-    config_class = strict(
-        subclass(
-            "Config",
-            (base,),
-            __annotations__={
-                "base_model_type": Literal[base.model_type],
-                "augmenting": dict | transformers.PreTrainedConfig | None,
-                "bridges": list[int | None] | None,
-            },
-            model_type=f"calm_{base.model_type}",
-            sub_configs_defaults={"augmenting": SubConfigSpec(config_class=AutoConfig, model_type=base.model_type)},
-            base_model_type=base.model_type,
-            augmenting=None,
-            bridges=None,
-        )
-    )
-    plain_block = getattr(transformers.models, base.model_type)
-    block = getattr(getattr(plain_block, f"modeling_{base.model_type}"), f"{name}DecoderLayer")
-    bridged = subclass("DecoderLayer", (_BridgedBlock, block))
-    parents = (_ComposedModel, decoder_base)
-    decoder = subclass("Model", parents, config_class=config_class, block_class=bridged)
-    parents = (_ComposedCausalLM, causal_base)
-    model = subclass("ForCausalLM", parents, config_class=config_class, decoder_class=decoder)
-    AutoConfig.register(config_class.model_type, config_class)
-    AutoModel.register(config_class, decoder)
-    AutoModelForCausalLM.register(config_class, model)
-    return model
+def _blocks_of(base: Any) -> dict[str, Any]:
+    """The anchor's blocks, bridged."""
+    code = getattr(getattr(transformers.models, base.model_type), f"modeling_{base.model_type}")
+    block = getattr(code, base.__name__.replace("Config", "DecoderLayer"))
+    return {"block_class": _KIND.subclass(block, (_BridgedBlock,))}
 
 
-FAMILIES = {model.config_class.base_model_type: model for model in map(_family, ("Llama", "Mistral", "Qwen2", "Qwen3"))}
+_KIND = Kind(
+    module=__name__,
+    name="Calm",
+    prefix="calm",
+    decoder=_ComposedModel,
+    causal=_ComposedCausalLM,
+    fields={
+        "augmenting": (dict | transformers.PreTrainedConfig | None, None),  # the config of that model
+        "bridges": (list[int | None] | None, None),  # of each anchor's block the block that it reads, or null
+    },
+    config_attributes=lambda base: {
+        "sub_configs_defaults": {"augmenting": SubConfigSpec(config_class=AutoConfig, model_type=base.model_type)}
+    },
+    decoder_attributes=_blocks_of,
+)
+FAMILIES = make_families(_KIND)
 """By the anchor's `model_type`."""
 
 
@@ -233,13 +201,5 @@ def composed_config(
         anchor, augmenting: their config.json, of `FAMILIES`.
         bridges: for each of the anchor's blocks the block of the augmenting model that it reads, or None.
     """
-    base = anchor["model_type"]
-    # Code shipped with a model (auto_map) describes that model, not this one.
-    own, other = ({key: value for key, value in one.items() if key != "auto_map"} for one in (anchor, augmenting))
-    return own | {
-        "model_type": FAMILIES[base].config_class.model_type,
-        "base_model_type": base,
-        "augmenting": other | {"tie_last_hidden_states": False},  # the last state too is that before the last norm
-        "bridges": list(bridges),
-        "architectures": [FAMILIES[base].__name__],
-    }
+    other = without_code(augmenting) | {"tie_last_hidden_states": False}  # its last state too is before the last norm
+    return own_config(anchor, FAMILIES, {"augmenting": other, "bridges": list(bridges)})

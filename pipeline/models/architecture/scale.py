@@ -34,16 +34,15 @@ Importing this module registers `scale_llama`, `scale_mistral`, `scale_qwen2` an
 Shapes: B batch, T tokens; the last dimension of a stream is D + d.
 """
 
-# No `from __future__ import annotations`: the configs check their fields by annotations that are types, not strings.
 from collections.abc import Mapping
 from typing import Any, Literal
 
 import torch
-import transformers
-from huggingface_hub.dataclasses import strict
 from torch import nn
-from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, PreTrainedModel
+from transformers import PreTrainedModel
 from transformers import initialization as init
+
+from pipeline.models.architecture.families import Kind, OwnCausalLM, check_family, make_families, own_config
 
 Mode = Literal["preserve", "adapt"]
 SIZES = ("new_features", "new_key_value_heads", "new_inner_features")
@@ -193,18 +192,14 @@ class _WidenedModel(PreTrainedModel):
         _initialise(module, self.config)
 
 
-class _WidenedCausalLM(PreTrainedModel):
-    """A transformers causal language model over the widened decoder `decoder_class`."""
+class _WidenedCausalLM(OwnCausalLM):
+    """A causal language model over the widened decoder, with a head that reads its new features."""
 
-    decoder_class: type[PreTrainedModel]
     lm_head: Any
 
-    def __init__(self, config: Any) -> None:
-        super().__init__(config)
-        # In place of the plain decoder, which cost nothing where weights are loaded: it was built on the meta device.
-        self.model = self.decoder_class(config)
+    def change_head(self, config: Any) -> None:
+        """See `OwnCausalLM.change_head`."""
         self.lm_head = WidenedLinear(self.lm_head, config.new_features, 0, True, self.model.old_path)
-        self.post_init()
 
     def _init_weights(self, module: nn.Module) -> None:
         super()._init_weights(module)
@@ -221,44 +216,18 @@ def _initialise(module: nn.Module, config: Any) -> None:
             init.zeros_(module.back.weight)
 
 
-def _family(name: str) -> type[_WidenedCausalLM]:
-    """A causal language model of transformers, widened and made known to the Auto classes.
-
-    Its classes and those of its decoder and its config are called as the base's, after Scale. They are attributes of
-    this module, where pickle looks for them. The config is the base's, with the base's `model_type`, the mode and the
-    numbers of what is new; its own sizes stay those of the base.
-
-    Args:
-        name: of the architecture, as transformers' classes spell it.
-    """
-    base = getattr(transformers, f"{name}Config")
-
-    def subclass(suffix: str, parents: tuple[type, ...], **attributes: Any) -> Any:
-        made = type(f"Scale{name}{suffix}", parents, {"__module__": __name__, **attributes})
-        return globals().setdefault(made.__name__, made)
-
-    config_class = strict(
-        subclass(
-            "Config",
-            (base,),
-            __annotations__={"base_model_type": Literal[base.model_type], "mode": Mode, **dict.fromkeys(SIZES, int)},
-            model_type=f"scale_{base.model_type}",
-            base_model_tp_plan=None,
-            base_model_type=base.model_type,
-            mode="preserve",
-            **dict.fromkeys(SIZES, 1),
-        )
+FAMILIES = make_families(
+    Kind(
+        module=__name__,
+        name="Scale",
+        prefix="scale",
+        decoder=_WidenedModel,
+        causal=_WidenedCausalLM,
+        fields={"mode": (Mode, "preserve"), **dict.fromkeys(SIZES, (int, 1))},  # other sizes stay the base's
+        config_attributes=lambda base: {"base_model_tp_plan": None},
+        causal_attributes={"_tp_plan": {}},
     )
-    decoder = subclass("Model", (_WidenedModel, getattr(transformers, f"{name}Model")), config_class=config_class)
-    parents = (_WidenedCausalLM, getattr(transformers, f"{name}ForCausalLM"))
-    model = subclass("ForCausalLM", parents, config_class=config_class, decoder_class=decoder, _tp_plan={})
-    AutoConfig.register(config_class.model_type, config_class)
-    AutoModel.register(config_class, decoder)
-    AutoModelForCausalLM.register(config_class, model)
-    return model
-
-
-FAMILIES = {model.config_class.base_model_type: model for model in map(_family, ("Llama", "Mistral", "Qwen2", "Qwen3"))}
+)
 """By the base's `model_type`."""
 
 
@@ -268,16 +237,5 @@ def scaled_config(config: Mapping[str, Any], mode: Mode, sizes: Mapping[str, int
     Raises:
         ValueError: the base is of an architecture that is not widened here.
     """
-    base = config.get("model_type")
-    # transformers reads a Mistral with `layer_types` as Ministral, which alternates its attention.
-    if base not in FAMILIES or (base == "mistral" and "layer_types" in config):
-        kind = "model_type='mistral' with layer_types (Ministral)" if base == "mistral" else f"model_type={base!r}"
-        raise ValueError(
-            f"scale widens {', '.join(FAMILIES)}; this model is of {kind}. Use a base model of one of these, or "
-            "expand=block"
-        )
-    model_class = FAMILIES[base]
-    # Code shipped with the base (auto_map) describes the base, not this model.
-    kept = {key: value for key, value in config.items() if key != "auto_map"}
-    ours = {"model_type": model_class.config_class.model_type, "base_model_type": base, "mode": mode, **sizes}
-    return kept | ours | {"architectures": [model_class.__name__]}
+    check_family(config, FAMILIES, "scale widens")
+    return own_config(config, FAMILIES, {"mode": mode, **sizes})

@@ -21,16 +21,15 @@ Auto classes.
 Shapes: B batch, T tokens, D model, F ffn.
 """
 
-# No `from __future__ import annotations`: the configs check their fields by annotations that are types, not strings.
 from collections.abc import Mapping
 from typing import Any, Literal
 
 import torch
-import transformers
-from huggingface_hub.dataclasses import strict
 from torch import nn
-from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, PreTrainedModel
+from transformers import PreTrainedModel
 from transformers import initialization as init
+
+from pipeline.models.architecture.families import Kind, OwnCausalLM, check_family, make_families, own_config
 
 Mode = Literal["exact", "faithful"]
 INITIAL_MIXING = (1.0, 0.0)
@@ -99,54 +98,17 @@ class _WidenedModel(PreTrainedModel):
             module.initialize()
 
 
-class _WidenedCausalLM(PreTrainedModel):
-    """A transformers causal language model over the widened decoder `decoder_class`."""
-
-    decoder_class: type[PreTrainedModel]
-
-    def __init__(self, config: Any) -> None:
-        super().__init__(config)
-        # In place of the plain decoder, which cost nothing where weights are loaded: it was built on the meta device.
-        self.model = self.decoder_class(config)
-        self.post_init()
-
-
-def _family(name: str) -> type[_WidenedCausalLM]:
-    """A causal language model of transformers with soft mixtures for FFNs, made known to the Auto classes.
-
-    Its classes and those of its decoder and its config are called as the base's, after SoftMoe. They are attributes of
-    this module, where pickle looks for them. The config is the base's, with the base's `model_type` and the mode.
-
-    Args:
-        name: of the architecture, as transformers' classes spell it.
-    """
-    base = getattr(transformers, f"{name}Config")
-
-    def subclass(suffix: str, parents: tuple[type, ...], **attributes: Any) -> Any:
-        made = type(f"SoftMoe{name}{suffix}", parents, {"__module__": __name__, **attributes})
-        return globals().setdefault(made.__name__, made)
-
-    config_class = strict(
-        subclass(
-            "Config",
-            (base,),
-            __annotations__={"base_model_type": Literal[base.model_type], "mode": Mode},
-            model_type=f"soft_moe_{base.model_type}",
-            base_model_tp_plan=base.base_model_tp_plan | _TENSOR_PARALLEL,
-            base_model_type=base.model_type,
-            mode="exact",
-        )
+FAMILIES = make_families(
+    Kind(
+        module=__name__,
+        name="SoftMoe",
+        prefix="soft_moe",
+        decoder=_WidenedModel,
+        causal=OwnCausalLM,
+        fields={"mode": (Mode, "exact")},
+        config_attributes=lambda base: {"base_model_tp_plan": base.base_model_tp_plan | _TENSOR_PARALLEL},
     )
-    decoder = subclass("Model", (_WidenedModel, getattr(transformers, f"{name}Model")), config_class=config_class)
-    parents = (_WidenedCausalLM, getattr(transformers, f"{name}ForCausalLM"))
-    model = subclass("ForCausalLM", parents, config_class=config_class, decoder_class=decoder)
-    AutoConfig.register(config_class.model_type, config_class)
-    AutoModel.register(config_class, decoder)
-    AutoModelForCausalLM.register(config_class, model)
-    return model
-
-
-FAMILIES = {model.config_class.base_model_type: model for model in map(_family, ("Llama", "Mistral", "Qwen2", "Qwen3"))}
+)
 """By the base's `model_type`."""
 
 
@@ -156,16 +118,5 @@ def widened_config(config: Mapping[str, Any], mode: Mode) -> dict[str, Any]:
     Raises:
         ValueError: the base is of an architecture that has no soft mixture here.
     """
-    base = config.get("model_type")
-    # transformers reads a Mistral with `layer_types` as Ministral, which alternates its attention.
-    if base not in FAMILIES or (base == "mistral" and "layer_types" in config):
-        kind = "model_type='mistral' with layer_types (Ministral)" if base == "mistral" else f"model_type={base!r}"
-        raise ValueError(
-            f"soft_moe gives a second output matrix to the gated FFNs of {', '.join(FAMILIES)}; this model is of "
-            f"{kind}. Use a base model of one of these, or expand=block"
-        )
-    model_class = FAMILIES[base]
-    # Code shipped with the base (auto_map) describes the base, not this model.
-    kept = {key: value for key, value in config.items() if key != "auto_map"}
-    ours = {"model_type": model_class.config_class.model_type, "base_model_type": base, "mode": mode}
-    return kept | ours | {"architectures": [model_class.__name__]}
+    check_family(config, FAMILIES, "soft_moe gives a second output matrix to the gated FFNs of")
+    return own_config(config, FAMILIES, {"mode": mode})
