@@ -16,7 +16,6 @@ from pipeline.engine.run.forecast import Forecast, Request
 from pipeline.engine.stage import ANY_ROLE, Stage
 from pipeline.instantiation import build
 from pipeline.models.architecture.facts import model_facts
-from pipeline.models.architecture.shape import shape_of
 
 if TYPE_CHECKING:
     from pipeline.expansion.base import Plan
@@ -61,7 +60,7 @@ def settle(section: dict[str, Any], fact: Callable[[str], Any]) -> dict[str, Any
 
 
 def forecast(request: Request) -> Forecast:
-    """Ask the method whether it fits a model of this depth; the grown shape where the new blocks' places are known."""
+    """Ask the method whether it fits a model of this depth; what the method knows of its result."""
     if (save := request.params["save"]) not in FORMS:
         raise ValueError(f"save={save!r} is not known; use one of {', '.join(FORMS)}")
     expansion = build(request.params["method"], "expand")
@@ -69,20 +68,8 @@ def forecast(request: Request) -> Forecast:
         expansion.check(num_blocks)
     _check_models(expansion, request)
     kept = {key: request.fact(key) for key in ("max_position_embeddings", "chat_template", "vocabulary")}
-    if hasattr(expansion, "facts_of"):
-        return Forecast(kept | dict(expansion.facts_of(ModelFacts(request))))
-    shape, stack, kind = request.fact("shape"), None, request.fact("model_type")
-    if num_blocks is not None and hasattr(expansion, "slots"):
-        stack = [(slot.source, slot.new) for slot in expansion.slots(num_blocks)]
-        kept["model_type"] = kind
-    elif kind is not None and hasattr(expansion, "model_type"):
-        kept["model_type"] = expansion.model_type(kind)
-    grown = shape.grown(stack) if shape is not None and stack is not None else None
-    known = {"num_blocks": len(stack) if stack else None, "shape": grown, "expanded": True}
-    if (config := request.fact("config")) and hasattr(expansion, "sparse_config"):
-        sparse = expansion.sparse_config(config)
-        known |= {"config": sparse, "num_blocks": num_blocks, "shape": shape_of(sparse)}
-    return Forecast(kept | known)
+    told: dict[str, Any] = getattr(expansion, "facts_of", lambda _: {})(ModelFacts(request))
+    return Forecast({**kept, "num_blocks": None, "shape": None, "expanded": True, **told})
 
 
 @dataclass(frozen=True)

@@ -91,8 +91,7 @@ class Expansion(Protocol):
     lineage's `from` ("*": any), and may have `check_models(facts)`, which raises ValueError for models that do not go
     together; `facts(role, key)` is what is known of one before any work, or None, and `facts.roles` are those of the
     models beside "model". The fact "derived" is whether the lineage made that model from the first one. One whose
-    result's facts can be told beforehand has `facts_of(facts)`, which gives them; one whose result is of another
-    architecture may have `model_type(base)`, which names it.
+    result's facts can be told beforehand has `facts_of(facts)`, which gives them.
     """
 
     def check(self, num_blocks: int) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 from typing import Any, Literal
@@ -71,6 +71,10 @@ class Layout:
         is_even = num_blocks is not None and num_blocks % total == 0
         return {**settings, "num_groups": total, "per_group": 1, "strict": settings["strict"] and is_even}
 
+    def facts_of(self, facts: Callable[[str, str], Any]) -> dict[str, Any]:
+        """See `facts_of_stack`."""
+        return facts_of_stack(facts, self.slots)
+
     def slots(self, num_blocks: int) -> list[Slot]:
         """The expanded stack of a model with that many blocks.
 
@@ -98,6 +102,21 @@ class Layout:
         if self.position == "interleaved":
             return interleaved(num_blocks, num_groups, self.per_group, self.origin, self.strict)
         return at_end(num_blocks, num_groups * self.per_group, self.position, self.origin)
+
+
+def facts_of_stack(facts: Callable[[str, str], Any], slots: Callable[[int], Sequence[Slot]]) -> dict[str, Any]:
+    """What is known beforehand of a model with another stack: depth, shape and type, where the source's are known.
+
+    Args:
+        facts: about the source, see `Expansion`.
+        slots: gives the stack by the source's depth.
+    """
+    num_blocks, shape = facts("model", "num_blocks"), facts("model", "shape")
+    if num_blocks is None:
+        return {}
+    stack = slots(num_blocks)
+    grown = None if shape is None else shape.grown([(slot.source, slot.new) for slot in stack])
+    return {"num_blocks": len(stack), "shape": grown, "model_type": facts("model", "model_type")}
 
 
 @dataclass(frozen=True)

@@ -52,9 +52,10 @@ class Calm:
         if None not in words:
             _check_tokens(*words)
 
-    def model_type(self, anchor: str) -> str:
-        """That of the result."""
-        return f"calm_{anchor}"
+    def facts_of(self, facts: Callable[[str, str], Any]) -> dict[str, Any]:
+        """What is known of the result beforehand: its type, where the anchor's is known."""
+        kind = facts(ANCHOR, "model_type")
+        return {} if kind is None else {"model_type": f"calm_{kind}"}
 
     def bridges(self, num_blocks: int, num_augmenting: int) -> list[int | None]:
         """For each block of the anchor the block of the augmenting model that it reads, or None.

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from pipeline.expansion.base import Plan
-from pipeline.expansion.layout import Slot, explicit
+from pipeline.expansion.layout import Slot, explicit, facts_of_stack
 from pipeline.expansion.methods.block import copied_of, plan_stack
 from pipeline.expansion.source import Source
 
@@ -33,6 +33,10 @@ class DepthUpscale:
     def check(self, num_blocks: int) -> None:
         """Raise ValueError where m blocks cannot be dropped from both copies of a model of that depth."""
         self.slots(num_blocks)
+
+    def facts_of(self, facts: Callable[[str, str], Any]) -> dict[str, Any]:
+        """See `facts_of_stack`."""
+        return facts_of_stack(facts, self.slots)
 
     def slots(self, num_blocks: int) -> Sequence[Slot]:
         """The new stack.

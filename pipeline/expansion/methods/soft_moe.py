@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import struct
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from pipeline.expansion.base import Plan, Recipe, grow_map
 from pipeline.expansion.layout import Slot
@@ -40,9 +40,10 @@ class SoftMoe:
         if self.mode not in MODES:
             raise ValueError(f"expand.mode={self.mode!r} is not known; use one of {', '.join(MODES)}")
 
-    def model_type(self, base: str) -> str:
-        """That of the result."""
-        return f"soft_moe_{base}"
+    def facts_of(self, facts: Callable[[str, str], Any]) -> dict[str, Any]:
+        """What is known of the result beforehand: its type, where the base's is known."""
+        kind = facts("model", "model_type")
+        return {} if kind is None else {"model_type": f"soft_moe_{kind}"}
 
     def plan(self, source: Source, place: Workspace) -> Plan:
         """See `Expansion.plan`.

@@ -17,6 +17,7 @@ from pipeline.expansion.upcycling.dense import (
     Written,
     check_dense,
     check_routing,
+    facts_of_sparse,
     plan_of,
     sparse_config,
 )
@@ -95,6 +96,10 @@ class DeepSeekMoeUpcycling:
         """Raise ValueError for a model that cannot be upcycled."""
         if config := facts("model", "config"):
             self._check_config(config)
+
+    def facts_of(self, facts: Callable[[str, str], Any]) -> dict[str, Any]:
+        """See `facts_of_sparse`."""
+        return facts_of_sparse(facts, self.sparse_config)
 
     def sparse_config(self, config: Mapping[str, Any], effective: Mapping[str, Any] | None = None) -> dict[str, Any]:
         """config.json of the upcycled model; `effective`: with every default filled in, if it is known."""

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 from pipeline.expansion.base import Plan, Recipe, grow_map
 from pipeline.expansion.layout import Slot
 from pipeline.expansion.source import Source
+from pipeline.models.architecture.shape import shape_of
 
 GATE, UP, DOWN = (f"mlp.{name}_proj.weight" for name in ("gate", "up", "down"))
 UNITS_AXIS = {GATE: 0, UP: 0, DOWN: 1}
@@ -105,6 +106,16 @@ def sparse_config(config: Mapping[str, Any], effective: Mapping[str, Any], own: 
     kept = {key: value for key, value in config.items() if key not in _DENSE_ONLY}
     shared = {key: effective[key] for key in _SHARED if key in effective}
     return {key: value for key, value in {**kept, **shared, **own}.items() if value is not None or key not in own}
+
+
+def facts_of_sparse(
+    facts: Callable[[str, str], Any], of: Callable[[Mapping[str, Any]], dict[str, Any]]
+) -> dict[str, Any]:
+    """What is known of the upcycled model beforehand; `of` gives its config.json by the dense model's."""
+    if not (config := facts("model", "config")):
+        return {}
+    sparse = of(config)
+    return {"config": sparse, "num_blocks": facts("model", "num_blocks"), "shape": shape_of(sparse)}
 
 
 @dataclass
