@@ -9,6 +9,7 @@ import pytest
 
 from pipeline.engine.run import runner
 from pipeline.lineage.build import build
+from tests.lineage.small import small_run
 from tests.test_conf import composed
 
 ROOT = Path(__file__).parents[2]
@@ -35,18 +36,10 @@ def test_every_arm_trains_on_the_same_data_with_what_it_should(tmp_path):
 def test_a_small_one_from_start_to_report(tmp_path, monkeypatch, capfd):
     import pipeline.__main__ as driver
 
-    (tmp_path / "text").mkdir()
-    for index, file in enumerate(sorted((ROOT / "pipeline" / "data").rglob("*.py"))):
-        (tmp_path / "text" / f"{index}.txt").write_text(file.read_text()[:1500])
-    arguments = [
-        "experiment=frontier", "model=tiny", "expand.num_groups=2", "lineage.lora=null", "lineage.new_blocks=null",
-        "lineage.expanded=null", "lineage.full.each.lr=[1e-3,4e-3]", "lineage.existing_blocks.each.lr=[3e-3,1e-2]",
-        "data@pretrain.data=local_text", f"pretrain.data.sources.local.origin.source.path={tmp_path / 'text'}",
-        "pretrain.data.held_out.fraction=0.2", "pretrain.seq_len=64", "pretrain.num_tokens=1024",
-        "pretrain.validation_tokens=256", "benchmark.drift.samples.num_free=4", "benchmark.drift.samples.num_tokens=16",
-        "benchmark.drift.samples.prompts=[]", "benchmark.drift.max_tokens=512", "report.num_bootstrap=200",
-        "launch=inprocess", "launch.cpu=true", "launch.threads=1", f"paths.outputs={tmp_path / 'outputs'}",
-    ]  # fmt: skip
+    arguments = small_run(
+        tmp_path, "experiment=frontier", "lineage.lora=null", "lineage.new_blocks=null", "lineage.expanded=null",
+        "lineage.full.each.lr=[1e-3,4e-3]", "lineage.existing_blocks.each.lr=[3e-3,1e-2]",
+    )  # fmt: skip
     monkeypatch.setattr("sys.argv", ["pipeline", *arguments])
     assert driver.run() == 0, "".join(capfd.readouterr())
     page = tmp_path / "outputs" / "reports" / "frontier"

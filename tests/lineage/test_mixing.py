@@ -10,6 +10,7 @@ import pytest
 from pipeline.engine.errors import ConfigError
 from pipeline.engine.run import runner
 from pipeline.lineage.build import build
+from tests.lineage.small import small_run
 from tests.test_conf import composed
 
 ROOT = Path(__file__).parents[2]
@@ -124,18 +125,10 @@ def test_a_trained_model_goes_part_of_the_way_back(tmp_path, monkeypatch, capfd)
     """The experiment on a tiny model, from start to report: gains and drifts between those of its two models."""
     import pipeline.__main__ as driver
 
-    (tmp_path / "text").mkdir()
-    for index, file in enumerate(sorted((ROOT / "pipeline" / "data").rglob("*.py"))):
-        (tmp_path / "text" / f"{index}.txt").write_text(file.read_text()[:1500])
-    arguments = [
-        "experiment=wise_ft", "model=tiny", "expand.num_groups=2", "benchmark=[domain,drift]",
-        "lineage.trained.each.lr=[3e-3,1e-2]", "lineage.mixed.from.trained=trained-0.01",
-        "data@pretrain.data=local_text", f"pretrain.data.sources.local.origin.source.path={tmp_path / 'text'}",
-        "pretrain.data.held_out.fraction=0.2", "pretrain.seq_len=64", "pretrain.num_tokens=1024",
-        "pretrain.validation_tokens=256", "benchmark.drift.samples.num_free=4", "benchmark.drift.samples.num_tokens=16",
-        "benchmark.drift.samples.prompts=[]", "benchmark.drift.max_tokens=512", "report.num_bootstrap=200",
-        "launch=inprocess", "launch.cpu=true", "launch.threads=1", f"paths.outputs={tmp_path / 'outputs'}",
-    ]  # fmt: skip
+    arguments = small_run(
+        tmp_path, "experiment=wise_ft", "benchmark=[domain,drift]", "lineage.trained.each.lr=[3e-3,1e-2]",
+        "lineage.mixed.from.trained=trained-0.01",
+    )  # fmt: skip
 
     def run(*more):
         monkeypatch.setattr("sys.argv", ["pipeline", *arguments, *more])

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -27,6 +25,7 @@ from pipeline.training.kernels.document_separation import mixes_documents
 from pipeline.training.kernels.head import PLAIN, head_of
 from pipeline.training.methods.strategy import Full, Lora, NewBlocks, apply_strategy
 from tests.composed import SMALLER, compose
+from tests.expansion.methods.alone import check_loads_after_the_import_alone
 
 ROOT = Path(__file__).parents[3]
 BRIDGES = [f"model.layers.{i}.bridge.{rest}.weight" for i in (1, 3) for rest in ("project", "q", "k", "v", "o")]
@@ -210,18 +209,4 @@ def test_sizes_that_do_not_fit_are_refused(make_model):
 @pytest.mark.slow
 def test_what_is_written_loads_in_a_new_process_after_the_import_alone(composed, tmp_path):
     """By the Auto classes; without the import the model type is not known to them."""
-    code = (
-        "import sys, torch, transformers\n"
-        "if sys.argv[2] == 'import': import pipeline.models.architecture.calm\n"
-        "model, report = transformers.AutoModelForCausalLM.from_pretrained(sys.argv[1], output_loading_info=True)\n"
-        "assert not any(report[key] for key in ('missing_keys', 'unexpected_keys', 'mismatched_keys')), report\n"
-        "torch.save(model.eval()(input_ids=torch.arange(3, 19)[None]).logits.detach(), sys.argv[3])\n"
-    )
-    out = tmp_path / "logits.pt"
-    arguments = [sys.executable, "-c", code, str(composed)]
-    subprocess.run([*arguments, "import", str(out)], check=True, cwd=ROOT)
-    with torch.no_grad():
-        expected = load(composed)(torch.arange(3, 19)[None]).logits
-    assert torch.equal(torch.load(out, weights_only=True), expected)
-    without = subprocess.run([*arguments, "nothing", str(out)], cwd=ROOT, capture_output=True, text=True)
-    assert without.returncode != 0 and "calm_llama" in without.stderr
+    check_loads_after_the_import_alone(composed, composed, "calm")

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import math
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -25,6 +23,7 @@ from pipeline.models.save import save_trained
 from pipeline.records.expansion import read_expansion
 from pipeline.training.methods.strategy import NewBlocks
 from tests.expansion.meta_sources import LLAMA_3_2_1B, meta_source, num_parameters
+from tests.expansion.methods.alone import check_loads_after_the_import_alone
 
 ROOT = Path(__file__).parents[3]
 MODES = ("preserve", "adapt")
@@ -216,17 +215,4 @@ def test_the_config_names_the_fields_of_the_method():
 @pytest.mark.slow
 def test_what_is_written_loads_in_a_new_process_after_the_import_alone(make_model, tmp_path):
     widen(make_model(), tmp_path / "wide", "adapt")
-    code = (
-        "import sys, torch, transformers\n"
-        "if sys.argv[2] == 'import': import pipeline.models.architecture.scale\n"
-        "model, report = transformers.AutoModelForCausalLM.from_pretrained(sys.argv[1], output_loading_info=True)\n"
-        "assert not any(report[key] for key in ('missing_keys', 'unexpected_keys', 'mismatched_keys')), report\n"
-        "torch.save(model.eval()(input_ids=torch.arange(3, 19)[None]).logits.detach(), sys.argv[3])\n"
-    )
-    arguments = [sys.executable, "-c", code, str(tmp_path / "wide")]
-    out = tmp_path / "logits.pt"
-    subprocess.run([*arguments, "import", str(out)], check=True, cwd=ROOT)
-    with torch.no_grad():
-        assert torch.equal(torch.load(out, weights_only=True), load(make_model())(torch.arange(3, 19)[None]).logits)
-    without = subprocess.run([*arguments, "nothing", str(out)], cwd=ROOT, capture_output=True, text=True)
-    assert without.returncode != 0 and "scale_llama" in without.stderr
+    check_loads_after_the_import_alone(tmp_path / "wide", make_model(), "scale")

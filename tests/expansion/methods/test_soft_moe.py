@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import struct
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -26,6 +24,7 @@ from pipeline.models.files.tensor_file import content_hash, read_bytes, read_hea
 from pipeline.models.save import save_trained
 from pipeline.records.expansion import read_expansion
 from pipeline.training.methods.strategy import Full, NewBlocks
+from tests.expansion.methods.alone import check_loads_after_the_import_alone
 
 ROOT = Path(__file__).parents[3]
 ADDED = [f"model.layers.{i}.mlp.{rest}" for i in range(4) for rest in ("second_down_proj.weight", "mixing")]
@@ -211,17 +210,4 @@ def test_what_is_written_loads_in_a_new_process_after_the_import_alone(make_mode
     """By stock transformers' Auto classes; without the import the model type is not known to them."""
     source = read_source(make_model())
     write_expansion(plan_of(source, tmp_path / "scratch", "exact"), source, tmp_path / "wide")
-    code = (
-        "import sys, torch, transformers\n"
-        "if sys.argv[2] == 'import': import pipeline.models.architecture.soft_moe\n"
-        "model, report = transformers.AutoModelForCausalLM.from_pretrained(sys.argv[1], output_loading_info=True)\n"
-        "assert not any(report[key] for key in ('missing_keys', 'unexpected_keys', 'mismatched_keys')), report\n"
-        "torch.save(model.eval()(input_ids=torch.arange(3, 19)[None]).logits.detach(), sys.argv[3])\n"
-    )
-    arguments = [sys.executable, "-c", code, str(tmp_path / "wide")]
-    out = tmp_path / "logits.pt"
-    subprocess.run([*arguments, "import", str(out)], check=True, cwd=ROOT)
-    with torch.no_grad():
-        assert torch.equal(torch.load(out, weights_only=True), load(source.directory)(torch.arange(3, 19)[None]).logits)
-    without = subprocess.run([*arguments, "nothing", str(out)], cwd=ROOT, capture_output=True, text=True)
-    assert without.returncode != 0 and "soft_moe" in without.stderr
+    check_loads_after_the_import_alone(tmp_path / "wide", source.directory, "soft_moe")

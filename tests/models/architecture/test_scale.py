@@ -8,6 +8,7 @@ import transformers
 from torch import nn
 
 from pipeline.models.architecture.scale import SIZES, OldPath, WidenedLinear, WidenedRMSNorm, scaled_config
+from tests.models.architecture.ways import run_both_ways
 
 BASE = {
     "vocab_size": 97, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 3, "num_attention_heads": 4,
@@ -50,17 +51,6 @@ def stir(model):
             if name.split(".")[-2] in ("new", "back"):
                 parameter.normal_(std=0.3)
     return model
-
-
-def run_both_ways(model):
-    """Logits [B, T, V] without a cache and in two steps with one, and greedy tokens [B, T]."""
-    ids_BT = torch.randint(0, 97, (2, 14), generator=torch.Generator().manual_seed(1))
-    with torch.no_grad():
-        whole = model(input_ids=ids_BT, use_cache=False).logits
-        first = model(input_ids=ids_BT[:, :9], use_cache=True)
-        second = model(input_ids=ids_BT[:, 9:], past_key_values=first.past_key_values, use_cache=True)
-        tokens = model.generate(ids_BT, attention_mask=torch.ones_like(ids_BT), max_new_tokens=6, do_sample=False)
-    return whole, torch.cat([first.logits, second.logits], dim=1), tokens
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])

@@ -38,7 +38,7 @@ def stream():
     return PackedStream([chats(90)], {"a": 1.0}, SETTINGS["seq_len"], 0, "truncate")
 
 
-def train(source, run, strategy, stop_after=None, launch=None, **changes):
+def train(source, run, strategy, stop_after=None, launch=None, general_rows=None, **changes):
     run.mkdir(exist_ok=True)
     steps = []
     runtime, device = launch_options(
@@ -49,7 +49,8 @@ def train(source, run, strategy, stop_after=None, launch=None, **changes):
     )
     settings = Settings(**{**SETTINGS, "num_steps": 4, **changes})
     validation = {"a": [next(PackedStream([chats(9)], {"a": 1.0}, settings.seq_len, 9, "truncate"))]}
-    return fit(source, run / "model", strategy, settings, stream(), validation, runtime, device)
+    read = {"general_rows": general_rows}
+    return fit(source, run / "model", strategy, settings, stream(), validation, runtime, device, **read)
 
 
 def divergences(run):

@@ -1,6 +1,7 @@
 """EWC and L2-SP: the Fisher information and the pull by hand, and runs that keep their bits when they are cut."""
 
 import dataclasses
+from functools import partial
 
 import pytest
 import torch
@@ -12,8 +13,6 @@ from pipeline.records.expansion import read_expansion
 from pipeline.training.cost.flops import Trains
 from pipeline.training.cost.memory import Knobs, memory_of
 from pipeline.training.cost.preflight import check_before_loading
-from pipeline.training.device import launch_options
-from pipeline.training.fit import fit
 from pipeline.training.methods.ewc import Ewc
 from pipeline.training.methods.kl_to_base import KlToBase
 from pipeline.training.methods.l2_sp import L2Sp
@@ -24,7 +23,8 @@ from pipeline.training.methods.strategy import Full, Lora, NewBlocks
 from pipeline.training.runtime import StoppedError
 from pipeline.training.settings import Settings
 from tests.training.cost.test_memory import CONFIG
-from tests.training.knobs import LAUNCH, SETTINGS
+from tests.training.knobs import SETTINGS
+from tests.training.methods import test_penalty
 from tests.training.methods.bigram import same_rows
 from tests.training.methods.test_penalty import documents, same, stream
 from tests.training.processes import curve, run_on_ranks, weights
@@ -42,19 +42,7 @@ def expanded(make_model, grow):
     return grow(make_model("float32"))
 
 
-def train(source, run, strategy, stop_after=None, rows=general_rows, launch=None, **changes):
-    run.mkdir(exist_ok=True)
-    steps = []
-    runtime, device = launch_options(
-        {**LAUNCH, **(launch or {})},
-        run,
-        lambda **fields: steps.append(fields) if "loss" in fields else None,
-        lambda: stop_after is not None and len(steps) >= stop_after,
-    )
-    settings = Settings(**{**SETTINGS, "num_steps": 4, **changes})
-    validation = {"a": [next(iter(stream()))]}
-    model = run / "model"
-    return fit(source, model, strategy, settings, stream(), validation, runtime, device, general_rows=rows)
+train = partial(test_penalty.train, general_rows=general_rows)
 
 
 def column(run, key):
@@ -153,7 +141,7 @@ def test_a_run_that_is_cut_ends_with_the_same_bits(expanded, tmp_path, strategy)
     train(expanded, tmp_path / "whole", penalised)
     with pytest.raises(StoppedError):
         train(expanded, tmp_path / "cut", penalised, stop_after=2)
-    train(expanded, tmp_path / "cut", penalised, rows=None)
+    train(expanded, tmp_path / "cut", penalised, general_rows=None)
     assert same(weights(tmp_path / "whole"), weights(tmp_path / "cut"))
     assert curve(tmp_path / "whole") == curve(tmp_path / "cut")
     assert column(tmp_path / "cut", "penalty/ewc")[-1] > 0 < column(tmp_path / "cut", "penalty/l2")[-1]
