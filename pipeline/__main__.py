@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
+import shlex
 import sys
 import warnings
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,7 +20,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
 from pipeline.command_line.answers import groups_of_options, show
-from pipeline.command_line.arguments import arrange, check_surroundings, in_utf8
+from pipeline.command_line.arguments import PROGRAM, arrange, check_surroundings, in_utf8
 from pipeline.command_line.checks import check_whole
 from pipeline.command_line.reports import SETTINGS, planned_report, run_report, run_reports, wants_report
 from pipeline.command_line.resolvers import register
@@ -26,7 +29,7 @@ from pipeline.command_line.short_forms import help_lines, lengthened, literal_pa
 from pipeline.command_line.sweep import Prepared, key_of, prepare, unknown_cell
 from pipeline.engine.errors import EXIT_INTERRUPTED, ConfigError, GateError, PipelineError
 from pipeline.engine.process.launch import threads_here
-from pipeline.engine.process.signals import GRACE_S
+from pipeline.engine.process.signals import grace_s
 
 if TYPE_CHECKING:
     from pipeline.engine.run.display import Display
@@ -112,7 +115,19 @@ def _cell(cfg: DictConfig, directory: Path) -> None:
         if broken := _carry_out(config, name, overrides, display):
             raise GateError(broken)
 
-    run_cell(sweep, cell, work, _told, float((cfg.get("launch") or {}).get("grace_s") or GRACE_S))
+    with _called_as(cell.command):
+        run_cell(sweep, cell, work, _told, grace_s(cfg.get("launch") or {}))
+
+
+@contextlib.contextmanager
+def _called_as(command: str) -> Iterator[None]:
+    """Have this process called by the command that runs a cell alone, which is what artifacts keep of it."""
+    before = sys.argv
+    sys.argv = [__file__, *shlex.split(command.removeprefix(PROGRAM))]
+    try:
+        yield
+    finally:
+        sys.argv = before
 
 
 def _told(error: Exception) -> str:

@@ -11,7 +11,7 @@ import sys
 from pathlib import Path
 
 from pipeline.command_line.exit_status import exit_status
-from pipeline.command_line.reports import run_report
+from pipeline.command_line.reports import run_reports
 from pipeline.engine.errors import ConfigError
 from pipeline.engine.sweep.record import latest, load_sweep
 from pipeline.engine.sweep.table import counts, failures, follow, plain_table
@@ -29,11 +29,11 @@ def main() -> None:
     asked = parser.parse_args()
     sweep = load_sweep(latest(Path(asked.folder)))
     if asked.report:
-        settings = {(one["paths"]["outputs"], one["name"]): one for cell in sweep.cells() if (one := cell.report)}
+        settings = [cell.report for cell in sweep.cells() if cell.report]
         if not settings:
             raise ConfigError(f"no cell of {sweep.directory} makes a report, or none has started")
-        for one in settings.values():
-            run_report(one)
+        if not run_reports(settings):
+            raise ConfigError(f"no cell of {sweep.directory} is finished, so there is nothing to report yet")
     elif sweep.is_running and sys.stdout.isatty():
         follow(sweep, sys.stdout)
     cells = sweep.cells()

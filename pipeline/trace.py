@@ -79,7 +79,12 @@ def trace(what: str, outputs: Path, report: Path | None = None) -> str:
         raise ConfigError(
             f"{what!r} is neither a number nor the name, folder or fingerprint of an artifact in {outputs}/artifacts"
         )
-    return "\n".join(_number(plain, outputs, [report] if report else sorted((outputs / "reports").glob("*"))))
+    return "\n".join(_number(plain, outputs, [report] if report else _reports(outputs)))
+
+
+def _reports(outputs: Path) -> list[Path]:
+    """Folders of reports; a run's name may itself name folders."""
+    return [file.parent for file in sorted((outputs / "reports").rglob("data.json"))]
 
 
 def _artifacts(what: str, outputs: Path) -> list[Path]:

@@ -31,6 +31,8 @@ WITH_VALUE = {
 }  # fmt: skip
 INFO = {"all", "config", "defaults", "defaults-tree", "plugins", "searchpath"}
 SWEEPING = {"--multirun", "-m"}
+TELLING = {"--cfg", "-c", "--info", "-i", "--hydra-help", "--version", "--shell-completion", "-sc"}
+"""Flags for which Hydra tells something and runs nothing."""
 PROGRAM = "python -m pipeline"
 
 

@@ -28,25 +28,30 @@ def run_report(config: Mapping[str, Any]) -> None:
         ConfigError: there is none.
         PipelineError: as `runner.run` does.
     """
+    if not run_reports([config]):
+        raise ConfigError(
+            f"no variant of the run {config['name']!r} is finished in {config['paths']['outputs']}, so there is "
+            "nothing to report yet"
+        )
+
+
+def run_reports(settings: Iterable[Mapping[str, Any]]) -> int:
+    """The report of each run that is named, once, as the last of these settings has it; how many could be made."""
     from pipeline.engine import artifact
     from pipeline.engine.run import runner
 
-    outputs, cache, name = Path(config["paths"]["outputs"]), Path(config["paths"]["cache"]), config["name"]
-    if not (variants := _recorded(outputs, name)):
-        raise ConfigError(f"no variant of the run {name!r} is finished in {outputs}, so there is nothing to report yet")
-    node = _node(config, variants)
-    directory = runner.run([node], outputs, cache)[node.fingerprint]
-    page = artifact.publish(directory, outputs / "reports" / name)
-    print((directory / "report.md").read_text())
-    print(f"report: {page / 'index.html'}")
-
-
-def run_reports(settings: Iterable[Mapping[str, Any]]) -> None:
-    """The report of each run that is named, once, as the last of these settings has it; none where none can be."""
     each = {(one["paths"]["outputs"], one["name"]): one for one in settings}
-    for (outputs, name), one in each.items():
-        if _recorded(Path(outputs), name):
-            run_report(one)
+    num_made = 0
+    for (folder, name), config in each.items():
+        outputs, cache = Path(folder), Path(config["paths"]["cache"])
+        if variants := _recorded(outputs, name):
+            node = _node(config, variants)
+            directory = runner.run([node], outputs, cache)[node.fingerprint]
+            page = artifact.publish(directory, outputs / "reports" / name)
+            print((directory / "report.md").read_text())
+            print(f"report: {page / 'index.html'}")
+            num_made += 1
+    return num_made
 
 
 def planned_report(config: Mapping[str, Any], variant: Variant) -> Node:

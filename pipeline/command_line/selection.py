@@ -109,16 +109,17 @@ def _check_used(config: DictConfig, chosen: Mapping[str, Override]) -> None:
 
 def _step_back(config: DictConfig, typed: Sequence[str], choices: Mapping[str, Any], more: Sequence[str]) -> None:
     """Of the budgets that exclude each other leave the one that the experiment gives, as the command line does."""
-    for keys in ALTERNATIVES:
-        set_ = [key for key in keys if OmegaConf.select(config, key) is not None]
-        if len(set_) < 2 or choices.get(EXPERIMENT) in (None, "none"):
-            continue
-        try:
-            bare = compose("config", [*more, *(word for word in typed if not word.startswith(f"{EXPERIMENT}="))])
-        except HydraException:  # it needs what the experiment brings
-            continue
-        own = [key for key in set_ if OmegaConf.select(bare, key) != OmegaConf.select(config, key)]
-        for key in set_ if own else ():
+    several = [[key for key in keys if OmegaConf.select(config, key) is not None] for keys in ALTERNATIVES]
+    several = [keys for keys in several if len(keys) > 1]
+    if not several or choices.get(EXPERIMENT) in (None, "none"):
+        return
+    try:
+        bare = compose("config", [*more, *(word for word in typed if not word.startswith(f"{EXPERIMENT}="))])
+    except HydraException:  # it needs what the experiment brings
+        return
+    for keys in several:
+        own = [key for key in keys if OmegaConf.select(bare, key) != OmegaConf.select(config, key)]
+        for key in keys if own else ():
             if key not in own:
                 OmegaConf.update(config, key, None)
 

@@ -19,7 +19,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
-from pipeline.command_line.arguments import PROGRAM, SWEEPING, WITH_VALUE, written
+from pipeline.command_line.arguments import PROGRAM, SWEEPING, TELLING, WITH_VALUE, written
 from pipeline.command_line.short_forms import CONF, settings_of
 from pipeline.engine.errors import ConfigError, PipelineError
 from pipeline.engine.sweep.capacity import Capacity, Need, capacity, this_machine
@@ -67,7 +67,9 @@ def prepare(arguments: Sequence[str], need_of: Callable[[DictConfig], Need]) -> 
         HydraException: the command line cannot be composed.
     """
     asked = _Asked(*_split(arguments))
-    if not (asked.has_flag or any(word.startswith(("experiment=", "hydra.mode=")) for word in asked.words)):
+    if TELLING & set(asked.flags) or not (
+        asked.has_flag or any(word.startswith(("experiment=", "hydra.mode=")) for word in asked.words)
+    ):
         return None
     _check_launcher(asked)
     with initialize_config_dir(str(CONF), version_base="1.3"):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterator, Mapping
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -32,18 +33,26 @@ def write_page(outputs: Path) -> Path:
 
 def read_runs(outputs: Path) -> Iterator[dict[str, Any]]:
     """Every variant of every run that left a graph, as plain values."""
+    made, answer = cache(_made), cache(_answer)  # which the variants of a run share
     for file in sorted((outputs / "runs").glob("**/graph.json")):
         try:
             graph = json.loads(file.read_text(encoding="utf-8"))
-            yield _run(file, graph, outputs)
+            directories = [outputs / "artifacts" / node["artifact"] for node in graph["nodes"].values()]
+            run = _run(file, graph, outputs)
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise ConfigError(f"{file} is damaged ({error!r}); delete it, or run the run again") from error
+        done = [one for directory in directories if (one := made(directory)) is not None]
+        yield run | {
+            "finished": max((str(one["finished"]) for one in done), default=""),
+            "seconds": round(sum(float(one.get("wall_time_s") or 0) for one in done), 1),
+            "commits": sorted({_commit(one.get("git")) for one in done} - {""}),
+            "missing": len(directories) - len(done),
+            "answer": answer(outputs / "reports" / run["name"] / "data.json"),
+        }
 
 
 def _run(file: Path, graph: Mapping[str, Any], outputs: Path) -> dict[str, Any]:
-    name = file.relative_to(outputs / "runs").parts[0]
-    made = [_made(outputs / "artifacts" / node["artifact"]) for node in graph["nodes"].values()]
-    done = [one for one in made if one is not None]
+    name = file.parents[1].relative_to(outputs / "runs").as_posix()
     report = outputs / "reports" / name
     settings: dict[str, Any] = {}
     for node in graph["nodes"].values():
@@ -53,12 +62,7 @@ def _run(file: Path, graph: Mapping[str, Any], outputs: Path) -> dict[str, Any]:
         "variant": graph["variant"],
         "models": list(graph["models"]),
         "benchmarks": list(graph["benchmarks"]),
-        "finished": max((str(one["finished"]) for one in done), default=""),
-        "seconds": round(sum(float(one.get("wall_time_s") or 0) for one in done), 1),
-        "commits": sorted({_commit(one.get("git")) for one in done} - {""}),
-        "missing": len(made) - len(done),
         "report": os.path.relpath(report / "index.html", outputs) if (report / "index.html").is_file() else "",
-        "answer": _answer(report / "data.json"),
         "settings": settings,
     }
 
@@ -67,7 +71,7 @@ def _made(directory: Path) -> dict[str, Any] | None:
     """The provenance of an artifact; None where it was deleted since."""
     if not artifact.is_committed(directory):
         return None
-    return dict(json.loads((directory / artifact.MANIFEST).read_text(encoding="utf-8"))["provenance"])
+    return dict(artifact.load_manifest(directory)["provenance"])
 
 
 def _commit(git: Any) -> str:

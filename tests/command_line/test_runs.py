@@ -15,14 +15,17 @@ BAD_REQUEST = 2
 
 def artifact(outputs, stage, params) -> dict:
     """A committed artifact with a manifest, as the graph of a run names it."""
-    name = f"{stage}-{identify(stage, 1, params, {})[:12]}"
+    fingerprint = identify(stage, 1, params, {})
+    name = f"{stage}-{fingerprint[:12]}"
     directory = outputs / "artifacts" / stage / name
     directory.mkdir(parents=True, exist_ok=True)
     made = {
         "finished": f"2026-11-0{len(params)}T10:00:00+0000", "wall_time_s": 90.0,
         "git": {"commit": hashlib.sha256(b"x").hexdigest()[:40], "dirty": True},
     }  # fmt: skip
-    (directory / "manifest.json").write_text(json.dumps({"provenance": made}))
+    manifest = {"stage": stage, "label": stage, "version": 1, "fingerprint": fingerprint, "params": params}
+    manifest |= {"inputs": {}, "metrics": {}, "files": {}, "provenance": made}
+    (directory / "manifest.json").write_text(json.dumps(manifest))
     return {"stage": stage, "label": stage, "params": params, "inputs": {}, "artifact": f"{stage}/{name}"}
 
 
@@ -50,6 +53,14 @@ def test_what_ran(outputs):
     assert first["report"] == "reports/demo/index.html" and second["report"] == ""
     assert first["settings"] == {"pretrain.lr": "0.001"} and second["settings"]["pretrain.lr"] == "0.0002"
     assert first["seconds"] == 90.0 and first["commits"] == [hashlib.sha256(b"x").hexdigest()[:10] + "+"]
+
+
+def test_a_run_whose_name_names_folders_has_its_report(outputs):
+    run(outputs, "law/first", "default", lr=1.0)
+    (outputs / "reports/law/first").mkdir(parents=True)
+    (outputs / "reports/law/first/data.json").write_text(json.dumps({"answer": "Nested."}))
+    (found,) = (one for one in read_runs(outputs) if one["name"] == "law/first")
+    assert found["answer"] == "Nested."
 
 
 def test_a_page_is_written_and_what_is_wrong_is_said(outputs, capsys):

@@ -51,6 +51,11 @@ def test_one_run_is_no_sweep(asked):
     assert asked("-m", "experiment=lora") is not None
 
 
+@pytest.mark.parametrize("flag", [["--cfg", "job"], ["--info"], ["--version"], ["--hydra-help"]])
+def test_what_only_tells_starts_no_sweep(asked, flag, tmp_path):
+    assert asked(*flag, "experiment=num_blocks") is None and not list(tmp_path.iterdir())
+
+
 def test_cells_are_named_by_what_differs_and_rerun_by_their_own_command(asked, tmp_path):
     found = asked("-m", "model=./a b,tiny", "pretrain.seed=1,2", "name=mine", "hydra.sweep.subdir=x")
     assert [cell.name for cell in found.cells] == [
@@ -203,6 +208,10 @@ def test_cells_side_by_side(tmp_path, launcher):
     assert "3 done, 2 failed" in words and "stage made failed: ValueError: seven" in words
     assert lines(tmp_path / "bases") == ["made"] and len(made(tmp_path)) == 3
     assert {line.split()[2] for line in lines(tmp_path / "runs")} == {str(load(tmp_path).threads)}
+    alone = {cell.command for cell in load(tmp_path).cells()}
+    for path in made(tmp_path):  # an artifact keeps the command that makes it again, whichever launcher made it
+        argv = json.loads((path / "manifest.json").read_text())["provenance"]["argv"]
+        assert shlex.join(["python", "-m", "pipeline", *argv[1:]]) in alone
     before = {path: path.stat().st_mtime_ns for path in made(tmp_path)}
     assert start(tmp_path, environment, "toy.value=1,2,3", *asked[1:]).wait(PATIENCE_S) == 0
     assert {path: path.stat().st_mtime_ns for path in made(tmp_path)} == before

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
@@ -85,7 +85,9 @@ def peak_bytes(targets: Iterable[Node], outputs: Path, cache: Path, *, stages: s
         ConfigError, ArtifactError: as `plan` does.
     """
     planned = _Run(outputs.absolute(), cache.absolute(), stages, Display(sys.stderr))
-    found = [told.memory_bytes for told in planned.forecasts(planned.plan(list(targets))).values()]
+    # What earlier runs measured tells of time alone.
+    told = planned.forecasts(planned.plan(list(targets)), earlier=list)
+    found = [one.memory_bytes for one in told.values()]
     known = [one for one in found if one is not None]
     return max(known, default=0) if len(known) == len(found) else None
 
@@ -108,12 +110,18 @@ class _Run:
                     package.wanted([step.node.params])
         return steps
 
-    def forecasts(self, steps: Sequence[planning.Step]) -> dict[Node, Forecast]:
-        """Of the nodes that will be built. Raises ConfigError for what a stage refuses."""
+    def forecasts(
+        self, steps: Sequence[planning.Step], earlier: Callable[[], Sequence[Mapping[str, Any]]] | None = None
+    ) -> dict[Node, Forecast]:
+        """Of the nodes that will be built. Raises ConfigError for what a stage refuses.
+
+        Args:
+            earlier: see `Request`; None: the manifests of what is committed.
+        """
         known = [step for step in steps if step.state != "unneeded"]
         nodes = [(step.node, step.directory if step.state == "hit" else None) for step in known]
         measured = {step.node.stage: None for step in steps if hasattr(self._module(step.node.stage), "forecast")}
-        return forecasts(nodes, self._module, lambda: planning.manifests(self.outputs, measured))
+        return forecasts(nodes, self._module, earlier or (lambda: planning.manifests(self.outputs, measured)))
 
     def build(self, targets: Sequence[Node]) -> dict[str, Path]:
         steps = self.plan(targets)

@@ -70,9 +70,11 @@ def _only_driver(sweep: Sweep) -> Iterator[None]:
     try:
         lock.acquire(timeout=0)
     except Timeout as error:
+        other = load_sweep(sweep.directory)
+        since = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(other.driver["started"]))
+        who = {**other.driver, "started": since, "argv": [other.command]}
         raise ConfigError(
-            f"this sweep is running already, in {describe(dict(load_sweep(sweep.directory).driver))}; "
-            f"python -m pipeline.sweep {sweep.directory} shows it"
+            f"this sweep is running already, in {describe(who)}; python -m pipeline.sweep {sweep.directory} shows it"
         ) from error
     try:
         yield

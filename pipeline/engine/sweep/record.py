@@ -20,7 +20,7 @@ from typing import Any
 import psutil
 
 from pipeline.engine.errors import ArtifactError
-from pipeline.engine.process.signals import alive, find_process
+from pipeline.engine.process.signals import SAME_START_S, alive, find_process
 from pipeline.engine.sources.hashes import read_object, write_atomic
 
 SWEEP, CELLS, LOCKS, STOP, END = "sweep.json", "cells", "locks", "stop", "end"
@@ -41,6 +41,13 @@ def runs(process: Mapping[str, Any]) -> bool:
         return True
     found = find_process(int(process["pid"]), float(process["started"]))
     return found is not None and alive(found)
+
+
+def is_this(process: Mapping[str, Any]) -> bool:
+    """Whether `this_process` described this one."""
+    me = this_process()
+    near = abs(me["started"] - float(process.get("started", 0))) < SAME_START_S
+    return near and all(process.get(key) == me[key] for key in ("pid", "host"))
 
 
 @dataclass(frozen=True)
@@ -114,7 +121,7 @@ class Sweep:
     @cached_property
     def is_here(self) -> bool:
         """Whether this process is the driver."""
-        return self.driver == this_process()
+        return is_this(self.driver)
 
     @property
     def is_running(self) -> bool:
