@@ -6,6 +6,7 @@ params:
     items: {per_benchmark, characters}: how many single items are shown, and how much of each text
     card: {license, language, origins: {name: {license, repo}}}: what a model card says that no artifact knows
     paper: {table: {model: row}}: the paper's tables that models of the run stand beside, null leaving one out
+    groups: {what they have in common: {method: its label}}: methods that are compared with each other
     variants: [{variant, models: [{name, stage, parents: {role: name}, reference: name | null, model: role,
         evaluations: {benchmark: role}}]}], of a variant's models those first that others are made from
     benchmarks: {name: {title, group: domain | drift | general | retention | samples, note}}
@@ -44,11 +45,12 @@ class Params:
     items: Mapping[str, int]
     card: Mapping[str, Any]
     paper: Mapping[str, Mapping[str, str | None]]
+    groups: Mapping[str, Mapping[str, str | None]]
     variants: Sequence[Mapping[str, Any]]
     benchmarks: Mapping[str, Mapping[str, Any]]
 
 
-STAGE = Stage(version=8, makes="report", inputs={ANY_ROLE: "any"}, params=Params)
+STAGE = Stage(version=9, makes="report", inputs={ANY_ROLE: "any"}, params=Params)
 
 
 def forecast(request: Request) -> Forecast:
@@ -77,6 +79,7 @@ def check_settings(params: Mapping[str, Any]) -> None:
     _check_items(params["items"])
     _check_card(params["card"])
     check_asked(params["paper"])
+    _check_groups(params["groups"])
 
 
 def _check_items(items: dict[str, Any]) -> None:
@@ -84,6 +87,15 @@ def _check_items(items: dict[str, Any]) -> None:
         raise ValueError(f"report.items={items} must have whole numbers for {' and '.join(sorted(ITEMS))}")
     if items["per_benchmark"] < 0 or items["characters"] < 1:
         raise ValueError("report.items.per_benchmark must be at least 0 (0 leaves the page out), characters at least 1")
+
+
+def _check_groups(groups: Any) -> None:
+    if not isinstance(groups, Mapping) or not all(isinstance(group, Mapping) for group in groups.values()):
+        raise ValueError(f"report.groups={groups!r} must map what methods have in common to {{method: its label}}")
+    for title, group in groups.items():
+        labels = [label for label in group.values() if label is not None]
+        if len(set(labels)) != len(labels):
+            raise ValueError(f"report.groups.{title} has the labels {labels}; each method needs its own")
 
 
 def _check_card(card: Mapping[str, Any]) -> None:
@@ -140,7 +152,7 @@ def run(context: worker.Context) -> dict[str, Any]:
     context.progress(step=2, total=3, note="drawing")
     plots = draw(comparison, context.directory)
     sections = [*block_sections(comparison, context.directory), *data_sections(comparison)]
-    frontier = frontier_sections(comparison, context.directory, params["seed"])
+    frontier = frontier_sections(comparison, context.directory, params["seed"], params["groups"])
     continual = continual_sections(comparison, context.directory, params["seed"])
     paper = paper_sections(comparison, params["paper"], context.directory)
     compared = [*paper, *frontier, *continual]
@@ -153,7 +165,7 @@ def run(context: worker.Context) -> dict[str, Any]:
     for label, text in written.items():
         _write(context, files[label], text)
     values = {**data(comparison, sections, parts, compared), "cards": files}
-    values |= {"frontier": [section.values for section in frontier]}
+    values |= {"frontier": [section.values for section in frontier if section.values]}
     values |= {"paper": [section.values for section in paper]} if paper else {}
     values |= {"continual": [section.values for section in continual]} if continual else {}
     _write(context, "report.md", report_markdown(comparison, [*compared, *parts, *sections]))

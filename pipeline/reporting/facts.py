@@ -20,7 +20,8 @@ class Facts:
     logits of an expanded model and its source, from the expansion's own proof, and `proof_note` says why that was not
     made in the source's dtype. `mfu` is the share of the device's rate of matrix products that training used for what
     it needed, `mfu_6nd` the same by the rule of 6ND. `stopped` says why a limit ended training before its time,
-    `kept_step` after which step the weights were kept, if tracking chose it.
+    `kept_step` after which step the weights were kept, if tracking chose it. `num_active` counts the parameters that
+    one token meets; `flops_per_token` are those of a forward and backward pass as it trained, `tokens_per_s` its rate.
     """
 
     num_parameters: int | None = None
@@ -36,6 +37,9 @@ class Facts:
     mfu_6nd: float | None = None
     stopped: str | None = None
     kept_step: int | None = None
+    num_active: int | None = None
+    flops_per_token: int | None = None
+    tokens_per_s: float | None = None
 
 
 def read_facts(directory: Path, manifest: Mapping[str, Any], training: Mapping[str, Any] | None) -> Facts:
@@ -66,6 +70,9 @@ def read_facts(directory: Path, manifest: Mapping[str, Any], training: Mapping[s
         mfu_6nd=metrics.get("mfu_6nd"),
         stopped=metrics.get("stopped"),
         kept_step=_integer(metrics, "kept_step"),
+        num_active=_integer(metrics, "num_active") or num_parameters,
+        flops_per_token=_integer(metrics, "flops_per_token"),
+        tokens_per_s=metrics.get("tokens_per_s"),
     )
 
 

@@ -7,6 +7,7 @@ learning rate alone. Mixing the same models is one too; its points differ in t.
 from __future__ import annotations
 
 import copy
+import itertools
 import json
 import re
 from collections.abc import Mapping, Sequence
@@ -44,6 +45,11 @@ class Method:
         return envelope(self.points)
 
     @property
+    def largest(self) -> Point:
+        """The point of the largest gain."""
+        return max(self.points, key=lambda one: one.gain)
+
+    @property
     def rate_texts(self) -> tuple[str, ...]:
         """Each point's learning rate, as people write it, or t=0.5."""
         return tuple(rate_text(r) if self.swept == "lr" else f"{self.swept}={r:g}" for r in self.rates)
@@ -74,13 +80,17 @@ def rate_text(rate: float) -> str:
     return f"{float(mantissa):g}e{int(exponent)}"
 
 
-def frontiers(comparison: Comparison, seed: int) -> list[Frontier]:
+def frontiers(comparison: Comparison, seed: int, group: Mapping[str, str | None] | None = None) -> list[Frontier]:
     """Over all texts, then over each kind; none where fewer than two methods have several learning rates.
 
     Args:
         seed: of the draws.
+        group: the methods to compare, by the name that their models have in the lineage before the learning rate, and
+            what to call each (null leaves it out); None: all.
     """
     named = _methods(comparison)
+    if group is not None:
+        named = _of_group(named, group)
     if len(named) < 2:
         return []
     lines = [line for _, rated in named.values() for _, line in rated]
@@ -119,8 +129,22 @@ def _methods(comparison: Comparison) -> dict[str, tuple[str, list[tuple[float, M
     several = {key: sorted(rated, key=lambda pair: pair[0]) for key, rated in found.items() if len(rated) > 1}
     bases = {key: json.loads(key)[1] for key in several}
     several = {key: rated for key, rated in several.items() if bases[key] == next(iter(bases.values()))}
-    labels = _labels([recipes[key] for key in several])
+    stems = [stem_of([line.name for _, line in rated]) for rated in several.values()]
+    labels = _labels([recipes[key] for key in several], stems)
     return {label: (recipes[key]["swept"], several[key]) for label, key in zip(labels, several, strict=True)}
+
+
+def _of_group(
+    named: Mapping[str, tuple[str, list[tuple[float, ModelResult]]]], group: Mapping[str, str | None]
+) -> dict[str, tuple[str, list[tuple[float, ModelResult]]]]:
+    found = {stem_of([line.name for _, line in rated]): (swept, rated) for swept, rated in named.values()}
+    return {label: found[stem] for stem, label in group.items() if label is not None and stem in found}
+
+
+def stem_of(names: Sequence[str]) -> str:
+    """What the names of a method's models have in common: of lora-1e-4 and lora-2e-4, lora."""
+    alike = itertools.takewhile(lambda letters: len(set(letters)) == 1, zip(*names, strict=False))
+    return "".join(letters[0] for letters in alike).rpartition("-")[0]
 
 
 def _recipe(line: ModelResult) -> dict[str, Any] | None:
@@ -176,8 +200,8 @@ def _drifts(comparison: Comparison, lines: Sequence[ModelResult], kind: str, see
     return *found, len(models[0].ids)
 
 
-def _labels(recipes: Sequence[Mapping[str, Any]]) -> list[str]:
-    """What each trains; where several train the same, with the settings in which they differ."""
+def _labels(recipes: Sequence[Mapping[str, Any]], stems: Sequence[str]) -> list[str]:
+    """What each trains; where several train the same, with the settings in which they differ, or their models' name."""
     flat = [_flat(recipe["params"]) for recipe in recipes]
     names = [_written(one.get("strategy._target_") or one.get("method._target_", "")) for one in flat]
     labels = []
@@ -185,7 +209,8 @@ def _labels(recipes: Sequence[Mapping[str, Any]]) -> list[str]:
         alike = [other for other, given in zip(flat, names, strict=True) if given == name]
         own = [f"{key.rpartition('.')[2]}={one[key]}" for key in one if any(o.get(key) != one[key] for o in alike)]
         labels.append(", ".join([name, *own]))
-    return [label if labels.count(label) == 1 else f"{label} ({i + 1})" for i, label in enumerate(labels)]
+    named = [stem if stem and stems.count(stem) == 1 else str(i + 1) for i, stem in enumerate(stems)]
+    return [label if labels.count(label) == 1 else f"{label} ({named[i]})" for i, label in enumerate(labels)]
 
 
 def _written(target: str) -> str:

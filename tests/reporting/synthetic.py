@@ -198,6 +198,7 @@ def params(variants: list[dict[str, Any]], **changes: Any) -> dict[str, Any]:
         "items": {"per_benchmark": 20, "characters": 200},
         "card": {"license": None, "language": None, "origins": {}},
         "paper": {},
+        "groups": {},
         "variants": variants,
         "benchmarks": BENCHMARKS,
         **changes,

@@ -34,15 +34,15 @@ class Written:
         self.kinds = ["chat", "free"] * 12
         self.rows = [self._row("base", self.artifacts.model("base", "b"), 0.0, None)]
 
-    def train(self, name: str, strategy: dict, lr: float, gain: float, drift: float, **settings) -> None:
+    def train(self, name: str, strategy: dict, lr: float, gain: float, drift: float, source="b", **settings) -> None:
         role = self.artifacts.model("pretrain", name, training=True)
         file = self.artifacts.inputs[role] / "manifest.json"
-        inputs = {"model": {"fingerprint": "b" * 64}, "data": {"fingerprint": "d" * 64}}
+        inputs = {"model": {"fingerprint": source * 64}, "data": {"fingerprint": "d" * 64}}
         params = {"strategy": strategy, "lr": lr, "seed": 0, **settings}
         file.write_text(json.dumps(json.loads(file.read_text()) | {"params": params, "inputs": inputs}))
         self.rows.append(self._row(name, role, gain, drift))
 
-    def sections(self):
+    def sections(self, groups=None):
         models = [
             {**row, "parents": {"model": "base"} if row["name"] != "base" else {}, "reference": "base"}
             for row in self.rows
@@ -50,7 +50,7 @@ class Written:
         models[0]["reference"] = None
         collection = collect("r", [{"variant": "default", "models": models}], BENCHMARKS, self.artifacts.inputs)
         comparison = compare(collection, confidence=0.95, num_bootstrap=1000, seed=0, power=0.8)
-        return frontier_sections(comparison, self.path, 0)
+        return frontier_sections(comparison, self.path, 0, groups)
 
     def _row(self, name: str, model: str, gain: float, drift: float | None) -> dict:
         bits = self.bits - gain * self.bytes
@@ -136,3 +136,33 @@ def test_methods_of_one_kind_are_told_apart_by_their_settings(written):
         written.train(f"b-{lr}", {**LORA, "rank": 8}, lr, gain, drift)
     names = [one["method"] for one in written.sections()[0].values["all"]["methods"]]
     assert names == ["LoRA, rank=4, seed=1", "LoRA, rank=8, seed=0"]
+
+
+def test_methods_are_compared_within_their_groups(written):
+    """Each method by the name of its models, under its label, with what it cost at its largest gain."""
+    for lr, (gain, drift) in POINTS.items():
+        written.train(f"all-{lr}", FULL, lr, gain, drift)
+        written.train(f"half-{lr}", FULL, lr, gain / 2, drift, num_tokens=100)
+    for lr, (gain, drift) in WORSE.items():
+        written.train(f"low_rank-{lr}", LORA, lr, gain, drift)
+    groups = {"at equal size": {"all": "All", "low_rank": "Low rank", "gone": "Gone"}, "at equal cost": {"all": "All",
+              "half": "Half", "low_rank": None}}  # fmt: skip
+    first, costs, second, others = written.sections(groups)
+    assert (
+        first.title == "Who drifts least for the same gain, at equal size?" and first.values["group"] == "at equal size"
+    )
+    assert first.plot.path != second.plot.path
+    rows = dict(costs.table.rows)
+    assert list(rows) == ["All", "Low rank"] and costs.sentences[-1] == "Not in this run, or at one rate alone: Gone."
+    assert rows["All"][0].text == "4e-4" and rows["Low rank"][0].text == "3e-4"
+    assert rows["All"][1].text.startswith("+0.080") and rows["All"][2].text == "0.4000"
+    assert [label for label, _ in others.table.rows] == ["All", "Half"]
+
+
+def test_methods_that_train_the_same_are_told_apart_by_their_models(written):
+    for name, source in (("low", "b"), ("high", "c")):
+        for lr, (gain, drift) in POINTS.items():
+            written.train(f"{name}-{lr}", FULL, lr, gain, drift, source)
+    (section,) = written.sections()
+    named = [one["method"] for one in section.values["all"]["methods"]]
+    assert named == ["full fine-tuning (low)", "full fine-tuning (high)"]

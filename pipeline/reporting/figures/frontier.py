@@ -16,14 +16,14 @@ from pipeline.reporting.statistics.differences import percentiles
 from pipeline.reporting.tables.wording import number, percent
 
 
-def frontier_plot(frontier: Frontier, confidence: float, directory: Path) -> Plot:
-    """Draw it to `directory`, as PNG and SVG."""
+def frontier_plot(frontier: Frontier, confidence: float, directory: Path, name: str = "frontier") -> Plot:
+    """Draw it to `directory`, as PNG and SVG called `name`."""
     caption = (
         f"Down and to the right is better. The base is the origin. Bars are {percent(confidence)} intervals over "
         "items. Hollow points are beaten in both by another rate of their method; lines join the rest."
     )
     told = "; ".join(f"{one.label} {_told(one)}" for one in frontier.methods)
-    path = save(frontier_figure(frontier, confidence), directory, "frontier")
+    path = save(frontier_figure(frontier, confidence), directory, name)
     return Plot(path, "Drift at equal gain", f"Drift from the base over domain gain: {told}.", caption)
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,21 +14,45 @@ from pipeline.reporting.frontier import Frontier, frontiers
 from pipeline.reporting.pages.page import Section
 from pipeline.reporting.statistics.differences import Difference
 from pipeline.reporting.statistics.frontier import Level
-from pipeline.reporting.tables.frontier import frontier_table
+from pipeline.reporting.tables.frontier import frontier_table, methods_table
 from pipeline.reporting.tables.wording import listing, number
 
+Groups = Mapping[str, Mapping[str, str | None]]
+"""What the methods of a comparison have in common -> see `frontiers`; none: one comparison of all."""
 
-def frontier_sections(comparison: Comparison, directory: Path, seed: int) -> list[Section]:
-    """One section where at least two methods have several learning rates, else none; its figure goes to `directory`."""
-    found = frontiers(comparison, seed)
-    if not found:
-        return []
+
+def frontier_sections(
+    comparison: Comparison, directory: Path, seed: int, groups: Groups | None = None
+) -> list[Section]:
+    """Of each group a section where at least two methods have several learning rates, and one of what each costs.
+
+    Figures go to `directory`.
+    """
+    sections = []
+    for i, (title, group) in enumerate((groups or {"": None}).items()):
+        if found := frontiers(comparison, seed, group):
+            sections.append(_section(comparison, found, title, directory, f"frontier{i or ''}"))
+            if title:
+                sections.append(_costs(comparison, found[0], title, group or {}))
+    return sections
+
+
+def _section(comparison: Comparison, found: Sequence[Frontier], title: str, directory: Path, name: str) -> Section:
     whole, *kinds = found
     confidence = comparison.confidence
     sentences = [_verdict(whole, confidence), *_by_kind(kinds, confidence), _largest(whole), HOW]
-    plot, table = frontier_plot(whole, confidence, directory), frontier_table(whole, confidence)
-    values = {one.kind: _values(one) for one in found}
-    return [Section("Who drifts least for the same gain?", tuple(sentences), plot, table, True, True, values, True)]
+    plot, table = frontier_plot(whole, confidence, directory, name), frontier_table(whole, confidence)
+    values = {**({"group": title} if title else {}), **{one.kind: _values(one) for one in found}}
+    question = "Who drifts least for the same gain" + (f", {title}" if title else "")
+    return Section(f"{question}?", tuple(sentences), plot, table, True, True, values, True)
+
+
+def _costs(comparison: Comparison, whole: Frontier, title: str, group: Mapping[str, str | None]) -> Section:
+    """Each method at the rate of its largest gain: what it gained, kept and cost."""
+    missing = [label for label in group.values() if label and label not in {one.label for one in whole.methods}]
+    sentences = ["Each method is shown at the rate with its largest gain on the domain, which favours it a little."]
+    sentences += [f"Not in this run, or at one rate alone: {listing(missing)}."] if missing else []
+    return Section(f"Methods {title}", tuple(sentences), None, methods_table(comparison, whole, title), True, True)
 
 
 HOW = (

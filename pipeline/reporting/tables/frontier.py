@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from pipeline.reporting.axes import drift_of_line
+from pipeline.reporting.compare import Comparison
 from pipeline.reporting.frontier import Frontier
 from pipeline.reporting.statistics.differences import Difference
 from pipeline.reporting.statistics.frontier import Level
-from pipeline.reporting.tables.table import Column, Entry, Table
-from pipeline.reporting.tables.wording import difference_parts, number, percent
+from pipeline.reporting.tables.table import Column, Entry, Table, difference_entry, drift_entry, without_empty
+from pipeline.reporting.tables.wording import MISSING, count, difference_parts, duration, memory, number, percent
 
 NATS = "nats/token ↓"
+SCALES = ((1e18, "E"), (1e15, "P"), (1e12, "T"), (1e9, "G"), (1e6, "M"), (1.0, ""))
 GAP_MARKS = {True: "worse", False: "within"}
 
 
@@ -18,6 +21,49 @@ def frontier_table(frontier: Frontier, confidence: float) -> Table:
     columns += [Column("", "Least"), Column("", "The next drifted more by", "nats/token")]
     rows = tuple((f"{level.gain:g} bits/byte", tuple(_entries(frontier, level))) for level in frontier.levels)
     return Table(f"Drift at equal gain [{percent(confidence)} confidence interval]", tuple(columns), rows, "Gain")
+
+
+def methods_table(comparison: Comparison, frontier: Frontier, title: str) -> Table:
+    """One row a method, at the rate of its largest gain: gain, drift, what was kept, and what it cost to train."""
+    rows = []
+    for method in sorted(frontier.methods, key=lambda one: -one.largest.gain):
+        line = method.lines[method.points.index(method.largest)]
+        gains, facts = line.gains, line.row.facts
+        kept = comparison.kept_change(line)
+        entries = (
+            Entry(method.text_of(method.largest)),
+            difference_entry(gains.domain if gains else None, 4),
+            drift_entry(drift_of_line(line), 4),
+            difference_entry(kept.change if kept else None, kept.digits if kept else 0),
+            Entry(count(facts.num_trainable)),
+            Entry(count(facts.num_parameters)),
+            Entry(count(facts.num_active)),
+            Entry(count(facts.tokens)),
+            Entry(_flops(facts.flops_per_token)),
+            Entry(_flops(facts.flops_per_token and facts.tokens and facts.flops_per_token * facts.tokens)),
+            Entry(MISSING if facts.tokens_per_s is None else number(facts.tokens_per_s, 0)),
+            Entry(memory(facts.peak_memory_bytes)),
+            Entry(duration(facts.wall_time_s)),
+        )
+        rows.append((method.label, entries))
+    kept_unit = next((f"{k.unit}, {k.what}" for m in frontier.methods if (k := comparison.kept_change(m.lines[0]))), "")
+    columns = (
+        Column("", "Rate"), Column("", "Domain gain", "bits/byte"), Column("", "Drift", NATS),
+        Column("", "Kept, mean change", kept_unit), Column("", "Trained", "parameters"),
+        Column("", "Model", "parameters"), Column("", "Active", "parameters a token"), Column("", "Tokens"),
+        Column("", "FLOPs a token", "training"), Column("", "FLOPs", "training"), Column("", "Tokens/s", "training"),
+        Column("", "Peak memory", "training"), Column("", "Time", "training"),
+    )  # fmt: skip
+    caption = f"Methods {title}, each at its best rate [{percent(comparison.confidence)} confidence interval]"
+    return without_empty(Table(caption, columns, tuple(rows), "Method"))
+
+
+def _flops(flops: int | None) -> str:
+    """14.7 TFLOP, as people write it."""
+    if not flops:
+        return MISSING
+    scale, name = next((at for at in SCALES if flops >= at[0]), SCALES[-1])
+    return f"{number(flops / scale, 1)} {name}FLOP"
 
 
 def _entries(frontier: Frontier, level: Level) -> list[Entry]:

@@ -85,11 +85,11 @@ def differences_table(comparison: Comparison) -> Table:
 
     def entry(line: ModelResult, b: Benchmark) -> Entry:
         unit = comparison.units[b.name]
-        return _difference_entry(line.differences.get(b.name), unit.digits, unit.scale)
+        return difference_entry(line.differences.get(b.name), unit.digits, unit.scale)
 
     caption = f"Difference against the base [{percent(comparison.confidence)} confidence interval]"
     lines = [line for line in comparison.lines if line.gains is not None]
-    return _without_empty(_table(comparison, caption, lines, entry))
+    return without_empty(_table(comparison, caption, lines, entry))
 
 
 def detectable_table(comparison: Comparison) -> Table:
@@ -103,7 +103,7 @@ def detectable_table(comparison: Comparison) -> Table:
 
     caption = f"Too small to tell: the change that would show, with a power of {percent(comparison.power)}"
     lines = [line for line in comparison.lines if line.gains is not None]
-    return _without_empty(_table(comparison, caption, lines, entry))
+    return without_empty(_table(comparison, caption, lines, entry))
 
 
 def seed_tables(comparison: Comparison, lines: Sequence[SeedLine]) -> list[Table]:
@@ -158,12 +158,12 @@ def gains_table(comparison: Comparison) -> Table:
     )
     rows = []
     for line, gains in lines:
-        domain, *others = (_difference_entry(gain, 4) for gain in (gains.domain, gains.general, gains.beyond))
-        kept = _difference_entry(gains.retention, 2), _difference_entry(gains.gold, 4)
+        domain, *others = (difference_entry(gain, 4) for gain in (gains.domain, gains.general, gains.beyond))
+        kept = difference_entry(gains.retention, 2), difference_entry(gains.gold, 4)
         drift = drift_entry(drift_of_line(line), 4)
         rows.append((line.label, (domain, drift, *others, *kept, _num_worse(comparison, line))))
     caption = f"Gains over the base, positive is better [{percent(comparison.confidence)} confidence interval]"
-    return _without_empty(Table(caption, columns, tuple(rows)))
+    return without_empty(Table(caption, columns, tuple(rows)))
 
 
 def drift_entry(difference: Difference | None, digits: int) -> Entry:
@@ -224,14 +224,14 @@ def _table(
     return Table(caption, tuple(columns), tuple(rows))
 
 
-def _without_empty(table: Table) -> Table:
+def without_empty(table: Table) -> Table:
     """The table without columns that say nothing about any model; without rows if none is left."""
     shown = [i for i in range(len(table.columns)) if any(entries[i].text != MISSING for _, entries in table.rows)]
     rows = tuple((label, tuple(entries[i] for i in shown)) for label, entries in table.rows)
     return Table(table.caption, tuple(table.columns[i] for i in shown), rows if shown else (), table.rows_are)
 
 
-def _difference_entry(difference: Difference | None, digits: int, scale: float = 1.0) -> Entry:
+def difference_entry(difference: Difference | None, digits: int, scale: float = 1.0) -> Entry:
     value, interval = difference_parts(difference, digits, scale)
     return Entry(value, difference.mark if difference else "", interval)
 
