@@ -67,7 +67,7 @@ Short forms, each the same run as a longer one, also in sweeps (-m model=ORG/NAM
 
 {forms}
   expand.num_blocks=8              new blocks in all, spread evenly, instead of groups
-  pretrain.num_steps=10            one of num_steps, num_tokens, num_epochs: the others step back (sft too)
+  pretrain.num_steps=10            one of num_steps, num_tokens, num_epochs, num_flops: the others step back (sft too)
   +benchmark=own benchmark.own.path=./questions.jsonl     your own measure: question, options, answer
 
 Groups, chosen by group=option (files in conf/):

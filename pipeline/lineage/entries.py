@@ -27,7 +27,7 @@ from pipeline.lineage.chains import BEFORE, CHAIN, REPLAY, chained, merged
 MODEL = "model"
 """The kind of artifact that a lineage names."""
 KEYS = ("stage", "from", "with", "each", "reference", "task", "chain", "before", "replay")
-BUDGETS = ("num_steps", "num_tokens", "num_epochs")
+BUDGETS = ("num_steps", "num_tokens", "num_epochs", "num_flops")
 """Keys of a section of which one is set: where one is given, those given less specifically step back."""
 
 

@@ -7,7 +7,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pipeline.models.architecture.custom_models import register_custom_models
+from pipeline.models.architecture.custom_models import empty_model, register_custom_models
 from pipeline.models.directory import read_config
 from pipeline.models.files.reference import is_reference, read_reference
 from pipeline.models.files.tokenizer_files import check_converted, check_tokenizer, is_converted
@@ -84,9 +84,7 @@ def _load_referred(path: Path, options: dict[str, Any]) -> tuple[Any, dict[str, 
     from pipeline.models.save import DTYPES
 
     stored = read_reference(path)
-    config = transformers.AutoConfig.from_pretrained(str(path), **_LOCAL)
-    with torch.device("meta"):
-        empty = transformers.AutoModelForCausalLM.from_config(config, trust_remote_code=False)
+    config, empty = transformers.AutoConfig.from_pretrained(str(path), **_LOCAL), empty_model(path)
     if options["dtype"] == "auto" and config.dtype is None:
         floats = (DTYPES[s.dtype] for s in stored.values() if s.dtype in ("F64", "F32", "F16", "BF16"))
         options = {**options, "dtype": next(floats, torch.float32)}

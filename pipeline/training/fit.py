@@ -16,7 +16,7 @@ from pipeline.models.architecture.aliases import is_untied
 from pipeline.models.architecture.blocks import decoder_blocks
 from pipeline.models.save import check_savable, tensor_hashes
 from pipeline.records.expansion import read_expansion
-from pipeline.training.cost.count import count_cost
+from pipeline.training.cost.count import count_cost, num_active
 from pipeline.training.cost.flops import cost_of
 from pipeline.training.cost.forecast import known_shape
 from pipeline.training.cost.memory import Memory
@@ -159,7 +159,7 @@ def _prepare(
     for parameter in model.parameters():
         if parameter.requires_grad:
             parameter.data = parameter.data.float()
-    counts, known = _counts(model), known_shape(source, strategy)
+    counts, known = {**_counts(model), "num_active": num_active(loaded)}, known_shape(source, strategy)
     cost = cost_of(*known) if known else count_cost(loaded)  # the formula gives what counting does, at once
     cost = cost and with_penalties(cost, penalties)
     if settings.frozen_dtype:

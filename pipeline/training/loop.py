@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from pipeline.records.curves import METRICS, METRICS_FILE, StepRecord, ValidationRecord
-from pipeline.training.cost.throughput import Throughput, padding_of
+from pipeline.training.cost.throughput import NOTHING, Counts, Throughput
 from pipeline.training.journal import Journal
 from pipeline.training.kernels.document_separation import IGNORED
 from pipeline.training.kernels.routers import Routers
@@ -79,7 +79,8 @@ class _Run:
         self.tracker, self.rates = tracker, rates
         self.micro_batches = MicroBatches(accelerator, loss_model, settings.precision, runtime.micro_batch, penalties)
         self.validation = Validation(accelerator, self.micro_batches, validation, routers)
-        self.step, self.tokens, self.samples, self.losses, self.validations, self.routers = 0, 0, 0, [], [], {}
+        self.step, self.tokens, self.samples, self.losses, self.validations = 0, 0, 0, [], []
+        self.routers, self.counts = {}, NOTHING
         self.measured_step: int | None = None
         self.compiling = set(runtime.compiling)
         self.checkpoints = runtime.directory / "checkpoints"
@@ -90,7 +91,8 @@ class _Run:
 
     def run(self) -> dict[str, Any]:
         self._resume()
-        self.throughput = Throughput(self.num_steps, self.step, self.runtime.cost, self.accelerator.num_processes)
+        cost, num_processes = self.runtime.cost, self.accelerator.num_processes
+        self.throughput = Throughput(self.num_steps, self.step, cost, num_processes, self.counts)
         saved_at = time.monotonic()
         if self._measuring_is_due():
             self._measure()
@@ -176,9 +178,8 @@ class _Run:
             self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         self.step += 1
-        self.tokens += sum(int((~padding_of(row)).sum()) for row in rows)
+        self.tokens += self.throughput.add(rows)
         self.samples += sum(len(row.get("spans", ())) for row in rows)
-        self.throughput.add(rows)
         return StepRecord(
             step=self.step, tokens=self.tokens, samples=self.samples, labels=num_labels, loss=loss, penalties=penalties,
             lr=lr, grad_norm=grad_norm, skipped=skipped, tokens_per_s=round(self.throughput.tokens_per_s, 1),
@@ -248,6 +249,7 @@ class _Run:
                 "losses": self.losses,
                 "validations": self.validations,
                 "routers": self.routers,
+                "counts": self.throughput.counts and vars(self.throughput.counts),
                 "measured_step": self.measured_step,
                 "tracked": self.tracker.state_dict() if self.tracker else None,
                 "rates": self.rates.state_dict() if self.rates else None,
@@ -274,7 +276,7 @@ class _Run:
                 self.rates.load_state_dict(state["rates"])
             self.step, self.tokens, self.samples = state["step"], state["tokens"], state["samples"]
             self.losses, self.validations = state["losses"], state["validations"]
-            self.routers = state.get("routers", {})
+            self.routers, self.counts = state.get("routers", {}), Counts.read(state.get("counts"))
             self.measured_step = state["measured_step"]
             self.runtime.deadline.load_state_dict(state.get("durations", {}))
             self.spikes.load_state_dict(state["spikes"])

@@ -10,11 +10,12 @@ from typing import TYPE_CHECKING, Any, Protocol
 from pipeline.data.general_text import ReadsGeneralText, check_bounds
 from pipeline.data.packing.schedule import check_shares
 from pipeline.data.sources.files import Listing, Locate
+from pipeline.training.cost.budget import in_steps
 from pipeline.training.cost.memory import ZERO_STAGES
 from pipeline.training.methods.penalty import check_penalties
 from pipeline.training.methods.schedule import schedule_params
 from pipeline.training.methods.strategy import AdaptsRates, Strategy
-from pipeline.training.settings import ROUTER_BALANCE, Settings
+from pipeline.training.settings import Settings
 from pipeline.training.tracking.track import DOMAIN, DRIFT, Track, track_params
 
 if TYPE_CHECKING:  # a request is checked without
@@ -25,7 +26,7 @@ KEPT = (
 )  # fmt: skip
 """Facts about a model that training does not change."""
 LATER_KEYS = ("extra_modules", "num_blocks")
-"""Keys of a strategy that say nothing where they are empty: models trained before there were these are the same."""
+"""Keys of a strategy that say nothing where they are empty."""
 SAMPLES_NEEDED = "samples of the base; set track.samples, as conf/samples/base.yaml does"
 
 
@@ -69,19 +70,18 @@ class Workspace(Protocol):
 
 def training_params(section: Mapping[str, Any]) -> dict[str, Any]:
     """The params of a section: its lengths are whole numbers (1e9 is how people write it, and the same run as
-    1000000000), `track` is null wherever nothing is tracked, and of a schedule only what has an effect stands there.
+    1000000000), `track` is null wherever nothing is tracked, of a schedule only what has an effect stands there, and of
+    keys that came later none that says nothing: models trained before there were these are the same.
 
     Raises:
         ValueError: see `track_params`.
     """
-    lengths = {key: section.get(key) for key in ("num_tokens", "num_steps")}
+    lengths = {key: section.get(key) for key in ("num_tokens", "num_steps", "num_flops")}
     whole = {key: int(n) for key, n in lengths.items() if isinstance(n, float) and n.is_integer()}
     if isinstance(strategy := section.get("strategy"), Mapping):
-        said = {key: value for key, value in strategy.items() if value or key not in LATER_KEYS}
-        section = {**section, "strategy": said}
-    if section.get("router_balance") == ROUTER_BALANCE:
-        section = {key: value for key, value in section.items() if key != "router_balance"}
-    return {**schedule_params(section), **whole, "track": track_params(section)}
+        empty = [key for key in LATER_KEYS if strategy.get(key) in (None, [])]
+        section = {**section, "strategy": {key: value for key, value in strategy.items() if key not in empty}}
+    return {**Settings.without_defaults(schedule_params(section)), **whole, "track": track_params(section)}
 
 
 def forecast_training(
@@ -98,7 +98,7 @@ def forecast_training(
         ValueError: it cannot be run: what is wrong and what to change.
     """
     from pipeline.data.prepared import stream_ahead
-    from pipeline.training.cost.forecast import peak_bytes, tell
+    from pipeline.training.cost.forecast import forecast, tell
 
     check_penalties(strategy.penalties, request.launch.get("sharding", "none"))
     params, facts = request.params, {key: request.fact(key) for key in KEPT}
@@ -114,8 +114,8 @@ def forecast_training(
     getattr(strategy, "check", lambda *_: None)(facts["num_blocks"], facts["expanded"])
     check_general_text(strategy, params["seq_len"], request.launch.get("sharding", "none"))
     ahead = stream_ahead(request.inputs["data"].directory, params, mixing)
-    told = tell(facts["shape"], strategy, params, request.launch, ahead, request.earlier)
-    return facts, told, peak_bytes(facts["shape"], strategy, params, request.launch)
+    found = forecast(facts["shape"], strategy, params, request.launch, ahead)
+    return facts, tell(found, params, request.earlier), None if found is None else found.memory.total
 
 
 def check_general_text(strategy: Strategy, seq_len: int, sharding: str) -> None:
@@ -186,12 +186,15 @@ def train(
     from pipeline.data.prepared import open_stream, unused, validation_rows
     from pipeline.models import load_tokenizer
     from pipeline.models.architecture.embedding import embedding_rows
+    from pipeline.training.cost.count import cost_of_saved
     from pipeline.training.device import launch_options
     from pipeline.training.fit import fit
 
     params, settings = workspace.params, Settings.of(workspace.params)
     runtime, device = launch_options(workspace.launch, workspace.directory, workspace.progress, workspace.should_stop)
     stream = open_stream(data, settings.seq_len, settings.seed, **{key: params[key] for key in mixing})
+    if settings.num_flops is not None:
+        settings = in_steps(settings, cost_of_saved(source, strategy), stream)
     stream.set_length(settings.total_steps(stream) * settings.batch_size, settings.last_unit(stream))
     tokenizer = load_tokenizer(source)
     validation = validation_rows(data, tokenizer, settings.seq_len, settings.validation_tokens)

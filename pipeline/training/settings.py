@@ -17,6 +17,8 @@ SCHEDULE = "cosine"
 """The schedule of the learning rate in params that name none."""
 SCHEDULES, DECAYS = (SCHEDULE, "linear", "constant", "wsd"), ("linear", "cosine", "1-sqrt")
 """See `training.methods.schedule`."""
+BUDGETS = ("num_steps", "num_tokens", "num_epochs", "num_flops")
+"""The keys of which one sets the length."""
 ROUTER_BALANCE = 0.01
 """The `router_balance` of params that name none: most models have no routers."""
 
@@ -32,13 +34,13 @@ class Units(Protocol):
 class Settings:
     """One field for each key of conf/pretrain and conf/sft; the defaults live there.
 
-    Exactly one of `num_steps`, `num_tokens` (padding is none) and `num_epochs` sets the length. `batch_size` counts the
-    units of the stream, rows of `seq_len` tokens or examples, over all processes and micro batches of one optimizer
-    step. `frozen_dtype` holds what does not train in fewer bits: see `training.kernels.quantised`. `router_balance` is
-    the weight of `training.methods.router_balance`, where a router trains; None: it is left out. `save` is the form of
-    the result: "full", or "delta" to write what trained alone and refer to the source's files for the rest. `schedule`,
-    `warmup_from`, `decay` and `decay_ratio` stand in params where they have an effect alone: see
-    `training.methods.schedule`. So does another `router_balance` than `ROUTER_BALANCE`.
+    Exactly one of `BUDGETS` sets the length: `num_tokens` are those that are no padding, for `num_flops` see
+    `training.cost.budget`. `batch_size` counts the units of the stream, rows of `seq_len` tokens or examples, over all
+    processes and micro batches of one optimizer step. `frozen_dtype` holds what does not train in fewer bits: see
+    `training.kernels.quantised`. `router_balance` is the weight of `training.methods.router_balance`, where a router
+    trains; None: it is left out. `save` is the form of the result: "full", or "delta" to write what trained alone and
+    refer to the source's files for the rest. `schedule`, `warmup_from`, `decay` and `decay_ratio`: see
+    `training.methods.schedule`. Keys with a default here stand in params where they have another value alone.
     """
 
     seq_len: int
@@ -63,6 +65,7 @@ class Settings:
     validate_every: int
     validation_tokens: int
     router_balance: float | None = field(default=ROUTER_BALANCE, kw_only=True)
+    num_flops: float | None = field(default=None, kw_only=True)
     schedule: str = field(default=SCHEDULE, kw_only=True)
     warmup_from: float | None = field(default=None, kw_only=True)
     decay: str | None = field(default=None, kw_only=True)
@@ -74,13 +77,9 @@ class Settings:
         Raises:
             ValueError: naming the key, its value and what is required.
         """
-        lengths = {
-            k: getattr(self, k) for k in ("num_steps", "num_tokens", "num_epochs") if getattr(self, k) is not None
-        }
+        lengths = {key: getattr(self, key) for key in BUDGETS if getattr(self, key) is not None}
         if len(lengths) != 1:
-            raise ValueError(
-                f"set exactly one of num_steps, num_tokens and num_epochs (the others null), found {lengths or 'none'}"
-            )
+            raise ValueError(f"set exactly one of {', '.join(BUDGETS)} (the others null), found {lengths or 'none'}")
         for key, value in {**lengths, "seq_len": self.seq_len, "batch_size": self.batch_size}.items():
             if value <= 0:
                 raise ValueError(f"{key}={value} must be more than 0")
@@ -122,8 +121,16 @@ class Settings:
         check_fields(cls, values)
         return cls(**values)
 
+    @classmethod
+    def without_defaults(cls, section: Mapping[str, Any]) -> dict[str, Any]:
+        """A section without the keys that have a default here and hold it: later keys change no earlier identity."""
+        same = {one.name for one in fields(cls) if one.name in section and section[one.name] == one.default}
+        return {key: value for key, value in section.items() if key not in same}
+
     def total_steps(self, stream: Units) -> int:
-        """Optimizer steps of the whole run."""
+        """Optimizer steps of the whole run. Raises ValueError for a length in FLOPs: see `budget.in_steps`."""
+        if self.num_flops is not None:
+            raise ValueError(f"num_flops={self.num_flops} says nothing without the model that it is for")
         if self.num_steps is not None:
             return self.num_steps
         if self.num_tokens is not None:
@@ -131,7 +138,7 @@ class Settings:
         return max(1, math.ceil(stream.units_of_passes(self.num_epochs or 0) / self.batch_size))
 
     def least_steps(self) -> int | None:
-        """The fewest that the run can have, whatever its data; None for a length in epochs."""
+        """The fewest that the run can have, whatever its data; None for a length in epochs or FLOPs."""
         if self.num_tokens is None:
             return self.num_steps
         return max(1, math.ceil(self.num_tokens / (self.batch_size * self.seq_len)))

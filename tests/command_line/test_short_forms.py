@@ -13,6 +13,7 @@ from pipeline.command_line.short_forms import FORMS, lengthened, literal_paths, 
 from pipeline.engine.errors import ConfigError
 from pipeline.engine.sources.kinds import sources
 from pipeline.lineage.build import build
+from pipeline.lineage.entries import BUDGETS
 from pipeline.lineage.variant import Variant
 
 TEXT, CHATS = "pretrain.data.sources.local.origin.source.path", "sft.data.sources.local.origin.source.path"
@@ -61,6 +62,12 @@ def refused(monkeypatch, tmp_path, capsys):
     return run
 
 
+def only(section: str, budget: str) -> list[str]:
+    """Overrides for a length in this budget alone."""
+    others = [key for key in BUDGETS if key != budget.partition("=")[0]]
+    return [f"{section}.{budget}", *(f"{section}.{key}=null" for key in others)]
+
+
 def graph(variant: Variant) -> dict[str, str]:
     """Everything that a variant makes, by name, and what it is called."""
     evaluations = {f"{m}/{b}": node for m, found in variant.evaluations.items() for b, node in found.items()}
@@ -83,8 +90,8 @@ def graph(variant: Variant) -> dict[str, str]:
         (["chats=./chats.jsonl"], ["data@sft.data=local_chat", f"{CHATS}=./chats.jsonl"]),
         (["chats=a/b"], ["data@sft.data=hub_chat", "sft.data.sources.hub.origin.source.repo=a/b"]),
         (["strategy=lora"], ["strategy@pretrain.strategy=lora"]),
-        (["pretrain.num_steps=10"], ["pretrain.num_steps=10", "pretrain.num_tokens=null", "pretrain.num_epochs=null"]),
-        (["sft.num_epochs=2"], ["sft.num_epochs=2", "sft.num_tokens=null", "sft.num_steps=null"]),
+        (["pretrain.num_steps=10"], only("pretrain", "num_steps=10")),
+        (["sft.num_epochs=2"], only("sft", "num_epochs=2")),
         (["experiment=null"], []),
     ],
     ids=lambda value: " ".join(value),
@@ -271,7 +278,10 @@ def test_a_question_file_is_a_benchmark(planned, tmp_path):
         (["num_steps=3"], "did you mean pretrain.num_steps or sft.num_steps"),
         (["model=./nothing"], "nothing: no such directory; give a directory that save_pretrained wrote"),
         (["data=./nothing"], "nothing does not exist; correct the path"),
-        (["pretrain.num_steps=3", "pretrain.num_tokens=9"], "exactly one of num_steps, num_tokens and num_epochs"),
+        (
+            ["pretrain.num_steps=3", "pretrain.num_tokens=9"],
+            "exactly one of num_steps, num_tokens, num_epochs",
+        ),
         (["expand.num_blocks=8", "expand.num_groups=2"], "expand.num_groups cannot be given beside it"),
         (["expand.num_blocks=31"], "num_blocks=31 is more than the model's 30 blocks"),
         (["expand.num_blocks=two"], "num_blocks='two' must be a whole number"),

@@ -290,6 +290,8 @@ def test_lengths_in_tokens_and_epochs():
     units = SimpleNamespace(units_of_tokens=lambda tokens: tokens / 64, units_of_passes=lambda passes: 10 * passes)
     assert settings(num_steps=None, num_tokens=1000).total_steps(units) == 4
     assert settings(num_steps=None, num_epochs=2.0).total_steps(units) == 5
+    with pytest.raises(ValueError, match="says nothing without the model"):
+        settings(num_steps=None, num_flops=1e9).total_steps(units)
 
 
 def test_a_run_of_one_epoch_sees_every_span_once_and_its_last_step_ends_with_empty_rows(expanded, store, tmp_path):

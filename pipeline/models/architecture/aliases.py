@@ -11,7 +11,7 @@ from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
-from pipeline.models.architecture.custom_models import register_custom_models
+from pipeline.models.architecture.custom_models import empty_model
 
 TIED = "tie_word_embeddings"
 
@@ -53,7 +53,7 @@ def untied(config: str) -> str:
 
 def tied_names(directory: Path) -> dict[str, str]:
     """What transformers ties by the config in `directory`: {name of a parameter: the one that it is}."""
-    return dict(_empty_model(directory).all_tied_weights_keys)
+    return dict(empty_model(directory).all_tied_weights_keys)
 
 
 def stored_name(name: str, prefix: str, stored: Collection[str]) -> str:
@@ -74,7 +74,7 @@ def stored_apart(directory: Path, stored: Mapping[str, Any]) -> list[tuple[str, 
     """
     if not _may_tie(directory, stored):
         return []
-    model, pairs = _empty_model(directory), []
+    model, pairs = empty_model(directory), []
     for tied in model.all_tied_weights_keys.items():
         name, origin = (_found(model, one, stored) for one in tied)
         if name in stored and origin in stored and not _equal(stored[name], stored[origin]):
@@ -108,13 +108,3 @@ def _equal(a: Any, b: Any) -> bool:
         with safetensors.safe_open(entry.file, "pt") as opened:
             values.append(opened.get_tensor(entry.name))
     return values[0].shape == values[1].shape and torch.equal(*values)
-
-
-def _empty_model(directory: Path) -> Any:
-    import torch
-    import transformers
-
-    register_custom_models(json.loads((directory / "config.json").read_text()).get("model_type"))
-    config = transformers.AutoConfig.from_pretrained(str(directory), local_files_only=True)
-    with torch.device("meta"):
-        return transformers.AutoModelForCausalLM.from_config(config)

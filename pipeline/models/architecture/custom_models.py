@@ -1,8 +1,11 @@
-"""The architectures that transformers lacks."""
+"""The architectures that transformers lacks, and models of any without weights."""
 
 from __future__ import annotations
 
 import importlib
+import json
+from pathlib import Path
+from typing import Any
 
 _MODULES = {"soft_moe_": "soft_moe", "calm_": "calm", "scale_": "scale"}
 """By how their `model_type` begins."""
@@ -24,3 +27,14 @@ def register_custom_models(model_type: object) -> None:
     """Make an architecture of ours known; others cost nothing, ours take seconds: each brings four families' code."""
     if module := custom_module(model_type):
         importlib.import_module(module)
+
+
+def empty_model(directory: Path) -> Any:
+    """The causal language model of a model directory without its weights, on the meta device."""
+    import torch
+    import transformers
+
+    register_custom_models(json.loads((directory / "config.json").read_text()).get("model_type"))
+    config = transformers.AutoConfig.from_pretrained(str(directory), local_files_only=True, trust_remote_code=False)
+    with torch.device("meta"):
+        return transformers.AutoModelForCausalLM.from_config(config, trust_remote_code=False)

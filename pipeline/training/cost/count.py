@@ -6,13 +6,20 @@ operator, so a frozen matrix has no weight gradient in it and a frozen prefix no
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils.flop_counter import FlopCounterMode
 
-from pipeline.training.cost.flops import Cost, Window
+from pipeline.models.architecture.custom_models import empty_model
+from pipeline.records.expansion import read_expansion
+from pipeline.training.cost.flops import Cost, Window, cost_of
+from pipeline.training.cost.forecast import known_shape
+from pipeline.training.kernels.routers import num_experts_of
+from pipeline.training.methods.penalty import with_penalties
+from pipeline.training.methods.strategy import Strategy, apply_strategy
 
 SHORT = 128
 """Tokens of the shorter of two rows: a multiple of the chunks in which linear attention computes."""
@@ -29,26 +36,55 @@ def count_cost(causal: Any) -> Cost | None:
     """
     if not hasattr(causal.config.get_text_config(), "num_attention_heads"):
         return None  # Mamba: without its kernels it runs token by token, which takes minutes to follow
-    kernel = getattr(causal.config, "_attn_implementation", None)
+    kernel, head = getattr(causal.config, "_attn_implementation", None), causal.get_output_embeddings()
+    if head is None:
+        return None
     try:
         causal.config._attn_implementation = "eager"
-        short, long = (_count(causal.get_decoder(), length) for length in (SHORT, 2 * SHORT))
+        short, long = (_count(causal.get_decoder(), head, length) for length in (SHORT, 2 * SHORT))
     except (RuntimeError, ValueError, TypeError, NotImplementedError, AttributeError):
         return None  # a control flow that depends on data, such as a loop over the experts that were chosen
     finally:
         causal.config._attn_implementation = kernel
-    head = causal.get_output_embeddings()
-    if head is None:
-        return None
-    once = 2.0 * head.weight.numel()
-    (forward, pair_forward), (backward, pair_backward) = map(_split, short, long)
+    (forward, pair_forward), (backward, pair_backward) = map(_split, short[:2], long[:2])
     return Cost(
         forward=forward,
         backward=backward,
-        head_forward=once,
-        head_backward=once * (2 if head.weight.requires_grad else 1),
+        head_forward=float(short[2]),
+        head_backward=float(short[3]),
         windows=_windows(causal.config.get_text_config(), pair_forward, pair_backward),
     )
+
+
+def cost_of_saved(source: Path, strategy: Strategy) -> Cost:
+    """The cost of training the model saved in `source`, before its weights are read.
+
+    Raises:
+        ValueError: it cannot be counted.
+    """
+    if known := known_shape(source, strategy):
+        cost = cost_of(*known)
+    else:
+        model = empty_model(source)
+        apply_strategy(strategy, model, read_expansion(source))
+        if (counted := count_cost(model)) is None:
+            raise ValueError(
+                f"num_flops cannot be used with {type(model).__name__}, whose FLOPs cannot be counted beforehand; use "
+                "num_tokens"
+            )
+        cost = counted
+    return with_penalties(cost, strategy.penalties)
+
+
+def num_active(causal: Any) -> int:
+    """Parameters that a token meets, lookup tables included: all but the experts that are not chosen for it."""
+    config = causal.config.get_text_config()
+    top_k, num_experts = getattr(config, "num_experts_per_tok", None), num_experts_of(config)
+    total = sum(parameter.numel() for parameter in causal.parameters())
+    if not isinstance(top_k, int) or num_experts is None:
+        return total
+    experts = [p for p in causal.parameters() if p.dim() == 3 and len(p) == num_experts]  # as transformers stacks them
+    return total - sum(p.numel() // num_experts * (num_experts - min(top_k, num_experts)) for p in experts)
 
 
 def _split(short: int, long: int) -> tuple[float, float]:
@@ -57,17 +93,28 @@ def _split(short: int, long: int) -> tuple[float, float]:
     return short / SHORT - pair * SHORT, pair
 
 
-def _count(decoder: torch.nn.Module, length: int) -> tuple[int, int]:
-    """FLOPs of the matrix products of one row: forward, and backward."""
+def _count(decoder: torch.nn.Module, head: torch.nn.Module, length: int) -> tuple[int, ...]:
+    """FLOPs of the matrix products of one row, forward and backward, and of the head for one token of it likewise."""
     with FakeTensorMode(), FlopCounterMode(display=False, custom_mapping=FORMULAS) as counter:
-        tensors = {name: _empty(p) for name, p in [*decoder.named_parameters(), *decoder.named_buffers()]}
         ids = torch.zeros(1, length, dtype=torch.long)
-        inputs = {"input_ids": ids, "use_cache": False}
-        hidden = torch.func.functional_call(decoder, tensors, (), inputs, tie_weights=False).last_hidden_state
-        forward = counter.get_total_flops()
-        if hidden.requires_grad:
-            hidden.sum().backward()
-        return forward, counter.get_total_flops() - forward
+        hidden = _call(decoder, (), {"input_ids": ids, "use_cache": False}).last_hidden_state
+        forward, both = _backward(hidden, counter)
+        token = hidden[:, :1].detach().requires_grad_(hidden.requires_grad)
+        head_forward, all_ = _backward(_call(head, (token,), {}), counter)
+        return forward, both - forward, head_forward - both, all_ - head_forward
+
+
+def _call(module: torch.nn.Module, args: tuple[Any, ...], inputs: dict[str, Any]) -> Any:
+    tensors = {name: _empty(p) for name, p in [*module.named_parameters(), *module.named_buffers()]}
+    return torch.func.functional_call(module, tensors, args, inputs, tie_weights=False)
+
+
+def _backward(output: torch.Tensor, counter: Any) -> tuple[int, int]:
+    """FLOPs counted until there was this output, and until its backward pass, if there is one, was over."""
+    before = counter.get_total_flops()
+    if output.requires_grad:
+        output.sum().backward()
+    return before, counter.get_total_flops()
 
 
 def _empty(tensor: torch.Tensor) -> torch.Tensor:

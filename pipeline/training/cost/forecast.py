@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from pipeline.models.architecture.shape import Shape, read_shape
+from pipeline.training.cost.budget import in_steps
 from pipeline.training.cost.flops import Cost, Trains, cost_of
 from pipeline.training.cost.memory import Knobs, Memory, memory_of
 from pipeline.training.cost.tracking import TrackingCost, tracking_cost
@@ -18,6 +19,7 @@ from pipeline.training.settings import Settings, Units
 from pipeline.training.tracking.track import Track
 
 UNKNOWN_MODEL = "cost not known before the stage runs: this model's shape, or what the strategy trains in it, is not"
+LATE = "; the steps that num_flops={:.4g} allows are counted when it starts"
 
 
 class Stream(Units, Protocol):
@@ -71,32 +73,37 @@ class Forecast:
 
 
 def forecast(
-    shape: Shape,
+    shape: Shape | None,
     strategy: Strategy,
     params: Mapping[str, Any],
     launch: Mapping[str, Any],
     ahead: Callable[[], Stream] | None = None,
 ) -> Forecast | None:
-    """The cost of a training stage with these params on a model of this shape; None for a strategy not known here.
+    """The cost of a training stage with these params on a model of this shape; None where it cannot be told.
 
     Args:
+        shape: None: not known.
         launch: the launch knobs.
-        ahead: opens the stream of the prepared data; None: they are not prepared.
+        ahead: opens the stream of the prepared data, called only where the forecast depends on them; None: they are not
+            prepared.
 
     Raises:
         ValueError: params that cannot be run.
     """
-    settings, known = Settings.of(params), _known(shape, strategy)
+    settings, known = Settings.of(params), None if shape is None else _known(shape, strategy)
     if known is None:
         return None
     shape, trains = known
     held = needs_base(strategy.penalties), num_copies(strategy.penalties)
     memory = memory_of(shape, trains, settings, Knobs.of(launch), *held)
     by_examples = params.get("batch_unit") == "examples"
-    stream = ahead() if ahead and (by_examples or settings.num_steps is None) else None
+    full = settings.num_epochs is None and params.get("packing") == "fill"
+    stream = ahead() if ahead and (by_examples or not (full or settings.num_steps is not None)) else None
+    num_trainable, cost, track = trains.num_trainable(shape), cost_of(shape, trains), Track.of(params)
+    is_exact = stream is not None or settings.num_steps is not None or full
+    settings = in_steps(settings, with_penalties(cost, strategy.penalties), stream, is_exact)
     steps = settings.least_steps() if stream is None else settings.total_steps(stream)
     unit_tokens = settings.seq_len if stream is None else max(1, round(stream.unit_tokens))
-    num_trainable, cost, track = trains.num_trainable(shape), cost_of(shape, trains), Track.of(params)
     return Forecast(
         num_parameters=shape.num_parameters + trains.num_added(shape),
         num_trainable=num_trainable,
@@ -105,7 +112,7 @@ def forecast(
         unit_tokens=unit_tokens,
         batch_size=settings.batch_size,
         num_steps=steps,
-        is_exact=stream is not None or settings.num_steps is not None or params.get("packing") == "fill",
+        is_exact=is_exact,
         at_most=by_examples and stream is None,
         num_processes=launch["num_processes"],
         rank=trains.rank,
@@ -127,33 +134,19 @@ def _known(shape: Shape, strategy: Strategy) -> tuple[Shape, Trains] | None:
 
 
 def tell(
-    shape: Shape | None,
-    strategy: Strategy,
-    params: Mapping[str, Any],
-    launch: Mapping[str, Any],
-    ahead: Callable[[], Stream] | None,
-    earlier: Callable[[], Iterable[Mapping[str, Any]]],
+    found: Forecast | None, params: Mapping[str, Any], earlier: Callable[[], Iterable[Mapping[str, Any]]]
 ) -> list[str]:
     """What to tell a person of a training stage, whatever is known of its model.
 
     Args:
-        shape: of its model; None: not known.
-        params, launch: of the stage.
-        ahead: see `forecast`; called only where a length depends on the data.
+        found: what `forecast` gave.
+        params: of the stage.
         earlier: gives the manifests of training runs, whose rates are this machine's.
     """
-    found = None if shape is None else forecast(shape, strategy, params, launch, ahead)
     if found is None:
-        return [UNKNOWN_MODEL]
+        budget = params.get("num_flops")
+        return [UNKNOWN_MODEL + ("" if budget is None else LATE.format(budget))]
     return lines(found, known_rate(earlier(), socket.gethostname(), params["precision"]))
-
-
-def peak_bytes(
-    shape: Shape | None, strategy: Strategy, params: Mapping[str, Any], launch: Mapping[str, Any]
-) -> int | None:
-    """Memory of one process at its peak, without libraries; None where it cannot be told."""
-    found = None if shape is None else forecast(shape, strategy, params, launch)
-    return None if found is None else found.memory.total
 
 
 def lines(found: Forecast, rate: tuple[float, str] | None) -> list[str]:
@@ -195,7 +188,7 @@ def _flops_line(found: Forecast) -> str:
     share = found.step_flops / found.cost.six_nd(tokens)
     total = "steps not known before the data are prepared" if found.flops is None else f"{_big(found.flops)}FLOP in all"
     at_least = "" if found.is_exact else "at least "
-    steps = "" if found.num_steps is None else f" x {at_least}{found.num_steps:,} steps"
+    steps = "" if found.num_steps is None else f" x {at_least}{found.num_steps:,} steps of {tokens:,} tokens"
     most = "at most " if found.at_most else ""
     return f"FLOPs       {most}{_big(found.step_flops)}FLOP a step{steps}, {total}; {share:.0%} of 6ND"
 

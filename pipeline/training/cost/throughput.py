@@ -6,6 +6,8 @@ import resource
 import sys
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import zip_longest
 from typing import Any
 
 import numpy as np
@@ -23,6 +25,39 @@ def padding_of(row: Mapping[str, np.ndarray]) -> np.ndarray:
     return row["segment_ids"] == PADDING_SEGMENT if "segment_ids" in row else np.zeros(row["labels"].shape, dtype=bool)
 
 
+@dataclass(frozen=True)
+class Counts:
+    """What needs FLOPs in rows: labelled tokens, and `positions`, how many tokens are at each place of a document."""
+
+    labels: int = 0
+    positions: tuple[int, ...] = ()
+
+    @property
+    def tokens(self) -> int:
+        """Without padding."""
+        return sum(self.positions)
+
+    @classmethod
+    def read(cls, state: Mapping[str, Any] | None) -> Counts | None:
+        """From its fields in JSON; None for none."""
+        return None if state is None else cls(state["labels"], tuple(state["positions"]))
+
+    def __add__(self, other: Counts) -> Counts:
+        pairs = zip_longest(self.positions, other.positions, fillvalue=0)
+        return Counts(self.labels + other.labels, tuple(one + two for one, two in pairs))
+
+    def needed(self, cost: Cost) -> float:
+        """FLOPs, forward and backward."""
+
+        def pairs(window: Window) -> int:
+            return sum(count * window.pairs(place) for place, count in enumerate(self.positions))
+
+        return cost.needed(self.tokens, self.labels, pairs)
+
+
+NOTHING = Counts()
+
+
 class Throughput:
     """Measures over the steps of this process; work before a resume is not in its rate.
 
@@ -31,28 +66,41 @@ class Throughput:
         first_step: the steps that are done already.
         cost: of the model; None where it is not known, and then no FLOPs are.
         num_processes: that share the rows.
+        before: of the steps that are done already; None: not known.
     """
 
-    def __init__(self, num_steps: int, first_step: int, cost: Cost | None = None, num_processes: int = 1) -> None:
+    def __init__(
+        self, num_steps: int, first_step: int, cost: Cost | None = None, num_processes: int = 1,
+        before: Counts | None = NOTHING,
+    ) -> None:  # fmt: skip
         self._num_steps, self._first, self._start = num_steps, first_step, time.monotonic()
-        self._cost, self._num_processes = cost, num_processes
-        self._tokens = self._labels = self._padding = 0
-        self._positions = np.zeros(0, dtype=np.int64)
+        self._cost, self._num_processes, self._before = cost, num_processes, before
+        self._labels, self._positions = 0, np.zeros(0, dtype=np.int64)
         self._paused = 0.0
 
-    def add(self, rows: Sequence[Mapping[str, np.ndarray]]) -> None:
-        """Count the rows of one optimizer step, those of all processes."""
+    def add(self, rows: Sequence[Mapping[str, np.ndarray]]) -> int:
+        """Count the rows of one optimizer step, those of all processes. Returns their tokens that are no padding."""
+        found = 0
         for row in rows:
-            self._tokens += row["input_ids"].size
             self._labels += int((row["labels"] != IGNORED).sum())
             places = row["position_ids"][~padding_of(row)]
-            self._padding += row["input_ids"].size - places.size
             self._count_positions(places)
+            found += places.size
+        return found
 
     def _count_positions(self, places: np.ndarray) -> None:
         found = np.bincount(places.ravel(), minlength=len(self._positions))
         found[: len(self._positions)] += self._positions
         self._positions = found
+
+    @property
+    def _here(self) -> Counts:
+        return Counts(self._labels, tuple(self._positions.tolist()))
+
+    @property
+    def counts(self) -> Counts | None:
+        """Of the whole run so far; None: not known."""
+        return None if self._before is None else self._before + self._here
 
     def exclude(self, seconds: float) -> None:
         """Leave out time that was not training: validation, checkpoints."""
@@ -61,7 +109,7 @@ class Throughput:
     @property
     def tokens_per_s(self) -> float:
         """Tokens per second of training, without padding."""
-        return (self._tokens - self._padding) / self._seconds
+        return int(self._positions.sum()) / self._seconds
 
     def seconds_left(self, step: int) -> float:
         """From the mean time of a step, with all that is in it; `step` steps are done."""
@@ -72,23 +120,21 @@ class Throughput:
         """What the counted rows needed, without padding and masked pairs; empty if the cost is not known.
 
         Returns:
-            flops_per_token: a token that is not padding, forward and backward, on average; flops_per_token_6nd: by that
-            rule; flops_per_s, flops_per_s_6nd: on each process.
+            training_flops: of the whole run over all processes; flops_per_token: a token that is not padding, forward
+            and backward, on average; flops_per_token_6nd: by that rule; flops_per_s, flops_per_s_6nd: on each process.
         """
-        tokens = self._tokens - self._padding
-        if self._cost is None or not tokens:
+        here, whole = self._here, self.counts
+        if self._cost is None or not (tokens := here.tokens):
             return {}
-        needed, usual = self._cost.needed(tokens, self._labels, self._pairs), self._cost.six_nd(tokens)
+        needed, usual = here.needed(self._cost), self._cost.six_nd(tokens)
         seconds = self._seconds * self._num_processes
         return {
+            **({} if whole is None else {"training_flops": round(whole.needed(self._cost))}),
             "flops_per_token": round(needed / tokens),
             "flops_per_token_6nd": round(usual / tokens),
             "flops_per_s": round(needed / seconds),
             "flops_per_s_6nd": round(usual / seconds),
         }
-
-    def _pairs(self, window: Window) -> int:
-        return sum(int(count) * window.pairs(place) for place, count in enumerate(self._positions))
 
     @property
     def _seconds(self) -> float:

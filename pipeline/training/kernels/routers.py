@@ -56,14 +56,15 @@ def routers_of(causal: Any) -> Routers | None:
         if isinstance(module, recorded.target_class) and layer in f".{name}."
     ]
     config = causal.config.get_text_config()
-    top_k, num_experts = getattr(config, "num_experts_per_tok", None), _num_experts(config)
+    top_k, num_experts = getattr(config, "num_experts_per_tok", None), num_experts_of(config)
     biased = any(hasattr(module, _BIASED_CHOICE) for _, module in found)
     if not found or biased or not isinstance(top_k, int) or num_experts is None:
         return None
     return Routers(tuple(name for name, _ in found), top_k, num_experts)
 
 
-def _num_experts(config: Any) -> int | None:
+def num_experts_of(config: Any) -> int | None:
+    """How many experts a router chooses among, by the names that families have for it; None: there are no experts."""
     names = ("num_experts", "num_local_experts", "n_routed_experts")
     return next((value for name in names if isinstance(value := getattr(config, name, None), int)), None)
 

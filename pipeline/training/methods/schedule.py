@@ -55,11 +55,6 @@ def learning_rate(
 
 
 def schedule_params(section: Mapping[str, Any]) -> dict[str, Any]:
-    """A section without the keys of a schedule that have no effect on the rate.
-
-    So a run at the default schedule has the identity that it had before there was a choice, and `decay_ratio` tells no
-    two runs apart that do not decay by it.
-    """
+    """A section without the keys that tell how wsd falls where the schedule is another."""
     idle = {"decay", "decay_ratio"} if section.get("schedule") in SCHEDULES[:-1] else set()
-    idle |= {key for key, value in (("warmup_from", None), ("schedule", SCHEDULE)) if section.get(key) == value}
     return {key: value for key, value in section.items() if key not in idle}

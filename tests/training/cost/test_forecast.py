@@ -7,7 +7,8 @@ import sys
 import pytest
 
 from pipeline.models.architecture.shape import shape_of
-from pipeline.training.cost.forecast import UNKNOWN_MODEL, known_rate, tell
+from pipeline.training.cost.flops import Trains, cost_of
+from pipeline.training.cost.forecast import UNKNOWN_MODEL, forecast, known_rate, tell
 from pipeline.training.methods.strategy import Full, Lora, NewBlocks
 from tests.training.cost.test_flops import LLAMA, NEW
 from tests.training.test_fit import settings
@@ -17,9 +18,11 @@ SHAPE = shape_of(LLAMA).with_new(set(NEW))
 NEW_BLOCKS, OTHER = NewBlocks(), Lora(4, 8, 0.0, ["q_proj"])
 
 
-def told(shape=SHAPE, stream=None, earlier=(), launch=LAUNCH, strategy=NEW_BLOCKS, unit="rows", **changes):
-    params = {**vars(settings(**changes)), "batch_unit": unit}
-    return tell(shape, strategy, params, launch, stream and (lambda: stream), lambda: earlier)
+def told(
+    shape=SHAPE, stream=None, earlier=(), launch=LAUNCH, strategy=NEW_BLOCKS, unit="rows", packing=None, **changes
+):
+    params = {**vars(settings(**changes)), "batch_unit": unit, "packing": packing}
+    return tell(forecast(shape, strategy, params, launch, stream and (lambda: stream)), params, lambda: earlier)
 
 
 class Stream:
@@ -77,6 +80,27 @@ def test_epochs_need_the_data(stream, steps):
 @pytest.mark.parametrize(("stream", "steps"), [(None, "x at least 4 steps"), (Stream(), "x 16 steps")])
 def test_tokens_without_padding_need_the_data(stream, steps):
     assert steps in told(num_steps=None, num_tokens=1024, stream=stream)[2]
+
+
+def test_full_rows_need_no_data():
+    def opened():
+        raise AssertionError("the stream was opened")
+
+    params = {**vars(settings(num_steps=None, num_tokens=1024)), "packing": "fill"}
+    found = forecast(SHAPE, NEW_BLOCKS, params, LAUNCH, opened)
+    assert (found.num_steps, found.is_exact) == (4, True)
+
+
+def test_a_budget_of_flops_is_told_in_steps_and_tokens():
+    step = cost_of(SHAPE, Trains("new_blocks")).of_rows(64) * 4
+    line = told(num_steps=None, num_flops=5 * step, packing="fill")[2]
+    assert " x 5 steps of 256 tokens, " in line
+    assert "x at least 5 steps" in told(num_steps=None, num_flops=5 * step)[2]  # rows with padding take more
+    assert "x at least 1 steps" in told(num_steps=None, num_flops=step / 2, unit="examples")[2]
+    with pytest.raises(ValueError, match="too few for one step of batch_size=4; use at least"):
+        told(num_steps=None, num_flops=step / 2, packing="fill")
+    late = "; the steps that num_flops=1e+09 allows are counted when it starts"
+    assert told(shape=None, num_steps=None, num_flops=1e9) == [UNKNOWN_MODEL + late]
 
 
 def test_a_batch_of_examples_costs_what_its_tokens_do():

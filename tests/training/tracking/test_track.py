@@ -7,7 +7,7 @@ import pytest
 import yaml
 
 from pipeline.models.architecture.shape import shape_of
-from pipeline.training.cost.forecast import tell
+from pipeline.training.cost.forecast import forecast, tell
 from pipeline.training.methods.strategy import NewBlocks
 from pipeline.training.tracking.track import FOR_THE_GRAPH, Track, track_params, tracked_inputs
 from tests.training.cost.test_flops import LLAMA, NEW
@@ -21,7 +21,7 @@ CONF = Path(__file__).parents[3] / "conf" / "training" / "base.yaml"
 
 def told(every=2, num_steps=6, earlier=(), **changes):
     params = {**vars(settings(num_steps=num_steps)), "track": {**TRACK, "every": every, **changes}}
-    return tell(SHAPE, NewBlocks(), params, LAUNCH, None, lambda: earlier)
+    return tell(forecast(SHAPE, NewBlocks(), params, LAUNCH), params, lambda: earlier)
 
 
 def test_the_keys_of_the_config_are_the_fields():
@@ -92,7 +92,8 @@ def test_its_cost_is_told(monkeypatch):
     logits = 4 * SHAPE.vocab * TRACK["drift_tokens"] / 2**10
     assert f"{logits:.3g} KiB of memory for the base's logits" in line
     assert "logits" not in told(measures=["domain"])[-1] and "disk" not in told()[-1]
-    plain = tell(SHAPE, NewBlocks(), {**vars(settings()), "track": None}, LAUNCH, None, lambda: ())
+    untracked = {**vars(settings()), "track": None}
+    plain = tell(forecast(SHAPE, NewBlocks(), untracked, LAUNCH), untracked, lambda: ())
     assert len(plain) == 4 and plain == told()[:4]
 
 
