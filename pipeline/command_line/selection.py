@@ -18,7 +18,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 from pipeline.command_line.short_forms import ALTERNATIVES, CONF, INSTEAD, settings_of
 from pipeline.engine.errors import ConfigError
 
-EXPERIMENT = "experiment"
+EXPERIMENT, STRATEGY = "experiment", "strategy@pretrain.strategy"
 
 
 def settle(config: DictConfig, typed: Sequence[str], choices: Mapping[str, Any], more: Sequence[str]) -> None:
@@ -36,6 +36,8 @@ def settle(config: DictConfig, typed: Sequence[str], choices: Mapping[str, Any],
     groups = {key for key in overrides if key in choices or (CONF / key.partition("@")[0]).is_dir()}
     chosen = {key: overrides[key] for key in overrides if key in groups and key != EXPERIMENT}
     _check_used(config, chosen)
+    if STRATEGY not in chosen:
+        _tell_strategy(choices)
     _step_back(config, typed, choices, more)
     if choices.get(EXPERIMENT) in (None, "none") or not chosen:
         return
@@ -105,6 +107,28 @@ def _check_used(config: DictConfig, chosen: Mapping[str, Override]) -> None:
             raise ConfigError(
                 f"{section} is left out ({section}=none), so {one.input_line} has no use; leave one of them out"
             )
+
+
+def _tell_strategy(choices: Mapping[str, Any]) -> None:
+    """Warn where the option of one model's expansion has chosen the strategy of a whole run."""
+    said = {_strategy_in("expand", choices.get("expand")), _strategy_in(EXPERIMENT, choices.get(EXPERIMENT))}
+    for key, option in choices.items():
+        found = _strategy_in("expand", option) if key.startswith("expand@lineage.") else None
+        if found is not None and found == choices.get(STRATEGY) and found not in said:
+            warnings.warn(
+                f"{key.split('.')[1]} is made by expand={option}, so every model of the run that names no strategy is "
+                f"post-pretrained with strategy={found}; say which is meant among the experiment's defaults: "
+                f"'- override /{STRATEGY}: {found}', or new_blocks, full, ...",
+                stacklevel=2,
+            )
+
+
+def _strategy_in(group: str, option: Any) -> str | None:
+    """The strategy that an option chooses for post-pretraining."""
+    file = CONF / group / f"{option}.yaml"
+    defaults = (OmegaConf.select(OmegaConf.load(file), "defaults") or []) if file.is_file() else []
+    entries = [entry for one in defaults if isinstance(one, DictConfig) for entry in one.items()]
+    return next((str(value) for key, value in entries if str(key).startswith("override /strategy@")), None)
 
 
 def _step_back(config: DictConfig, typed: Sequence[str], choices: Mapping[str, Any], more: Sequence[str]) -> None:

@@ -6,9 +6,11 @@ import json
 import sys
 
 import pytest
+from omegaconf import OmegaConf
 
 import pipeline.__main__ as driver
 from pipeline.command_line.arguments import arrange
+from pipeline.command_line.selection import STRATEGY, settle
 from pipeline.command_line.short_forms import FORMS, lengthened, literal_paths, settings_of
 from pipeline.engine.errors import ConfigError
 from pipeline.engine.sources.kinds import sources
@@ -356,3 +358,14 @@ def test_the_help_names_every_short_form(monkeypatch, capsys):
     shown = capsys.readouterr().out
     assert all(f"  {name}=" in shown and form.means in shown for name, form in FORMS.items())
     assert all(one in shown for one in ("expand.num_blocks=8", "pretrain.num_steps=10", "+benchmark=own"))
+
+
+@pytest.mark.parametrize("of_run, told", [({"expand": "block"}, True), ({"expand": "adept"}, False), ({}, True)])
+def test_one_models_expansion_that_chooses_the_whole_runs_strategy_is_told(recwarn, of_run, told):
+    settle(OmegaConf.create(), [], {"expand@lineage.a.with": "adept", STRATEGY: "adept", **of_run}, [])
+    assert [str(one.message).startswith("a is made by expand=adept, so every model") for one in recwarn] == [
+        True
+    ] * told
+    recwarn.clear()
+    settle(OmegaConf.create(), [], {"expand@lineage.a.with": "adept", STRATEGY: "new_blocks", **of_run}, [])
+    assert not recwarn
