@@ -111,7 +111,23 @@ def test_a_method_that_does_not_reach_a_gain(written):
     text = {gain: [entry.text for entry in entries] for gain, entries in section.table.rows}
     assert text["0.06 bits/byte"][2] == "not reached" and section.table.columns[2].title == "existing blocks"
     assert all(level["behind"].get("LoRA", {"p": 1})["p"] == 1 for level in section.values["all"]["levels"])
-    assert ", within chance of each other method" in section.sentences[0]
+    assert section.sentences[0].endswith(
+        ", within chance of each other method that gains as much (corrected for 5 comparisons)."
+    )
+
+
+def test_each_gain_says_against_whom_it_is_chance(written):
+    """Two methods that drift alike and one far behind, which does not reach the largest gains."""
+    third = {"_target_": "pipeline.training.methods.existing_blocks.ExistingBlocks", "penalties": {}}
+    for lr, (gain, drift) in POINTS.items():
+        written.train(f"a-{lr}", FULL, lr, gain, drift)
+        written.train(f"b-{lr}", LORA, lr, gain, drift)
+        written.train(f"c-{lr}", third, lr, gain / 2, drift * 2)
+    verdict = written.sections()[0].sentences[0]
+    assert (
+        "bits per byte, at 0.02 and 0.04 beyond chance against existing blocks and within chance of LoRA, at 0.06 and "
+        "0.08 within chance of each other method that gains as much (corrected for 6 comparisons)."
+    ) in verdict
 
 
 def test_methods_that_share_no_gain(written):

@@ -19,7 +19,7 @@ from pipeline.records.items import Floats, Items
 from pipeline.reporting.statistics.differences import Difference, percentiles
 from pipeline.reporting.statistics.draws import resampled_sums, strata_of
 from pipeline.reporting.statistics.intervals import paired_columns
-from pipeline.reporting.statistics.permutation import holm
+from pipeline.reporting.statistics.permutation import draws_p_value, holm
 
 MIN_LEVELS, STEPS = 4, (5, 2, 1)
 
@@ -140,9 +140,4 @@ def _difference(value: float, draws: Floats, confidence: float, num_items: int) 
 
 
 def _p_value(difference: Difference) -> float:
-    """Two-sided, by the share of draws on the other side of zero."""
-    draws = difference.draws
-    if difference.n < 2 or not np.isfinite(draws).all():
-        return 1.0
-    tail = min(int((draws <= 0).sum()), int((draws >= 0).sum()))
-    return min(1.0, 2 * (1 + tail) / (1 + draws.size))
+    return draws_p_value(difference.draws) if difference.n > 1 else 1.0

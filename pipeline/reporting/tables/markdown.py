@@ -10,13 +10,14 @@ TERMINAL_WIDTH = 118
 
 
 def markdown(table: Table, width: int = TERMINAL_WIDTH) -> str:
-    """The table in as many aligned Markdown tables as keep every line within `width` characters, groups kept whole."""
+    """The table in as many aligned Markdown tables as keep every line within `width` characters, groups kept whole; one
+    of sentences as it is."""
     names = [table.rows_are, "", *(label for label, _ in table.rows)]
     columns = [
         [column.title, column.subtitle, *(_plain(entries[i]) for _, entries in table.rows)]
         for i, column in enumerate(table.columns)
     ]
-    room = width - _width(names) - 1
+    room = sum(map(_width, columns)) if table.has_texts else width - _width(names) - 1
     parts = []
     for indices in _chunks([_width(cells) for cells in columns], [column.group for column in table.columns], room):
         groups = ", ".join(dict.fromkeys(table.columns[i].group for i in indices if table.columns[i].group))
@@ -65,4 +66,5 @@ def _escape(text: str) -> str:
 
 
 def _plain(entry: Entry) -> str:
-    return " ".join(part for part in (entry.text, entry.interval, entry.mark) if part)
+    text = f"**{entry.text}**" if entry.holds else entry.text
+    return " ".join(part for part in (text, entry.interval, entry.mark) if part)

@@ -10,6 +10,7 @@ import pytest
 from pipeline.reporting.collect import collect
 from pipeline.reporting.compare import compare
 from pipeline.reporting.figures.plot import running_mean
+from pipeline.reporting.pages.page import Section, html
 from pipeline.reporting.pages.parts import part_sections
 from pipeline.reporting.pages.values import data, headline
 from pipeline.reporting.pages.verdict import verdicts
@@ -249,6 +250,14 @@ def test_a_sweep_has_one_base_and_five_models(artifacts):
         "post-pretrained · num_groups=2",
     ]
     assert len(comparison.lines) == 6 and len(comparison.baselines) == 4
+
+
+def test_every_heading_of_a_page_has_an_id_of_its_own(artifacts):
+    """Several comparisons at equal gain, and several beside them."""
+    comparison = compared(artifacts, [one_variant(artifacts)])
+    made = [Section(f"s{i}", ("Said.",), None, facts_table(comparison), True, True, leads=i < 2) for i in range(5)]
+    ids = re.findall(r' id="([^"]+)"', html(comparison, [], frontier=made))
+    assert len(ids) == len(set(ids)) and {"lead-1", "lead-2", "compared-3"} <= set(ids)
 
 
 def test_facts_of_models(artifacts):
