@@ -90,10 +90,14 @@ class Model:
 
 @dataclass(frozen=True)
 class Variant:
-    """One configuration of a sweep, or the only one of a single run: its models, parents before what came of them."""
+    """One configuration of a sweep, or the only one of a single run: its models, parents before what came of them.
+
+    `is_reference`: it is the method as it is configured, against which the others are judged.
+    """
 
     name: str
     rows: tuple[Model, ...]
+    is_reference: bool = False
 
     def reference_of(self, row: Model) -> Model | None:
         """The model that a row is compared with."""
@@ -169,7 +173,7 @@ def _read_variant(variant: dict[str, Any], reader: _Reader) -> Variant:
     rows: dict[str, Model] = {}
     for model in variant["models"]:
         rows[model["name"]] = _read_row(model, variant["variant"], reader, rows)
-    return Variant(variant["variant"], tuple(rows.values()))
+    return Variant(variant["variant"], tuple(rows.values()), variant.get("is_reference", False))
 
 
 def _read_row(row: dict[str, Any], variant: str, reader: _Reader, earlier: Mapping[str, Model]) -> Model:

@@ -46,6 +46,7 @@ def data(
         "against_first_variant": [
             {
                 "variant": baseline.variant,
+                "against": baseline.reference,
                 "gains": _gains_data(baseline.gains),
                 "drift": _difference_data(baseline.drift),
             }
