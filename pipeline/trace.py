@@ -230,10 +230,12 @@ def _models(keys: Sequence[str], values: Mapping[str, Any]) -> list[Mapping[str,
         references = [one for one in models if compared and one["label"] == own.get("reference")]
         return [own, *references]
     if keys[0] == "against_first_variant":
-        variant = values["against_first_variant"][int(keys[1])]["variant"]
-        first = models[-1]["variants"][0] if len(models[-1]["variants"]) > 1 else models[0]["variants"][0]
+        found = values["against_first_variant"][int(keys[1])]
         lasts = {name: one for one in models for name in one["variants"]}
-        return [lasts[name] for name in (variant, first) if name in lasts]
+        return [lasts[found[key]] for key in ("variant", "against") if found.get(key) in lasts]
+    if keys[0] == "claims" and "comparisons" in keys:
+        found = values["claims"][int(keys[1])]["comparisons"][int(keys[3])]
+        return [one for one in models if one["row"] in (found["of"], found["than"])]
     return []
 
 

@@ -10,6 +10,8 @@ import pytest
 from pipeline.reporting.collect import collect
 from pipeline.reporting.compare import compare
 from pipeline.reporting.pages.frontier import frontier_sections
+from pipeline.reporting.paper.checked import checked_claims
+from pipeline.reporting.paper.claims_section import claims_sections
 from tests.reporting.synthetic import Artifacts, items, write_items
 
 BENCHMARKS = {
@@ -42,15 +44,17 @@ class Written:
         file.write_text(json.dumps(json.loads(file.read_text()) | {"params": params, "inputs": inputs}))
         self.rows.append(self._row(name, role, gain, drift))
 
-    def sections(self):
+    def comparison(self):
         models = [
             {**row, "parents": {"model": "base"} if row["name"] != "base" else {}, "reference": "base"}
             for row in self.rows
         ]
         models[0]["reference"] = None
         collection = collect("r", [{"variant": "default", "models": models}], BENCHMARKS, self.artifacts.inputs)
-        comparison = compare(collection, confidence=0.95, num_bootstrap=1000, seed=0, power=0.8)
-        return frontier_sections(comparison, self.path, 0)
+        return compare(collection, confidence=0.95, num_bootstrap=1000, seed=0, power=0.8)
+
+    def sections(self):
+        return frontier_sections(self.comparison(), self.path, 0)
 
     def _row(self, name: str, model: str, gain: float, drift: float | None) -> dict:
         bits = self.bits - gain * self.bytes
@@ -99,6 +103,32 @@ def test_who_drifts_least_at_each_gain(written):
     assert rows["0.02 bits/byte"][0].text == "0.1000" and rows["0.02 bits/byte"][2].text == "full fine-tuning"
     assert rows["0.02 bits/byte"][3].text == "+0.0500 (LoRA)" and rows["0.02 bits/byte"][3].mark == "worse"
     assert all((written.path / f"frontier.{kind}").stat().st_size for kind in ("png", "svg"))
+
+
+def test_a_claim_at_equal_gain_is_about_the_methods_of_its_models(written):
+    for lr, (gain, drift) in POINTS.items():
+        written.train(f"full-{lr}", FULL, lr, gain, drift)
+    for lr, (gain, drift) in WORSE.items():
+        written.train(f"lora-{lr}", LORA, lr, gain, drift)
+    comparison = written.comparison()
+    (one,) = checked_claims(comparison, {"least_drift": {"of": "full", "than": "lora"}}, 0)
+    gains = [0.019 + share * (0.051 - 0.019) for share in (0.25, 0.5, 0.75)]
+    assert one.verdict(0.05) == "holds" and [c.at for c in one.contrasts] == [f"{gain:.4f} bits/byte" for gain in gains]
+    assert [c.value for c in one.contrasts] == pytest.approx([2.5 * gain for gain in gains])
+    (one,) = checked_claims(comparison, {"least_drift": {"of": "lora-0.0001", "than": "full-0.0001"}}, 0)
+    assert one.verdict(0.05) == "does not hold" and one.contrasts[0].of == "LoRA"
+    (one,) = checked_claims(comparison, {"least_drift": {"of": "blocks", "than": "full"}}, 0)
+    assert one.verdict(0.05) == "not measured" and one.missing == ("blocks",)
+
+
+def test_a_claim_says_which_methods_share_no_gain(written):
+    for lr, (gain, drift) in POINTS.items():
+        written.train(f"full-{lr}", FULL, lr, gain, drift)
+        written.train(f"lora-{lr}", LORA, lr, gain + 0.2, drift)
+    (section,) = claims_sections(written.comparison(), {"least_drift": {"of": "full", "than": "lora"}}, 0)
+    assert (
+        section.values["claims"][0]["verdict"] == "not measured" and "without LoRA, with which" in section.sentences[1]
+    )
 
 
 def test_a_method_that_does_not_reach_a_gain(written):
