@@ -210,7 +210,9 @@ def _made_of(keys: Sequence[str], values: Mapping[str, Any]) -> Iterator[str]:
     groups = {name: one["group"] for name, one in values["benchmarks"].items()}
     for model in _models(keys, values):
         own = model.get("artifacts") or {}
-        if "gains" in keys or keys[0] != "models":
+        if keys[0] == "claims":
+            wanted = {name.removesuffix(".gold") for name in values["claims"][int(keys[1])]["benchmarks"]}
+        elif "gains" in keys or keys[0] != "models":
             named = {group for key in keys for group in GROUPS_OF_GAINS.get(key, ())}
             wanted = {name for name, group in groups.items() if group in named}
         else:
@@ -234,8 +236,8 @@ def _models(keys: Sequence[str], values: Mapping[str, Any]) -> list[Mapping[str,
         lasts = {name: one for one in models for name in one["variants"]}
         return [lasts[found[key]] for key in ("variant", "against") if found.get(key) in lasts]
     if keys[0] == "claims" and "comparisons" in keys:
-        found = values["claims"][int(keys[1])]["comparisons"][int(keys[3])]
-        return [one for one in models if one["row"] in (found["of"], found["than"])]
+        labels = values["claims"][int(keys[1])]["comparisons"][int(keys[3])]["models"]
+        return [one for one in models if one["label"] in labels]
     return []
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -9,12 +10,18 @@ from pipeline.reporting.compare import Comparison
 from pipeline.reporting.pages.page import Section
 from pipeline.reporting.paper.checked import FAILS, HOLDS, OPEN, UNKNOWN, CheckedClaim, checked_claims
 from pipeline.reporting.paper.contrasts import Contrast
-from pipeline.reporting.plain import finite, plain
+from pipeline.reporting.plain import plain
 from pipeline.reporting.tables.table import Column, Entry, Table
 from pipeline.reporting.tables.wording import MISSING, Unit, interval, listing, number, percent
 
-WORDS = {HOLDS: "holds", FAILS: "does not hold", OPEN: "cannot be told", UNKNOWN: "was not measured"}
-COLUMNS = tuple(Column("", title) for title in ("In the paper", "Measured here", "Runs", "Verdict", "Command"))
+WORDS = {
+    HOLDS: ("holds", "hold"),
+    FAILS: ("does not hold", "do not hold"),
+    OPEN: ("cannot be told", "cannot be told"),
+    UNKNOWN: ("was not measured", "were not measured"),
+}
+"""Verdict -> what one claim does, and what several do."""
+COLUMNS = tuple(Column("", title) for title in ("Measured here", "Runs", "Verdict", "Command", "In the paper"))
 
 
 def claims_sections(comparison: Comparison, asked: Mapping[str, Any], seed: int) -> list[Section]:
@@ -41,7 +48,7 @@ def _how(confidence: float) -> str:
 
 def _verdict(found: Sequence[CheckedClaim], confidence: float) -> str:
     verdicts = [one.verdict(1 - confidence) for one in found]
-    told = [f"{verdicts.count(one)} {words}" for one, words in WORDS.items() if one in verdicts]
+    told = [f"{(n := verdicts.count(one))} {words[n > 1]}" for one, words in WORDS.items() if one in verdicts]
     count = sum(len(one.contrasts) for one in found)
     noun = "claim" if len(found) == 1 else "claims"
     return f"Of {len(found)} {noun}, {listing(told)} ({percent(confidence)}, corrected for {count} comparisons)."
@@ -61,28 +68,31 @@ def _missing(found: Sequence[CheckedClaim]) -> list[str]:
 def _row(one: CheckedClaim, alpha: float) -> tuple[str, tuple[Entry, ...]]:
     claim, verdict = one.asked.claim, one.verdict(alpha)
     runs = sorted({contrast.num_runs for contrast in one.contrasts})
-    texts = (
-        f"{claim.paper} ({claim.where})",
-        _measured(one),
-        " to ".join(map(str, dict.fromkeys((runs[0], runs[-1])))) if runs else MISSING,
+    num_runs = " to ".join(map(str, dict.fromkeys((runs[0], runs[-1])))) if runs else MISSING
+    entries = (
+        Entry(_measured(one)),
+        Entry(num_runs),
+        Entry(verdict, holds=verdict in (HOLDS, FAILS)),
+        Entry(one.command),
+        Entry(f"{claim.paper} ({claim.where})"),
     )
-    entries = [*map(Entry, texts), Entry(verdict, holds=verdict in (HOLDS, FAILS)), Entry(one.command)]
-    return claim.claim + _of(one), tuple(entries)
+    return claim.claim + _of(one), entries
 
 
 def _measured(one: CheckedClaim) -> str:
     if one.measure is None or not one.contrasts:
         return MISSING
     unit, margin = one.measure.unit, -one.contrasts[0].least
-    told = "; ".join(_told(contrast, unit) for contrast in one.contrasts)
+    pairs = itertools.groupby(one.contrasts, lambda contrast: (contrast.of, contrast.than))
+    told = "; ".join(f"{of} against {than} {_told(list(found), unit)}" for (of, than), found in pairs)
     allowed = f", {number(margin, unit.digits)} allowed" if margin else ""
     return f"{one.measure.title}, {unit.name}{allowed}: {told}"
 
 
-def _told(one: Contrast, unit: Unit) -> str:
-    at = f" at {one.at}" if one.at else ""
-    value = number(one.value, unit.digits, signed=True)
-    return f"{one.of} against {one.than}{at} {value} {interval(one, unit.digits)}"
+def _told(found: Sequence[Contrast], unit: Unit) -> str:
+    """Of two models: the value, or those at several gains."""
+    values = [f"{number(one.value, unit.digits, signed=True)} {interval(one, unit.digits)}" for one in found]
+    return ", ".join(f"{value} at {one.at}" if one.at else value for value, one in zip(values, found, strict=True))
 
 
 def _of(one: CheckedClaim) -> str:
@@ -92,8 +102,8 @@ def _of(one: CheckedClaim) -> str:
 def _values(one: CheckedClaim, alpha: float) -> dict[str, Any]:
     claim = one.asked.claim
     contrasts = [
-        {"of": c.of, "than": c.than, "at": c.at or None, **plain(c), "least": c.least, "p": p, "num_runs": c.num_runs}
-        for c, p in zip(one.contrasts, map(finite, one.adjusted), strict=True)
+        {**vars(c), **plain(c), "at": c.at or None, "p": p, "models": list(c.models)}
+        for c, p in zip(one.contrasts, one.adjusted, strict=True)
     ]
     return {
         "name": claim.name,
@@ -102,6 +112,7 @@ def _values(one: CheckedClaim, alpha: float) -> dict[str, Any]:
         "paper": claim.paper,
         "variant": one.variant or None,
         "measure": one.measure and one.measure.title,
+        "benchmarks": list(one.measure.names) if one.measure else [],
         "unit": one.measure and one.measure.unit.name,
         "verdict": one.verdict(alpha),
         "comparisons": contrasts,

@@ -41,6 +41,7 @@ class Contrast:
         p: two-sided, of the value against `least`.
         least: what it must exceed for a claim to hold.
         num_runs: pairs of training runs.
+        models: labels of all models that it is computed from.
         at: the gain on the domain at which they are compared, "" for none.
     """
 
@@ -52,6 +53,7 @@ class Contrast:
     p: float
     least: float
     num_runs: int
+    models: tuple[str, ...]
     at: str = ""
 
     @property
@@ -99,26 +101,28 @@ def contrast(
     num_pairs = max(len(of[1]), len(than[1])) if 1 in (len(of[1]), len(than[1])) else min(len(of[1]), len(than[1]))
     pairs = itertools.islice(zip(itertools.cycle(of[1]), itertools.cycle(than[1]), strict=False), num_pairs)
     found = [_difference(comparison, measure, one, other, seed) for one, other in pairs]
+    models = tuple(line.label for line in (*of[1], *than[1]))
     if len(found) == 1:
         (one,) = found
         p = draws_p_value(one.draws - least) if math.isfinite(one.low) else 1.0
-        return Contrast(of[0], than[0], one.value, one.low, one.high, p, least, 1)
+        return Contrast(of[0], than[0], one.value, one.low, one.high, p, least, 1, models)
     values, stderrs = [one.value for one in found], [one.stderr for one in found]
     over, p = spread(values, comparison.confidence, stderrs), excluded_at(values, stderrs, least)
-    return Contrast(of[0], than[0], over.mean, over.low, over.high, p, least, len(found))
+    return Contrast(of[0], than[0], over.mean, over.low, over.high, p, least, len(found), models)
 
 
 def at_equal_gain(own: Method, other: Method, num_items: int, confidence: float) -> list[Contrast]:
     """How much less a method drifted than another at a quarter, half and three quarters of the gains that both reach;
     none where they share none."""
     low, high = (max(own.curve[0].gain, other.curve[0].gain), min(own.curve[-1].gain, other.curve[-1].gain))
+    models = tuple(line.label for method in (own, other) for line in method.lines)
     found = []
     for gain in (low + share * (high - low) for share in AT_SHARES if low < high):
         (ours, our_draws), (theirs, their_draws) = known_at(own.curve, gain), known_at(other.curve, gain)
         gap = drift_difference(theirs - ours, their_draws - our_draws, confidence, num_items)
         p = draws_p_value(gap.draws) if math.isfinite(gap.low) else 1.0
         at = f"{gain:.4f} bits/byte"
-        found.append(Contrast(own.label, other.label, gap.value, gap.low, gap.high, p, 0.0, 1, at))
+        found.append(Contrast(own.label, other.label, gap.value, gap.low, gap.high, p, 0.0, 1, models, at))
     return found
 
 

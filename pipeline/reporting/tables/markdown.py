@@ -12,18 +12,29 @@ TERMINAL_WIDTH = 118
 def markdown(table: Table, width: int = TERMINAL_WIDTH) -> str:
     """The table in as many aligned Markdown tables as keep every line within `width` characters, groups kept whole; one
     of sentences as it is."""
+    if table.has_texts:
+        return _texts(table)
     names = [table.rows_are, "", *(label for label, _ in table.rows)]
     columns = [
         [column.title, column.subtitle, *(_plain(entries[i]) for _, entries in table.rows)]
         for i, column in enumerate(table.columns)
     ]
-    room = sum(map(_width, columns)) if table.has_texts else width - _width(names) - 1
+    room = width - _width(names) - 1
     parts = []
     for indices in _chunks([_width(cells) for cells in columns], [column.group for column in table.columns], room):
         groups = ", ".join(dict.fromkeys(table.columns[i].group for i in indices if table.columns[i].group))
         text = _markdown_chunk([names, *(columns[i] for i in indices)])
         parts.append(f"**{groups}**\n\n{text}" if groups else text)
     return "\n\n".join(parts)
+
+
+def _texts(table: Table) -> str:
+    """A line a row, without padding."""
+    head = [table.rows_are, *(column.title for column in table.columns)]
+    rows = [[label, *map(_plain, entries)] for label, entries in table.rows]
+    lines = [" | ".join(map(_escape, cells)) for cells in (head, *rows)]
+    lines.insert(1, " | ".join([":--"] * len(head)))
+    return "\n".join(f"| {line} |" for line in lines)
 
 
 def _chunks(widths: Sequence[int], groups: Sequence[str], room: int) -> list[list[int]]:

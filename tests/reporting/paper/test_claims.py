@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import yaml
 
+from pipeline import trace
 from pipeline.engine.run.forecast import Request
 from pipeline.reporting.collect import collect
 from pipeline.reporting.compare import compare
@@ -207,6 +208,10 @@ def test_the_report_has_a_row_for_each_claim(run, tmp_path):
     (values,) = json.loads((directory / "data.json").read_text())["claims"]
     first, second = values["comparisons"]
     assert values["verdict"] == "cannot tell" and first["p"] < 0.05 < second["p"] and first["low"] > 0
+    data = json.loads((directory / "data.json").read_text())
+    (place,) = (one for one in trace._places(data, f"{first['value']:+.9f}") if one.keys[0] == "claims")
+    made = [one["artifacts"]["evaluations"]["held_out"] for one in data["models"] if one["row"] in ("add_8", "prefix")]
+    assert set(place.artifacts) == set(made) and len(made) == 2
     files = {file.name for file in (directory / "tables").iterdir()}
     assert "01-gains-over-the-base.csv" in files
     assert any(name.endswith("which-of-the-paper-s-claims-hold-here.tex") for name in files)
