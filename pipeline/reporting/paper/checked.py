@@ -75,8 +75,9 @@ def _checked(comparison: Comparison, asked: AskedClaim, seed: int) -> list[Check
     for variants, runs in places:
         label = comparison.labels[variants[0].name] if len(places) > 1 else ""
         missing, apart = tuple(name for name in asked.names if not runs[name]), list[str]()
+        measure: Measure | None = AT_GAIN
         if asked.claim.check == "least_at_gain":
-            measure, (contrasts, apart) = AT_GAIN, _least_at_gain(comparison, asked, runs, seed)
+            contrasts, apart = _least_at_gain(comparison, asked, runs, seed)
         else:
             measure, contrasts = _contrasts(comparison, asked, runs, seed)
         command = _command(variants)
