@@ -31,10 +31,6 @@ SCALES = (1.0, 100.0)
 """A report shows a value as it is, or in percent."""
 _NUMBER = re.compile(r"[+\-]?\d[\d,]*(?:\.\d+)?(?:e[+\-]?\d+)?")
 _CONTENT = ("sha256", "content", "revision")
-_OF_GROUPS = {
-    "domain": ("domain",), "general": ("general",), "beyond_general_shift": ("domain", "general"),
-    "retention": ("general", "retention"), "gold_bits_per_byte": ("general", "retention"), "drift": ("drift",),
-}  # fmt: skip
 
 
 class Place(NamedTuple):
@@ -209,11 +205,15 @@ def _shown(value: float, text: str) -> bool:
 
 def _made_of(keys: Sequence[str], values: Mapping[str, Any]) -> Iterator[str]:
     """The artifacts by name that a value of a report is made of."""
+    from pipeline.reporting.pages.values import GROUPS_OF_GAINS  # numpy comes with it, and --help needs none
+
     groups = {name: one["group"] for name, one in values["benchmarks"].items()}
     for model in _models(keys, values):
         own = model.get("artifacts") or {}
-        if "gains" in keys or keys[0] != "models":
-            named = {group for key in keys for group in _OF_GROUPS.get(key, ())}
+        if keys[0] == "claims":
+            wanted = {name.removesuffix(".gold") for name in values["claims"][int(keys[1])]["benchmarks"]}
+        elif "gains" in keys or keys[0] != "models":
+            named = {group for key in keys for group in GROUPS_OF_GAINS.get(key, ())}
             wanted = {name for name, group in groups.items() if group in named}
         else:
             wanted = {key.removesuffix(".gold") for key in keys if key in groups}
@@ -232,10 +232,12 @@ def _models(keys: Sequence[str], values: Mapping[str, Any]) -> list[Mapping[str,
         references = [one for one in models if compared and one["label"] == own.get("reference")]
         return [own, *references]
     if keys[0] == "against_first_variant":
-        variant = values["against_first_variant"][int(keys[1])]["variant"]
-        first = models[-1]["variants"][0] if len(models[-1]["variants"]) > 1 else models[0]["variants"][0]
+        found = values["against_first_variant"][int(keys[1])]
         lasts = {name: one for one in models for name in one["variants"]}
-        return [lasts[name] for name in (variant, first) if name in lasts]
+        return [lasts[found[key]] for key in ("variant", "against") if found.get(key) in lasts]
+    if keys[0] == "claims" and "comparisons" in keys:
+        labels = values["claims"][int(keys[1])]["comparisons"][int(keys[3])]["models"]
+        return [one for one in models if one["label"] in labels]
     return []
 
 

@@ -1,5 +1,6 @@
-"""Compare all models of a run, or of all cells of a sweep: report.md, index.html, items.html, data.json, figures
-and, below cards/, a model card of every model that was made; `python -m pipeline.export` puts it beside the weights.
+"""Compare all models of a run, or of all cells of a sweep: report.md, index.html, items.html, data.json, figures as SVG
+and PNG, below tables/ every table as CSV and LaTeX, and below cards/ a model card of every model that was made;
+`python -m pipeline.export` puts it beside the weights.
 
 params:
     name, confidence, num_bootstrap, seed, power
@@ -7,8 +8,10 @@ params:
     card: {license, language, origins: {name: {license, repo}}}: what a model card says that no artifact knows
     paper: {table: {model: row}}: the paper's tables that models of the run stand beside, null leaving one out
     groups: {what they have in common: {method: its label}}: methods that are compared with each other
-    variants: [{variant, models: [{name, stage, parents: {role: name}, reference: name | null, model: role,
-        evaluations: {benchmark: role}}]}], of a variant's models those first that others are made from
+    claims: {claim: {of: models, than: models}}: the paper's claims that are checked by models of the run
+    variants: [{variant, is_reference, models: [{name, stage, parents: {role: name}, reference: name | null,
+        model: role, evaluations: {benchmark: role}}]}], of a variant's models those first that others are made from;
+        is_reference is true of the variant that the others are judged against
     benchmarks: {name: {title, group: domain | drift | general | retention | samples, note}}
 inputs: every role used in `variants`.
 """
@@ -16,13 +19,14 @@ inputs: every role used in `variants`.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from pipeline.engine.process import worker
 from pipeline.engine.run.forecast import Forecast, Request
 from pipeline.engine.stage import ANY_ROLE, Stage
+from pipeline.reporting.paper.claims import check_claims, check_named, claim_lines
 from pipeline.reporting.paper.plan import paper_lines
 from pipeline.reporting.paper.tables import check_asked
 from pipeline.reporting.statistics.settings import check_bootstrap, check_share
@@ -46,6 +50,7 @@ class Params:
     card: Mapping[str, Any]
     paper: Mapping[str, Mapping[str, str | None]]
     groups: Mapping[str, Mapping[str, str | None]]
+    claims: Mapping[str, Mapping[str, Any] | None]
     variants: Sequence[Mapping[str, Any]]
     benchmarks: Mapping[str, Mapping[str, Any]]
 
@@ -69,7 +74,7 @@ def forecast(request: Request) -> Forecast:
     names = [variant["variant"] for variant in params["variants"]]
     if len(set(names)) != len(names):
         raise ValueError(f"report: the variants {names} are not all different")
-    return Forecast(lines=paper_lines(params["paper"]))
+    return Forecast(lines=[*paper_lines(params["paper"]), *claim_lines(params["claims"])])
 
 
 def check_settings(params: Mapping[str, Any]) -> None:
@@ -80,6 +85,12 @@ def check_settings(params: Mapping[str, Any]) -> None:
     _check_card(params["card"])
     check_asked(params["paper"])
     _check_groups(params["groups"])
+    check_claims(params["claims"])
+
+
+def check_models(params: Mapping[str, Any], models: Collection[str]) -> None:
+    """Refuse settings of conf/report about a model that is none of these. Raises ValueError."""
+    check_named(params["claims"], models)
 
 
 def _check_items(items: dict[str, Any]) -> None:
@@ -133,11 +144,13 @@ def run(context: worker.Context) -> dict[str, Any]:
     from pipeline.reporting.pages.data import data_sections
     from pipeline.reporting.pages.frontier import frontier_sections
     from pipeline.reporting.pages.items_page import items_html
-    from pipeline.reporting.pages.page import html, report_markdown
+    from pipeline.reporting.pages.page import every_table, html, report_markdown
     from pipeline.reporting.pages.parts import part_sections
     from pipeline.reporting.pages.power import power_sections
     from pipeline.reporting.pages.values import data, headline
+    from pipeline.reporting.paper.claims_section import claims_sections
     from pipeline.reporting.paper.section import paper_sections
+    from pipeline.reporting.tables.files import table_files
 
     params = context.params
     collection = collect(params["name"], params["variants"], params["benchmarks"], context.inputs)
@@ -155,7 +168,8 @@ def run(context: worker.Context) -> dict[str, Any]:
     frontier = frontier_sections(comparison, context.directory, params["seed"], params["groups"])
     continual = continual_sections(comparison, context.directory, params["seed"])
     paper = paper_sections(comparison, params["paper"], context.directory)
-    compared = [*paper, *frontier, *continual]
+    claims = claims_sections(comparison, params["claims"], params["seed"])
+    compared = [*claims, *paper, *frontier, *continual]
     parts = [*part_sections(comparison), *power_sections(comparison)]
     page = items_html(comparison, **params["items"])
     if page:
@@ -167,7 +181,10 @@ def run(context: worker.Context) -> dict[str, Any]:
     values = {**data(comparison, sections, parts, compared), "cards": files}
     values |= {"frontier": [section.values for section in frontier if section.values]}
     values |= {"paper": [section.values for section in paper]} if paper else {}
+    values |= claims[0].values if claims else {}
     values |= {"continual": [section.values for section in continual]} if continual else {}
+    for name, text in table_files(every_table(comparison, [*compared, *parts, *sections])).items():
+        _write(context, f"tables/{name}", text)
     _write(context, "report.md", report_markdown(comparison, [*compared, *parts, *sections]))
     _write(context, "index.html", html(comparison, plots, sections, parts, ITEMS_PAGE if page else "", compared))
     _write(context, "data.json", json.dumps(values, indent=1, allow_nan=False, ensure_ascii=False) + "\n")

@@ -277,6 +277,7 @@ def test_a_cell_survives_its_file(tmp_path):
         and loaded.lineage == cell.lineage
         and loaded.evaluations == cell.evaluations
         and loaded.name == cell.name
+        and loaded.overrides == ("a=1",)
     )
 
 

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from pipeline.command_line.selection import without_effect
 from pipeline.engine.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -57,13 +58,31 @@ def run_reports(settings: Iterable[Mapping[str, Any]]) -> int:
 def planned_report(config: Mapping[str, Any], variant: Variant) -> Node:
     """The report over this variant and all recorded ones."""
     recorded = _recorded(Path(config["paths"]["outputs"]), config["name"])
+    if variant.name in recorded:
+        variant.overrides = recorded[variant.name].overrides
     return _node(config, recorded | {variant.name: variant})
 
 
 def _node(config: Mapping[str, Any], variants: Mapping[str, Variant]) -> Node:
     from pipeline.lineage.report import in_order, report_node
 
-    return report_node(config["report"], config["name"], in_order(variants.values()), config["launch"])
+    ordered = in_order(variants.values())
+    return report_node(config["report"], config["name"], ordered, config["launch"], _reference(ordered))
+
+
+def _reference(variants: Sequence[Variant]) -> str | None:
+    """The variant that is the method as it is configured: without overrides, or with those alone that change nothing of
+    what all variants have; None where there is none."""
+    from pipeline.lineage.report import PLAIN
+
+    names = [variant.name for variant in variants]
+    if PLAIN in names or len(names) < 2:
+        return PLAIN if PLAIN in names else None
+    shared = [word for word in variants[0].overrides if all(word in variant.overrides for variant in variants)]
+    own = {variant.name: [word for word in variant.overrides if word not in shared] for variant in variants}
+    is_needless = without_effect(shared)
+    plain = [name for name, words in own.items() if words and all(map(is_needless, words))]
+    return plain[0] if len(plain) == 1 else None
 
 
 def _recorded(outputs: Path, name: str) -> dict[str, Variant]:

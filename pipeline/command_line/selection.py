@@ -6,10 +6,11 @@ An experiment's keys are merged last: those for the option that it has in mind w
 from __future__ import annotations
 
 import warnings
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import Any
 
 from hydra import compose, initialize_config_dir
+from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
 from hydra.errors import HydraException
@@ -85,6 +86,27 @@ def without_sweep_of_others(arguments: Sequence[str]) -> list[str]:
         "hydra.sweeper.params=null",
         *(f"{k}={v}" for k, v in params.items() if k not in {*left, *keys}),
     ]
+
+
+def without_effect(shared: Sequence[str]) -> Callable[[str], bool]:
+    """Whether an override says what the config of the overrides `shared` says without it; of none, if there is none."""
+    try:
+        if GlobalHydra.instance().is_initialized():
+            config = compose("config", list(shared), return_hydra_config=True)
+        else:
+            with initialize_config_dir(str(CONF), version_base="1.3"):
+                config = compose("config", list(shared), return_hydra_config=True)
+    except HydraException:  # a folder of its own held what they choose
+        return lambda word: False
+    choices = config.hydra.runtime.choices
+
+    def changes_nothing(word: str) -> bool:
+        (one,) = _parsed([word])
+        key = _key(one)
+        found = choices[key] if key in choices else OmegaConf.select(config, key, throw_on_missing=False)
+        return bool(found == one.value())
+
+    return changes_nothing
 
 
 def _parsed(typed: Sequence[str]) -> list[Override]:

@@ -55,6 +55,7 @@ class _Builder:
     def build(self) -> Variant:
         self._check_report()
         entries = read_lineage(self.config)
+        self._check_names({*self.config["lineage"], *(entry.name for entry in entries)})
         self.alone = {stage for stage in (e.stage for e in entries) if sum(e.stage == stage for e in entries) == 1}
         stands_for: dict[str, str] = {}  # a skipped entry -> the model that it passes through
         for entry in entries:
@@ -168,6 +169,13 @@ class _Builder:
         """What would be wrong with the report is said before the days of work that it is about."""
         try:
             find_stage("report").check_settings(self.config["report"])
+        except ValueError as error:
+            raise ConfigError(str(error)) from error
+
+    def _check_names(self, models: set[str]) -> None:
+        """What the report says of models must be of some that the lineage has, or leaves out."""
+        try:
+            find_stage("report").check_models(self.config["report"], models)
         except ValueError as error:
             raise ConfigError(str(error)) from error
 

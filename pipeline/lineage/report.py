@@ -14,8 +14,18 @@ PLAIN = "default"
 """Name of the variant without overrides."""
 
 
-def report_node(settings: Mapping[str, Any], name: str, variants: Sequence[Variant], launch: Mapping[str, Any]) -> Node:
-    """The report over all evaluations of these variants, and the curves of their training."""
+def report_node(
+    settings: Mapping[str, Any],
+    name: str,
+    variants: Sequence[Variant],
+    launch: Mapping[str, Any],
+    reference: str | None = None,
+) -> Node:
+    """The report over all evaluations of these variants, and the curves of their training.
+
+    Args:
+        reference: the variant that the others are judged against.
+    """
     inputs: dict[str, Node] = {}
 
     def role(node: Node) -> str:
@@ -26,6 +36,7 @@ def report_node(settings: Mapping[str, Any], name: str, variants: Sequence[Varia
     described = [
         {
             "variant": variant.name,
+            **({"is_reference": True} if variant.name == reference else {}),
             "models": [
                 {
                     "name": model,

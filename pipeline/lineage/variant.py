@@ -45,6 +45,7 @@ class Variant:
         benchmarks: benchmark -> title, group and note.
         with_gold: benchmarks that score the loss of right answers.
         gate: node that judges the last model against its reference, if one is asked for.
+        overrides: that gave it its name; known of one that was recorded.
     """
 
     name: str
@@ -55,6 +56,7 @@ class Variant:
     benchmarks: dict[str, dict[str, Any]] = field(default_factory=dict)
     with_gold: set[str] = field(default_factory=set)
     gate: Node | None = None
+    overrides: tuple[str, ...] = ()
 
     def targets(self, stage: str, to: str | None = None) -> list[Node]:
         """The nodes that `stage=<stage>` asks for, or `to=<model>`; the report is built apart, over a run's variants.
@@ -158,6 +160,7 @@ def load_variant(file: Path) -> Variant:
                 name: {b: nodes[f] for b, f in found.items()} for name, found in record["evaluations"].items()
             },
             benchmarks=record["benchmarks"],
+            overrides=tuple(record["overrides"]),
         )
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise ArtifactError(

@@ -90,10 +90,14 @@ class Model:
 
 @dataclass(frozen=True)
 class Variant:
-    """One configuration of a sweep, or the only one of a single run: its models, parents before what came of them."""
+    """One configuration of a sweep, or the only one of a single run: its models, parents before what came of them.
+
+    `is_reference`: it is the method as it is configured, against which the others are judged.
+    """
 
     name: str
     rows: tuple[Model, ...]
+    is_reference: bool = False
 
     def reference_of(self, row: Model) -> Model | None:
         """The model that a row is compared with."""
@@ -131,7 +135,8 @@ def collect(
         if key in have_gold:
             described.append(Benchmark(gold_name(key), f"{b['title']}, gold answer", b["group"], gold_of=key))
     described.sort(key=lambda b: GROUPS.index(b.group))
-    return Collection(name, read, tuple(described), tuple(_provenance(d) for d in sorted(set(inputs.values()))))
+    places = sorted(set(map(Path, inputs.values())))
+    return Collection(name, read, tuple(described), tuple(_provenance(d.name, reader.manifest(d)) for d in places))
 
 
 def gold_name(benchmark: str) -> str:
@@ -145,6 +150,7 @@ class _Reader:
     def __init__(self, inputs: Mapping[str, Path]) -> None:
         self._inputs = inputs
         self._items: dict[Path, Items] = {}
+        self._manifests: dict[Path, dict[str, Any]] = {}
 
     def directory(self, role: str) -> Path:
         if role not in self._inputs:
@@ -157,17 +163,22 @@ class _Reader:
             self._items[directory] = read_items(directory)
         return self._items[directory]
 
+    def manifest(self, directory: Path) -> dict[str, Any]:
+        if directory not in self._manifests:
+            self._manifests[directory] = read_manifest(directory)
+        return self._manifests[directory]
+
 
 def _read_variant(variant: dict[str, Any], reader: _Reader) -> Variant:
     rows: dict[str, Model] = {}
     for model in variant["models"]:
         rows[model["name"]] = _read_row(model, variant["variant"], reader, rows)
-    return Variant(variant["variant"], tuple(rows.values()))
+    return Variant(variant["variant"], tuple(rows.values()), variant.get("is_reference", False))
 
 
 def _read_row(row: dict[str, Any], variant: str, reader: _Reader, earlier: Mapping[str, Model]) -> Model:
     model = reader.directory(row["model"])
-    manifest = read_manifest(model)
+    manifest = reader.manifest(model)
     training = model if "num_trainable" in (manifest.get("metrics") or {}) else None
     facts = read_facts(model, manifest, manifest if training else None)
     parent = next(iter(row["parents"].values()), None)
@@ -177,7 +188,7 @@ def _read_row(row: dict[str, Any], variant: str, reader: _Reader, earlier: Mappi
     diagnoses = {b: DiagnosedModel(**vars(items.diagnosis), items=items) for b, items in diagnosed.items()}
     golds = {gold_name(b): items.gold for b, items in found.items() if items.gold is not None}
     directories = {b: reader.directory(role) for b, role in row["evaluations"].items()}
-    metrics = {b: read_manifest(directory).get("metrics") or {} for b, directory in directories.items()}
+    metrics = {b: reader.manifest(directory).get("metrics") or {} for b, directory in directories.items()}
     written = {b: _written(items, directories[b]) for b, items in found.items() if items.metric == NUM_WRITTEN}
     return Model(
         name=row["name"],
@@ -222,8 +233,7 @@ def read_manifest(directory: Path) -> dict[str, Any]:
     return manifest
 
 
-def _provenance(directory: Path) -> Provenance:
-    manifest = read_manifest(directory)
+def _provenance(directory: str, manifest: Mapping[str, Any]) -> Provenance:
     source = manifest.get("provenance") or {}
     wall_time = source.get("wall_time_s")
     argv = source.get("argv")
@@ -231,7 +241,7 @@ def _provenance(directory: Path) -> Provenance:
         stage=str(manifest.get("stage", "")),
         label=str(manifest.get("label", "")),
         fingerprint=str(manifest.get("fingerprint", "")),
-        directory=directory.name,
+        directory=directory,
         git=_commit(source.get("git")),
         command=" ".join(map(str, argv)) if isinstance(argv, list) else _flat(argv),
         packages=_flat(source.get("packages")),

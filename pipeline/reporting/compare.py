@@ -78,10 +78,11 @@ class ModelResult:
 
 @dataclass(frozen=True)
 class Baseline:
-    """The last model of one variant against the last model of the first variant, item by item."""
+    """The last model of one variant against the last model of the reference variant, item by item."""
 
     variant: str
     label: str
+    reference: str
     reference_label: str
     gains: Gains
     drift: Difference | None = None  # positive: the variant's model stayed closer to the base
@@ -272,13 +273,16 @@ def _inverse_stderrs(names: Iterable[str], reference: dict[str, Items]) -> dict[
 def _baselines(
     collection: Collection, labels: dict[str, str], units: dict[str, Unit], differ: Callable[..., Difference]
 ) -> tuple[Baseline, ...]:
-    """Only where variants start from one reference and end with a model of one name: else there are other causes."""
-    first, *others = collection.variants
-    start = first.reference_of(first.rows[-1])
-    if start is None:
+    """Against the variant that is the method as it is configured, if there is one; without it each model has its base.
+
+    Only where variants start from one model and end with one of the same name: else there are other causes.
+    """
+    first = next((variant for variant in collection.variants if variant.is_reference), None)
+    start = first.reference_of(first.rows[-1]) if first is not None else None
+    if first is None or start is None:
         return ()
     baselines = []
-    for variant in others:
+    for variant in collection.variants:
         reference = variant.reference_of(variant.rows[-1])
         if reference is None or reference.model != start.model or variant.rows[-1].name != first.rows[-1].name:
             continue
@@ -289,5 +293,5 @@ def _baselines(
         gains = _gains(differences, other, collection, units)
         drifts = [one for name, one in differences.items() if model[name].metric == KL_NATS]
         drift = mean_gain(drifts, confidence=drifts[0].confidence) if drifts else None
-        baselines.append(Baseline(variant.name, labels[variant.name], labels[first.name], gains, drift))
+        baselines.append(Baseline(variant.name, labels[variant.name], first.name, labels[first.name], gains, drift))
     return tuple(baselines)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import math
 import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -19,6 +20,7 @@ import numpy as np
 from pipeline.records.items import Floats
 from pipeline.reporting.collect import read_manifest
 from pipeline.reporting.compare import Comparison, ModelResult
+from pipeline.reporting.seeds import spread
 from pipeline.reporting.statistics.continual import MEASURES, measured, with_unseen
 from pipeline.reporting.statistics.differences import percentiles
 from pipeline.reporting.statistics.frontier import shared_draws
@@ -97,16 +99,13 @@ def over_orders(found: Sequence[Chain], confidence: float) -> list[Orders]:
 
 
 def _mean(group: Sequence[Chain], confidence: float) -> Orders:
-    from scipy import stats
-
     measures = {}
     for name in group[0].measures:
-        values = np.array([chain.measures[name].value for chain in group])
+        orders = spread([chain.measures[name].value for chain in group], confidence)
         draws = np.mean([chain.measures[name].draws for chain in group], axis=0)
-        mean, (low, high) = float(values.mean()), percentiles(draws, confidence)
-        over = float(stats.t.ppf((1 + confidence) / 2, len(values) - 1) * values.std(ddof=1) / np.sqrt(len(values)))
-        below, above = np.hypot(mean - low, over), np.hypot(high - mean, over)
-        measures[name] = Estimate(mean, mean - float(below), mean + float(above), draws)
+        mean, (low, high) = orders.mean, percentiles(draws, confidence)
+        below, above = math.hypot(mean - low, mean - orders.low), math.hypot(high - mean, orders.high - mean)
+        measures[name] = Estimate(mean, mean - below, mean + above, draws)
     return Orders(tuple(chain.label for chain in group), measures)
 
 

@@ -66,12 +66,14 @@ class Frontier:
     Attributes:
         kind: of the texts; `all`.
         levels: the methods at equal gains.
+        num_items: texts that drift was measured on.
     """
 
     kind: str
     base: str
     methods: tuple[Method, ...]
     levels: tuple[Level, ...]
+    num_items: int
 
 
 def rate_text(rate: float) -> str:
@@ -103,7 +105,7 @@ def frontiers(comparison: Comparison, seed: int, group: Mapping[str, str | None]
         points = {id(one): Point(gain[i], drift[i], gains[:, i], drifts[:, i]) for i, one in enumerate(lines)}
         methods = tuple(_method(label, swept, rated, points) for label, (swept, rated) in named.items())
         compared = levels({one.label: one.curve for one in methods}, confidence=comparison.confidence, num_items=n)
-        found.append(Frontier(kind, str(lines[0].row.reference), methods, tuple(compared)))
+        found.append(Frontier(kind, str(lines[0].row.reference), methods, tuple(compared), n))
     return found
 
 

@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass
 from functools import partial
 from typing import Any
 
+from pipeline.reporting.plain import finite
 from pipeline.reporting.statistics.differences import Difference, combine
 from pipeline.reporting.statistics.intervals import Items, paired_difference, score
 from pipeline.reporting.tables.wording import number, percent
@@ -151,11 +152,7 @@ def message(judgements: tuple[Judgement, ...], gate: Gate, row: str) -> str:
 
 def record(judgements: tuple[Judgement, ...]) -> list[dict[str, Any]]:
     """The judgements as plain JSON values; what is not finite becomes null."""
-
-    def plain(value: Any) -> Any:
-        return None if isinstance(value, float) and not math.isfinite(value) else value
-
-    return [{name: plain(value) for name, value in asdict(judgement).items()} for judgement in judgements]
+    return [{name: finite(value) for name, value in asdict(judgement).items()} for judgement in judgements]
 
 
 def _term(difference: Difference, base: float) -> Term:

@@ -16,6 +16,7 @@ import numpy as np
 
 from pipeline.reporting.collect import Variant
 from pipeline.reporting.compare import Comparison, ModelResult
+from pipeline.reporting.plain import plain
 from pipeline.reporting.statistics.differences import Difference
 from pipeline.reporting.statistics.intervals import Score
 from pipeline.reporting.tables.labels import split_overrides, variant_labels
@@ -79,13 +80,39 @@ def spread(values: Sequence[float], confidence: float, stderrs: Sequence[float] 
     return Spread(mean, deviation, mean - reach, mean + reach, n)
 
 
-def seed_groups(variants: Sequence[Variant]) -> dict[str, list[Variant]]:
-    """Variants by their overrides without seeds, where there are several; the key is what they have in common."""
+def excluded_at(values: Sequence[float], stderrs: Sequence[float], null: float) -> float:
+    """The two-sided p-value of a mean over runs against `null`: 1 less the confidence at which the interval of `spread`
+    just excludes it.
+
+    Raises:
+        ValueError: there are no runs.
+    """
+    if not np.isfinite([*values, *stderrs]).all():
+        return 1.0
+
+    def excludes(confidence: float) -> bool:
+        found = spread(values, confidence, stderrs)
+        return not found.low <= null <= found.high
+
+    low, high = 0.0, 1.0
+    for _ in range(40):
+        middle = (low + high) / 2
+        low, high = (middle, high) if excludes(middle) else (low, middle)
+    return 1 - low
+
+
+def by_settings(variants: Sequence[Variant]) -> dict[str, list[Variant]]:
+    """Variants by their overrides without seeds; the key is what they have in common."""
     groups: dict[str, list[Variant]] = {}
     for variant in variants:
-        kept = [part for part in split_overrides(variant.name) if not _is_seed(part)]
+        kept = [part for part in split_overrides(variant.name) if not is_seed(part)]
         groups.setdefault(",".join(kept) or "default", []).append(variant)
-    return {name: members for name, members in groups.items() if len(members) > 1}
+    return groups
+
+
+def seed_groups(variants: Sequence[Variant]) -> dict[str, list[Variant]]:
+    """As `by_settings`, of those that there are several of."""
+    return {name: members for name, members in by_settings(variants).items() if len(members) > 1}
 
 
 def seed_lines(comparison: Comparison) -> list[SeedLine]:
@@ -105,14 +132,11 @@ def seed_lines(comparison: Comparison) -> list[SeedLine]:
 def seed_values(lines: Sequence[SeedLine]) -> list[dict[str, Any]]:
     """The same as plain JSON values."""
 
-    def plain(found: dict[str, Spread]) -> dict[str, Any]:
-        return {
-            name: {key: value if math.isfinite(value) else None for key, value in vars(one).items()}
-            for name, one in sorted(found.items())
-        }
+    def values(found: dict[str, Spread]) -> dict[str, Any]:
+        return {name: plain(one, vars(one)) for name, one in sorted(found.items())}
 
     return [
-        {"label": line.label, "num_runs": line.num_runs, "scores": plain(line.scores), "gains": plain(line.gains)}
+        {"label": line.label, "num_runs": line.num_runs, "scores": values(line.scores), "gains": values(line.gains)}
         for line in lines
     ]
 
@@ -138,5 +162,6 @@ def _line(label: str, runs: Sequence[ModelResult], confidence: float) -> SeedLin
     return SeedLine(label, len(runs), over([run.scores for run in runs]), over([run.differences for run in runs]))
 
 
-def _is_seed(override: str) -> bool:
+def is_seed(override: str) -> bool:
+    """Whether an override gives a seed."""
     return override.partition("=")[0].lstrip("+").rpartition(".")[2] == "seed"

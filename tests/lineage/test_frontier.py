@@ -52,4 +52,4 @@ def test_a_small_one_from_start_to_report(tmp_path, monkeypatch, capfd):
     assert all(one["gain"] > 0 and one["drift"] > 0 for points in methods.values() for one in points)
     assert methods["full fine-tuning"][1]["gain"] > methods["full fine-tuning"][0]["gain"]
     assert "Who drifts least for the same gain?" in (page / "report.md").read_text()
-    assert 'id="frontier"' in (page / "index.html").read_text() and (page / "frontier.svg").is_file()
+    assert 'id="lead-1"' in (page / "index.html").read_text() and (page / "frontier.svg").is_file()

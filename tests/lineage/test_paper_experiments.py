@@ -5,9 +5,11 @@ from pathlib import Path
 
 import pytest
 
+from pipeline.engine.errors import ConfigError
 from pipeline.engine.run import runner
 from pipeline.lineage.build import build
 from pipeline.lineage.report import report_node
+from pipeline.reporting.paper.claims import asked_claims
 from pipeline.reporting.paper.tables import asked_rows, paper_tables
 from tests.test_conf import CONF, composed
 
@@ -67,6 +69,23 @@ def test_its_twin_needs_no_hub(tmp_path, experiment):
     assert config["model"]["source"]["kind"] == "package" and config["launch"]["num_processes"] == 1
     # its own conversations for one figure, but not those of the hub
     assert not any("hub" in str(node.params) for node in variant.data.values())
+
+
+@pytest.mark.parametrize("experiment", ["frontier", "llama_pro", *EXPERIMENTS])
+def test_its_claims_are_about_models_that_it_names(tmp_path, experiment):
+    """Those that another experiment of the same report makes are null in its lineage."""
+    config = composed(f"experiment={experiment}", *folder(tmp_path, experiment))
+    named = {name for one in asked_claims(config["report"]["claims"]) for name in one.names}
+    assert named <= set(config["lineage"])
+    assert named or experiment in ("paper/mint", "paper/mt_bench", "paper/token_shift")
+
+
+def test_a_claim_about_a_model_that_is_not_there_is_refused_before_work(tmp_path):
+    config = composed("experiment=paper/position", "scale=small", "report.claims.interleaved.than=[prefix,sufix]")
+    with pytest.raises(
+        ConfigError, match=r"interleaved is about 'sufix'.*did you mean 'suffix'.*interleaved=null leaves"
+    ):
+        build(config, "default", tmp_path)
 
 
 @pytest.mark.parametrize("experiment", EXPERIMENTS)

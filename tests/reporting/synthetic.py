@@ -197,8 +197,7 @@ def params(variants: list[dict[str, Any]], **changes: Any) -> dict[str, Any]:
         "power": 0.8,
         "items": {"per_benchmark": 20, "characters": 200},
         "card": {"license": None, "language": None, "origins": {}},
-        "paper": {},
-        "groups": {},
+        **{"paper": {}, "claims": {}, "groups": {}},
         "variants": variants,
         "benchmarks": BENCHMARKS,
         **changes,
@@ -211,7 +210,7 @@ def chain(name: str, models: list[dict[str, Any]]) -> dict[str, Any]:
     for above, model in zip([None, *models], models, strict=False):
         model["parents"] = {"model": above["name"]} if above else {}
         model["reference"] = first if above else None
-    return {"variant": name, "models": models}
+    return {"variant": name, **({"is_reference": True} if name == "default" else {}), "models": models}
 
 
 def none(*names: str) -> dict[str, float]:

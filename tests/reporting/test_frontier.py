@@ -10,6 +10,8 @@ import pytest
 from pipeline.reporting.collect import collect
 from pipeline.reporting.compare import compare
 from pipeline.reporting.pages.frontier import frontier_sections
+from pipeline.reporting.paper.checked import checked_claims
+from pipeline.reporting.paper.claims_section import claims_sections
 from tests.reporting.synthetic import Artifacts, items, write_items
 
 BENCHMARKS = {
@@ -42,15 +44,17 @@ class Written:
         file.write_text(json.dumps(json.loads(file.read_text()) | {"params": params, "inputs": inputs}))
         self.rows.append(self._row(name, role, gain, drift))
 
-    def sections(self, groups=None):
+    def comparison(self):
         models = [
             {**row, "parents": {"model": "base"} if row["name"] != "base" else {}, "reference": "base"}
             for row in self.rows
         ]
         models[0]["reference"] = None
         collection = collect("r", [{"variant": "default", "models": models}], BENCHMARKS, self.artifacts.inputs)
-        comparison = compare(collection, confidence=0.95, num_bootstrap=1000, seed=0, power=0.8)
-        return frontier_sections(comparison, self.path, 0, groups)
+        return compare(collection, confidence=0.95, num_bootstrap=1000, seed=0, power=0.8)
+
+    def sections(self, groups=None):
+        return frontier_sections(self.comparison(), self.path, 0, groups)
 
     def _row(self, name: str, model: str, gain: float, drift: float | None) -> dict:
         bits = self.bits - gain * self.bytes
@@ -101,6 +105,32 @@ def test_who_drifts_least_at_each_gain(written):
     assert all((written.path / f"frontier.{kind}").stat().st_size for kind in ("png", "svg"))
 
 
+def test_a_claim_at_equal_gain_is_about_the_methods_of_its_models(written):
+    for lr, (gain, drift) in POINTS.items():
+        written.train(f"full-{lr}", FULL, lr, gain, drift)
+    for lr, (gain, drift) in WORSE.items():
+        written.train(f"lora-{lr}", LORA, lr, gain, drift)
+    comparison = written.comparison()
+    (one,) = checked_claims(comparison, {"least_drift": {"of": "full", "than": "lora"}}, 0)
+    gains = [0.019 + share * (0.051 - 0.019) for share in (0.25, 0.5, 0.75)]
+    assert one.verdict(0.05) == "holds" and [c.at for c in one.contrasts] == [f"{gain:.4f} bits/byte" for gain in gains]
+    assert [c.value for c in one.contrasts] == pytest.approx([2.5 * gain for gain in gains])
+    (one,) = checked_claims(comparison, {"least_drift": {"of": "lora-0.0001", "than": "full-0.0001"}}, 0)
+    assert one.verdict(0.05) == "does not hold" and one.contrasts[0].of == "LoRA"
+    (one,) = checked_claims(comparison, {"least_drift": {"of": "blocks", "than": "full"}}, 0)
+    assert one.verdict(0.05) == "not measured" and one.missing == ("blocks",)
+
+
+def test_a_claim_says_which_methods_share_no_gain(written):
+    for lr, (gain, drift) in POINTS.items():
+        written.train(f"full-{lr}", FULL, lr, gain, drift)
+        written.train(f"lora-{lr}", LORA, lr, gain + 0.2, drift)
+    (section,) = claims_sections(written.comparison(), {"least_drift": {"of": "full", "than": "lora"}}, 0)
+    assert (
+        section.values["claims"][0]["verdict"] == "not measured" and "without LoRA, with which" in section.sentences[1]
+    )
+
+
 def test_a_method_that_does_not_reach_a_gain(written):
     third = {"_target_": "pipeline.training.methods.existing_blocks.ExistingBlocks", "penalties": {}}
     for lr, (gain, drift) in POINTS.items():
@@ -111,7 +141,23 @@ def test_a_method_that_does_not_reach_a_gain(written):
     text = {gain: [entry.text for entry in entries] for gain, entries in section.table.rows}
     assert text["0.06 bits/byte"][2] == "not reached" and section.table.columns[2].title == "existing blocks"
     assert all(level["behind"].get("LoRA", {"p": 1})["p"] == 1 for level in section.values["all"]["levels"])
-    assert ", within chance of each other method" in section.sentences[0]
+    assert section.sentences[0].endswith(
+        ", within chance of each other method that gains as much (corrected for 5 comparisons)."
+    )
+
+
+def test_each_gain_says_against_whom_it_is_chance(written):
+    """Two methods that drift alike and one far behind, which does not reach the largest gains."""
+    third = {"_target_": "pipeline.training.methods.existing_blocks.ExistingBlocks", "penalties": {}}
+    for lr, (gain, drift) in POINTS.items():
+        written.train(f"a-{lr}", FULL, lr, gain, drift)
+        written.train(f"b-{lr}", LORA, lr, gain, drift)
+        written.train(f"c-{lr}", third, lr, gain / 2, drift * 2)
+    verdict = written.sections()[0].sentences[0]
+    assert (
+        "bits per byte, at 0.02 and 0.04 beyond chance against existing blocks and within chance of LoRA, at 0.06 and "
+        "0.08 within chance of each other method that gains as much (corrected for 6 comparisons)."
+    ) in verdict
 
 
 def test_methods_that_share_no_gain(written):

@@ -81,7 +81,10 @@ def test_one_cell(finished):
     metrics, directory, _ = finished
     figures = {f"{name}.{kind}" for name in ("loss", "tradeoff", "tradeoff-narrow") for kind in ("png", "svg")}
     cards = {f"cards/{name}.md" for name in ("expanded", "post-pretrained", "tuned")}
-    assert files_of(directory) == {"report.md", "index.html", "data.json", *figures, *cards}
+    names = ("01-gains-over-the-base", "02-difference-against-the-base", "03-too-small-to-tell-the-change-that-would",
+             "04-scores-standard-error", "05-models")  # fmt: skip
+    tables = {f"tables/{name}.{kind}" for name in names for kind in ("csv", "tex")}
+    assert files_of(directory) == {"report.md", "index.html", "data.json", *figures, *cards, *tables}
     assert metrics["expanded_equals_base"] is True and metrics["beyond_general_shift"] > 0.03
     data = json.loads((directory / "data.json").read_text())
     assert [model["row"] for model in data["models"]] == ["base", "expanded", "post-pretrained", "tuned"]
@@ -117,7 +120,8 @@ def test_a_sweep_is_drawn_over_its_number(artifacts, tmp_path):
 def test_missing_stages_leave_out_what_they_would_show(artifacts, tmp_path):
     variant = chain("default", [artifacts.row("base", "smol", "base", none("sciq"))])
     metrics, directory = run(artifacts, tmp_path, [variant])
-    assert files_of(directory) == {"report.md", "index.html", "data.json"}
+    tables = {f"tables/{name}.{kind}" for name in ("01-scores-standard-error", "02-models") for kind in ("csv", "tex")}
+    assert files_of(directory) == {"report.md", "index.html", "data.json", *tables}
     assert metrics == {"num_models": 1, "num_benchmarks": 1}
     assert "no trained model" in (directory / "report.md").read_text()
 

@@ -14,7 +14,7 @@ import torch
 from pipeline.data.tokens.text_encoder import TextEncoder
 from pipeline.evaluation.base import cut, num_rows
 from pipeline.evaluation.model.decoding import Decoder, Request, Sampling
-from pipeline.evaluation.model.replies import Reply, Turn
+from pipeline.evaluation.model.replies import Reply, Turn, silent
 from pipeline.evaluation.model.scoring import TokenScorer
 
 _SLACK = 4  # tokens more than a stop has bytes: some tokenizers spell a blank or a byte of its own before it
@@ -51,10 +51,15 @@ class GenerationSettings:
             )
 
     def room(self, window: int) -> int:
-        """The longest prompt, in tokens, for a model with `window` positions. Raises ValueError if none fits."""
-        if self.max_new_tokens >= window:
-            raise ValueError(f"max_new_tokens={self.max_new_tokens} leaves no room in the model's {window} positions")
-        return window - self.max_new_tokens
+        """See `prompt_room`."""
+        return prompt_room(window, self.max_new_tokens)
+
+
+def prompt_room(window: int, max_new_tokens: int) -> int:
+    """The longest prompt, in tokens, for a model with `window` positions. Raises ValueError if none fits."""
+    if max_new_tokens >= window:
+        raise ValueError(f"max_new_tokens={max_new_tokens} leaves no room in the model's {window} positions")
+    return window - max_new_tokens
 
 
 class Generator(Protocol):
@@ -68,9 +73,7 @@ class Generator(Protocol):
 class LocalGenerator:
     """Generation with a loaded fp32 causal language model, batched, with a KV cache."""
 
-    def __init__(
-        self, model: Any, tokenizer: Any, progress: Callable[..., None] = lambda **_: None, scorer: Any = None
-    ) -> None:
+    def __init__(self, model: Any, tokenizer: Any, progress: Callable[..., None] = silent, scorer: Any = None) -> None:
         scorer = scorer or TokenScorer(model)
         self.tokenizer, self._progress = tokenizer, progress
         self._encoder = TextEncoder(tokenizer, num_rows(model))
@@ -118,7 +121,12 @@ class LocalGenerator:
         return [self._text(tokens, stop) for tokens in written]
 
     def turns(
-        self, asked: Sequence[Turn], ends: AbstractSet[int], stop: Sequence[str], temperature: float
+        self,
+        asked: Sequence[Turn],
+        ends: AbstractSet[int],
+        stop: Sequence[str],
+        temperature: float,
+        progress: Callable[..., None] = silent,
     ) -> list[Reply]:
         """See `replies.Speaker`. Raises NoRowError for a token that the model has no row for."""
         for turn in asked:
@@ -129,7 +137,14 @@ class LocalGenerator:
         ]
         sampling = Sampling(temperature, 1.0) if temperature else None
         most = max((turn.length for turn in asked), default=0)
-        written = self.decoder.decode(rows, most, frozenset(ends), self._ends(stop), sampling)
+        written = self.decoder.decode(
+            rows,
+            most,
+            frozenset(ends),
+            self._ends(stop),
+            sampling,
+            lambda done: progress(step=done, total=len(rows), note="replies written"),
+        )
         texts = [self.tokenizer.decode(tokens, skip_special_tokens=True) for tokens in written]
         return [
             Reply(text, len(tokens) == turn.length and not any(one in text for one in stop))

@@ -6,7 +6,7 @@ interrupted run asked before, as far as the order of float sums allows (see `pip
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -32,6 +32,10 @@ class Turn:
     seed: int
 
 
+def silent(**_: Any) -> None:
+    """Progress that nobody watches: a benchmark of several rounds tells its own."""
+
+
 class Speaker(Protocol):
     """What continues conversations that are tokens already: a model in this process, or one behind a server.
 
@@ -44,7 +48,12 @@ class Speaker(Protocol):
     def window(self) -> int: ...
 
     def turns(
-        self, asked: Sequence[Turn], ends: AbstractSet[int], stop: Sequence[str], temperature: float
+        self,
+        asked: Sequence[Turn],
+        ends: AbstractSet[int],
+        stop: Sequence[str],
+        temperature: float,
+        progress: Callable[..., None] = silent,
     ) -> list[Reply]:
         """What follows each prompt, in their order.
 
@@ -52,6 +61,7 @@ class Speaker(Protocol):
             ends: tokens that end a reply and are no part of it.
             stop: texts that end a reply and are part of it.
             temperature: 0 decodes greedily.
+            progress: is told how many replies there are.
         """
         ...
 
@@ -64,9 +74,8 @@ class ChatReplies:
     """
 
     def __init__(self, speaker: Speaker, template: TemplateSettings | str | None) -> None:
-        self._speaker, self._tokenizer = speaker, speaker.tokenizer
-        self._encoder = require_template(self._tokenizer, template)
-        self._ends = self._end_tokens()
+        self._speaker, self._encoder = speaker, require_template(speaker.tokenizer, template)
+        self._ends = end_tokens(self._encoder)
 
     def replies(
         self,
@@ -91,11 +100,11 @@ class ChatReplies:
         found = dict(zip(asked, said, strict=True))
         return [found.get(i, Reply("", True)) for i in range(len(prompts))]
 
-    def _end_tokens(self) -> set[int]:
-        """The end-of-text token, and the first special token that the template puts after an assistant's turn."""
-        closing = (self._encoder.closing_tokens() or [])[:1]
-        ends = {self._tokenizer.convert_tokens_to_ids(token) for token in closing}
-        return ends | ({self._tokenizer.eos_token_id} - {None})
+
+def end_tokens(encoder: ChatEncoder) -> set[int]:
+    """The end-of-text token, and the first special token that the template puts after an assistant's turn."""
+    tokenizer, closing = encoder.tokenizer, (encoder.closing_tokens() or [])[:1]
+    return {tokenizer.convert_tokens_to_ids(token) for token in closing} | ({tokenizer.eos_token_id} - {None})
 
 
 def require_template(tokenizer: Any, template: TemplateSettings | str | None) -> ChatEncoder:

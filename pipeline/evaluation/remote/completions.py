@@ -19,7 +19,7 @@ from lm_eval.api.model import TemplateLM
 from pipeline.data.tokens.text_encoder import TextEncoder
 from pipeline.evaluation.base import cut
 from pipeline.evaluation.model.generation import GenerationSettings, occurrences, row_seed
-from pipeline.evaluation.model.replies import Reply, Turn
+from pipeline.evaluation.model.replies import Reply, Turn, silent
 from pipeline.evaluation.remote.endpoint import SHOWN, RefusedError, ServedModel, UnusableError, whole_text
 from pipeline.evaluation.tasks.harness_encoding import HarnessEncoding
 
@@ -64,7 +64,7 @@ class RemoteGenerator:
     """Texts by a server: see `Generator` and `Speaker` in `pipeline.evaluation.model`."""
 
     def __init__(
-        self, model: CompletionModel, tokenizer: Any, window: int, progress: Callable[..., None] = lambda **_: None
+        self, model: CompletionModel, tokenizer: Any, window: int, progress: Callable[..., None] = silent
     ) -> None:
         self._model, self.tokenizer, self.window, self._progress = model, tokenizer, window, progress
         self._encoder = TextEncoder(tokenizer)
@@ -84,7 +84,12 @@ class RemoteGenerator:
         return [row * (settings.num_samples // count) for row in texts]
 
     def turns(
-        self, asked: Sequence[Turn], ends: AbstractSet[int], stop: Sequence[str], temperature: float
+        self,
+        asked: Sequence[Turn],
+        ends: AbstractSet[int],
+        stop: Sequence[str],
+        temperature: float,
+        progress: Callable[..., None] = silent,
     ) -> list[Reply]:
         """See `pipeline.evaluation.model.replies.Speaker`. Raises what `CompletionModel.ask` raises, too.
 
@@ -103,7 +108,7 @@ class RemoteGenerator:
             (reply,) = self._model.ask(accept, prompt=list(turn.prompt), max_tokens=turn.length, **drawn)
             return _closed(reply, stop, marks)
 
-        return self._model.each(reply_to, asked, lambda **_: None, "turns")
+        return self._model.each(reply_to, asked, progress, "replies written")
 
     def complete(self, tokens: list[int], stop: Sequence[str], length: int, count: int, **settings: Any) -> list[str]:
         """`count` texts after a prompt of tokens, each cut before the first of `stop`."""

@@ -130,10 +130,11 @@ class TraceTask:
 
     def measure(self, generator: Speaker, inputs: Workspace) -> Outcome:
         """As `run`, with answers from anything that continues tokens."""
-        from pipeline.evaluation.model.generation import occurrences, row_seed
-        from pipeline.evaluation.model.replies import Turn, require_template
+        from pipeline.evaluation.model.generation import occurrences, prompt_room, row_seed
+        from pipeline.evaluation.model.replies import Turn, end_tokens, require_template
 
-        examples, room = self.examples(inputs), self._room(generator.window)
+        room = min(prompt_room(generator.window, self.max_new_tokens), self.max_prompt_tokens)
+        examples = self.examples(inputs)
         encoder, prompts = require_template(generator.tokenizer, self.template), [e.prompt for e in examples.values()]
         turns = [
             Turn(
@@ -143,15 +144,8 @@ class TraceTask:
             )
             for prompt, occurrence in zip(prompts, occurrences(prompts), strict=True)
         ]
-        ends = {generator.tokenizer.eos_token_id} - {None}
-        answers = generator.turns(turns, ends, (), self.temperature)
+        answers = generator.turns(turns, end_tokens(encoder), (), self.temperature, inputs.progress)
         return self.judge(examples, [answer.text for answer in answers])
-
-    def _room(self, window: int) -> int:
-        """The longest prompt, in tokens, for a model with `window` positions. Raises ValueError if none fits."""
-        if self.max_new_tokens >= window:
-            raise ValueError(f"max_new_tokens={self.max_new_tokens} leaves no room in the model's {window} positions")
-        return min(window - self.max_new_tokens, self.max_prompt_tokens)
 
     def examples(self, inputs: Workspace) -> dict[int, Example]:
         """The rows that are scored, by their number. Raises ValueError if there is none, or one is none of TRACE's."""

@@ -29,7 +29,8 @@ def matrix_plot(chain: Chain, number_of_chain: int, directory: Path) -> Plot:
         "frame is the task that was just learned: to its left below are tasks learned before, to its right tasks that "
         "are still to come. Lighter is a larger score."
     )
-    told = "; ".join(f"after {row} {_told(chain, t)}" for t, row in enumerate(_rows(chain)))
+    after = [f"{BEFORE} task", *(f"after {title}" for title in chain.titles)]
+    told = "; ".join(f"{when}: {_told(chain, t)}" for t, when in enumerate(after))
     return Plot(path, f"Scores of {chain.label} task by task", f"Score of every task: {told}.", caption)
 
 

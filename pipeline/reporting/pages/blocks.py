@@ -18,9 +18,10 @@ from pipeline.reporting.figures.blocks_figure import diagnosis_figure
 from pipeline.reporting.figures.plot import Plot, save
 from pipeline.reporting.figures.stack_figure import stack_figure
 from pipeline.reporting.pages.page import FEW_ITEMS, Section
+from pipeline.reporting.plain import plain
 from pipeline.reporting.stack import ASSUMPTION, Stack, cost_rows
 from pipeline.reporting.tables.table import Column, Entry, Table
-from pipeline.reporting.tables.wording import MISSING, listing, number, percent
+from pipeline.reporting.tables.wording import MISSING, interval, listing, number, percent, span
 
 BITS = "bits per byte"
 MAX_OPEN = 4  # with more diagnosed models than this their sections are folded
@@ -160,8 +161,7 @@ def cost(removal: Removal, confidence: float) -> str:
     value = number(removal.value, 4, signed=True)
     if not math.isfinite(removal.low):
         return f"{value} {BITS} (one document, so no interval)"
-    low, high = (number(bound, 4, signed=True) for bound in (removal.low, removal.high))
-    return f"{value} {BITS} ({percent(confidence)} CI {low} to {high})"
+    return f"{value} {BITS} ({span(removal, 4, confidence)})"
 
 
 def diagnosis_table(diagnosis: DiagnosedModel) -> Table:
@@ -199,10 +199,8 @@ def _entries(diagnosis: Diagnosis, block: DiagnosedBlock) -> tuple[Entry, ...]:
 def _cost_entry(removal: Removal) -> Entry:
     if removal.mark == "identical":
         return Entry("0", "identical")
-    if not math.isfinite(removal.low):
-        return Entry(number(removal.value, 4, signed=True), "", "[no interval]")
-    low, high = (number(bound, 4, signed=True) for bound in (removal.low, removal.high))
-    return Entry(number(removal.value, 4, signed=True), removal.mark, f"[{low}, {high}]")
+    mark = removal.mark if math.isfinite(removal.low) else ""
+    return Entry(number(removal.value, 4, signed=True), mark, interval(removal, 4))
 
 
 def _verdict(block: DiagnosedBlock) -> Entry:
@@ -245,6 +243,5 @@ def _diagnosis_values(line: ModelResult, diagnosis: Diagnosis) -> dict[str, Any]
 def _removal_values(removal: Removal | None) -> dict[str, Any] | None:
     if removal is None:
         return None
-    numbers = {key: getattr(removal, key) for key in ("value", "stderr", "low", "high")}
-    plain = {key: value if math.isfinite(value) else None for key, value in numbers.items()}
-    return {"positions": list(removal.positions), **plain, "mark": removal.mark}
+    numbers = plain(removal, ("value", "stderr", "low", "high"))
+    return {"positions": list(removal.positions), **numbers, "mark": removal.mark}

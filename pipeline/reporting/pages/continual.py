@@ -11,9 +11,10 @@ from pipeline.reporting.compare import Comparison
 from pipeline.reporting.continual import Chain, Estimate, Orders, chains, estimated, over_orders
 from pipeline.reporting.figures.matrix import BEFORE, matrix_plot
 from pipeline.reporting.pages.page import Section
+from pipeline.reporting.plain import finite, plain
 from pipeline.reporting.statistics.continual import MEASURES
 from pipeline.reporting.tables.table import Column, Entry, Table
-from pipeline.reporting.tables.wording import MISSING, Unit, number, percent
+from pipeline.reporting.tables.wording import MISSING, Unit, interval, number, percent, span
 
 OF_ORDERS = "mean over orders"
 HOW = (
@@ -44,7 +45,7 @@ def _summary(found: Sequence[Chain], orders: Sequence[Orders], confidence: float
     sentences += [_against(chain, measured[0], confidence) for chain in measured[1:]]
     sentences += [_spread(chain) for chain in orders]
     values = {
-        "chains": {chain.label: {name: _values(one) for name, one in chain.measures.items()} for chain in measured},
+        "chains": {chain.label: _all_values(chain.measures) for chain in measured},
         "orders": [{"chains": list(one.labels), **_all_values(one.measures)} for one in orders],
     }
     title = "What was learned, and what later tasks left of it"
@@ -99,7 +100,11 @@ def _entries(measures: Mapping[str, Estimate], names: Sequence[str], unit: Unit)
             entries.append(Entry(MISSING))
             continue
         signed = MEASURES[name].is_change
-        entries.append(Entry(_number(one.value, unit, signed), one.mark(name), _interval(one, unit, signed)))
+        entries.append(
+            Entry(
+                _number(one.value, unit, signed), one.mark(name), interval(one, unit.digits, unit.scale, signed=signed)
+            )
+        )
     return tuple(entries)
 
 
@@ -118,7 +123,7 @@ def _matrix(chain: Chain, place: int, confidence: float, directory: Path) -> Sec
         "chain": chain.label,
         "tasks": list(chain.tasks),
         "models": [line.label for line in chain.models],
-        "scores": [[value if math.isfinite(value) else None for value in row] for row in chain.scores.tolist()],
+        "scores": [list(map(finite, row)) for row in chain.scores.tolist()],
         "measures": _all_values(chain.measures),
     }
     table = Table(caption, columns, rows, "After")
@@ -130,7 +135,7 @@ def _score(chain: Chain, t: int, i: int, confidence: float) -> Entry:
     if not math.isfinite(value):
         return Entry(MISSING)
     one = estimated(value, chain.draws[:, t, i], confidence)
-    return Entry(_number(value, unit, False), "", _interval(one, unit, False))
+    return Entry(_number(value, unit, False), "", interval(one, unit.digits, unit.scale, signed=False))
 
 
 def _unit(chain: Chain) -> Unit:
@@ -149,21 +154,9 @@ def _number(value: float, unit: Unit, signed: bool) -> str:
     return number(value * unit.scale, unit.digits, signed=signed)
 
 
-def _interval(one: Estimate, unit: Unit, signed: bool) -> str:
-    if not math.isfinite(one.low):
-        return "[no interval]"
-    return f"[{_number(one.low, unit, signed)}, {_number(one.high, unit, signed)}]"
-
-
 def _estimate(one: Estimate, unit: Unit, confidence: float, *, signed: bool = False) -> str:
-    low, high = (_number(bound, unit, signed) for bound in (one.low, one.high))
-    return f"{_number(one.value, unit, signed)} ({percent(confidence)} CI {low} to {high})"
+    return f"{_number(one.value, unit, signed)} ({span(one, unit.digits, confidence, unit.scale, signed=signed)})"
 
 
 def _all_values(measures: Mapping[str, Estimate]) -> dict[str, Any]:
-    return {name: _values(one) for name, one in measures.items()}
-
-
-def _values(one: Estimate) -> dict[str, float | None]:
-    values = {"value": one.value, "low": one.low, "high": one.high}
-    return {key: value if math.isfinite(value) else None for key, value in values.items()}
+    return {name: plain(one) for name, one in measures.items()}

@@ -6,13 +6,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from pipeline.reporting.compare import Comparison
 from pipeline.reporting.figures.frontier import frontier_plot
 from pipeline.reporting.frontier import Frontier, frontiers
 from pipeline.reporting.pages.page import Section
-from pipeline.reporting.statistics.differences import Difference
+from pipeline.reporting.plain import plain
 from pipeline.reporting.statistics.frontier import Level
 from pipeline.reporting.tables.frontier import frontier_table, methods_table
 from pipeline.reporting.tables.wording import listing, number
@@ -40,7 +38,7 @@ def frontier_sections(
 def _section(comparison: Comparison, found: Sequence[Frontier], title: str, directory: Path, name: str) -> Section:
     whole, *kinds = found
     confidence = comparison.confidence
-    sentences = [_verdict(whole, confidence), *_by_kind(kinds, confidence), _largest(whole), HOW]
+    sentences = [_verdict(whole, confidence, title), *_by_kind(kinds, confidence), _largest(whole), HOW]
     plot, table = frontier_plot(whole, confidence, directory, name), frontier_table(whole, confidence)
     values = {**({"group": title} if title else {}), **{one.kind: _values(one) for one in found}}
     question = "Who drifts least for the same gain" + (f", {title}" if title else "")
@@ -63,26 +61,35 @@ HOW = (
 )
 
 
-def _verdict(frontier: Frontier, confidence: float) -> str:
+def _verdict(frontier: Frontier, confidence: float, title: str) -> str:
     if not frontier.levels:
         ranges = [f"{one.label} {_range([p.gain for p in one.curve])}" for one in frontier.methods]
         return f"No two methods share a gain, so none can be said to drift less: {'; '.join(ranges)} bits per byte."
     parts = [_won(name, frontier.levels, confidence) for name in dict.fromkeys(one.least for one in frontier.levels)]
     count = sum(len(level.behind) for level in frontier.levels)
     corrected = f" (corrected for {count} comparisons)" if count > 1 else ""
-    return f"At equal gain, {'; '.join(parts)}{corrected}."
+    return f"At equal gain{f' and {title}' if title else ''}, {'; '.join(parts)}{corrected}."
 
 
 def _won(name: str, levels: Sequence[Level], confidence: float) -> str:
-    """At which gains a method drifted least, and at which of them that holds against every other."""
+    """At which gains a method drifted least, and against which others that is more than chance at each of them."""
     own = [level for level in levels if level.least == name]
-    holds = [level.gain for level in own if _holds(level, confidence)]
-    others = "the other" if len(levels[0].drifts) == 2 else "each other method"
-    told = f"{name} drifted least at {_gains([level.gain for level in own])} bits per byte"
-    if not holds:
-        return f"{told}, within chance of {others}"
-    where = "" if len(holds) == len(own) else f" at {_gains(holds)}"
-    return f"{told}, beyond chance{where} against {others} that gains as much"
+    others = ("the other" if len(levels[0].drifts) == 2 else "each other method") + " that gains as much"
+    sure: dict[str, list[float]] = {}
+    for level in own:
+        sure.setdefault(_sure(level, confidence, others), []).append(level.gain)
+    told = [f"{name} drifted least at {_gains([level.gain for level in own])} bits per byte"]
+    told += [how if len(sure) == 1 else f"at {_gains(gains)} {how}" for how, gains in sure.items()]
+    return ", ".join(told)
+
+
+def _sure(level: Level, confidence: float, others: str) -> str:
+    """Which methods the least one differs from, corrected for the number of comparisons, and which it does not."""
+    beyond = [one for one, p in level.adjusted.items() if p <= 1 - confidence]
+    within = [one for one in level.adjusted if one not in beyond]
+    if not within or not beyond:
+        return f"beyond chance against {others}" if beyond else f"within chance of {others}"
+    return f"beyond chance against {listing(beyond)} and within chance of {listing(within)}"
 
 
 def _by_kind(kinds: Sequence[Frontier], confidence: float) -> list[str]:
@@ -99,7 +106,8 @@ def _by_kind(kinds: Sequence[Frontier], confidence: float) -> list[str]:
 
 def _least(name: str, levels: Sequence[Level], confidence: float) -> str:
     unsure = [level.gain for level in levels if not _holds(level, confidence)]
-    chance = "" if not unsure else f" (within chance{f' at {_gains(unsure)}' if len(unsure) < len(levels) else ''})"
+    where = f" at {_gains(unsure)}" if 0 < len(unsure) < len(levels) else ""
+    chance = f" (within chance of another{where})" if unsure else ""
     return f"{name} at {_gains([level.gain for level in levels])}{chance}"
 
 
@@ -145,14 +153,9 @@ def _values(frontier: Frontier) -> dict[str, Any]:
             {
                 "gain": level.gain,
                 "least": level.least,
-                "drift": {name: one and _estimate(one) for name, one in level.drifts.items()},
-                "behind": {name: {**_estimate(one), "p": level.adjusted[name]} for name, one in level.behind.items()},
+                "drift": {name: one and plain(one) for name, one in level.drifts.items()},
+                "behind": {name: {**plain(one), "p": level.adjusted[name]} for name, one in level.behind.items()},
             }
             for level in frontier.levels
         ],
     }
-
-
-def _estimate(one: Difference) -> dict[str, float | None]:
-    values = {"value": one.value, "low": one.low, "high": one.high}
-    return {key: value if np.isfinite(value) else None for key, value in values.items()}

@@ -127,6 +127,12 @@ def result_tables(comparison: Comparison) -> list[Table]:
     return [*single, *seed_tables(comparison, seed_lines(comparison))]
 
 
+def every_table(comparison: Comparison, sections: Sequence[Section]) -> list[tuple[str, Table]]:
+    """All tables of the page with what they are about, in its order."""
+    own = [gains_table(comparison), *result_tables(comparison), facts_table(comparison)]
+    return [*((one.caption, one) for one in own), *((one.title, one.table) for one in sections)]
+
+
 def corrected(comparison: Comparison) -> str:
     """Which changes against a base hold after correcting for the number of comparisons; "" if there is one or none."""
     adjusted = comparison.corrected()

@@ -13,6 +13,7 @@ from pipeline.records.items import KL_NATS
 from pipeline.reporting.collect import Benchmark
 from pipeline.reporting.compare import Comparison
 from pipeline.reporting.pages.page import Section
+from pipeline.reporting.plain import plain
 from pipeline.reporting.statistics.drift import ALL
 from pipeline.reporting.statistics.intervals import Items, Score, ratio
 from pipeline.reporting.tables.table import Column, Entry, Table
@@ -95,9 +96,6 @@ def _columns(items: Items) -> Iterator[tuple[str, tuple[Any, Any]]]:
 
 def _values(broken: Breakdown) -> dict[str, Any]:
     return {
-        category: {
-            part: {"value": s.value, "stderr": None if np.isnan(s.stderr) else s.stderr, "n": s.n}
-            for part, s in scores.items()
-        }
+        category: {part: plain(s, ("value", "stderr", "n")) for part, s in scores.items()}
         for category, scores in broken.items()
     }

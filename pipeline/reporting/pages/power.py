@@ -9,6 +9,7 @@ from typing import Any
 
 from pipeline.reporting.compare import Comparison
 from pipeline.reporting.pages.page import Section
+from pipeline.reporting.plain import finite
 from pipeline.reporting.tables.power import Power, Shown, power_table, powers
 from pipeline.reporting.tables.wording import number, percent
 
@@ -45,17 +46,13 @@ def _values(power: Power) -> dict[str, Any]:
         "model": power.model,
         "score": _shown(power.score),
         "gold": _shown(power.gold),
-        "times_smaller": _finite(power.ratio),
+        "times_smaller": finite(power.ratio),
     }
 
 
 def _shown(shown: Shown) -> dict[str, float | None]:
     return {
-        "change": _finite(shown.change),
-        "base_deviation": _finite(shown.deviation),
-        "relative": _finite(shown.relative),
+        "change": finite(shown.change),
+        "base_deviation": finite(shown.deviation),
+        "relative": finite(shown.relative),
     }
-
-
-def _finite(value: float) -> float | None:
-    return value if math.isfinite(value) else None

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
@@ -12,6 +11,7 @@ from pipeline.reporting.compare import Comparison, Gains, ModelResult
 from pipeline.reporting.pages.page import Section, first_sentence, notes
 from pipeline.reporting.pages.samples import samples
 from pipeline.reporting.pages.verdict import expanded_lines, verdicts
+from pipeline.reporting.plain import finite, plain
 from pipeline.reporting.seeds import seed_lines, seed_values
 from pipeline.reporting.statistics.differences import Difference
 from pipeline.reporting.statistics.drift import ALL
@@ -46,6 +46,7 @@ def data(
         "against_first_variant": [
             {
                 "variant": baseline.variant,
+                "against": baseline.reference,
                 "gains": _gains_data(baseline.gains),
                 "drift": _difference_data(baseline.drift),
             }
@@ -97,7 +98,7 @@ def _line_data(comparison: Comparison, line: ModelResult) -> dict[str, Any]:
         "fingerprint": line.row.fingerprint,
         "reference": reference,
         "artifacts": {
-            "model": (line.row.training or line.row.model).name,
+            "model": line.row.model.name,
             "evaluations": {name: directory.name for name, directory in sorted(line.row.directories.items())},
         },
         "num_parameters": facts.num_parameters,
@@ -110,7 +111,7 @@ def _line_data(comparison: Comparison, line: ModelResult) -> dict[str, Any]:
         "mfu_6nd": facts.mfu_6nd,
         "scores": {name: _score_data(line.scores.get(name)) for name in _measured(line)},
         "differences": {
-            name: {**(_difference_data(d) or {}), "detectable": _finite(detectable(d, power)), "p": line.p_values[name]}
+            name: {**(_difference_data(d) or {}), "detectable": finite(detectable(d, power)), "p": line.p_values[name]}
             for name, d in sorted(line.differences.items())
         },
         "gains": None if line.gains is None else _gains_data(line.gains),
@@ -126,7 +127,14 @@ def _measured(line: ModelResult) -> list[str]:
 
 
 def _score_data(score: Score | None) -> dict[str, Any] | None:
-    return None if score is None else {"value": score.value, "stderr": _finite(score.stderr), "n": score.n}
+    return None if score is None else {"value": score.value, "stderr": finite(score.stderr), "n": score.n}
+
+
+GROUPS_OF_GAINS = {
+    "domain": ("domain",), "general": ("general",), "beyond_general_shift": ("domain", "general"),
+    "retention": ("general", "retention"), "gold_bits_per_byte": ("general", "retention"), "drift": ("drift",),
+}  # fmt: skip
+"""Key of `_gains_data` -> the groups of benchmarks that its number is a mean over."""
 
 
 def _gains_data(gains: Gains) -> dict[str, Any]:
@@ -145,15 +153,4 @@ def _gains_data(gains: Gains) -> dict[str, Any]:
 def _difference_data(difference: Difference | None) -> dict[str, Any] | None:
     if difference is None:
         return None
-    return {
-        "value": difference.value,
-        "stderr": _finite(difference.stderr),
-        "low": _finite(difference.low),
-        "high": _finite(difference.high),
-        "n": difference.n,
-        "mark": difference.mark,
-    }
-
-
-def _finite(value: float) -> float | None:
-    return value if math.isfinite(value) else None
+    return plain(difference, ("value", "stderr", "low", "high", "n", "mark"))

@@ -11,8 +11,9 @@ from pipeline.reporting.pages.page import Section
 from pipeline.reporting.paper.beside import Cell, Number, Pair, pairs
 from pipeline.reporting.paper.figure import pareto_plot
 from pipeline.reporting.paper.tables import PaperTable, asked_rows
+from pipeline.reporting.plain import finite, plain
 from pipeline.reporting.tables.table import Column, Entry, Table
-from pipeline.reporting.tables.wording import MISSING, number, percent
+from pipeline.reporting.tables.wording import MISSING, interval, number, percent
 
 Asked = Mapping[str, Mapping[str, str | None]]
 """Table -> model of the run -> row of the table; null leaves a model out."""
@@ -90,21 +91,21 @@ def _ours(cell: Cell, signed: bool) -> Entry:
     text = number(cell.ours.value, DIGITS, signed=signed)
     stand_in = "" if cell.ours.is_paired else " (stand-in)"
     if signed:
-        return Entry(text + stand_in, "", _interval(cell.ours))
+        return Entry(text + stand_in, "", interval(cell.ours, DIGITS))
     return Entry(f"{text} ± {number(cell.ours.stderr, DIGITS)}{stand_in}")
 
 
 def _gap(cell: Cell) -> Entry:
     gap = cell.gap
-    return Entry(MISSING) if gap is None else Entry(_signed(gap), "within" if cell.is_within else "", _interval(gap))
+    return (
+        Entry(MISSING)
+        if gap is None
+        else Entry(_signed(gap), "within" if cell.is_within else "", interval(gap, DIGITS))
+    )
 
 
 def _signed(value: Number | None) -> str:
     return MISSING if value is None else number(value.value, DIGITS, signed=True)
-
-
-def _interval(value: Number) -> str:
-    return f"[{number(value.low, DIGITS, signed=True)}, {number(value.high, DIGITS, signed=True)}]"
 
 
 def _title(comparison: Comparison, benchmark: str) -> str:
@@ -115,13 +116,9 @@ def _values(pair: Pair) -> dict[str, Any]:
     cells = {
         cell.column: {
             "paper": cell.paper,
-            "ours": None if cell.ours is None else {k: _finite(v) for k, v in vars(cell.ours).items()},
-            "gap": None if cell.gap is None else _finite(cell.gap.value),
+            "ours": None if cell.ours is None else plain(cell.ours, vars(cell.ours)),
+            "gap": None if cell.gap is None else finite(cell.gap.value),
         }
         for cell in pair.cells
     }
     return {"model": pair.label, "row": pair.row, "reference": pair.reference or None, "cells": cells}
-
-
-def _finite(value: Any) -> Any:
-    return None if isinstance(value, float) and value != value else value

@@ -66,12 +66,12 @@ def check_asked(asked: Any) -> None:
         raise ValueError(f"report.paper={asked!r} must map tables of the paper to models and their rows, or be {{}}")
     for name, rows in asked.items():
         if name not in paper_tables():
-            raise ValueError(f"report.paper names the table {name!r}{_near(name, paper_tables())}")
+            raise ValueError(f"report.paper names the table {name!r}{near(name, paper_tables())}")
         if not isinstance(rows, Mapping):
             raise ValueError(f"report.paper.{name}={rows!r} must map models of the run to rows of the table")
         for model, row in rows.items():
             if row is not None and row not in (known := paper_tables()[name].rows):
-                raise ValueError(f"report.paper.{name}.{model}={row!r} is no row of it{_near(str(row), known)}")
+                raise ValueError(f"report.paper.{name}.{model}={row!r} is no row of it{near(str(row), known)}")
 
 
 def asked_rows(asked: Mapping[str, Mapping[str, str | None]]) -> list[tuple[PaperTable, dict[str, str]]]:
@@ -82,7 +82,8 @@ def asked_rows(asked: Mapping[str, Mapping[str, str | None]]) -> list[tuple[Pape
     ]
 
 
-def _near(name: str, known: Iterable[str]) -> str:
+def near(name: str, known: Iterable[str]) -> str:
+    """Which of the known names may be meant, to go on a sentence with; else all of them."""
     close = difflib.get_close_matches(name, list(known), n=1)
     return f"; did you mean {close[0]!r}?" if close else f"; there are {', '.join(known)}"
 

@@ -12,14 +12,14 @@ from typing import NamedTuple
 import numpy as np
 
 from pipeline.records.items import Floats, Items
+from pipeline.reporting.statistics.intervals import unseen_draws
 
 
 class Measure(NamedTuple):
-    """A measure of a score matrix: its name, what it is, how many tasks it needs, whether it is a change and no score,
-    and whether that is a loss."""
+    """A measure of a score matrix: its name, how many tasks it needs, whether it is a change and no score, and whether
+    that is a loss."""
 
     title: str
-    text: str
     compute: Callable[[Floats], Floats]
     min_tasks: int = 2
     is_change: bool = True
@@ -56,11 +56,11 @@ def learning_accuracy(scores: Floats) -> Floats:
 
 
 MEASURES = {
-    "op": Measure("OP", "mean score after the last task", overall_performance, 1, False),
-    "bwt": Measure("BWT", "what later tasks changed of earlier ones", backward_transfer),
-    "fwt": Measure("FWT", "what earlier tasks changed of later ones before these were learned", forward_transfer),
-    "forgetting": Measure("Forgetting", "from each task's best to the end", forgetting, is_loss=True),
-    "la": Measure("Learning accuracy", "mean score of each task when just learned", learning_accuracy, 1, False),
+    "op": Measure("OP", overall_performance, 1, False),
+    "bwt": Measure("BWT", backward_transfer),
+    "fwt": Measure("FWT", forward_transfer),
+    "forgetting": Measure("Forgetting", forgetting, is_loss=True),
+    "la": Measure("Learning accuracy", learning_accuracy, 1, False),
 }
 
 
@@ -84,21 +84,13 @@ def with_unseen(models: Sequence[Items], draws: Floats, rng: np.random.Generator
     """[B, M] draws of scores on the same items, widened where right-or-wrong answers leave no room for chance.
 
     Of answers that are all right, or all wrong, no draw shows that some may be otherwise, nor of those that equal
-    another model's. In as large a share of all items as makes none in n just not surprising they may still be: the
-    exact bound of a binomial share (Clopper and Pearson 1934), as for a single difference (`statistics.intervals`).
+    another model's. They may still be, as `unseen_draws` has it for a single difference too; a score stays in [0, 1].
     """
     found, known = draws.copy(), set[bytes]()
     for m, items in enumerate(models):
-        answers = items.numerators.tobytes()
-        if items.is_hit_or_miss:
-            weights = items.denominators
-            uniforms = rng.random((2, len(draws)))
-            share = float(weights.max() / weights.mean()) * (1 - uniforms[0] ** (1 / weights.size))
-            if not items.numerators.any():
-                found[:, m] = np.minimum(share, 1)
-            elif (items.numerators == weights).all():
-                found[:, m] = np.maximum(1 - share, 0)
-            elif answers in known:
-                found[:, m] += np.where(uniforms[1] < 0.5, share, -share)
+        answers, are_right = items.numerators.tobytes(), items.numerators == items.denominators
+        if items.is_hit_or_miss and (answers in known or are_right.all() or not items.numerators.any()):
+            unseen = unseen_draws(items.denominators, rng.random((2, len(draws))))
+            found[:, m] = np.clip(found[:, m] + unseen, 0, 1)
         known.add(answers)
     return found

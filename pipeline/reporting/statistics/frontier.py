@@ -19,7 +19,7 @@ from pipeline.records.items import Floats, Items
 from pipeline.reporting.statistics.differences import Difference, percentiles
 from pipeline.reporting.statistics.draws import resampled_sums, strata_of
 from pipeline.reporting.statistics.intervals import paired_columns
-from pipeline.reporting.statistics.permutation import holm
+from pipeline.reporting.statistics.permutation import draws_p_value, holm
 
 MIN_LEVELS, STEPS = 4, (5, 2, 1)
 
@@ -98,6 +98,13 @@ def at_gain(curve: Sequence[Point], gain: float) -> tuple[float, Floats] | None:
     return low.drift + share * (high.drift - low.drift), draws
 
 
+def known_at(curve: Sequence[Point], gain: float) -> tuple[float, Floats]:
+    """As `at_gain`, within the range of a curve. Raises ValueError outside of it."""
+    if (found := at_gain(curve, gain)) is None:
+        raise ValueError(f"a gain of {gain} is not between {curve[0].gain} and {curve[-1].gain}")
+    return found
+
+
 def round_gains(curves: Sequence[Sequence[Point]]) -> list[float]:
     """Round numbers, at least four where there is room for them, that at least two curves have in their range."""
     ranges = [(curve[0].gain, curve[-1].gain) for curve in curves]
@@ -120,11 +127,13 @@ def levels(curves: Mapping[str, Sequence[Point]], *, confidence: float, num_item
         least = min(known, key=lambda name: known[name][0])
         value, draws = known[least]
         behind = {
-            name: _difference(at[0] - value, at[1] - draws, confidence, num_items)
+            name: drift_difference(at[0] - value, at[1] - draws, confidence, num_items)
             for name, at in known.items()
             if name != least
         }
-        drifts = {name: _difference(*known[name], confidence, num_items) if name in known else None for name in curves}
+        drifts = {
+            name: drift_difference(*known[name], confidence, num_items) if name in known else None for name in curves
+        }
         found.append(Level(gain, drifts, least, behind, {}))
     adjusted = holm({(i, name): _p_value(one) for i, at in enumerate(found) for name, one in at.behind.items()})
     return [
@@ -133,16 +142,12 @@ def levels(curves: Mapping[str, Sequence[Point]], *, confidence: float, num_item
     ]
 
 
-def _difference(value: float, draws: Floats, confidence: float, num_items: int) -> Difference:
+def drift_difference(value: float, draws: Floats, confidence: float, num_items: int) -> Difference:
+    """A drift, or how much larger one is than another, in nats per token, with the interval of its (B,) draws."""
     low, high = percentiles(draws, confidence) if num_items > 1 else (-math.inf, math.inf)
     stderr = float(draws.std()) if np.isfinite(draws).all() else math.nan
     return Difference(float(value), stderr, low, high, num_items, False, False, confidence, draws)
 
 
 def _p_value(difference: Difference) -> float:
-    """Two-sided, by the share of draws on the other side of zero."""
-    draws = difference.draws
-    if difference.n < 2 or not np.isfinite(draws).all():
-        return 1.0
-    tail = min(int((draws <= 0).sum()), int((draws >= 0).sum()))
-    return min(1.0, 2 * (1 + tail) / (1 + draws.size))
+    return draws_p_value(difference.draws) if difference.n > 1 else 1.0

@@ -85,11 +85,12 @@ def paired_difference(
         return Difference(0.0, 0.0, 0.0, 0.0, n, True, model.higher_is_better, confidence, zeros)
     ratio_m, ratio_r = num_m.sum() / den_m.sum(), num_r.sum() / den_r.sum()
     residuals = (num_m - ratio_m * den_m) / den_m.sum() - (num_r - ratio_r * den_r) / den_r.sum()
-    sums = resampled_sums(np.stack(columns, axis=1), num_bootstrap, rng, strata_of(model))  # (B, 4)
+    strata = strata_of(model)
+    sums = resampled_sums(np.stack(columns, axis=1), num_bootstrap, rng, strata)  # (B, 4)
     draws = sums[:, 0] / sums[:, 1] - sums[:, 2] / sums[:, 3]
     low, high = percentiles(draws, confidence) if n > 1 else (-math.inf, math.inf)
     heaviest = float(den_m.max() / den_m.mean()) if model.is_hit_or_miss and reference.is_hit_or_miss else 0.0
-    estimate = float(ratio_m - ratio_r), stderr_of(residuals, strata_of(model)), low, high
+    estimate = float(ratio_m - ratio_r), stderr_of(residuals, strata), low, high
     return Difference(*estimate, n, False, model.higher_is_better, confidence, draws, heaviest=heaviest)
 
 
@@ -125,16 +126,28 @@ def unseen_share(n: int, tail: float) -> float:
     return 1 - tail ** (1 / n)
 
 
+def unseen_draws(weights: Floats, uniforms: Floats) -> Floats:
+    """(B,) changes, of either sign, that none of the items shows: their percentiles are the bounds of `unseen_share`.
+
+    Items may weigh differently, and what was not seen may be the heaviest.
+
+    Args:
+        weights: (N,) denominators of the items.
+        uniforms: (2, B) draws in [0, 1): of the sizes and of the signs.
+    """
+    heaviest = float(weights.max() / weights.mean())
+    sizes = np.minimum(1.0, heaviest * (1 - (uniforms[0] / 2) ** (1 / weights.size)))
+    return np.where(uniforms[1] < 0.5, -sizes, sizes)
+
+
 def _unchanged(weights: Floats, confidence: float, uniforms: Floats) -> Difference:
     """No item of n differs: losses may be as large a share as `unseen_share` has it, and so may wins.
 
-    Items may weigh differently, and what was not seen may be the heaviest. The draws are of a distribution that has
-    the bounds as its percentiles, so that they can be combined with others.
+    The draws (`unseen_draws`) can be combined with others.
     """
     n, heaviest = weights.size, float(weights.max() / weights.mean())
     bound = min(1.0, heaviest * unseen_share(n, (1 - confidence) / 2))
-    sizes = np.minimum(1.0, heaviest * (1 - (uniforms[0] / 2) ** (1 / n)))
-    draws = np.where(uniforms[1] < 0.5, -sizes, sizes)
+    draws = unseen_draws(weights, uniforms)
     stderr = bound / NormalDist().inv_cdf((1 + confidence) / 2) if n > 1 else math.nan
     low, high = (-bound, bound) if n > 1 else (-math.inf, math.inf)
     return Difference(0.0, stderr, low, high, n, False, True, confidence, draws, unchanged=True, heaviest=heaviest)

@@ -8,7 +8,7 @@ from typing import TypeVar
 
 import numpy as np
 
-from pipeline.records.items import Items
+from pipeline.records.items import Floats, Items
 from pipeline.reporting.statistics.draws import CHUNK
 from pipeline.reporting.statistics.intervals import paired_columns
 
@@ -41,6 +41,14 @@ def permutation_test(model: Items, reference: Items, *, num_draws: int, seed: in
             own, other = ((sums[:, 0] / sums[:, 1]) for sums in (sums_m + moved, sums_r - moved))
         as_large += int((np.abs(own - other) >= found * (1 - 1e-9)).sum())
     return (1 + as_large) / (1 + num_draws)
+
+
+def draws_p_value(draws: Floats) -> float:
+    """Two-sided, by the share of (B,) bootstrap draws of a difference on the other side of zero."""
+    if not np.isfinite(draws).all():
+        return 1.0
+    tail = min(int((draws <= 0).sum()), int((draws >= 0).sum()))
+    return min(1.0, 2 * (1 + tail) / (1 + draws.size))
 
 
 def holm(p_values: Mapping[Key, float]) -> dict[Key, float]:

@@ -19,7 +19,9 @@ def frontier_table(frontier: Frontier, confidence: float) -> Table:
     """One row a gain: the drift of each method, which is the least, and how far the next is behind it."""
     columns = [Column("Drift", method.label, NATS) for method in frontier.methods]
     columns += [Column("", "Least"), Column("", "The next drifted more by", "nats/token")]
-    rows = tuple((f"{level.gain:g} bits/byte", tuple(_entries(frontier, level))) for level in frontier.levels)
+    rows = tuple(
+        (f"{level.gain:g} bits/byte", tuple(_entries(frontier, level, confidence))) for level in frontier.levels
+    )
     return Table(f"Drift at equal gain [{percent(confidence)} confidence interval]", tuple(columns), rows, "Gain")
 
 
@@ -66,7 +68,7 @@ def _flops(flops: int | None) -> str:
     return f"{number(flops / scale, 1)} {name}FLOP"
 
 
-def _entries(frontier: Frontier, level: Level) -> list[Entry]:
+def _entries(frontier: Frontier, level: Level, confidence: float) -> list[Entry]:
     entries = []
     for method in frontier.methods:
         drift = level.drifts[method.label]
@@ -74,7 +76,9 @@ def _entries(frontier: Frontier, level: Level) -> list[Entry]:
         entries.append(Entry(outside) if drift is None else _drift(drift))
     behind = level.behind[level.next]
     value, interval = difference_parts(behind, 4)
-    return [*entries, Entry(level.least), Entry(f"{value} ({level.next})", GAP_MARKS[behind.low > 0], interval)]
+    holds = level.adjusted[level.next] <= 1 - confidence
+    gap = Entry(f"{value} ({level.next})", GAP_MARKS[behind.low > 0], interval, holds)
+    return [*entries, Entry(level.least), gap]
 
 
 def _drift(drift: Difference) -> Entry:

@@ -10,7 +10,10 @@ TERMINAL_WIDTH = 118
 
 
 def markdown(table: Table, width: int = TERMINAL_WIDTH) -> str:
-    """The table in as many aligned Markdown tables as keep every line within `width` characters, groups kept whole."""
+    """The table in as many aligned Markdown tables as keep every line within `width` characters, groups kept whole; one
+    of sentences as it is."""
+    if table.has_texts:
+        return _texts(table)
     names = [table.rows_are, "", *(label for label, _ in table.rows)]
     columns = [
         [column.title, column.subtitle, *(_plain(entries[i]) for _, entries in table.rows)]
@@ -23,6 +26,15 @@ def markdown(table: Table, width: int = TERMINAL_WIDTH) -> str:
         text = _markdown_chunk([names, *(columns[i] for i in indices)])
         parts.append(f"**{groups}**\n\n{text}" if groups else text)
     return "\n\n".join(parts)
+
+
+def _texts(table: Table) -> str:
+    """A line a row, without padding."""
+    head = [table.rows_are, *(column.title for column in table.columns)]
+    rows = [[label, *map(_plain, entries)] for label, entries in table.rows]
+    lines = [" | ".join(map(_escape, cells)) for cells in (head, *rows)]
+    lines.insert(1, " | ".join([":--"] * len(head)))
+    return "\n".join(f"| {line} |" for line in lines)
 
 
 def _chunks(widths: Sequence[int], groups: Sequence[str], room: int) -> list[list[int]]:
@@ -65,4 +77,5 @@ def _escape(text: str) -> str:
 
 
 def _plain(entry: Entry) -> str:
-    return " ".join(part for part in (entry.text, entry.interval, entry.mark) if part)
+    text = f"**{entry.text}**" if entry.holds else entry.text
+    return " ".join(part for part in (text, entry.interval, entry.mark) if part)

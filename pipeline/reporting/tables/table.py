@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from pipeline.reporting.axes import drift_of_line
 from pipeline.reporting.collect import Benchmark
@@ -17,6 +17,7 @@ from pipeline.reporting.tables.wording import (
     count,
     difference_parts,
     duration,
+    interval,
     memory,
     number,
     percent,
@@ -43,21 +44,27 @@ class Column:
 
 @dataclass(frozen=True)
 class Entry:
-    """One cell: its text and, for a difference, its mark (such as `better` or `within`) and interval."""
+    """One cell: its text and, for a difference, its mark (such as `better` or `within`) and interval.
+
+    `holds`: it is more than chance after correction for the number of comparisons, and stands in bold.
+    """
 
     text: str
     mark: str = ""
     interval: str = ""
+    holds: bool = False
 
 
 @dataclass(frozen=True)
 class Table:
-    """`rows_are` heads the first column, which names what a row is about."""
+    """`rows_are` heads the first column, which names what a row is about. `has_texts`: its cells are sentences, which
+    take several lines on the page, and one in Markdown."""
 
     caption: str
     columns: tuple[Column, ...]
     rows: tuple[tuple[str, tuple[Entry, ...]], ...]
     rows_are: str = "Model"
+    has_texts: bool = False
 
     @property
     def groups(self) -> list[tuple[str, int]]:
@@ -82,10 +89,12 @@ def values_table(comparison: Comparison) -> Table:
 
 def differences_table(comparison: Comparison) -> Table:
     """Every model minus the base of its variant, with the interval and the mark."""
+    adjusted, alpha = comparison.corrected(), 1 - comparison.confidence
 
     def entry(line: ModelResult, b: Benchmark) -> Entry:
         unit = comparison.units[b.name]
-        return difference_entry(line.differences.get(b.name), unit.digits, unit.scale)
+        found = difference_entry(line.differences.get(b.name), unit.digits, unit.scale)
+        return replace(found, holds=adjusted.get((line.label, b.name), 1.0) <= alpha)
 
     caption = f"Difference against the base [{percent(comparison.confidence)} confidence interval]"
     lines = [line for line in comparison.lines if line.gains is not None]
@@ -125,9 +134,10 @@ def seed_tables(comparison: Comparison, lines: Sequence[SeedLine]) -> list[Table
         value = number(found.mean * unit.scale, unit.digits, signed=True)
         if not math.isfinite(found.low):
             return Entry(value)
-        bounds = (number(bound * unit.scale, unit.digits, signed=True) for bound in (found.low, found.high))
         good = {"higher": unit.higher_is_better, "lower": not unit.higher_is_better}.get(found.mark)
-        return Entry(value, "within" if good is None else "better" if good else "worse", f"[{', '.join(bounds)}]")
+        return Entry(
+            value, "within" if good is None else "better" if good else "worse", interval(found, unit.digits, unit.scale)
+        )
 
     columns = tuple(_column(comparison, b) for b in comparison.benchmarks)
 
@@ -135,10 +145,10 @@ def seed_tables(comparison: Comparison, lines: Sequence[SeedLine]) -> list[Table
         rows = tuple((one.label, tuple(entry(one, b) for b in comparison.benchmarks)) for one in lines)
         return Table(caption, columns, rows)
 
-    interval = f"[{percent(comparison.confidence)} interval over seeds and items]"
+    how = f"[{percent(comparison.confidence)} interval over seeds and items]"
     return [
         table("Over seeds: mean ± standard deviation", scores),
-        table(f"Over seeds: difference against the base {interval}", gains),
+        table(f"Over seeds: difference against the base {how}", gains),
     ]
 
 
@@ -168,8 +178,8 @@ def gains_table(comparison: Comparison) -> Table:
 
 def drift_entry(difference: Difference | None, digits: int) -> Entry:
     """A divergence, which is never negative and always away: without signs and without a mark."""
-    value, interval = difference_parts(difference, digits)
-    return Entry(value.removeprefix("+"), "", interval.replace("+", ""))
+    value, bounds = difference_parts(difference, digits)
+    return Entry(value.removeprefix("+"), "", bounds.replace("+", ""))
 
 
 def _num_worse(comparison: Comparison, line: ModelResult) -> Entry:
@@ -206,11 +216,11 @@ def split(table: Table, num_columns: int = PAGE_COLUMNS) -> list[Table]:
     size = math.ceil(len(table.columns) / num_parts)
     starts = range(0, len(table.columns), size) if size else [0]
     return [
-        Table(
-            table.caption if start == 0 else f"{table.caption}, continued",
-            table.columns[start : start + size],
-            tuple((label, entries[start : start + size]) for label, entries in table.rows),
-            table.rows_are,
+        replace(
+            table,
+            caption=table.caption if start == 0 else f"{table.caption}, continued",
+            columns=table.columns[start : start + size],
+            rows=tuple((label, entries[start : start + size]) for label, entries in table.rows),
         )
         for start in starts
     ]
@@ -232,8 +242,8 @@ def without_empty(table: Table) -> Table:
 
 
 def difference_entry(difference: Difference | None, digits: int, scale: float = 1.0) -> Entry:
-    value, interval = difference_parts(difference, digits, scale)
-    return Entry(value, difference.mark if difference else "", interval)
+    value, bounds = difference_parts(difference, digits, scale)
+    return Entry(value, difference.mark if difference else "", bounds)
 
 
 def _column(comparison: Comparison, benchmark: Benchmark) -> Column:

@@ -4,13 +4,22 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
     from pipeline.reporting.statistics.differences import Difference
     from pipeline.reporting.statistics.intervals import Score
 
 MISSING = "–"
+
+
+class Interval(Protocol):
+    """What has the ends of an interval, infinite where it is not known."""
+
+    @property
+    def low(self) -> float: ...
+    @property
+    def high(self) -> float: ...
 
 
 @dataclass(frozen=True)
@@ -34,16 +43,17 @@ def number(value: float, digits: int, *, signed: bool = False) -> str:
 
 
 def score_text(score: Score | None, unit: Unit) -> str:
+    """Value and standard error in the unit: `52.3 ± 1.5`."""
     if score is None:
         return MISSING
     return f"{number(score.value * unit.scale, unit.digits)} ± {number(score.stderr * unit.scale, unit.digits)}"
 
 
-def interval(difference: Difference, digits: int, scale: float = 1.0) -> str:
-    """`[low, high]`, or a note that one item gives none."""
-    if not math.isfinite(difference.low):
+def interval(found: Interval, digits: int, scale: float = 1.0, *, signed: bool = True) -> str:
+    """`[low, high]`, or a note that there is none, as of a single item."""
+    if not math.isfinite(found.low):
         return "[no interval]"
-    low, high = (number(bound * scale, digits, signed=True) for bound in (difference.low, difference.high))
+    low, high = (number(bound * scale, digits, signed=signed) for bound in (found.low, found.high))
     return f"[{low}, {high}]"
 
 
@@ -63,11 +73,17 @@ def estimate(difference: Difference, digits: int, unit: str, *, signed: bool = T
     value = number(difference.value, digits, signed=signed)
     if not math.isfinite(difference.low):
         return f"{value} {unit} (one item, so no interval)"
-    low, high = (number(bound, digits, signed=signed) for bound in (difference.low, difference.high))
-    return f"{value} {unit} ({percent(difference.confidence)} CI {low} to {high})"
+    return f"{value} {unit} ({span(difference, digits, difference.confidence, signed=signed)})"
+
+
+def span(found: Interval, digits: int, confidence: float, scale: float = 1.0, *, signed: bool = True) -> str:
+    """An interval in a sentence: `95 % CI +0.0280 to +0.0340`."""
+    low, high = (number(bound * scale, digits, signed=signed) for bound in (found.low, found.high))
+    return f"{percent(confidence)} CI {low} to {high}"
 
 
 def percent(share: float) -> str:
+    """0.95 as 95 %, with four digits."""
     return f"{share * 100:.4g} %"
 
 
@@ -83,6 +99,7 @@ def count(value: int | None) -> str:
 
 
 def duration(seconds: float | None) -> str:
+    """Seconds as `12 s`, `7 min` or `2 h 05 min`."""
     if seconds is None:
         return MISSING
     if seconds < 60:
@@ -92,6 +109,7 @@ def duration(seconds: float | None) -> str:
 
 
 def memory(num_bytes: int | None) -> str:
+    """Bytes in GiB, with one decimal."""
     return MISSING if num_bytes is None else f"{num_bytes / 2**30:.1f} GiB"
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -48,8 +49,9 @@ class Answers:
     def __init__(self, *answers) -> None:
         self.answers, self.tokenizer = list(answers), byte_tokenizer()
 
-    def turns(self, asked, ends, stop, temperature):
+    def turns(self, asked, ends, stop, temperature, progress):
         self.asked, self.ends, self.temperature = asked, ends, temperature
+        progress(step=len(asked), total=len(asked), note="replies written")
         return [Reply(answer, False) for answer in self.answers]
 
 
@@ -182,3 +184,22 @@ def test_an_answer_must_have_room(task, llama, tokenizer):
     benchmark, inputs = task(max_new_tokens=2048)
     with pytest.raises(ValueError, match="max_new_tokens=2048 leaves no room in the model's 2048 positions"):
         benchmark.run(llama, tokenizer, inputs)
+
+
+def test_an_answer_ends_with_what_the_template_closes_a_turn_with(task, tokenizer):
+    """As every reply does: a template of one's own may close a turn before the text ends."""
+    closing = str(tokenizer.convert_ids_to_tokens(min(tokenizer.all_special_ids)))
+    closed = f"{{% if m.role == 'assistant' %}}{{{{ {closing!r} }}}}{{% endif %}}"
+    template = f"{{% for m in messages %}}{{{{ m.content }}}}{closed}{{% endfor %}}"
+    benchmark, inputs = task(template=template)
+    model = Answers("B")
+    model.tokenizer = tokenizer
+    benchmark.measure(model, inputs)
+    assert model.ends == {tokenizer.eos_token_id, min(tokenizer.all_special_ids)}
+
+
+def test_progress_tells_how_many_answers_are_written(task, llama, tokenizer):
+    benchmark, inputs = task(rows=[{"prompt": f"p {i}", "answer": "A"} for i in range(3)])
+    told = []
+    benchmark.run(llama, tokenizer, replace(inputs, progress=lambda **found: told.append(found)))
+    assert told[-1] == {"step": 3, "total": 3, "note": "replies written"}

@@ -10,6 +10,7 @@ import pytest
 from pipeline.reporting.collect import collect
 from pipeline.reporting.compare import compare
 from pipeline.reporting.figures.plot import running_mean
+from pipeline.reporting.pages.page import Section, html
 from pipeline.reporting.pages.parts import part_sections
 from pipeline.reporting.pages.values import data, headline
 from pipeline.reporting.pages.verdict import verdicts
@@ -189,7 +190,7 @@ def test_an_expansion_that_changed_the_model_is_reported(artifacts):
     assert answer == "no" and "changed the model on 1 of 6 measures: SciQ −" in text
 
 
-def test_cells_are_set_against_the_first(artifacts):
+def test_cells_are_set_against_the_method_as_it_is_configured(artifacts):
     comparison = compared(artifacts, [one_variant(artifacts), one_variant(artifacts, "expand=none", seed=3, full=True)])
     answer, text = findings(comparison, variant=1)[-1]
     assert answer in ("worse", "mixed") and "kept measures: worse, −" in text
@@ -248,7 +249,26 @@ def test_a_sweep_has_one_base_and_five_models(artifacts):
         "post-pretrained · num_groups=1",
         "post-pretrained · num_groups=2",
     ]
-    assert len(comparison.lines) == 6 and len(comparison.baselines) == 4
+    assert len(comparison.lines) == 6
+
+
+def test_the_reference_is_the_method_or_the_base_and_never_what_comes_first(artifacts):
+    variants = sweep(artifacts, [1, 2, 6])
+    assert compared(artifacts, variants).baselines == ()
+    variants[2]["is_reference"] = True
+    baselines = compared(artifacts, variants).baselines
+    assert [(one.label, one.reference_label) for one in baselines] == [
+        ("num_groups=1", "num_groups=6"), ("num_groups=2", "num_groups=6"),
+    ]  # fmt: skip
+    assert all(one.gains.domain.mark == "worse" for one in baselines)
+
+
+def test_every_heading_of_a_page_has_an_id_of_its_own(artifacts):
+    """Several comparisons at equal gain, and several beside them."""
+    comparison = compared(artifacts, [one_variant(artifacts)])
+    made = [Section(f"s{i}", ("Said.",), None, facts_table(comparison), True, True, leads=i < 2) for i in range(5)]
+    ids = re.findall(r' id="([^"]+)"', html(comparison, [], frontier=made))
+    assert len(ids) == len(set(ids)) and {"lead-1", "lead-2", "compared-3"} <= set(ids)
 
 
 def test_facts_of_models(artifacts):

@@ -161,3 +161,13 @@ def test_the_scatter_has_the_papers_points_and_ours(tmp_path):
     assert (
         section.plot.path.is_file() and "CrystalCoder" in drawn.replace("<!-- ", "") and "base" in section.plot.caption
     )
+
+
+def test_a_single_item_gives_no_number_that_json_has_not(tmp_path):
+    written = Written(tmp_path / "artifacts")
+    for name, right in {"base": 0.0, "grown": 1.0}.items():
+        written.add(name, unfair_tos=items("acc", True, "unfair_tos", [right], [1.0]))
+    (section,) = paper_sections(written.compare(), LAW, tmp_path)
+    values = json.loads(json.dumps(section.values, allow_nan=False))
+    change = next(pair for pair in values["pairs"] if pair["reference"])["cells"]["Unfair-ToS"]["ours"]
+    assert change["value"] == 100 and change["low"] is None and change["stderr"] is None

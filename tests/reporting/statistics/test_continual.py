@@ -3,7 +3,9 @@
 import numpy as np
 import pytest
 
-from pipeline.reporting.statistics.continual import MEASURES, measured
+from pipeline.records.items import Items
+from pipeline.reporting.statistics.continual import MEASURES, measured, with_unseen
+from pipeline.reporting.statistics.intervals import paired_difference
 
 NAN = float("nan")
 SCORES = np.array(
@@ -70,3 +72,14 @@ def test_draws_are_measured_one_by_one():
 def test_one_task_has_no_transfer():
     assert set(measured(np.array([[0.1], [0.7]]))) == {"op", "la"}
     assert {name for name, one in MEASURES.items() if one.is_loss} == {"forgetting"}
+
+
+def test_answers_that_another_model_gave_too_may_differ_as_much_as_in_a_single_difference():
+    right = np.array([1.0] * 9 + [0.0] * 3)
+    names = tuple(f"i{i}" for i in range(12))
+    items = Items("acc", True, names, names, right, np.ones(12))
+    settings = {"confidence": 0.95, "num_bootstrap": 40000, "seed": 0}
+    single = paired_difference(items, items, **settings)
+    draws = with_unseen([items, items], np.full((40000, 2), 0.5), np.random.default_rng(0))
+    low, high = np.quantile(draws[:, 1] - draws[:, 0], [0.025, 0.975])
+    assert (low, high) == pytest.approx((single.low, single.high), abs=0.01) and single.high > 0.26

@@ -1,0 +1,122 @@
+"""The paper's claims as a table of the report: what it says, what was measured here, and whether the claim holds."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from pipeline.reporting.compare import Comparison
+from pipeline.reporting.pages.page import Section
+from pipeline.reporting.paper.checked import FAILS, HOLDS, OPEN, UNKNOWN, CheckedClaim, checked_claims
+from pipeline.reporting.paper.contrasts import Contrast
+from pipeline.reporting.plain import plain
+from pipeline.reporting.tables.table import Column, Entry, Table
+from pipeline.reporting.tables.wording import MISSING, Unit, interval, listing, number, percent
+
+WORDS = {
+    HOLDS: ("holds", "hold"),
+    FAILS: ("does not hold", "do not hold"),
+    OPEN: ("cannot be told", "cannot be told"),
+    UNKNOWN: ("was not measured", "were not measured"),
+}
+"""Verdict -> what one claim does, and what several do."""
+COLUMNS = tuple(Column("", title) for title in ("Measured here", "Runs", "Verdict", "Command", "In the paper"))
+
+
+def claims_sections(comparison: Comparison, asked: Mapping[str, Any], seed: int) -> list[Section]:
+    """One section where the run names claims, else none. Raises what `checked_claims` raises."""
+    found = checked_claims(comparison, asked, seed)
+    if not found:
+        return []
+    alpha = 1 - comparison.confidence
+    table = Table("Claims of the paper", COLUMNS, tuple(_row(one, alpha) for one in found), "Claim", True)
+    sentences = (_verdict(found, comparison.confidence), *_missing(found), _how(comparison.confidence))
+    values = {"claims": [_values(one, alpha) for one in found]}
+    return [Section("Which of the paper's claims hold here", sentences, None, table, True, True, values)]
+
+
+def _how(confidence: float) -> str:
+    return (
+        "A claim holds where every difference is as claimed, and does not where one is the other way round, beyond "
+        f"chance at {percent(confidence)} after correction for all of them (Holm); what lies between cannot be told. "
+        "Differences are paired by item and positive in favour of the first model, of drift too, of which less is "
+        f"better; intervals are {percent(confidence)}, of a single run over items, of several over seeds (Student's t) "
+        "and items: one run says nothing of other seeds."
+    )
+
+
+def _verdict(found: Sequence[CheckedClaim], confidence: float) -> str:
+    verdicts = [one.verdict(1 - confidence) for one in found]
+    told = [f"{(n := verdicts.count(one))} {words[n > 1]}" for one, words in WORDS.items() if one in verdicts]
+    count = sum(len(one.contrasts) for one in found)
+    noun = "claim" if len(found) == 1 else "claims"
+    return f"Of {len(found)} {noun}, {listing(told)} ({percent(confidence)}, corrected for {count} comparisons)."
+
+
+def _missing(found: Sequence[CheckedClaim]) -> list[str]:
+    parts = ((one.missing, "which this report does not have") for one in found)
+    apart = ((one.apart, "with which no gain is shared") for one in found)
+    return [
+        f"{one.asked.claim.claim}{_of(one)}: without {listing(list(names))}, {why}."
+        for one, *reasons in zip(found, parts, apart, strict=True)
+        for names, why in reasons
+        if names
+    ]
+
+
+def _row(one: CheckedClaim, alpha: float) -> tuple[str, tuple[Entry, ...]]:
+    claim, verdict = one.asked.claim, one.verdict(alpha)
+    runs = sorted({contrast.num_runs for contrast in one.contrasts})
+    num_runs = " to ".join(map(str, dict.fromkeys((runs[0], runs[-1])))) if runs else MISSING
+    entries = (
+        Entry(_measured(one)),
+        Entry(num_runs),
+        Entry(verdict, holds=verdict in (HOLDS, FAILS)),
+        Entry(one.command),
+        Entry(f"{claim.paper} ({claim.where})"),
+    )
+    return claim.claim + _of(one), entries
+
+
+def _measured(one: CheckedClaim) -> str:
+    if one.measure is None or not one.contrasts:
+        return MISSING
+    unit, margin = one.measure.unit, -one.contrasts[0].least
+    pairs = itertools.groupby(one.contrasts, lambda contrast: (contrast.of, contrast.than))
+    told = "; ".join(f"{of} against {than} {_told(list(found), unit)}" for (of, than), found in pairs)
+    allowed = f", {number(margin, unit.digits)} allowed" if margin else ""
+    return f"{one.measure.title}, {unit.name}{allowed}: {told}"
+
+
+def _told(found: Sequence[Contrast], unit: Unit) -> str:
+    """Of two models: the value, or those at several gains."""
+    values = [f"{number(one.value, unit.digits, signed=True)} {interval(one, unit.digits)}" for one in found]
+    return ", ".join(f"{value} at {one.at}" if one.at else value for value, one in zip(values, found, strict=True))
+
+
+def _of(one: CheckedClaim) -> str:
+    return f" · {one.variant}" if one.variant else ""
+
+
+def _values(one: CheckedClaim, alpha: float) -> dict[str, Any]:
+    claim = one.asked.claim
+    contrasts = [
+        {**vars(c), **plain(c), "at": c.at or None, "p": p, "models": list(c.models)}
+        for c, p in zip(one.contrasts, one.adjusted, strict=True)
+    ]
+    return {
+        "name": claim.name,
+        "claim": claim.claim,
+        "where": claim.where,
+        "paper": claim.paper,
+        "variant": one.variant or None,
+        "measure": one.measure and one.measure.title,
+        "benchmarks": list(one.measure.names) if one.measure else [],
+        "unit": one.measure and one.measure.unit.name,
+        "verdict": one.verdict(alpha),
+        "comparisons": contrasts,
+        "missing": list(one.missing),
+        "apart": list(one.apart),
+        "command": one.command,
+    }
