@@ -111,7 +111,7 @@ def forecast_training(
             f"{section}.strategy trains what the expansion added, but its model was not expanded "
             f"(expand=none adds nothing); use expand=block, or strategy@{section}.strategy=full (or lora)"
         )
-    getattr(strategy, "check", lambda *_: None)(facts["num_blocks"], facts["expanded"])
+    getattr(strategy, "check", lambda *_: None)(facts["num_blocks"], facts["expanded"], facts["model_type"])
     check_general_text(strategy, params["seq_len"], request.launch.get("sharding", "none"))
     ahead = stream_ahead(request.inputs["data"].directory, params, mixing)
     found = forecast(facts["shape"], strategy, params, request.launch, ahead)

@@ -139,6 +139,7 @@ def facts_ahead(method, kind):
 
 def test_what_is_foreseen_of_the_architecture():
     assert facts_ahead("block", "gpt2") == "gpt2" and facts_ahead("calm", "llama") == "calm_llama"
+    assert facts_ahead("scale", "qwen3") == "scale_qwen3"
     assert facts_ahead("soft_moe", "qwen2") == "soft_moe_qwen2" and facts_ahead("soft_moe", None) is None
     with pytest.raises(ValueError, match="in the role model is of model_type='calm_llama'"):
         facts_ahead("calm", "calm_llama")

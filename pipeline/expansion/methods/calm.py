@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from pipeline.expansion.base import Plan, Recipe, grow_map
-from pipeline.expansion.layout import Slot
+from pipeline.expansion.layout import Slot, facts_of_type
 from pipeline.expansion.source import Source
 
 if TYPE_CHECKING:
@@ -53,9 +53,8 @@ class Calm:
             _check_tokens(*words)
 
     def facts_of(self, facts: Callable[[str, str], Any]) -> dict[str, Any]:
-        """What is known of the result beforehand: its type, where the anchor's is known."""
-        kind = facts(ANCHOR, "model_type")
-        return {} if kind is None else {"model_type": f"calm_{kind}"}
+        """See `facts_of_type`."""
+        return facts_of_type(facts, "calm")
 
     def bridges(self, num_blocks: int, num_augmenting: int) -> list[int | None]:
         """For each block of the anchor the block of the augmenting model that it reads, or None.

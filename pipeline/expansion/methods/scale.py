@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 
 from pipeline.expansion.base import Plan, Recipe, grow_map
-from pipeline.expansion.layout import Slot
+from pipeline.expansion.layout import Slot, facts_of_type
 from pipeline.expansion.source import Source
 from pipeline.expansion.values import generator_of, tensor_of
 from pipeline.models.files.tensor_file import Stored
@@ -62,6 +62,10 @@ class Scale:
         for name in ("new_features", "new_key_value_heads", "new_inner_features"):
             if type(getattr(self, name)) is not int or getattr(self, name) < 1:
                 raise ValueError(f"expand.{name}={getattr(self, name)!r} must be a whole number of at least 1")
+
+    def facts_of(self, facts: Callable[[str, str], Any]) -> dict[str, Any]:
+        """See `facts_of_type`."""
+        return facts_of_type(facts, "scale")
 
     def plan(self, source: Source, place: Workspace) -> Plan:
         """See `Expansion.plan`; needs no place.
