@@ -133,7 +133,11 @@ def facts_ahead(method, kind):
     """What is foreseen of a model that this method makes of one of this `model_type`."""
     inputs = {role: Input(None, lambda: {"num_blocks": 4, "model_type": kind}) for role in ("model", "augmenting")}
     inputs = inputs if method == "calm" else {"model": inputs["model"]}
-    settings = {"calm": {"_target_": "pipeline.expansion.methods.calm.Calm", "every": 2, "seed": 0}, **METHODS}
+    settings = {
+        **METHODS,
+        "calm": {"_target_": "pipeline.expansion.methods.calm.Calm", "every": 2, "seed": 0},
+        "scale": METHODS["scale, preserve"],
+    }
     return expand.forecast(Request({"method": settings[method], "save": "full"}, inputs)).facts.get("model_type")
 
 
