@@ -104,17 +104,6 @@ class Layout:
         return at_end(num_blocks, num_groups * self.per_group, self.position, self.origin)
 
 
-def facts_of_type(facts: Callable[[str, str], Any], prefix: str) -> dict[str, Any]:
-    """What is known beforehand of a model of a type of our own: its depth is the model's, whose type it has in its own.
-
-    Args:
-        facts: see `Expansion`.
-        prefix: of the type, before the model's.
-    """
-    kind, depth = facts("model", "model_type"), {"num_blocks": facts("model", "num_blocks")}
-    return depth if kind is None else {**depth, "model_type": f"{prefix}_{kind}"}
-
-
 def facts_of_stack(facts: Callable[[str, str], Any], slots: Callable[[int], Sequence[Slot]]) -> dict[str, Any]:
     """What is known beforehand of a model with another stack: depth, shape and type, where the source's are known.
 

@@ -6,8 +6,8 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from pipeline.expansion.base import Plan, Recipe, grow_map
-from pipeline.expansion.layout import Slot, facts_of_type
+from pipeline.expansion.base import Plan, Recipe, facts_of_type, grow_map
+from pipeline.expansion.layout import Slot
 from pipeline.expansion.source import Source
 
 if TYPE_CHECKING:
@@ -46,10 +46,10 @@ class Calm:
         for role in both:
             if (kind := fact(role, "model_type")) is not None:
                 _check_family(role, kind)
-        depths, words = ([fact(role, key) for role in both] for key in ("num_blocks", "vocabulary"))
+        depths, known = ([fact(role, key) for role in both] for key in ("num_blocks", "vocabulary"))
         if None not in depths:
             self.bridges(*depths)
-        if None not in words:
+        if None not in known and None not in (words := [vocabulary() for vocabulary in known]):
             _check_tokens(*words)
 
     def facts_of(self, facts: Callable[[str, str], Any]) -> dict[str, Any]:

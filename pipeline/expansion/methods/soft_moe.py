@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from pipeline.expansion.base import Plan, Recipe, grow_map
-from pipeline.expansion.layout import Slot, facts_of_type
+from pipeline.expansion.base import Plan, Recipe, facts_of_type, grow_map
+from pipeline.expansion.layout import Slot
 from pipeline.expansion.source import Source
 from pipeline.models.files.tensor_file import Planned, write_file
 
