@@ -13,6 +13,7 @@ from pipeline.engine.run.forecast import Forecast, Request
 from pipeline.engine.stage import ROOT, Stage
 from pipeline.instantiation import build
 from pipeline.models.architecture.facts import model_facts
+from pipeline.training.parallel.carried import trained_facts
 from pipeline.training.recipe import forecast_training, train, training_params
 from pipeline.training.settings import Settings
 from pipeline.training.tracking.track import tracked_inputs
@@ -56,8 +57,8 @@ def forecast(request: Request) -> Forecast:
 
 
 def facts(directory: Path) -> Mapping[str, Any]:
-    """See `model_facts`."""
-    return model_facts(model_dir(directory))
+    """See `model_facts` and `trained_facts`."""
+    return model_facts(model_dir(directory)) | trained_facts(directory)
 
 
 def run(context: worker.Context) -> dict[str, Any]:

@@ -56,7 +56,7 @@ def test_every_option_composes(group):
         assert composed(f"{group}={option}", *needed(group, option))
 
 
-GIVEN = {"trace": ["paths.trace=/data"]}
+GIVEN = {name: ["paths.trace=/data"] for name in ("trace", "trace_small")}
 """What an experiment leaves to be given."""
 
 

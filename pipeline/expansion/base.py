@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol
@@ -105,6 +105,17 @@ class Expansion(Protocol):
             place: where the sources of data that the method names lie, whom to tell of progress, and a directory for
                 what it computes, which lasts until the plan is written.
         """
+
+
+def facts_of_type(facts: Callable[[str, str], Any], prefix: str) -> dict[str, Any]:
+    """What is known beforehand of a model of a type of our own: its depth is the model's, whose type it has in its own.
+
+    Args:
+        facts: see `Expansion`.
+        prefix: of the type, before the model's.
+    """
+    kind, depth = facts("model", "model_type"), {"num_blocks": facts("model", "num_blocks")}
+    return depth if kind is None else {**depth, "model_type": f"{prefix}_{kind}"}
 
 
 def grow_map(

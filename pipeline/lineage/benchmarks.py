@@ -66,11 +66,12 @@ class Evaluations:
         self.here: dict[str, str] = {}  # benchmark that only runs in this process -> the backend it was asked for
 
     def add_all(self) -> None:
-        """Add them, and say what does not run where it was asked to."""
+        """Add them but for those that are null, and say what does not run where it was asked to."""
         for name in self.variant.models:
             self.variant.evaluations[name] = {}
             for benchmark, settings in (self.config.get("benchmark") or {}).items():
-                self._add(name, benchmark, dict(settings))
+                if settings is not None:
+                    self._add(name, benchmark, dict(settings))
         if self.here:
             asked = " and ".join(dict.fromkeys(self.here.values()))
             warnings.warn(

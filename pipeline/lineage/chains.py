@@ -9,7 +9,8 @@ lineage:
 
 stands for full-first and full-second; and for grown-first-expand, grown-first, grown-second-expand and grown-second:
 `before` makes a model ahead of each task, here one with fresh blocks. `replay` adds to a task's data that many
-conversations of each task before it. A chain may be a mapping, too, of tasks to what they change in this chain alone.
+conversations of each task before it. A chain may be a mapping, too, of tasks to what they change in this chain alone. A
+task that is null is left out of every chain.
 """
 
 from __future__ import annotations
@@ -42,11 +43,13 @@ def chained(name: str, entry: Mapping[str, Any], tasks: Mapping[str, Any]) -> di
             grown = f"{name}-{task}-{str(before['stage']).rpartition('.')[2]}"
             found[grown] = {"from": above, **before}
             above = grown
-        changes = merged(merged(tasks[task] or {}, entry.get("with") or {}), own)
+        changes = merged(merged(tasks[task], entry.get("with") or {}), own)
         if replay := entry.get(REPLAY):
             changes = _with_replay(where, task, changes, earlier, replay)
         found[f"{name}-{task}"] = {**rest, "from": above, "with": changes, TASK: task}
         above = f"{name}-{task}"
+    if not found:
+        raise ConfigError(f"{where}.chain has no task left: all of them are null in tasks")
     return found
 
 
@@ -69,7 +72,8 @@ def _steps(where: str, chain: Any, tasks: Mapping[str, Any]) -> Iterator[tuple[s
             close = difflib.get_close_matches(task, tasks, n=1)
             guess = f"; did you mean {close[0]}?" if close else f"; there are {', '.join(tasks) or 'none'}"
             raise ConfigError(f"{where}.chain names {task!r}, which is not a key of tasks{guess}")
-        yield task, (chain[task] or {}) if isinstance(chain, Mapping) else {}
+        if tasks[task] is not None:
+            yield task, (chain[task] or {}) if isinstance(chain, Mapping) else {}
 
 
 def _with_replay(

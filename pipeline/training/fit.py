@@ -41,6 +41,7 @@ from pipeline.training.methods.start_distance import FOLDER, hold
 from pipeline.training.methods.strategy import AdaptsRates, Strategy, apply_strategy
 from pipeline.training.micro_batches import MicroBatches
 from pipeline.training.packed_loss import PackedLoss
+from pipeline.training.parallel.carried import carry_optimizer, keep_optimizer
 from pipeline.training.parallel.distributed import distribute, handlers, main_takes_its_time, own_part
 from pipeline.training.parallel.same_rows import Rows, SameRows
 from pipeline.training.reload_check import check_rows
@@ -91,6 +92,7 @@ def fit(
             penalties = hold(ready.penalties, same, runtime.directory, general_rows or _no_text, runtime.progress)
         tracker = _tracker(accelerator, tracking, settings, runtime, device, ready) if tracking else None
         tried = _try_a_step(accelerator, settings, stream, runtime, device, ready, num_steps, expected)
+        carried = carry_optimizer(settings, source, ready.trainable, ready.optimizer)
         compiling = {"validation", *(() if tried else ("step",))} if ready.facts["compiled"] else ()
         with shortage_explained(settings.seq_len, device.knobs):
             summary = train(
@@ -100,6 +102,7 @@ def fit(
             )  # fmt: skip
         best = peak(accelerator.device, settings.precision)
         audit_frozen(frozen_before, _hashes(ready.frozen))
+        keep_optimizer(settings, runtime.directory, summary["num_steps"], ready.trainable, ready.optimizer)
         peak_memory = peak_memory_bytes()
         runtime.progress(note="saving, and loading what was saved")
         with main_takes_its_time(accelerator):
@@ -109,7 +112,7 @@ def fit(
                     shutil.rmtree(runtime.directory / name, ignore_errors=True)
     accelerator.end_training()
     summary |= {**tried, **utilisation(summary, best)}
-    summary |= {**ready.facts, "num_processes": accelerator.num_processes}
+    summary |= {**ready.facts, "num_processes": accelerator.num_processes, "optimizer_carried": carried}
     summary |= {"num_frozen_tensors": len(frozen_before), "peak_memory_bytes": peak_memory}
     return {**summary, **checked}
 

@@ -101,12 +101,12 @@ class PackedLoss(nn.Module):
         penalised = self.training and bool(self._penalties)
         states, router_logits = self._computed(self._causal[0], load or (penalised and self._balanced), **inputs)
         loss = self._loss(states, labels)
+        if not (load or penalised):
+            return loss
         padding = torch.zeros_like(labels, dtype=torch.bool) if padding is None else padding
         if load:
             assert self._routers is not None
             return torch.cat([loss[None], self._routers.load(router_logits, padding.reshape(-1)).reshape(-1)])
-        if not penalised:
-            return loss
         batch = MicroBatch(
             model=self._causal[0],
             base=self._base[0],

@@ -14,7 +14,8 @@ from pipeline.training.cost.budget import in_steps
 from pipeline.training.cost.memory import ZERO_STAGES
 from pipeline.training.methods.penalty import check_penalties
 from pipeline.training.methods.schedule import schedule_params
-from pipeline.training.methods.strategy import AdaptsRates, Strategy
+from pipeline.training.methods.strategy import AdaptsRates, Lora, Strategy
+from pipeline.training.parallel.carried import check_carried
 from pipeline.training.settings import Settings
 from pipeline.training.tracking.track import DOMAIN, DRIFT, Track, track_params
 
@@ -111,11 +112,15 @@ def forecast_training(
             f"{section}.strategy trains what the expansion added, but its model was not expanded "
             f"(expand=none adds nothing); use expand=block, or strategy@{section}.strategy=full (or lora)"
         )
-    getattr(strategy, "check", lambda *_: None)(facts["num_blocks"], facts["expanded"])
+    getattr(strategy, "check", lambda *_: None)(facts["num_blocks"], facts["expanded"], facts["model_type"])
     check_general_text(strategy, params["seq_len"], request.launch.get("sharding", "none"))
     ahead = stream_ahead(request.inputs["data"].directory, params, mixing)
+    begins_anew = isinstance(strategy, Lora) and not hasattr(strategy, "carry_on")
+    carried = check_carried(params, begins_anew, request.fact("optimizer"))
     found = forecast(facts["shape"], strategy, params, request.launch, ahead)
-    return facts, tell(found, params, request.earlier), None if found is None else found.memory.total
+    told = [*tell(found, params, request.earlier), *carried]
+    known = {**facts, "optimizer": bool(params.get("keep_optimizer"))}
+    return known, told, None if found is None else found.memory.total
 
 
 def check_general_text(strategy: Strategy, seq_len: int, sharding: str) -> None:

@@ -39,8 +39,9 @@ class Settings:
     processes and micro batches of one optimizer step. `frozen_dtype` holds what does not train in fewer bits: see
     `training.kernels.quantised`. `router_balance` is the weight of `training.methods.router_balance`, where a router
     trains; None: it is left out. `save` is the form of the result: "full", or "delta" to write what trained alone and
-    refer to the source's files for the rest. `schedule`, `warmup_from`, `decay` and `decay_ratio`: see
-    `training.methods.schedule`. Keys with a default here stand in params where they have another value alone.
+    refer to the source's files for the rest. `keep_optimizer`, `carry_optimizer`: see `training.parallel.carried`.
+    `schedule`, `warmup_from`, `decay` and `decay_ratio`: see `training.methods.schedule`. Keys with a default here
+    stand in params where they have another value alone.
     """
 
     seq_len: int
@@ -66,6 +67,8 @@ class Settings:
     validation_tokens: int
     router_balance: float | None = field(default=ROUTER_BALANCE, kw_only=True)
     num_flops: float | None = field(default=None, kw_only=True)
+    keep_optimizer: bool = field(default=False, kw_only=True)
+    carry_optimizer: bool = field(default=False, kw_only=True)
     schedule: str = field(default=SCHEDULE, kw_only=True)
     warmup_from: float | None = field(default=None, kw_only=True)
     decay: str | None = field(default=None, kw_only=True)

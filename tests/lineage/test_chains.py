@@ -16,7 +16,7 @@ def data(path):
     return {"_target_": "a.Chats", "sources": {"files": source(path)}}
 
 
-TASKS = {"red": {"data": data("/red")}, "green": {"data": data("/green"), "num_epochs": 5}, "blue": None}
+TASKS = {"red": {"data": data("/red")}, "green": {"data": data("/green"), "num_epochs": 5}, "blue": {}}
 CONFIG = {
     "model": {"source": {"kind": "random"}},
     "expand": {"skip": False, "per_group": 1, "save": "full"},
@@ -91,6 +91,15 @@ def test_a_model_of_its_own_may_name_its_task():
 def test_what_is_no_chain_is_refused(entry, told):
     with pytest.raises(ConfigError, match=told):
         entries(x=entry)
+
+
+def test_a_task_that_is_null_is_left_out_of_every_chain():
+    tasks = {**TASKS, "red": None}
+    found = entries(tasks, full=chain(("green", "red", "blue")), own=chain({"red": {"lr": 2.0}, "green": None}))
+    assert list(found) == ["base", "full-green", "full-blue", "own-green"]
+    assert found["full-blue"].parents == {"model": "full-green"}
+    with pytest.raises(ConfigError, match=r"lineage\.x\.chain has no task left"):
+        entries(tasks, x=chain(("red",)))
 
 
 def test_no_task_at_all_is_told():

@@ -133,12 +133,17 @@ def facts_ahead(method, kind):
     """What is foreseen of a model that this method makes of one of this `model_type`."""
     inputs = {role: Input(None, lambda: {"num_blocks": 4, "model_type": kind}) for role in ("model", "augmenting")}
     inputs = inputs if method == "calm" else {"model": inputs["model"]}
-    settings = {"calm": {"_target_": "pipeline.expansion.methods.calm.Calm", "every": 2, "seed": 0}, **METHODS}
+    settings = {
+        **METHODS,
+        "calm": {"_target_": "pipeline.expansion.methods.calm.Calm", "every": 2, "seed": 0},
+        "scale": METHODS["scale, preserve"],
+    }
     return expand.forecast(Request({"method": settings[method], "save": "full"}, inputs)).facts.get("model_type")
 
 
 def test_what_is_foreseen_of_the_architecture():
     assert facts_ahead("block", "gpt2") == "gpt2" and facts_ahead("calm", "llama") == "calm_llama"
+    assert facts_ahead("scale", "qwen3") == "scale_qwen3"
     assert facts_ahead("soft_moe", "qwen2") == "soft_moe_qwen2" and facts_ahead("soft_moe", None) is None
     with pytest.raises(ValueError, match="in the role model is of model_type='calm_llama'"):
         facts_ahead("calm", "calm_llama")

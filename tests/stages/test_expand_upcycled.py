@@ -29,6 +29,7 @@ def test_what_will_come_out_is_foreseen(make_model, tmp_path, method):
     metrics = expand.run(asked)
     made = expand.facts(tmp_path / "out")
     assert facts["num_blocks"] == made["num_blocks"] == 4 and facts["shape"] == made["shape"]
+    assert facts["model_type"] == made["model_type"] == facts["config"]["model_type"]
     # Two biases and a gate that do nothing are left out of shapes.
     assert facts["shape"].num_parameters == pytest.approx(metrics["num_parameters"], rel=0.01)
     written = read_config(tmp_path / "out/model")

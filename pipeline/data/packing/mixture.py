@@ -69,7 +69,8 @@ class PackedStream(Iterator[dict[str, np.ndarray]]):
         found = {self._groups[index] for index in self._domain}
         # The group of all sources of the domain, if they are one.
         self._whole = found.pop() if len(found) == 1 else None
-        self._units_until: dict[int, int] = {}
+        self._units_until: dict[int, int] = {}  # passes
+        self._units_of: dict[int, int] = {}  # tokens
         self._length: int | None = None
         self._last: int | None = None
         self._begin()
@@ -176,10 +177,12 @@ class PackedStream(Iterator[dict[str, np.ndarray]]):
         """Rows that so many tokens take, padding not counted, as long as the shares are those of the beginning."""
         if self.packing == "fill":
             return -(-num_tokens // self.seq_len)
-        fresh = self._afresh()
-        while sum(fresh._emitted) < num_tokens:
-            fresh.plan()
-        return fresh.num_rows
+        if num_tokens not in self._units_of:
+            fresh = self._afresh()
+            while sum(fresh._emitted) < num_tokens:
+                fresh.plan()
+            self._units_of[num_tokens] = fresh.num_rows
+        return self._units_of[num_tokens]
 
     def units_of_passes(self, num_passes: float) -> float:
         """Rows that `num_passes` passes over the domain take, as long as the shares are those of the beginning.

@@ -89,8 +89,8 @@ def check_resume(node: Node, outputs: Path, cache: Path, num_steps: int, num_kil
 
 def _short(node: Node, num_steps: int) -> Node:
     """The same node with a length in steps and a checkpoint after each of them."""
-    others = [key for key in ("num_tokens", "num_epochs", "num_flops") if key in node.params]
-    params = {**node.params, **dict.fromkeys(others), "num_steps": num_steps}
+    budgets = ("num_tokens", "num_epochs", "num_flops")
+    params = {key: None if key in budgets else value for key, value in node.params.items()} | {"num_steps": num_steps}
     here = {"inprocess": False, "slurm": None, "checkpoint_every_s": 0, "log_samples": True}
     launch = {**node.settings.get("launch", {}), **here}
     return Node(node.stage, node.label, node.version, params, node.inputs, {**node.settings, "launch": launch})

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from pipeline.expansion.base import Plan, Recipe, grow_map
+from pipeline.expansion.base import Plan, Recipe, facts_of_type, grow_map
 from pipeline.expansion.layout import Slot
 from pipeline.expansion.source import Source
 
@@ -46,16 +46,15 @@ class Calm:
         for role in both:
             if (kind := fact(role, "model_type")) is not None:
                 _check_family(role, kind)
-        depths, words = ([fact(role, key) for role in both] for key in ("num_blocks", "vocabulary"))
+        depths, known = ([fact(role, key) for role in both] for key in ("num_blocks", "vocabulary"))
         if None not in depths:
             self.bridges(*depths)
-        if None not in words:
+        if None not in known and None not in (words := [vocabulary() for vocabulary in known]):
             _check_tokens(*words)
 
     def facts_of(self, facts: Callable[[str, str], Any]) -> dict[str, Any]:
-        """What is known of the result beforehand: its type, where the anchor's is known."""
-        kind = facts(ANCHOR, "model_type")
-        return {} if kind is None else {"model_type": f"calm_{kind}"}
+        """See `facts_of_type`."""
+        return facts_of_type(facts, "calm")
 
     def bridges(self, num_blocks: int, num_augmenting: int) -> list[int | None]:
         """For each block of the anchor the block of the augmenting model that it reads, or None.

@@ -17,8 +17,9 @@ from pipeline.expansion.layout import Between, Slot
 from pipeline.expansion.methods.block import RecipeOf, copied_of, plan_stack
 from pipeline.expansion.methods.latent import SAMPLES, Fitting, between, find_basis, fit, project
 from pipeline.expansion.source import Source
-from pipeline.models.files.tensor_file import Planned, Stored, read_bytes, read_header, write_file
-from pipeline.models.save import DTYPES, raw_bytes
+from pipeline.expansion.values import tensor_of
+from pipeline.models.files.tensor_file import Planned, Stored, read_header, write_file
+from pipeline.models.save import raw_bytes
 
 VECTORS = ("first_block", "mean")
 Neighbours = dict[int, tuple[int, int]]
@@ -151,9 +152,7 @@ def _predict(
     """The matrices [O, I] in fp32 that the new blocks get, by position."""
 
     def read(block: int) -> torch.Tensor:
-        stored = source.tensors[source.blocks.join(block, rest)]
-        flat = torch.frombuffer(bytearray(read_bytes(stored)), dtype=DTYPES[stored.dtype])
-        return flat.view(stored.shape).float()
+        return tensor_of(source.tensors[source.blocks.join(block, rest)]).float()
 
     num_blocks = source.anatomy.num_blocks
     basis = find_basis(read, num_blocks, fitting.samples)

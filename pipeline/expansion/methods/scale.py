@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
-import torch
-
-from pipeline.expansion.base import Plan, Recipe, grow_map
+from pipeline.expansion.base import Plan, Recipe, facts_of_type, grow_map
 from pipeline.expansion.layout import Slot
 from pipeline.expansion.source import Source
-from pipeline.expansion.values import generator_of, tensor_of
-from pipeline.models.files.tensor_file import Stored
 
 if TYPE_CHECKING:
     from pipeline.data.corpus import Workspace
@@ -63,6 +59,10 @@ class Scale:
             if type(getattr(self, name)) is not int or getattr(self, name) < 1:
                 raise ValueError(f"expand.{name}={getattr(self, name)!r} must be a whole number of at least 1")
 
+    def facts_of(self, facts: Callable[[str, str], Any]) -> dict[str, Any]:
+        """See `facts_of_type`."""
+        return facts_of_type(facts, "scale")
+
     def plan(self, source: Source, place: Workspace) -> Plan:
         """See `Expansion.plan`; needs no place.
 
@@ -93,6 +93,7 @@ class Scale:
 
     def _new(self, source: Source, config: Mapping[str, Any]) -> Iterator[tuple[str, Recipe]]:
         """What is beside the source's tensors, by name: shapes are those of the model that the new config makes."""
+        from pipeline.expansion.methods.leading import Leading
         from pipeline.expansion.structure import build
 
         deviation = float(source.anatomy.text_config.get("initializer_range") or 0.02)
@@ -132,24 +133,3 @@ def _origin(source: Source, name: str) -> str:
             "model again with transformers (load it, save_pretrained) and start from that"
         )
     return found[0]
-
-
-@dataclass(frozen=True)
-class Leading:
-    """[W21 W22]: U^T W of the leading left singular vectors U of the old weight W, and normal values beside it.
-
-    `shape`: of both together. The sign of a singular vector is that which makes the largest entry of its row positive.
-    """
-
-    deviation: float
-    seed: int
-    shape: tuple[int, int]
-
-    def __call__(self, name: str, inputs: Sequence[Stored]) -> Iterator[torch.Tensor]:
-        """See `Operation`."""
-        num_rows, width = self.shape
-        _, values_R, right_RI = torch.linalg.svd(tensor_of(inputs[0]).float(), full_matrices=False)
-        right_NI = right_RI[:num_rows]
-        signs_N1 = right_NI.gather(1, right_NI.abs().argmax(dim=1, keepdim=True)).sign()
-        drawn = torch.randn(num_rows, width - right_NI.shape[1], generator=generator_of(name, self.seed))
-        yield torch.cat([values_R[:num_rows, None] * signs_N1 * right_NI, self.deviation * drawn], dim=1)

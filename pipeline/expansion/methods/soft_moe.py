@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from pipeline.expansion.base import Plan, Recipe, grow_map
+from pipeline.expansion.base import Plan, Recipe, facts_of_type, grow_map
 from pipeline.expansion.layout import Slot
 from pipeline.expansion.source import Source
 from pipeline.models.files.tensor_file import Planned, write_file
@@ -41,9 +41,8 @@ class SoftMoe:
             raise ValueError(f"expand.mode={self.mode!r} is not known; use one of {', '.join(MODES)}")
 
     def facts_of(self, facts: Callable[[str, str], Any]) -> dict[str, Any]:
-        """What is known of the result beforehand: its type, where the base's is known."""
-        kind = facts("model", "model_type")
-        return {} if kind is None else {"model_type": f"soft_moe_{kind}"}
+        """See `facts_of_type`."""
+        return facts_of_type(facts, "soft_moe")
 
     def plan(self, source: Source, place: Workspace) -> Plan:
         """See `Expansion.plan`.

@@ -115,7 +115,8 @@ def facts_of_sparse(
     if not (config := facts("model", "config")):
         return {}
     sparse = of(config)
-    return {"config": sparse, "num_blocks": facts("model", "num_blocks"), "shape": shape_of(sparse)}
+    kept = {"model_type": sparse["model_type"], "num_blocks": facts("model", "num_blocks")}
+    return {**kept, "config": sparse, "shape": shape_of(sparse)}
 
 
 @dataclass

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +31,8 @@ def longest(config: Mapping[str, Any]) -> int | None:
 
 def model_facts(directory: Path) -> dict[str, Any]:
     """config (config.json), num_blocks, model_type, max_position_embeddings, shape (None: not known), chat_template
-    (whether there is one), expanded (whether an expansion added parameters), vocabulary (a hash; None: not known).
+    (whether there is one), expanded (whether an expansion added parameters), vocabulary (gives a hash, which takes a
+    while, or None).
 
     Raises:
         ValueError: its config.json is missing or damaged.
@@ -44,7 +46,7 @@ def model_facts(directory: Path) -> dict[str, Any]:
         "shape": read_shape(directory),
         "chat_template": _has_chat_template(directory),
         "expanded": bool(read_expansion(directory).new_parameters),
-        "vocabulary": vocabulary_hash(directory),
+        "vocabulary": partial(vocabulary_hash, directory),
     }
 
 

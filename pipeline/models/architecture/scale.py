@@ -35,6 +35,7 @@ Shapes: B batch, T tokens; the last dimension of a stream is D + d.
 """
 
 from collections.abc import Mapping
+from functools import cached_property
 from typing import Any, Literal
 
 import torch
@@ -179,11 +180,17 @@ class _WidenedModel(PreTrainedModel):
                 setattr(block, name, WidenedRMSNorm(getattr(block, name), size, self.old_path))
         self.post_init()
 
+    @cached_property
+    def _old_parameters(self) -> list[tuple[nn.Module, str]]:
+        """Where the old ones stand: found once, and not kept themselves, since sharding puts others in their place."""
+        parts = ((name.split("."), module) for name, module in self.named_modules())
+        return [(m, own) for path, m in parts if not {"new", "back"} & {*path} for own in m._parameters]
+
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """As the base's."""
         given = kwargs.get("inputs_embeds")
-        old = (p for name, p in self.named_parameters() if not {"new", "back"} & set(name.split(".")))
-        trains = any(p.requires_grad for p in old) or (given is not None and given.requires_grad)
+        old = (module._parameters[name] for module, name in self._old_parameters)
+        trains = any(p is not None and p.requires_grad for p in old) or (given is not None and given.requires_grad)
         self.old_path.constant = self.config.mode == "preserve" and not trains
         return super().forward(*args, **kwargs)
 

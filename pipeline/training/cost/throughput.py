@@ -55,7 +55,7 @@ class Counts:
         return cost.needed(self.tokens, self.labels, pairs)
 
 
-NOTHING = Counts()
+NOTHING: Counts | None = Counts()
 
 
 class Throughput:

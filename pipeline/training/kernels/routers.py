@@ -23,12 +23,10 @@ class Routers:
     Attributes:
         names: of the modules, from the bottom.
         top_k: experts that a token meets.
-        num_experts: among which it chooses.
     """
 
     names: tuple[str, ...]
     top_k: int
-    num_experts: int
 
     def picks(self, logits_XE: torch.Tensor) -> torch.Tensor:
         """1 where a token chooses an expert, else 0; [X, E] in fp32."""
@@ -56,11 +54,11 @@ def routers_of(causal: Any) -> Routers | None:
         if isinstance(module, recorded.target_class) and layer in f".{name}."
     ]
     config = causal.config.get_text_config()
-    top_k, num_experts = getattr(config, "num_experts_per_tok", None), num_experts_of(config)
+    top_k = getattr(config, "num_experts_per_tok", None)
     biased = any(hasattr(module, _BIASED_CHOICE) for _, module in found)
-    if not found or biased or not isinstance(top_k, int) or num_experts is None:
+    if not found or biased or not isinstance(top_k, int) or num_experts_of(config) is None:
         return None
-    return Routers(tuple(name for name, _ in found), top_k, num_experts)
+    return Routers(tuple(name for name, _ in found), top_k)
 
 
 def num_experts_of(config: Any) -> int | None:

@@ -50,7 +50,7 @@ class Adept(NewBlocks):
     batch_size: int
     every: int
 
-    def check(self, num_blocks: int | None, expanded: bool | None) -> None:
+    def check(self, num_blocks: int | None, expanded: bool | None, model_type: str | None = None) -> None:
         """See `Strategy`. Raises ValueError for a value that cannot be run."""
         check_bounds(self)
         for name in ("batch_size", "every"):

@@ -37,7 +37,7 @@ class ExistingBlocks(Full):
         """See `Strategy.footprint`."""
         return None if self.extra_modules else Trains("blocks", blocks=self._chosen)
 
-    def check(self, num_blocks: int | None, expanded: bool | None) -> None:
+    def check(self, num_blocks: int | None, expanded: bool | None, model_type: str | None = None) -> None:
         """See `Strategy`. Raises ValueError: there are no such blocks, or it cannot be told which of them are old."""
         if self.blocks is not None and not isinstance(self.blocks, str) and self.num_blocks is not None:
             raise ValueError(

@@ -59,6 +59,7 @@ def _no_match(model: nn.Module, pattern: str, modules: Sequence[str]) -> str:
 
 
 def _say_what_is_tied(model: nn.Module, found: dict[str, nn.Parameter]) -> None:
-    for names in dict.fromkeys(aliases(model).get(name, ()) for name in found):
+    tied = aliases(model)
+    for names in dict.fromkeys(tied.get(name, ()) for name in found):
         if names and not set(names) <= set(found):
             warnings.warn(f"extra_modules: {' and '.join(names)} are one tensor: both train", stacklevel=4)

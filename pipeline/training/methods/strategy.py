@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol, runtime_checkable
 
 from pipeline.models.architecture.aliases import aliases
+from pipeline.models.architecture.custom_models import check_adaptable
 from pipeline.records.expansion import ExpansionMap
 from pipeline.training.cost.flops import Trains, nearest_rank
 from pipeline.training.methods.copied_blocks import copied_blocks
@@ -26,10 +27,10 @@ _WRAPPED, _ADAPTED = "base_model.model.", ".base_layer.weight"  # how peft names
 class Strategy(Protocol):
     """Marks what trains, and hands back what was trained under the names of the saved model.
 
-    It may also have `check(num_blocks, expanded)`, which raises ValueError for a model that it cannot train, before any
-    work: how many blocks the model will have, and whether it is an expanded one; None where that is not known. One that
-    goes on with what an earlier stage left beside its model has `carry_on(model, source)`, called once the model is as
-    `apply` makes it, and `carried(model)`: the tensors that it leaves itself.
+    It may also have `check(num_blocks, expanded, model_type)`, which raises ValueError for a model that it cannot
+    train, before any work: how many blocks it will have, whether it is an expanded one, and its type; None where that
+    is not known. One that goes on with what an earlier stage left beside its model has `carry_on(model, source)`,
+    called once the model is as `apply` makes it, and `carried(model)`: the tensors that it leaves itself.
     """
 
     needs_new_parameters: ClassVar[bool]
@@ -145,8 +146,7 @@ class NewBlocks(Full):
         parameters = dict(model.named_parameters())
         # What a new block has and no gradient reaches: DeepSeek-V3 keeps the bias of its routing as a buffer.
         buffers = {name for name, _ in model.named_buffers()}
-        missing = sorted(set(new_parameters) - set(parameters) - buffers)
-        if missing:
+        if missing := sorted(set(new_parameters) - set(parameters) - buffers):
             raise ValueError(f"the model has no parameter named {', '.join(missing[:4])} ({len(missing)} missing)")
         wanted = set(new_parameters)
         for name, parameter in parameters.items():
@@ -188,8 +188,9 @@ class Lora:
             return None
         return Trains("lora", blocks=self._matched) if self.rank == "matched" else Trains("lora", self.rank)
 
-    def check(self, num_blocks: int | None, expanded: bool | None) -> None:
-        """See `Strategy`. Raises ValueError: there is no such rank."""
+    def check(self, num_blocks: int | None, expanded: bool | None, model_type: str | None = None) -> None:
+        """See `Strategy`. Raises ValueError: there is no such rank, or no adapters of such a model."""
+        check_adaptable(model_type, self.target_modules)
         if self.rank == "matched":
             self._matched(num_blocks)
         elif self.rank < 1:
@@ -202,6 +203,7 @@ class Lora:
             ValueError: no module matches `target_modules` (peft), or one has its weight in common with another: merged,
                 the update of one would change both; or an extra module has an adapter.
         """
+        check_adaptable(model.config.model_type, self.target_modules)
         rank = self._rank_for(model) if self.rank == "matched" else self.rank
         extra = extra_parameters(model, self.extra_modules)
         adapted = self._wrapped(model, rank)
@@ -270,11 +272,10 @@ def _refuse_shared(model: Any) -> None:
     for name, names in aliases(model).items():
         if name.endswith(_ADAPTED):
             module = name.removesuffix(_ADAPTED)
-            others = [other for other in names if other != name]
             raise ValueError(
-                f"strategy lora adapts {module}, whose weight is also {', '.join(others)}: merged, its update would "
-                f"change both. Leave {module.rpartition('.')[2]} out of target_modules (all-linear does), or use "
-                "strategy full"
+                f"strategy lora adapts {module}, whose weight is also {', '.join({*names} - {name})}: merged, its "
+                f"update would change both. Leave {module.rpartition('.')[2]} out of target_modules (all-linear does), "
+                "or use strategy full"
             )
 
 

@@ -63,6 +63,22 @@ def save_weights(folder: Path, step: int, trainable: Mapping[str, torch.Tensor],
     _write(folder, step, {name: p.detach() for name, p in trainable.items()}, {})
 
 
+def save_moments(folder: Path, step: int, trainable: Mapping[str, torch.Tensor], optimizer: Any) -> None:
+    """Write the optimizer's state alone as `folder/step-<step>`; arguments as for `save_checkpoint`."""
+    if isinstance(optimizer, ZeroOptimizer):
+        trainable, optimizer = optimizer.whole()
+    _write(folder, step, _moments(trainable, optimizer), {})
+
+
+def load_moments(folder: Path, trainable: Mapping[str, torch.nn.Parameter], optimizer: Any) -> None:
+    """Put what `save_moments` wrote into the optimizer; called by every process.
+
+    Raises:
+        ValueError: it is of other parameters, by name or shape.
+    """
+    _load(_steps(folder)[-1], trainable, optimizer)
+
+
 def has_weights(folder: Path, step: int) -> bool:
     """Whether `save_weights` wrote those of a step, to the end."""
     return _directory(folder, step).is_dir()
@@ -133,7 +149,9 @@ def _load(checkpoint: Path, trainable: Mapping[str, torch.nn.Parameter], optimiz
 def _read(checkpoint: Path, trainable: Mapping[str, torch.nn.Parameter], optimizer: Any) -> dict[str, Any]:
     reader = HuggingFaceStorageReader(str(checkpoint))
     stored = reader.read_metadata().state_dict_metadata
-    _check_names({key for key in stored if _MOMENT not in key}, set(trainable), checkpoint)
+    weights = {key for key in stored if _MOMENT not in key}
+    _check_names(weights or {key.partition(_MOMENT)[0] for key in stored}, set(trainable), checkpoint)
+    _check_shapes(stored, trainable, checkpoint)
     tensors: dict[str, Any] = {}
     for key, kept in stored.items():
         name, is_moment, part = key.partition(_MOMENT)
@@ -170,6 +188,15 @@ def _check_names(found: set[str], wanted: set[str], checkpoint: Path) -> None:
     if odd := sorted(found ^ wanted):
         raise ValueError(
             f"{checkpoint} holds other parameters than those that train: {', '.join(odd[:4])} ({len(odd)})"
+        )
+
+
+def _check_shapes(stored: Mapping[str, Any], wanted: Mapping[str, torch.Tensor], checkpoint: Path) -> None:
+    shapes = {key: tuple(kept.size) for key, kept in stored.items() if not key.endswith(f"{_MOMENT}{_COUNT}")}
+    if odd := [key for key, shape in shapes.items() if shape != tuple(wanted[key.partition(_MOMENT)[0]].shape)]:
+        name = odd[0].partition(_MOMENT)[0]
+        raise ValueError(
+            f"{checkpoint} holds {name} of shape {list(shapes[odd[0]])}, and here it has {list(wanted[name].shape)}"
         )
 
 

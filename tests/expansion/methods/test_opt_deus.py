@@ -11,7 +11,8 @@ import torch
 import yaml
 from safetensors.torch import load_file
 
-from pipeline.expansion.methods.opt_deus import ALIGNMENTS, OptDeus, Transport
+from pipeline.expansion.methods.opt_deus import ALIGNMENTS, OptDeus
+from pipeline.expansion.methods.transport import Transport
 from pipeline.expansion.pack.attach import attach, detach, extract
 from pipeline.expansion.source import read_source
 from pipeline.expansion.verify import verify_identity

@@ -12,7 +12,8 @@ import yaml
 from safetensors.torch import load_file
 
 from pipeline.expansion.methods.block import BlockExpansion
-from pipeline.expansion.methods.scale import Leading, Scale
+from pipeline.expansion.methods.leading import Leading
+from pipeline.expansion.methods.scale import Scale
 from pipeline.expansion.source import read_source
 from pipeline.expansion.verify import verify_identity
 from pipeline.expansion.writer import write_expansion

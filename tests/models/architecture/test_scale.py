@@ -8,35 +8,16 @@ import transformers
 from torch import nn
 
 from pipeline.models.architecture.scale import SIZES, OldPath, WidenedLinear, WidenedRMSNorm, scaled_config
-from tests.models.architecture.ways import run_both_ways
+from tests.models.architecture.ways import VARIANTS, random_base, run_both_ways
 
-BASE = {
-    "vocab_size": 97, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 3, "num_attention_heads": 4,
-    "num_key_value_heads": 2, "head_dim": 8, "max_position_embeddings": 64, "tie_word_embeddings": True,
-    "pad_token_id": 0,
-}  # fmt: skip
-VARIANTS = {
-    "llama": {},
-    "llama with biases, not tied": {"mlp_bias": True, "attention_bias": True, "tie_word_embeddings": False},
-    "mistral with a window": {"sliding_window": 6},
-    "qwen2": {},
-    "qwen3": {},
-}
 WIDER = dict(zip(SIZES, (6, 1, 10), strict=True))
 MODES = ("preserve", "adapt")
 
 
 def make_pair(variant="llama", mode="preserve", dtype=torch.float32):
     """A random base with non-zero biases, and it widened, with the base's weights."""
-    settings = {"model_type": variant.split()[0], **BASE, **VARIANTS[variant]}
-    torch.manual_seed(0)
-    config = transformers.AutoConfig.for_model(**settings)
-    base = transformers.AutoModelForCausalLM.from_config(config, dtype=dtype).eval()
-    with torch.no_grad():
-        for name, parameter in base.named_parameters():
-            if name.endswith("bias"):
-                parameter.normal_()
-    wider_config = transformers.AutoConfig.for_model(**scaled_config(config.to_dict(), mode, WIDER))
+    base = random_base(variant, dtype)
+    wider_config = transformers.AutoConfig.for_model(**scaled_config(base.config.to_dict(), mode, WIDER))
     wider = transformers.AutoModelForCausalLM.from_config(wider_config, dtype=dtype).eval()
     missing, unexpected = wider.load_state_dict(base.state_dict(), strict=False)
     assert not unexpected and {name.split(".")[-2] for name in missing} == {"new", "back"}

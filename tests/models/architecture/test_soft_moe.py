@@ -14,34 +14,15 @@ from safetensors.torch import load_file, save_file
 
 from pipeline.models.architecture import soft_moe
 from pipeline.models.architecture.soft_moe import FAMILIES, SoftMixture, widened_config
-from tests.models.architecture.ways import run_both_ways
+from tests.models.architecture.ways import VARIANTS, random_base, run_both_ways
 
-SIZES = {
-    "vocab_size": 97, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 3, "num_attention_heads": 4,
-    "num_key_value_heads": 2, "head_dim": 8, "max_position_embeddings": 64, "tie_word_embeddings": True,
-    "pad_token_id": 0,
-}  # fmt: skip
-VARIANTS = {
-    "llama": {},
-    "llama with biases, not tied": {"mlp_bias": True, "attention_bias": True, "tie_word_embeddings": False},
-    "mistral with a window": {"sliding_window": 6},
-    "qwen2": {},
-    "qwen3": {},
-}
 KEPT = 1 / (1 + math.exp(-1))  # softmax(1, 0)[0]
 
 
 def make_pair(variant="llama", mode="exact", dtype=torch.float32, **more):
     """A random base model with non-zero biases, and its soft mixture with the base's weights."""
-    settings = {"model_type": variant.split()[0], **SIZES, **VARIANTS[variant], **more}
-    torch.manual_seed(0)
-    config = transformers.AutoConfig.for_model(**settings)
-    base = transformers.AutoModelForCausalLM.from_config(config, dtype=dtype).eval()
-    with torch.no_grad():
-        for name, parameter in base.named_parameters():
-            if name.endswith("bias"):
-                parameter.normal_()
-    mixed_config = transformers.AutoConfig.for_model(**widened_config(config.to_dict(), mode))
+    base = random_base(variant, dtype, **more)
+    mixed_config = transformers.AutoConfig.for_model(**widened_config(base.config.to_dict(), mode))
     mixed = transformers.AutoModelForCausalLM.from_config(mixed_config, dtype=dtype).eval()
     missing, unexpected = mixed.load_state_dict(base.state_dict(), strict=False)
     assert not unexpected and {name.rpartition("mlp.")[2] for name in missing} == {"second_down_proj.weight", "mixing"}

@@ -1,6 +1,34 @@
-"""What a model computes, asked for in the ways that a cache could make differ."""
+"""Random bases of models of our own, and what models compute, asked for in the ways that a cache could change."""
 
 import torch
+import transformers
+
+SIZES = {
+    "vocab_size": 97, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 3, "num_attention_heads": 4,
+    "num_key_value_heads": 2, "head_dim": 8, "max_position_embeddings": 64, "tie_word_embeddings": True,
+    "pad_token_id": 0,
+}  # fmt: skip
+VARIANTS = {
+    "llama": {},
+    "llama with biases, not tied": {"mlp_bias": True, "attention_bias": True, "tie_word_embeddings": False},
+    "mistral with a window": {"sliding_window": 6},
+    "qwen2": {},
+    "qwen3": {},
+}
+
+
+def random_base(variant, dtype, **more):
+    """A random model with non-zero biases."""
+    torch.manual_seed(0)
+    config = transformers.AutoConfig.for_model(
+        **{"model_type": variant.split()[0], **SIZES, **VARIANTS[variant], **more}
+    )
+    base = transformers.AutoModelForCausalLM.from_config(config, dtype=dtype).eval()
+    with torch.no_grad():
+        for name, parameter in base.named_parameters():
+            if name.endswith("bias"):
+                parameter.normal_()
+    return base
 
 
 def run_both_ways(model):

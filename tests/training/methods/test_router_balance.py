@@ -64,14 +64,14 @@ def test_the_term_is_that_of_its_definition():
     torch.manual_seed(0)
     logits, padding = torch.randn(3, 9, 6), torch.zeros(3, 9, dtype=torch.bool)
     padding[0, 5:], padding[2] = True, True  # one row is padding alone
-    found = imbalance(logits.flatten(0, 1), padding, Routers(("a",), 2, 6))
+    found = imbalance(logits.flatten(0, 1), padding, Routers(("a",), 2))
     torch.testing.assert_close(found, by_hand(logits, padding, 2))
-    one = imbalance(logits[1], padding[1:2], Routers(("a",), 2, 6)) / 9
+    one = imbalance(logits[1], padding[1:2], Routers(("a",), 2)) / 9
     torch.testing.assert_close(one * 2, load_balancing_loss_func((logits[1],), 6, 2))  # transformers has no 1/k
 
 
 def test_an_even_load_has_1_and_a_single_choice_the_number_of_experts_over_k():
-    padding, routers = torch.zeros(1, 8, dtype=torch.bool), Routers(("a",), 1, 4)
+    padding, routers = torch.zeros(1, 8, dtype=torch.bool), Routers(("a",), 1)
     even, single = 50 * torch.eye(4).repeat(2, 1), 50 * torch.eye(4)[:1].repeat(8, 1)
     assert imbalance(even, padding, routers).item() / 8 == pytest.approx(1)
     assert imbalance(single, padding, routers).item() / 8 == pytest.approx(4)
@@ -126,7 +126,7 @@ def test_it_stands_beside_the_penalties_of_a_strategy(sparse, tmp_path):
 def test_only_routers_that_train_are_balanced(sparse, make_model, tmp_path):
     model = load(sparse())
     routers = routers_of(model)
-    assert routers == Routers(tuple(f"model.layers.{i}.mlp.gate" for i in range(4)), 2, 8)
+    assert routers == Routers(tuple(f"model.layers.{i}.mlp.gate" for i in range(4)), 2)
     model.requires_grad_(False)
     model.model.layers[2].mlp.gate.requires_grad_(True)
     assert with_router_balance({}, 0.1, model, routers) == {NAME: RouterBalance(0.1, routers, (2,))}
