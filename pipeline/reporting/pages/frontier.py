@@ -27,7 +27,8 @@ def frontier_sections(
     Figures go to `directory`.
     """
     sections = []
-    for i, (title, group) in enumerate((groups or {"": None}).items()):
+    asked: list[tuple[str, Mapping[str, str | None] | None]] = [*groups.items()] if groups else [("", None)]
+    for i, (title, group) in enumerate(asked):
         if found := frontiers(comparison, seed, group):
             sections.append(_section(comparison, found, title, directory, f"frontier{i or ''}"))
             if title:
