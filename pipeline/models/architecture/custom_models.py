@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib
 
-_MODULES = {"soft_moe_": "soft_moe", "calm_": "calm", "scale_": "scale"}
+_MODULES = {"soft_moe_": "soft_moe", "calm_": "calm", "scale_": "scale", "visual_experts_": "visual_experts"}
 """By how their `model_type` begins."""
 
 
