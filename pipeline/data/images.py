@@ -21,7 +21,7 @@ from pipeline.data.clean.split import Split
 from pipeline.data.corpus import Workspace, check_sources, finish, read_sources, write_lines
 from pipeline.data.packing.examples import lay
 from pipeline.data.packing.mixture import PackedStream
-from pipeline.data.packing.rows import Span, build_row, chat_spans
+from pipeline.data.packing.rows import PADDING_SEGMENT, Span, build_row, chat_spans
 from pipeline.data.packing.schedule import check_whole
 from pipeline.data.sources.images import ImageSource, Picture
 from pipeline.data.tokens.special_tokens import spare_token
@@ -175,16 +175,18 @@ def open_images(directory: Path, name: str) -> np.ndarray:
 class ImageStream(PackedStream):
     """A `PackedStream` of whole documents with an image each; its rows also have `pixel_values`, float32[N, C, H, W].
 
-    images: of every source, as its documents.
+    images: of every source, as its documents. token: that stands for images.
     """
 
-    def __init__(self, stores: Sequence[TokenStore], images: Sequence[np.ndarray], *args: Any, **options: Any) -> None:
+    def __init__(
+        self, stores: Sequence[TokenStore], images: Sequence[np.ndarray], token: int, *args: Any, **options: Any
+    ) -> None:
         super().__init__(stores, *args, **options)
-        self._images = images
+        self._images, self._token = images, token
 
     def read(self, row: Sequence[Span]) -> dict[str, np.ndarray]:
         """See `PackedStream.read`."""
-        return {**super().read(row), "pixel_values": _images_of(row, self._images)}
+        return _with_images(super().read(row), row, self._images, self._token)
 
 
 def open_image_stream(directory: Path, seq_len: int, seed: int, packing: str | None, shares: Any) -> ImageStream:
@@ -194,28 +196,34 @@ def open_image_stream(directory: Path, seq_len: int, seed: int, packing: str | N
         ValueError: rows are to be filled, which would cut images.
     """
     check_whole(packing)
-    sources = read_sources(directory)["sources"]
+    manifest = read_sources(directory)
+    sources = manifest["sources"]
     weights = {name: source["weight"] for name, source in sources.items()}
     stores, images = ([find(directory, name) for name in sources] for find in (open_store, open_images))
-    return ImageStream(stores, images, weights, seq_len, seed, "skip", packing="first_fit", shares=shares)
+    return ImageStream(stores, images, manifest["image_token_id"], weights, seq_len, seed, "skip", packing="first_fit", shares=shares)
 
 
 def held_out_rows(directory: Path, seq_len: int, num_tokens: int) -> dict[str, list[dict[str, np.ndarray]]]:
     """Packed rows of the first held-out images, by source: at most `num_tokens` in all, a document at least."""
-    names = list(read_sources(directory)["sources"])
-    return {name: list(_held_out(directory, name, seq_len, num_tokens // len(names))) for name in names}
+    manifest = read_sources(directory)
+    names, token = list(manifest["sources"]), manifest["image_token_id"]
+    return {name: list(_held_out(directory, name, token, seq_len, num_tokens // len(names))) for name in names}
 
 
-def _held_out(directory: Path, name: str, seq_len: int, num_tokens: int) -> Iterator[dict[str, np.ndarray]]:
+def _held_out(directory: Path, name: str, token: int, seq_len: int, num_tokens: int) -> Iterator[dict[str, np.ndarray]]:
     store = open_store(directory, f"{name}.{HELD_OUT}")
     images = open_images(directory, f"{name}.{HELD_OUT}")
     spans = [Span(0, *map(int, one)) for one in chat_spans(store, seq_len, "skip").table]
     number = max(1, int(np.searchsorted(np.cumsum([span.length for span in spans]), num_tokens, side="right")))
     for row in lay(spans[:number], seq_len):
-        yield {**build_row(row, [store], seq_len), "pixel_values": _images_of(row, [images])}
+        yield _with_images(build_row(row, [store], seq_len), row, [images], token)
 
 
-def _images_of(row: Sequence[Span], images: Sequence[np.ndarray]) -> np.ndarray:
+def _with_images(
+    arrays: dict[str, np.ndarray], row: Sequence[Span], images: Sequence[np.ndarray], token: int
+) -> dict[str, np.ndarray]:
+    """A row with the images of its documents, and with another token than theirs where it is padded."""
     shape = images[0].shape[1:]
     found = [pixels_of(images[span.source][span.document]) for span in row]
-    return np.stack(found) if found else np.zeros((0, *shape), dtype=np.float32)
+    arrays["input_ids"][arrays["segment_ids"] == PADDING_SEGMENT] = int(token == 0)
+    return {**arrays, "pixel_values": np.stack(found) if found else np.zeros((0, *shape), dtype=np.float32)}

@@ -154,7 +154,8 @@ class _VisualModel(PreTrainedModel):
             past_key_values = DynamicCache(config=self.config)
         if pixel_values is not None and input_ids is None:
             raise ValueError(f"{type(self).__name__}: pixel_values need input_ids that say where they stand")
-        if input_ids is not None and (pixel_values is not None or self.training):
+        # Tokens without values may be an image's: whoever looks at how the model is made has to see its experts used.
+        if input_ids is not None and (pixel_values is not None or self.training or input_ids.is_meta):
             index_BT = self._index(input_ids, pixel_values)
             inputs_embeds, input_ids = self._embed(input_ids, index_BT, pixel_values), None
             kwargs[IMAGE] = self._places(inputs_embeds, index_BT, position_ids, past_key_values)
