@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import numpy as np
 
 from pipeline.data.images import ImageStream
+from pipeline.data.sources.images import Picture
 from pipeline.data.tokens.store import TokenStore
 from pipeline.expansion.methods.visual_experts import VisualExperts
 from pipeline.expansion.source import read_source
@@ -35,3 +38,22 @@ def image_stream(number, token, seq_len=64, seed=0):
     tokens, marks = (np.concatenate(one) for one in (documents, targets))
     store = TokenStore("a", tokens.astype(np.uint16), offsets, marks.astype(np.uint8))
     return ImageStream([store], [images], token, {"a": 1.0}, seq_len, seed, "skip")
+
+
+@dataclass(frozen=True)
+class TwoKinds:
+    """A source: images of 4 x 4 pixels, bright above or below; `count` of them, of which two are equal."""
+
+    count: int
+    weight: float
+
+    def read(self, locate, listing):
+        rng = np.random.default_rng(0)
+        for number in range(self.count):
+            pixels = rng.integers(0, 50, (1, 4, 4), dtype=np.uint8)
+            kind = int(rng.integers(0, 2))
+            pixels[:, 2 * kind : 2 * kind + 2] += 200
+            found = Picture(str(number), pixels, ("above", "below")[kind])
+            if number == 0:
+                first = found
+            yield first._replace(id="1") if number == 1 else found

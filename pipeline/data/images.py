@@ -193,13 +193,15 @@ def open_image_stream(directory: Path, seq_len: int, seed: int, packing: str | N
     """The mixture of all sources of an image data artifact, packed.
 
     Raises:
-        ValueError: rows are to be filled, which would cut images.
+        ValueError: rows are to be filled, which would cut images, or have no room for one.
     """
     check_whole(packing)
     manifest = read_sources(directory)
     sources = manifest["sources"]
     weights = {name: source["weight"] for name, source in sources.items()}
     stores, images = ([find(directory, name) for name in sources] for find in (open_store, open_images))
+    if (shortest := min(int(store.lengths.min()) for store in stores)) > seq_len:
+        raise ValueError(f"seq_len={seq_len} has room for no image: the shortest document has {shortest} tokens")
     return ImageStream(stores, images, manifest["image_token_id"], weights, seq_len, seed, "skip", packing="first_fit", shares=shares)
 
 
