@@ -202,7 +202,9 @@ def open_image_stream(directory: Path, seq_len: int, seed: int, packing: str | N
     stores, images = ([find(directory, name) for name in sources] for find in (open_store, open_images))
     if (shortest := min(int(store.lengths.min()) for store in stores)) > seq_len:
         raise ValueError(f"seq_len={seq_len} has room for no image: the shortest document has {shortest} tokens")
-    return ImageStream(stores, images, manifest["image_token_id"], weights, seq_len, seed, "skip", packing="first_fit", shares=shares)
+    return ImageStream(
+        stores, images, manifest["image_token_id"], weights, seq_len, seed, "skip", packing="first_fit", shares=shares
+    )
 
 
 def held_out_rows(directory: Path, seq_len: int, num_tokens: int) -> dict[str, list[dict[str, np.ndarray]]]:

@@ -109,6 +109,12 @@ def forecast_training(
     check_shares(params["shares"], params.get("replay"), request.fact("sources", "data"))
     if (patches := request.fact("num_patches", "data")) is not None:
         check_images(patches, facts["num_patches"], params.get("packing"))
+    elif facts["num_patches"] and request.fact("kind", "data") is not None:
+        warnings.warn(
+            f"{section}.data has no images: of text no image expert nor adapter has a gradient, and what "
+            f"they stand beside is frozen; data@{section}.data=digits has some",
+            stacklevel=2,
+        )
     if strategy.needs_new_parameters and facts["expanded"] is False:
         raise ValueError(
             f"{section}.strategy trains what the expansion added, but its model was not expanded "
