@@ -94,14 +94,14 @@ class ImageData:
             self.num_patches,
             self.question,
         )
-        done, shapes, answers, split = {}, set(), set(), [0, 0]
+        done, shapes, answers, num_different, num_equal = {}, set(), set(), 0, 0
         for name, source in self.sources.items():
             place.progress(note=f"reading {name}")
             pictures = list(source.read(place.locate, place.listing))
             train, held, different = self.held_out.of(pictures)
             shapes |= {(one.pixels.shape, one.pixels.dtype.name) for one in pictures}
             answers |= {one.answer for one in pictures}
-            split = [split[0] + different, split[1] + len(pictures) - different]
+            num_different, num_equal = num_different + different, num_equal + len(pictures) - different
             counts = {kind: _write(place, kind, part, layout, tokenizer) for kind, part in _named(name, train, held)}
             done[name] = _account(source.weight, *counts.values())
         if len(shapes) > 1:
@@ -110,7 +110,8 @@ class ImageData:
         said = {"question": self.question, "num_patches": self.num_patches, "image_token_id": layout.token}
         extra = {**said, "image_shape": list(shape), "answers": sorted(answers)}
         empty = np.zeros(0, dtype=bool)
-        return finish(place, "image", tokenizer, done, Split(empty, empty, *split, 0.0, 0.0), extra)
+        split = Split(empty, empty, num_different, num_equal, highest_similarity=0.0, coverage=0.0)
+        return finish(place, "image", tokenizer, done, split, extra)
 
 
 @dataclass(frozen=True)
@@ -199,7 +200,10 @@ def open_image_stream(directory: Path, seq_len: int, seed: int, packing: str | N
     manifest = read_sources(directory)
     sources = manifest["sources"]
     weights = {name: source["weight"] for name, source in sources.items()}
-    stores, images = ([find(directory, name) for name in sources] for find in (open_store, open_images))
+    stores, images = (
+        [open_store(directory, name) for name in sources],
+        [open_images(directory, name) for name in sources],
+    )
     if (shortest := min(int(store.lengths.min()) for store in stores)) > seq_len:
         raise ValueError(f"seq_len={seq_len} has room for no image: the shortest document has {shortest} tokens")
     return ImageStream(

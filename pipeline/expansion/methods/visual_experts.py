@@ -89,8 +89,9 @@ class VisualExperts:
 
         depth = source.blocks.num_blocks
         experts = [block % self.expert_every == 0 for block in range(depth)]
-        sizes = self.num_channels, self.image_size, self.patch_size
-        config = visual_config(source.config, image_token_id, *sizes, experts)
+        fields = {name: getattr(self, name) for name in ("num_channels", "image_size", "patch_size")}
+        fields |= {"image_token_id": image_token_id, "image_experts": experts}
+        config = visual_config(source.config, fields)
         copies = {name: Recipe("copy", name) for name in source.tensors}
         added = {**dict(_experts(source, experts)), **dict(self._around(source))}
         buffers = tuple(name for name in copies if not source.anatomy.parameters_from(name))

@@ -28,7 +28,7 @@ Importing this module registers `visual_experts_llama`, `visual_experts_mistral`
 Shapes: B batch, T tokens, N images, P patches of one, I values of a patch, D model, M tokens of images.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import torch
@@ -289,21 +289,11 @@ def num_image_tokens(config: Mapping[str, Any]) -> int:
     return (config["image_size"] // config["patch_size"]) ** 2 + 2
 
 
-def visual_config(
-    config: Mapping[str, Any],
-    image_token_id: int,
-    num_channels: int,
-    image_size: int,
-    patch_size: int,
-    image_experts: Sequence[bool],
-) -> dict[str, Any]:
-    """config.json of the base with image experts: every field of the base's, our `model_type`, the base's, and these.
+def visual_config(config: Mapping[str, Any], fields: Mapping[str, Any]) -> dict[str, Any]:
+    """config.json of the base with image experts: every field of the base's, our `model_type`, the base's, and ours.
 
     Raises:
         ValueError: the base is of an architecture that gets no experts here.
     """
     check_family(config, FAMILIES, "visual_experts stand beside the linear maps of")
-    sizes = {"num_channels": num_channels, "image_size": image_size, "patch_size": patch_size}
-    return own_config(
-        config, FAMILIES, {"image_token_id": image_token_id, **sizes, "image_experts": list(image_experts)}
-    )
+    return own_config(config, FAMILIES, fields)

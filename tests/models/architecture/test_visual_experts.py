@@ -35,7 +35,7 @@ def make_pair(variant="llama", dtype=torch.float32, experts=(True, False, True))
         for name, parameter in base.named_parameters():
             if name.endswith("bias"):
                 parameter.normal_()
-    own = transformers.AutoConfig.for_model(**visual_config(config.to_dict(), **SIZES, image_experts=experts))
+    own = transformers.AutoConfig.for_model(**visual_config(config.to_dict(), SIZES | {"image_experts": list(experts)}))
     model = transformers.AutoModelForCausalLM.from_config(own, dtype=dtype).eval()
     missing, unexpected = model.load_state_dict(base.state_dict(), strict=False)
     assert not unexpected and all(is_new(name) for name in missing)
@@ -255,5 +255,5 @@ def test_images_need_ids():
 @pytest.mark.parametrize("config", [{"model_type": "gpt2"}, {"model_type": "mistral", "layer_types": ["a"]}, {}])
 def test_another_architecture_is_refused(config):
     with pytest.raises(ValueError, match=r"visual_experts stand beside the linear maps of llama, .*; this model is of"):
-        visual_config(config, **SIZES, image_experts=[True])
+        visual_config(config, SIZES)
     assert set(FAMILIES) == {"llama", "mistral", "qwen2", "qwen3"}
