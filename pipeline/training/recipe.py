@@ -242,8 +242,16 @@ def _check_reads(source: Path, data: Path) -> None:
     from pipeline.models.architecture.facts import num_patches
     from pipeline.models.directory import read_config
 
-    if (patches := read_sources(data).get("num_patches")) is not None:
-        check_images(patches, num_patches(read_config(source)), None)
+    manifest, config = read_sources(data), read_config(source)
+    if manifest["kind"] == "image":
+        check_images(manifest["num_patches"], num_patches(config), None)
+        reads = [config["num_channels"], config["image_size"], config["image_size"]]
+        if (reads, config["image_token_id"]) != (manifest["image_shape"], manifest["image_token_id"]):
+            raise ValueError(
+                f"the model reads images of {reads} in the place of token {config['image_token_id']}, and the data hold "
+                f"{manifest['image_shape']} and token {manifest['image_token_id']}; correct expand.num_channels, "
+                "image_size and image_token, or the data's"
+            )
 
 
 def _tracking(workspace: Workspace, source: Path, texts_of: TextsOf, base: Path | None) -> Tracking | None:
