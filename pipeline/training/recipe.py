@@ -248,7 +248,7 @@ def _check_reads(source: Path, data: Path) -> None:
         reads = [config["num_channels"], config["image_size"], config["image_size"]]
         if (reads, config["image_token_id"]) != (manifest["image_shape"], manifest["image_token_id"]):
             raise ValueError(
-                f"the model reads images of {reads} in the place of token {config['image_token_id']}, and the data hold "
+                f"the model reads images of {reads} in the place of token {config['image_token_id']}, the data hold "
                 f"{manifest['image_shape']} and token {manifest['image_token_id']}; correct expand.num_channels, "
                 "image_size and image_token, or the data's"
             )
