@@ -32,8 +32,10 @@ def image_stream(number, token, seq_len=64, seed=0):
     images = rng.random((number, 1, 4, 4), dtype=np.float32) * 0.2
     images[kinds == 1, :, :2] += 0.8
     lengths = rng.integers(1, 5, number)
-    documents = [[token] * NUM_TOKENS + [40] * n + [50 + kind, 60] for n, kind in zip(lengths, kinds, strict=True)]
-    targets = [[0] * (NUM_TOKENS + n) + [1, 1] for n in lengths]
+    documents = [
+        [61] + [token] * NUM_TOKENS + [40] * n + [50 + kind, 60] for n, kind in zip(lengths, kinds, strict=True)
+    ]
+    targets = [[0] * (1 + NUM_TOKENS + n) + [1, 1] for n in lengths]
     offsets = np.concatenate([[0], np.cumsum([len(one) for one in documents])])
     tokens, marks = (np.concatenate(one) for one in (documents, targets))
     store = TokenStore("a", tokens.astype(np.uint16), offsets, marks.astype(np.uint8))

@@ -1,7 +1,8 @@
 """Images with a question and an answer each, for a model that reads images: tokens and pixels in, a part held out.
 
-A document is what the tokenizer puts before a text, the tokens of the image, the question, the answer and EOS; the
-answer and EOS are learned.
+A document is BOS (or what else a text without a context follows), the tokens of the image, the question, the answer and
+EOS; the answer and EOS are learned. An image is never first: the token before its patches begins as 0, and with nothing
+before it its states would be 0 in each block, where a norm multiplies gradients by 1 / sqrt(eps) and all become NaN.
 
 Shapes: N images, C channels, H and W pixels of a side, T tokens of a row.
 """
@@ -132,8 +133,8 @@ class Layout:
     def pair(self, answer: str) -> tuple[list[int], list[int]]:
         """Ids up to the end of the question, and those of the answer."""
         before, after = self.encoder.pair(self.question, f" {answer}")
-        prefix = list(self.encoder.special.prefix)
-        return [*prefix, *[self.token] * (self.num_patches + 2), *before[len(prefix) :]], after
+        question, image = before[len(self.encoder.special.prefix) :], [self.token] * (self.num_patches + 2)
+        return [*self.encoder.before_text, *image, *question], after
 
     def document(self, answer: str) -> tuple[np.ndarray, np.ndarray]:
         """Ids of a whole document, and which of them are learned."""

@@ -64,7 +64,7 @@ def test_it_learns_what_images_show_and_text_stays(make_model, seeing, tmp_path,
     assert metrics["val_loss"] < metrics["val_loss_before"] - 0.3 and not metrics["one_document_a_row"]
     blind = dict.fromkeys(("pixel_values",), torch.zeros(1, 1, 4, 4))
     shown = {"pixel_values": torch.cat([torch.ones(1, 1, 2, 4), torch.zeros(1, 1, 2, 4)], 2)}
-    model, ids_BT = load(tmp_path / "model"), torch.tensor([[token_of(seeing)] * 6 + [40]])
+    model, ids_BT = load(tmp_path / "model"), torch.tensor([[61, *[token_of(seeing)] * 6, 40]])
     with torch.no_grad():
         logits = [model(input_ids=ids_BT, **one).logits[0, -1].float() for one in (blind, shown)]
     assert (logits[0][51] - logits[0][50]) < (logits[1][51] - logits[1][50])
@@ -75,7 +75,7 @@ def test_the_packed_loss_is_that_of_the_images_alone_also_with_one_row_for_all(s
     model = load(seeing, dtype=torch.float32)
     choose_attention(model, kernel, torch.device("cpu"))
     rows = image_stream(40, token_of(seeing)).batch(2)
-    alone = image_stream(40, token_of(seeing), seq_len=12)  # one document a row
+    alone = image_stream(40, token_of(seeing), seq_len=13)  # one document a row
     alone = {(row["spans"][0][1]): row for row in (next(alone) for _ in range(40))}
 
     class Here:
