@@ -30,7 +30,7 @@ def test_it_runs_and_text_is_measured_as_the_bases(tmp_path, drive):  # noqa: F8
     assert list(rows) == ["base", "expanded", "post-pretrained"] and "digits" not in rows["base"]
     assert rows["base"]["wikitext"] == rows["expanded"]["wikitext"] == rows["post-pretrained"]["wikitext"]
     report = (tmp_path / "reports/visual_experts/report.md").read_text()
-    assert "linear_probe" in report and "A linear probe of the same patches, trained on the same 45 images" in report
+    assert "linear_probe" in report and "A linear probe of the same patches, trained on the same 4" in report
     (grown,), (trained,) = (artifacts(tmp_path, stage).values() for stage in ("expand", "pretrain"))
     metrics = json.loads((trained / "manifest.json").read_text())["metrics"]
     assert metrics["val_loss"] < metrics["val_loss_before"]
