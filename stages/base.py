@@ -13,7 +13,7 @@ from pipeline.engine.process import worker
 from pipeline.engine.run.forecast import Forecast, Request
 from pipeline.engine.sources.locations import local_path
 from pipeline.engine.stage import Stage
-from pipeline.models.architecture.facts import depth, longest, model_facts
+from pipeline.models.architecture.facts import depth, longest, model_facts, num_patches
 
 KINDS = ("package", "local", "hub", "random")
 
@@ -69,6 +69,7 @@ def forecast(request: Request) -> Forecast:
         config = {"num_hidden_layers": params["num_blocks"], **request.hints["shape"]}
     family = config.get("model_type") if config else None
     known = {"config": config, "shape": shape_of(config) if config else None, "model_type": family}
+    known["num_patches"] = num_patches(config) if config else None
     return Forecast({**known, "expanded": False, **stated})
 
 

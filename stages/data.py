@@ -37,6 +37,7 @@ STAGE = Stage(
 
 def forecast(request: Request) -> Forecast:
     """Refuse sources, weights or a held-out part that make no sense; tell the names of the sources. Reads no data."""
+    from pipeline.data.images import ImageData
     from pipeline.data.text import TextData
 
     built = _build(request.params)
@@ -49,15 +50,19 @@ def forecast(request: Request) -> Forecast:
             )
     data = request.params["data"]
     facts = {"sources": sorted(data.get("sources") or {}), "replay": bool(data.get("replay"))}
+    if isinstance(built, ImageData):
+        return Forecast(facts | {"kind": "image", "num_patches": built.num_patches})
     return Forecast(facts | {"kind": "text" if isinstance(built, TextData) else "chat"})
 
 
 def facts(directory: Path) -> Mapping[str, Any]:
-    """The names of the sources, whether there is general text to replay, and the kind: text or chat."""
+    """The names of the sources, whether there is general text to replay, the kind (text, chat or image), and of images
+    in how many patches each is."""
     from pipeline.data.corpus import read_sources
 
     found = read_sources(directory)
-    return {"sources": sorted(found["sources"]), "replay": bool(found.get("replay")), "kind": found["kind"]}
+    patches = {"num_patches": found["num_patches"]} if found["kind"] == "image" else {}
+    return {"sources": sorted(found["sources"]), "replay": bool(found.get("replay")), "kind": found["kind"], **patches}
 
 
 def check_network(params: dict[str, Any]) -> None:
@@ -103,11 +108,12 @@ def _pinned(params: dict[str, Any]) -> tuple[dict[str, Any], dict[str, str]]:
 
 def _build(params: Mapping[str, Any]) -> Any:
     from pipeline.data.chats import ChatData
+    from pipeline.data.images import ImageData
     from pipeline.data.text import TextData
 
     data = build(params["data"], "data")
-    if not isinstance(data, TextData | ChatData):
-        wanted = "pipeline.data.text.TextData or pipeline.data.chats.ChatData"
+    if not isinstance(data, TextData | ChatData | ImageData):
+        wanted = "pipeline.data.text.TextData, pipeline.data.chats.ChatData or pipeline.data.images.ImageData"
         raise ValueError(f"data._target_ gives {type(data).__name__}; it must be {wanted}")
     return data
 

@@ -67,6 +67,8 @@ def forecast(request: Request) -> Forecast:
         raise ValueError(f"vLLM has no {kind}, an architecture of this project; score it here, evaluate.backend=local")
     if request.launch and (limits := getattr(benchmark, "limits", None)):  # of programs that the model writes
         check_isolation(limits, request.launch["isolation"])
+    if getattr(benchmark, "reads_images", False):
+        _check_images(request)
     if lacking := [role for role in getattr(benchmark, "needs", ()) if role not in request.inputs]:
         raise ValueError(f"{lacking[0]} is null or missing; this benchmark sets the model against another and needs it")
     window, longest = getattr(benchmark, "window", 0), request.fact("max_position_embeddings")
@@ -82,6 +84,14 @@ def forecast(request: Request) -> Forecast:
 
         benchmark.check_rows(Workspace(request.path, request.names))
     return Forecast(memory_bytes=_weights_bytes(request))
+
+
+def _check_images(request: Request) -> None:
+    """Refuse images for a model that is known to read none, or others."""
+    reads, given = request.fact("num_patches"), request.fact("num_patches", "data")
+    if reads == 0 or (reads and given and reads != given):
+        what = f"reads images of {reads} patches, not of {given}" if reads else "is a text model and reads no images"
+        raise ValueError(f"the model {what}; name those that do: the benchmark's models=[NAME, ...], null: all")
 
 
 def _weights_bytes(request: Request) -> int | None:

@@ -67,7 +67,7 @@ def forecast(request: Request) -> Forecast:
     if (num_blocks := request.fact("num_blocks")) is not None:
         expansion.check(num_blocks)
     _check_models(expansion, request)
-    kept = {key: request.fact(key) for key in ("max_position_embeddings", "chat_template", "vocabulary")}
+    kept = {key: request.fact(key) for key in ("max_position_embeddings", "chat_template", "vocabulary", "num_patches")}
     told: dict[str, Any] = getattr(expansion, "facts_of", lambda _: {})(ModelFacts(request))
     return Forecast({**kept, "num_blocks": None, "shape": None, "expanded": True, **told})
 

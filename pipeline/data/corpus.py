@@ -219,7 +219,7 @@ def prepare(
     if overlap:
         write_lines(place.directory / OVERLAP, map(_json, overlap.lines))
         extra["overlap"] = overlap.summary()
-    return _finish(place, form.kind, tokenizer, done, split, extra)
+    return finish(place, form.kind, tokenizer, done, split, extra)
 
 
 def _write(corpus: Corpus, source: int, form: Form, split: Split, place: Workspace) -> dict[str, Any]:
@@ -249,7 +249,7 @@ def write_lines(path: Path, lines: Iterable[str]) -> None:
         stream.writelines(line + "\n" for line in lines)
 
 
-def _finish(
+def finish(
     place: Workspace, kind: str, tokenizer: Any, sources: dict[str, dict], split: Split, extra: dict[str, Any]
 ) -> dict[str, Any]:
     """Write `sources.json`, which says everything about the artifact, and return the stage's metrics."""

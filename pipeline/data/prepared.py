@@ -12,6 +12,7 @@ import numpy as np
 from pipeline.data.chat.encoder import ChatEncoder
 from pipeline.data.chat.template import TemplateSettings
 from pipeline.data.corpus import read_sources
+from pipeline.data.images import held_out_rows, open_image_stream
 from pipeline.data.packing.examples import ExampleStream
 from pipeline.data.packing.mixture import PackedStream, Packing
 from pipeline.data.packing.rows import Overlong, Span, build_row, cut
@@ -44,6 +45,9 @@ def open_stream(
     """
     manifest = read_sources(directory)
     expected = "text" if overlong is None else "chat"
+    if manifest["kind"] == "image" and expected == "text":
+        check_replay(replay, False)
+        return open_image_stream(directory, seq_len, seed, packing, shares)
     if manifest["kind"] != expected:
         raise ValueError(f"this stage trains on {expected} data, but its data is of kind {manifest['kind']}")
     general = manifest.get("replay") or {} if replay else {}
@@ -91,6 +95,8 @@ def validation_rows(directory: Path, tokenizer: Any, seq_len: int, num_tokens: i
     span where it is full, so that no row of validation depends on another document.
     """
     manifest = read_sources(directory)
+    if manifest["kind"] == "image":
+        return held_out_rows(directory, seq_len, num_tokens)
     per_source = num_tokens // len(manifest["sources"])
     is_chat = manifest["kind"] == "chat"
     encoder = ChatEncoder(tokenizer, TemplateSettings.recorded(manifest)) if is_chat else TextEncoder(tokenizer)

@@ -28,6 +28,7 @@ _SOURCES = (
     "../models/architecture/families.py",
     "../models/architecture/scale.py",
     "../models/architecture/soft_moe.py",
+    "../models/architecture/visual_experts.py",
 )
 
 

@@ -120,6 +120,8 @@ class MicroBatches:
         columns = {key: [row[key] for row in rows] for key in ("input_ids", "labels", "position_ids")}
         if self.penalties or more.get("load"):
             columns["padding"] = [padding_of(row) for row in rows]
+        if images := [row["pixel_values"] for row in rows if "pixel_values" in row]:
+            more["pixel_values"] = torch.from_numpy(np.concatenate(images)).to(self._accelerator.device)
         batch = {key: torch.from_numpy(np.stack(c)).to(self._accelerator.device) for key, c in columns.items()}
         with torch.autocast(self._accelerator.device.type, torch.bfloat16, enabled=self._precision == "bf16"):
             return self._model(**batch, **more)

@@ -72,6 +72,7 @@ class PackedLoss(nn.Module):
         padding: torch.Tensor | None = None,
         logits: bool | torch.Tensor = False,
         load: bool = False,
+        pixel_values: torch.Tensor | None = None,
     ) -> torch.Tensor:
         """Summed loss in nats over the labelled tokens; with penalties in training mode, a vector of it and their sums.
 
@@ -83,6 +84,7 @@ class PackedLoss(nn.Module):
             logits: True: give those at the labelled places instead, [N, V] in fp32 or wider. What another model gave
                 so: the sum is that of KL(it || model) in nats, 0 for the same logits.
             load: give a vector of the loss and how many tokens chose each expert, router by router, instead.
+            pixel_values: the images of the rows' tokens, in order, for a model that reads images; none for `logits`.
         """
         if logits is not False:
             states = self._labelled(input_ids, labels, position_ids)
@@ -98,6 +100,8 @@ class PackedLoss(nn.Module):
         if self.one_row:
             input_ids, position_ids = input_ids.reshape(1, -1), position_ids.reshape(1, -1)
         inputs = {"input_ids": input_ids, "position_ids": position_ids}
+        if pixel_values is not None:
+            inputs["pixel_values"] = pixel_values
         penalised = self.training and bool(self._penalties)
         states, router_logits = self._computed(self._causal[0], load or (penalised and self._balanced), **inputs)
         loss = self._loss(states, labels)

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from pipeline.data.general_text import ReadsGeneralText, check_bounds
-from pipeline.data.packing.schedule import check_shares
+from pipeline.data.packing.schedule import check_shares, check_whole
 from pipeline.data.sources.files import Listing, Locate
 from pipeline.training.cost.budget import in_steps
 from pipeline.training.cost.memory import ZERO_STAGES
@@ -24,6 +24,7 @@ if TYPE_CHECKING:  # a request is checked without
 
 KEPT = (
     "config", "num_blocks", "model_type", "max_position_embeddings", "shape", "chat_template", "expanded", "vocabulary",
+    "num_patches",
 )  # fmt: skip
 """Facts about a model that training does not change."""
 LATER_KEYS = ("extra_modules", "num_blocks")
@@ -107,6 +108,14 @@ def forecast_training(
     if track := Track.of(params):
         check_tracking(track, request)
     check_shares(params["shares"], params.get("replay"), request.fact("sources", "data"))
+    if (patches := request.fact("num_patches", "data")) is not None:
+        check_images(patches, facts["num_patches"], params.get("packing"))
+    elif facts["num_patches"] and request.fact("kind", "data") is not None:
+        warnings.warn(
+            f"{section}.data has no images: of text no image expert nor adapter has a gradient, and what "
+            f"they stand beside is frozen; data@{section}.data=digits has some",
+            stacklevel=2,
+        )
     if strategy.needs_new_parameters and facts["expanded"] is False:
         raise ValueError(
             f"{section}.strategy trains what the expansion added, but its model was not expanded "
@@ -121,6 +130,25 @@ def forecast_training(
     told = [*tell(found, params, request.earlier), *carried]
     known = {**facts, "optimizer": bool(params.get("keep_optimizer"))}
     return known, told, None if found is None else found.memory.total
+
+
+def check_images(data: int, model: int | None, packing: str | None) -> None:
+    """Refuse data of images for a model that cannot read them.
+
+    Args:
+        data, model: patches of an image; None: not known.
+        packing: of the rows.
+
+    Raises:
+        ValueError: what was found, and what to change.
+    """
+    if model is not None and model != data:
+        reads = f"one that reads images of {model} patches" if model else "a text model, which reads no image"
+        raise ValueError(
+            f"the data are images of {data} patches and the model is {reads}; train one of expand=visual_experts whose "
+            "(image_size / patch_size)^2 is data.num_patches, or train on text"
+        )
+    check_whole(packing)
 
 
 def check_general_text(strategy: Strategy, seq_len: int, sharding: str) -> None:
@@ -150,10 +178,12 @@ def check_tracking(track: Track, request: Request) -> None:
         role, advice = needed[name]
         if role not in request.inputs:
             raise ValueError(f"track.measures has {name}, which needs {advice}, or leave {name} out")
-    if DOMAIN in track.measures and request.fact("kind", "domain") == "chat":
+    kind = request.fact("kind", "domain")
+    if DOMAIN in track.measures and kind in ("chat", "image"):
+        held = "conversations" if kind == "chat" else "images"
         raise ValueError(
-            "track.measures has domain, bits per byte of documents, and the data hold conversations; set track.data to "
-            "data of the new domain, or leave domain out"
+            f"track.measures has domain, bits per byte of documents, and the data hold {held}; set track.data to data "
+            "of the new domain, or leave domain out"
         )
     own, other = request.fact("shape"), request.fact("shape", "base")
     if DRIFT in track.measures and own and other and own.vocab != other.vocab:
@@ -198,6 +228,7 @@ def train(
     params, settings = workspace.params, Settings.of(workspace.params)
     runtime, device = launch_options(workspace.launch, workspace.directory, workspace.progress, workspace.should_stop)
     stream = open_stream(data, settings.seq_len, settings.seed, **{key: params[key] for key in mixing})
+    _check_reads(source, data)
     if settings.num_flops is not None:
         settings = in_steps(settings, cost_of_saved(source, strategy), stream)
     stream.set_length(settings.total_steps(stream) * settings.batch_size, settings.last_unit(stream))
@@ -211,6 +242,24 @@ def train(
     target = workspace.directory / "model"
     metrics = fit(source, target, strategy, settings, stream, validation, runtime, device, tracking, general)
     return {**metrics, **stream.summary(), "data": unused(data)}
+
+
+def _check_reads(source: Path, data: Path) -> None:
+    """Raises ValueError for images that the model cannot read, where that was not known before."""
+    from pipeline.data.corpus import read_sources
+    from pipeline.models.architecture.facts import num_patches
+    from pipeline.models.directory import read_config
+
+    manifest, config = read_sources(data), read_config(source)
+    if manifest["kind"] == "image":
+        check_images(manifest["num_patches"], num_patches(config), None)
+        reads = [config["num_channels"], config["image_size"], config["image_size"]]
+        if (reads, config["image_token_id"]) != (manifest["image_shape"], manifest["image_token_id"]):
+            raise ValueError(
+                f"the model reads images of {reads} in the place of token {config['image_token_id']}, the data hold "
+                f"{manifest['image_shape']} and token {manifest['image_token_id']}; correct expand.num_channels, "
+                "image_size and image_token, or the data's"
+            )
 
 
 def _tracking(workspace: Workspace, source: Path, texts_of: TextsOf, base: Path | None) -> Tracking | None:

@@ -173,11 +173,13 @@ def _loss(model: Any, how: Conditions) -> torch.Tensor:
     ):
         for row in how.rows:
             batch = {key: torch.from_numpy(row[key][None]).to(how.device) for key in _INPUTS}
-            total += measure(**batch)
+            images = {key: torch.from_numpy(row[key]).to(how.device) for key in _IMAGES if key in row}
+            total += measure(**batch, **images)
     return total.cpu()
 
 
 _INPUTS = ("input_ids", "labels", "position_ids")
+_IMAGES = ("pixel_values",)
 
 
 def _hashes(model: Any) -> dict[str, str]:
@@ -208,6 +210,8 @@ def _stop(row: Row) -> int:
 
 
 def _cut(row: Row) -> Row:
+    if any(key in row for key in _IMAGES):  # what is cut may be an image
+        return row
     return {key: row[key][: _stop(row)] for key in _INPUTS}
 
 

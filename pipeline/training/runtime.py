@@ -22,7 +22,8 @@ class StoppedError(Exception):
 class RowStream(Protocol):
     """An endless, resumable stream of batches of packed rows; a batch counts units, rows or examples.
 
-    A row may hold "spans", int64[N, 4]: what it was made of (source, document, first token, token after the last).
+    A row may hold "spans", int64[N, 4]: what it was made of (source, document, first token, token after the last), and
+    "pixel_values", float32[N, C, H, W]: the images of its tokens, in order.
     """
 
     @property

@@ -28,7 +28,7 @@ def _params(name="local_text", **changes):
     """Params as the engine gives them: a local source is known by its content."""
     loaded = yaml.safe_load((CONF / f"{name}.yaml").read_text())
     for entry in loaded["sources"].values():
-        source = entry["origin"].get("source", {})  # none of what is made up
+        source = entry.get("origin", {}).get("source", {})  # none of what is made up
         if source.get("kind") == "local":
             entry["origin"]["source"] = {"kind": "local", "content": "0" * 64}
         elif source.get("repo") == "???":
@@ -103,7 +103,9 @@ def test_the_check_names_what_is_wrong():
         stage.forecast(request(_params(sources={})))
     with pytest.raises(ValueError, match="seed is not a setting of TextData; it has sources, "):
         stage.forecast(request(_params(seed=1)))
-    with pytest.raises(ValueError, match=r"TextData or pipeline\.data\.chats\.ChatData"):
+    with pytest.raises(
+        ValueError, match=r"TextData, pipeline\.data\.chats\.ChatData or pipeline\.data\.images\.ImageData"
+    ):
         stage.forecast(request({"data": held_out | {"fraction": None}}))
 
 

@@ -2,9 +2,10 @@
 
 The library is imported once and every rank is forked before any thread exists, so that a run costs its steps alone.
 A run is {"source", "directory", "world", "stop_after", "told", "strategy", "launch", "settings", "track", "base",
-"die_after", "kill", "unit"}. `told`: the ranks that learn that they should stop. `track`: changes to what is tracked,
-against the model in `base`. `unit`: what a batch counts. `die_after`: steps after which this process raises. `kill` is
-{"sign", "number", "after_s"}: SIGKILL to all ranks so long after as many files that match the sign have newly appeared.
+"die_after", "kill", "unit", "image_token"}. `told`: the ranks that learn that they should stop. `track`: changes to
+what is tracked, against the model in `base`. `unit`: what a batch counts. `image_token`: rows have images, of this
+token. `die_after`: steps after which this process raises. `kill` is {"sign", "number", "after_s"}: SIGKILL to all ranks
+so long after as many files that match the sign have newly appeared.
 """
 
 from __future__ import annotations
@@ -41,6 +42,7 @@ from pipeline.training.settings import Settings
 from pipeline.training.tracking.measure import Tracking, measure_of
 from pipeline.training.tracking.track import Track
 from tests.training import knobs
+from tests.visual import image_stream
 
 LAUNCH = {**knobs.LAUNCH, "micro_batch": 1}
 # Three rows over two processes: one of them has a row less. Labels are of very different number from row to row.
@@ -77,6 +79,8 @@ def general_rows(reader: object) -> list[list[int]]:
 
 
 def stream_of(run: dict) -> PackedStream:
+    if "image_token" in run:
+        return image_stream(run.get("num_chats", 90), run["image_token"], SETTINGS["seq_len"])
     kind = BATCH_UNITS[run.get("unit", "rows")]
     return kind([chats(run.get("num_chats", 90))], {"a": 1.0}, SETTINGS["seq_len"], 0, "truncate")
 

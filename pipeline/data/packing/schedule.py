@@ -109,6 +109,12 @@ def check_replay(replay: Replay, has_general_text: bool) -> None:
         )
 
 
+def check_whole(packing: str | None) -> None:
+    """Raise ValueError for a way to pack rows that cuts documents, for data whose documents cannot be cut."""
+    if packing not in (None, "first_fit"):
+        raise ValueError(f"packing={packing} cuts a document where a row ends, and images are whole; use first_fit")
+
+
 def _check_replay(points: Sequence[tuple[float, float]]) -> None:
     for _, share in points:
         if isinstance(share, bool) or not isinstance(share, int | float) or not 0 <= share < 1:

@@ -52,3 +52,20 @@ def _probes(tokenizer: Any) -> Iterator[str]:
     """Short texts; those of the vocabulary itself are for tokenizers that know few words and no other."""
     yield from _PROBES
     yield from tokenizer.get_vocab()
+
+
+def spare_token(tokenizer: Any, name: str | None) -> int:
+    """The id of a special token to stand for what is no text: the one of this name, or of those that begin, end or pad
+    no text the one with the lowest id. Raises ValueError if there is none, or it is needed for text."""
+    needed = {tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id}
+    special = {token.content: id for id, token in sorted(tokenizer.added_tokens_decoder.items()) if token.special}
+    spare = {content: id for content, id in special.items() if id not in needed}
+    if name is None and spare:
+        return next(iter(spare.values()))
+    if name not in spare:
+        asked = "it has none" if name is None else f"{name!r} is none"
+        raise ValueError(
+            f"a special token that begins, ends or pads no text has to stand for images, and {asked}; the tokenizer "
+            f"has {', '.join(map(repr, spare)) or 'only special tokens that text needs: add one and save it again'}"
+        )
+    return spare[name]

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-_MODULES = {"soft_moe_": "soft_moe", "calm_": "calm", "scale_": "scale"}
+_MODULES = {"soft_moe_": "soft_moe", "calm_": "calm", "scale_": "scale", "visual_experts_": "visual_experts"}
 """By how their `model_type` begins."""
 
 

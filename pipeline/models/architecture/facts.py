@@ -29,10 +29,17 @@ def longest(config: Mapping[str, Any]) -> int | None:
     return next((section[key] for key in LENGTH_KEYS if key in section), None)
 
 
+def num_patches(config: Mapping[str, Any]) -> int:
+    """Into how many patches a model with visual experts cuts an image; 0 for any other, which reads none here."""
+    if not str(config.get("model_type")).startswith("visual_experts_"):
+        return 0
+    return (config["image_size"] // config["patch_size"]) ** 2
+
+
 def model_facts(directory: Path) -> dict[str, Any]:
     """config (config.json), num_blocks, model_type, max_position_embeddings, shape (None: not known), chat_template
     (whether there is one), expanded (whether an expansion added parameters), vocabulary (gives a hash, which takes a
-    while, or None).
+    while, or None), num_patches (see `num_patches`).
 
     Raises:
         ValueError: its config.json is missing or damaged.
@@ -47,6 +54,7 @@ def model_facts(directory: Path) -> dict[str, Any]:
         "chat_template": _has_chat_template(directory),
         "expanded": bool(read_expansion(directory).new_parameters),
         "vocabulary": partial(vocabulary_hash, directory),
+        "num_patches": num_patches(config),
     }
 
 
