@@ -31,12 +31,12 @@ def methods_table(comparison: Comparison, frontier: Frontier, title: str) -> Tab
     for method in sorted(frontier.methods, key=lambda one: -one.largest.gain):
         line = method.lines[method.points.index(method.largest)]
         gains, facts = line.gains, line.row.facts
-        kept = comparison.kept_change(line)
         entries = (
             Entry(method.text_of(method.largest)),
             difference_entry(gains.domain if gains else None, 4),
             drift_entry(drift_of_line(line), 4),
-            difference_entry(kept.change if kept else None, kept.digits if kept else 0),
+            difference_entry(gains.general if gains else None, 4),
+            difference_entry(gains.gold if gains else None, 4),
             Entry(count(facts.num_trainable)),
             Entry(count(facts.num_parameters)),
             Entry(count(facts.num_active)),
@@ -48,10 +48,10 @@ def methods_table(comparison: Comparison, frontier: Frontier, title: str) -> Tab
             Entry(duration(facts.wall_time_s)),
         )
         rows.append((method.label, entries))
-    kept_unit = next((f"{k.unit}, {k.what}" for m in frontier.methods if (k := comparison.kept_change(m.lines[0]))), "")
     columns = (
         Column("", "Rate"), Column("", "Domain gain", "bits/byte"), Column("", "Drift", NATS),
-        Column("", "Kept, mean change", kept_unit), Column("", "Trained", "parameters"),
+        Column("", "General-text gain", "bits/byte"), Column("", "Kept, gold answers", "bits/byte"),
+        Column("", "Trained", "parameters"),
         Column("", "Model", "parameters"), Column("", "Active", "parameters a token"), Column("", "Tokens"),
         Column("", "FLOPs a token", "training"), Column("", "FLOPs", "training"), Column("", "Tokens/s", "training"),
         Column("", "Peak memory", "training"), Column("", "Time", "training"),
