@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from pipeline.reporting.axes import Axis, axes
 from pipeline.reporting.compare import Comparison, ModelResult
-from pipeline.reporting.pages.verdict import verdicts
+from pipeline.reporting.pages.verdict import domain_details, verdicts
 from pipeline.reporting.statistics.differences import Difference
 from pipeline.reporting.tables.wording import estimate, interval, number
 
@@ -31,6 +31,11 @@ def answer(comparison: Comparison) -> str:
     lines = [comparison.last_line(variant) for variant in comparison.collection.variants]
     ends = list({line.label: line for line in lines if line and line.gains and line.gains.domain}.values())
     if not ends:
+        by_others = {line.name: told for line in lines if line and (told := domain_details(comparison, line))}
+        if by_others:
+            return (
+                "; ".join(f"The {name} model changed on the domain by {told}" for name, told in by_others.items()) + "."
+            )
         first = verdicts(comparison)[0].findings[0]
         return f"{first.question} {first.text}"
     first_sentence = of_model(comparison, ends[0], axis)

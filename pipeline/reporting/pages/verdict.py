@@ -153,11 +153,15 @@ def _domain(comparison: Comparison, line: ModelResult) -> Finding:
     return Finding(question, answer, f"{domain}, {general}; {ending}.")
 
 
-def _domain_by_other_measures(comparison: Comparison, line: ModelResult) -> str:
+def domain_details(comparison: Comparison, line: ModelResult) -> str:
+    """By how much each measure of the domain changed, in words; "" without any."""
     measured = [b for b in comparison.benchmarks if b.group == "domain" and b.name in line.differences]
-    if not measured:
+    return listing([_detail(comparison, line, b) for b in measured]) if measured else ""
+
+
+def _domain_by_other_measures(comparison: Comparison, line: ModelResult) -> str:
+    if not (details := domain_details(comparison, line)):
         return "No domain measure was evaluated on both this model and the base."
-    details = listing([_detail(comparison, line, b) for b in measured])
     return f"No domain measure is in {BITS}, so it cannot be set against general text. Domain measures: {details}."
 
 

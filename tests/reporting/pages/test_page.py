@@ -93,6 +93,14 @@ def test_the_sentence_says_what_is_true(artifacts, gains, says):
     assert says in text and ("what that cost was not measured" in text) == ("domain_text" in gains)
 
 
+def test_of_a_domain_measured_in_shares_the_sentence_says_how_those_changed(artifacts):
+    rows = [artifacts.row("base", "smol", "base", none("sciq"))]
+    rows.append(artifacts.row("post-pretrained", "p", "pretrain", {"sciq": 0.2}, seed=1))
+    domain = {**BENCHMARKS, "sciq": {"title": "SciQ", "group": "domain", "note": ""}}
+    text = answer(compared(artifacts, [chain("default", rows)], domain))
+    assert re.fullmatch(r"The post-pretrained model changed on the domain by SciQ \+\d+\.\d points \[.*\]\.", text)
+
+
 def test_other_variants_stand_beside_the_first(artifacts):
     comparison = compared(artifacts, three(artifacts))
     first, full, lora = answer(comparison).split("; ")
