@@ -348,7 +348,7 @@ def test_a_cell_survives_its_file(tmp_path):
             ["sft.track.every=2", "sft.track.data=null"],
             "and the data hold conversations; set track.data to data of the",
         ),
-        (["pretrain.num_steps=5"], "exactly one of num_steps, num_tokens and num_epochs"),
+        (["pretrain.num_steps=5"], "exactly one of num_steps, num_tokens, num_epochs, num_flops"),
         (
             ["data@pretrain.data=local_text", "pretrain.data.sources.local.origin.source.path=/does/not/exist"],
             r"pretrain.data.sources.local.origin.source.path: /does/not/exist does not exist",

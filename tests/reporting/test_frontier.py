@@ -9,6 +9,8 @@ import pytest
 
 from pipeline.reporting.collect import collect
 from pipeline.reporting.compare import compare
+from pipeline.reporting.figures.frontier import frontier_figure
+from pipeline.reporting.frontier import frontiers
 from pipeline.reporting.pages.frontier import frontier_sections
 from pipeline.reporting.paper.checked import checked_claims
 from pipeline.reporting.paper.claims_section import claims_sections
@@ -212,3 +214,15 @@ def test_methods_that_train_the_same_are_told_apart_by_their_models(written):
     (section,) = written.sections()
     named = [one["method"] for one in section.values["all"]["methods"]]
     assert named == ["full fine-tuning (low)", "full fine-tuning (high)"]
+
+
+def test_what_got_worse_is_named_and_not_drawn(written):
+    """A point far to the left would leave the others no room."""
+    for lr, (gain, drift) in POINTS.items():
+        written.train(f"all-{lr}", FULL, lr, gain, drift)
+        written.train(f"low_rank-{lr}", LORA, lr, gain / 2, drift)
+    written.train("low_rank-1", LORA, 1.0, -0.5, 2.0)
+    (section,) = written.sections()
+    assert "Not drawn, as they got worse on the domain: LoRA at 1e0 (−0.5" in section.plot.caption
+    figure = frontier_figure(frontiers(written.comparison(), 0)[0], 0.95)
+    assert figure.axes[0].get_xlim()[0] > -0.1

@@ -28,9 +28,10 @@ def _params(name="local_text", **changes):
     """Params as the engine gives them: a local source is known by its content."""
     loaded = yaml.safe_load((CONF / f"{name}.yaml").read_text())
     for entry in loaded["sources"].values():
-        source = entry.get("origin", {}).get("source", {})  # none of what is made up
+        origin = entry.get("origin", entry)  # of images, what reads them stands alone
+        source = origin.get("source", {})  # none of what is made up
         if source.get("kind") == "local":
-            entry["origin"]["source"] = {"kind": "local", "content": "0" * 64}
+            origin["source"] = {"kind": "local", "content": "0" * 64}
         elif source.get("repo") == "???":
             source["repo"] = "org/texts"
     for key in ("domains", "task"):  # for the groups of benchmarks, and for paths of the section
