@@ -32,7 +32,9 @@ def test_everything_a_cell_names_is_read(artifacts):
     (variant,) = collection.variants
     assert [row.name for row in variant.rows] == ["base", "expanded", "post-pretrained", "tuned"]
     tuned = variant.row("tuned")
-    assert tuned.facts == Facts(1250, 250, 250, 0.2, 1_638_400, 754.2, 3 * 2**30, mfu=0.25, mfu_6nd=0.4, num_active=1250)
+    assert tuned.facts == Facts(
+        1250, 250, 250, 0.2, 1_638_400, 754.2, 3 * 2**30, mfu=0.25, mfu_6nd=0.4, num_active=1250
+    )
     assert tuned.stage == "sft" and tuned.curve.loss.size == 400 and tuned.curve.val_loss.size == 5
     assert variant.row("expanded").facts.max_abs_difference == 0.0
     assert [b.group for b in collection.benchmarks] == ["domain"] + ["general"] * 4 + ["retention"]
