@@ -21,11 +21,13 @@ if TYPE_CHECKING:
 class Operation(Protocol):
     """Makes a target tensor's values out of stored tensors: a frozen dataclass that a method brings.
 
-    It is called when the tensor is written, and may be called again.
+    It is called when the tensor is written, beside other tensors, and may be called again.
     """
 
     def __call__(self, name: str, inputs: Sequence[Stored]) -> Iterator[torch.Tensor]:
         """The values in order, in pieces of any shape and float dtype; the writer casts them to the target's dtype.
+
+        A piece is read before the next is made, which may take its memory.
 
         Args:
             name: of the target, from which what is drawn may be seeded.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Iterator, Sequence
 
 import torch
@@ -15,13 +16,18 @@ PIECE_ITEMS = 2**20
 
 
 def pieces_of(stored: Stored, num_items: int | None = None) -> Iterator[torch.Tensor]:
-    """A stored tensor's values in fp32, flat, `PIECE_ITEMS` or fewer at a time; each piece is the caller's.
+    """A stored tensor's values in fp32, flat, `PIECE_ITEMS` or fewer at a time.
+
+    Each piece is the caller's until the next, which takes its memory.
 
     Raises:
         ValueError: it holds no values that can be computed with.
     """
-    for piece in read_pieces(stored, min(num_items or PIECE_ITEMS, PIECE_ITEMS) * ITEM_BITS[stored.dtype] // 8):
-        yield torch.frombuffer(piece, dtype=_dtype(stored)).to(torch.float32, copy=True)
+    dtype, most = _dtype(stored), min(num_items or PIECE_ITEMS, PIECE_ITEMS)
+    values = torch.empty(min(most, math.prod(stored.shape)))
+    for piece in read_pieces(stored, most * ITEM_BITS[stored.dtype] // 8):
+        read = torch.frombuffer(piece, dtype=dtype)
+        yield values[: len(read)].copy_(read)
 
 
 def tensor_of(stored: Stored) -> torch.Tensor:
@@ -55,8 +61,12 @@ def drawn(name: str, seed: int, value: float, num_items: int, constant: bool = F
 
 def generator_of(name: str, seed: int) -> torch.Generator:
     """A generator for what is drawn for the tensor of this name."""
-    digest = hashlib.sha256(f"{seed} {name}".encode()).digest()
-    return torch.Generator().manual_seed(int.from_bytes(digest[:8], "little", signed=True))
+    return torch.Generator().manual_seed(int.from_bytes(seed_of(name, seed), "little", signed=True))
+
+
+def seed_of(name: str, seed: int) -> bytes:
+    """64 bits for what is drawn for the tensor of this name."""
+    return hashlib.sha256(f"{seed} {name}".encode()).digest()[:8]
 
 
 def _dtype(stored: Stored) -> torch.dtype:

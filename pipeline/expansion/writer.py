@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import hashlib
 import json
@@ -47,10 +48,27 @@ def write_expansion(
     tensors = _planned(plan, stored)
     reads = {one.file for one in stored.values()} | ({plan.made} if plan.made else set())
     begin_model(source.directory, target, reads)
-    write_weights(target, tensors, shard_bytes, save)
+    with _one_core_a_tensor(plan):
+        write_weights(target, tensors, shard_bytes, save)
     plan = dataclasses.replace(plan, blocks=tuple(_pinned(plan, source)))
     commit_model(target, json.dumps(plan.config, indent=2) + "\n", plan.to_text())
     return plan
+
+
+@contextlib.contextmanager
+def _one_core_a_tensor(plan: Plan) -> Iterator[None]:
+    """Several tensors are computed at once: by one core each, which sums in one order on every machine."""
+    if all(recipe.kind in ("copy", "zeros") for recipe in plan.recipes.values()):
+        yield
+        return
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def _pinned(plan: Plan, source: Source) -> Iterator[NewBlock]:

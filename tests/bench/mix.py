@@ -165,11 +165,11 @@ def merge(jobs: list[dict[str, Any]]) -> None:
 
 def _with_our_masks(place: Path) -> Any:
     """mergekit's own rescaling of a difference that is recognised by its values, with the mask that we draw for it."""
+    import torch
     from mergekit.sparsify import rescaled_masked_tensor
     from safetensors.torch import load_file
 
     from pipeline.expansion.mixing.operations import Drop
-    from pipeline.expansion.values import generator_of
 
     base, *others = (load_file(place / role / "model.safetensors") for role in ("model", "a", "b"))
     named = {}
@@ -180,7 +180,7 @@ def _with_our_masks(place: Path) -> Any:
     def bernoulli(tensor: Any, density: float, rescale_norm: Any = None) -> Any:
         role, name = named[tensor.numpy().tobytes()]
         drop = Drop(density, "l1", SETTINGS["seed"], role)
-        mask = drop._mask(tensor.flatten(), generator_of(f"{role}:{name}", SETTINGS["seed"])).reshape(tensor.shape)
+        mask = drop._masked(torch.ones(tensor.numel()), drop._masks(name)).reshape(tensor.shape)
         return rescaled_masked_tensor(tensor, mask, rescale_norm)
 
     return bernoulli
@@ -268,7 +268,13 @@ def _normal(num_items: int, seed: int) -> Iterator[memoryview]:
 
 
 def _ours(place: Path, method: str) -> list[str]:
-    settings = {**SETTINGS, "method": method, "density": 0.2, "t": 0.3 if method in ("linear", "slerp") else None}
+    settings = {
+        **SETTINGS,
+        "method": method,
+        "density": 0.2,
+        "rescale": "density",
+        "t": 0.3 if method in ("linear", "slerp") else None,
+    }
     return [sys.executable, str(Path(__file__).resolve()), "ours", "--step", json.dumps(settings), str(place)]
 
 

@@ -1,6 +1,6 @@
 """Mixes of one tensor of several models, in fp32, a piece at a time: mergekit's formulas in mergekit's order.
 
-With the same number of threads the bits are mergekit 0.1.5's (tests/bench/mix.py). What an operation has to know of a
+The bits are those of mergekit 0.1.5 on one thread (tests/bench/mix.py). What an operation has to know of a
 whole tensor, norms, a threshold, sums, it reads it for once more.
 """
 
@@ -11,17 +11,18 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+import numpy as np
 import torch
 
-from pipeline.expansion.values import generator_of, pieces_of
+from pipeline.expansion.mixing.threshold import PART_ITEMS, smallest_kept
+from pipeline.expansion.values import pieces_of, seed_of
 from pipeline.models.files.tensor_file import Stored
 
 NORM_FLOOR = 1e-8
 """A tensor of a smaller norm has no direction: it is not divided by its norm."""
 PARALLEL = 0.9995
 """Tensors whose |cosine| is larger are interpolated on a line: there is no arc to speak of."""
-_PART_ITEMS = 2**17
-_LOW_BITS = 15
+_RANDOM = 2**31
 _SUM_FLOOR = 1e-7
 
 Thinned = Callable[[torch.Tensor], torch.Tensor]
@@ -38,9 +39,9 @@ class Linear:
     def __call__(self, name: str, inputs: Sequence[Stored]) -> Iterator[torch.Tensor]:
         """See `Operation`."""
         weights = torch.tensor(self.weights)
-        for pieces in _together(inputs):
-            result = torch.zeros_like(pieces[0])
-            for piece, weight in zip(pieces, weights, strict=True):
+        for first, *others in _together(inputs):
+            result = first.mul_(weights[0])
+            for piece, weight in zip(others, weights[1:], strict=True):
                 result.addcmul_(piece, weight)
             yield result.div_(weights.sum()) if self.normalise else result
 
@@ -75,22 +76,18 @@ class Trim:
     density: float
 
     def __call__(self, name: str, base: Stored, other: Stored) -> Thinned:
-        """Find the smallest value that is kept, by its bits: those of positive floats are ordered as the values are."""
-        rank, num_low = max(1, int(self.density * math.prod(base.shape))), 1 << _LOW_BITS
-        high, rank = _bin_of(rank, (bits >> _LOW_BITS for bits in _bits_of(base, other)), 1 << (31 - _LOW_BITS))
-        within = (bits[bits >> _LOW_BITS == high] & (num_low - 1) for bits in _bits_of(base, other))
-        low, num_equal = _bin_of(rank, within, num_low)
-        smallest = high * num_low + low
+        """Find the smallest value that is kept; see `smallest_kept`."""
+        smallest, num_equal = smallest_kept(base, other, max(1, int(self.density * math.prod(base.shape))))
+        below = float(np.nextafter(np.float32(smallest), np.float32(0)))
 
         def thinned(difference: torch.Tensor) -> torch.Tensor:
             nonlocal num_equal
-            bits = difference.abs().view(torch.int32)
-            kept = bits > smallest
-            if num_equal:
-                equal = (bits == smallest).nonzero()[:num_equal, 0]
-                kept[equal] = True
-                num_equal -= len(equal)
-            return difference.mul_(kept.to(difference.dtype))
+            if not num_equal:
+                return torch.nn.functional.hardshrink(difference, smallest)
+            equal = np.flatnonzero(difference.abs().numpy() == smallest)
+            difference[torch.from_numpy(equal[num_equal:])] = 0
+            num_equal = max(0, num_equal - len(equal))
+            return torch.nn.functional.hardshrink(difference, below)
 
         return thinned
 
@@ -111,27 +108,33 @@ class Drop:
 
     def __call__(self, name: str, base: Stored, other: Stored) -> Thinned:
         """Masks depend on the seed, the role and the tensor's name alone."""
-        factor = self._factor(name, base, other)
-        generator = generator_of(f"{self.role}:{name}", self.seed)
+        factor, masks = self._factor(name, base, other), self._masks(name)
 
         def thinned(difference: torch.Tensor) -> torch.Tensor:
-            kept = difference * self._mask(difference, generator)
+            kept = self._masked(difference, masks)
             return kept.div_(self.density) if self.rescale == "density" else kept.mul_(factor)
 
         return thinned
 
-    def _mask(self, like: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
-        return (torch.rand(like.shape, generator=generator) < self.density).to(like.dtype)
+    def _masks(self, name: str) -> np.random.SFC64:
+        return np.random.SFC64(int.from_bytes(seed_of(f"{self.role}:{name}", self.seed), "little"))
+
+    def _masked(self, values: torch.Tensor, masks: np.random.SFC64) -> torch.Tensor:
+        """Zero in place what is not kept: by 31 random bits a value, all ones or none of them after the shift."""
+        drawn = masks.random_raw((len(values) + 1) // 2).view(np.int32)[: len(values)]
+        kept = torch.from_numpy(drawn).bitwise_and_(_RANDOM - 1).add_(-round(self.density * _RANDOM))
+        values.view(torch.int32).bitwise_and_(kept.bitwise_right_shift_(31))
+        return values
 
     def _factor(self, name: str, base: Stored, other: Stored) -> torch.Tensor:
         if self.rescale != "l1":
             return torch.tensor(1.0)
-        generator = generator_of(f"{self.role}:{name}", self.seed)
+        masks = self._masks(name)
         before, after = torch.tensor(0.0), torch.tensor(0.0)
         for own, piece in _together([base, other]):
             difference = piece.sub_(own).abs_()
             before += difference.sum()
-            after += difference.mul_(self._mask(difference, generator)).sum()
+            after += self._masked(difference, masks).sum()
         return torch.tensor(1.0) if min(before, after) < _SUM_FLOOR else before / after
 
 
@@ -158,10 +161,18 @@ class Differences:
         weights = torch.tensor(self.weights)[:, None]
         for own, *pieces in _together(inputs):
             thinned = [keep_of(piece.sub_(own)) for keep_of, piece in zip(keep, pieces, strict=True)]
-            mixed = self._mixed(torch.stack(thinned).mul_(weights), weights)
+            mixed = self._sole(thinned[0]) if len(thinned) == 1 else self._mixed(thinned, weights)
             yield own.add_(mixed.mul_(self.scale) if self.scale != 1 else mixed)
 
-    def _mixed(self, differences: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
+    def _sole(self, difference: torch.Tensor) -> torch.Tensor:
+        """As `_mixed`, where an election has one candidate."""
+        (weight,) = self.weights
+        mixed = difference.mul_(weight)
+        has_part = weight != 0 if self.elect else abs(weight) >= NORM_FLOOR
+        return mixed.div_(weight) if self.normalise and has_part else mixed
+
+    def _mixed(self, thinned: Sequence[torch.Tensor], weights: torch.Tensor) -> torch.Tensor:
+        differences = torch.stack(list(thinned)).mul_(weights)
         if not self.elect:
             mixed, total = differences.sum(dim=0), weights.sum(dim=0)
             return mixed.div_(total) if self.normalise and total.abs() >= NORM_FLOOR else mixed
@@ -174,44 +185,24 @@ class Differences:
         return mixed.div_(total.masked_fill_(total == 0, 1))
 
 
-def _whole(inputs: Sequence[Stored]) -> Iterator[tuple[torch.Tensor, ...]]:
-    """The same piece of each tensor; sums over these are added in mergekit's order."""
-    yield from zip(*map(pieces_of, inputs), strict=True)
-
-
 def _together(inputs: Sequence[Stored]) -> Iterator[tuple[torch.Tensor, ...]]:
-    """The same part of each tensor, small enough for what is made of it to stay in a core's cache."""
-    yield from zip(*(pieces_of(one, _PART_ITEMS) for one in inputs), strict=True)
+    """The same part of each tensor."""
+    yield from zip(*(pieces_of(one, PART_ITEMS) for one in inputs), strict=True)
 
 
 def _all(difference: torch.Tensor) -> torch.Tensor:
     return difference
 
 
-def _bits_of(base: Stored, other: Stored) -> Iterator[torch.Tensor]:
-    for own, piece in _together([base, other]):
-        yield piece.sub_(own).abs_().view(torch.int32)
-
-
-def _bin_of(rank: int, values: Iterator[torch.Tensor], num_bins: int) -> tuple[int, int]:
-    """Which value the `rank`-th largest is, and its rank among those that are equal."""
-    counts = torch.zeros(num_bins, dtype=torch.int64)
-    for piece in values:
-        counts += torch.bincount(piece, minlength=num_bins)
-    at_least = counts.flip(0).cumsum(0)
-    place = int(torch.searchsorted(at_least, rank))
-    return num_bins - 1 - place, rank - int(at_least[place] - counts[num_bins - 1 - place])
-
-
 def _cosine(first: Stored, second: Stored) -> torch.Tensor:
     """Of the angle between two tensors; each is divided by its norm before the product, which cannot overflow then."""
     norms = [_norm(one) for one in (first, second)]
-    parts = [a.div_(norms[0]).mul_(b.div_(norms[1])).sum().item() for a, b in _whole([first, second])]
+    parts = [a.div_(norms[0]).mul_(b.div_(norms[1])).sum().item() for a, b in _together([first, second])]
     return torch.tensor(parts).sum(dim=0).clamp(-1, 1)
 
 
 def _norm(stored: Stored) -> torch.Tensor:
     # As numbers: small tensors that are kept between large ones that are not would leave holes in the heap.
-    parts = [torch.linalg.vector_norm(piece).item() for piece in pieces_of(stored)]
+    parts = [torch.linalg.vector_norm(piece).item() for piece in pieces_of(stored, PART_ITEMS)]
     norm = torch.linalg.vector_norm(torch.tensor(parts), dim=0)
     return norm if norm > NORM_FLOOR else torch.tensor(1.0)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -11,11 +10,11 @@ from pathlib import Path
 from pipeline.file_io import sync
 from pipeline.models.files.atomic_io import commit, write_text
 from pipeline.models.files.reference import is_reference, read_reference
-from pipeline.models.files.tensor_file import Planned, Stored, read_header, write_partial
+from pipeline.models.files.tensor_file import Planned, Stored, begin_partial, read_header
 
 SINGLE_FILE = "model.safetensors"
 INDEX_FILE = "model.safetensors.index.json"
-_WRITERS = 4  # shards written at once, at most
+_WRITERS = 4  # tensors computed and runs of tensors copied at once; more than cores, as most wait for the disk
 
 
 def has_only_pickles(directory: Path) -> bool:
@@ -89,7 +88,7 @@ def read_weight_map(index: Path) -> dict[str, str]:
 def write_shards(directory: Path, tensors: Mapping[str, Planned], shard_bytes: int = 5 * 10**9) -> list[Path]:
     """Write tensors as one `model.safetensors` or as numbered shards with an index, fsynced.
 
-    A shard is written one tensor at a time; some shards are at once, as copying on a fast disk waits for a core.
+    Some tensors are written at once, as copying on a fast disk waits for a core, and computing for the disk.
     The first copy of each stored tensor goes with its neighbours: one shard a source file, in that file's order, so
     that whole data regions are copied verbatim. All else follows in further shards, in the order given. What fits
     into one shard is one file.
@@ -117,9 +116,10 @@ def shard_names(count: int) -> list[str]:
 
 
 def _write_partials(files: Sequence[Path], shards: Sequence[Mapping[str, Planned]]) -> None:
-    pool = ThreadPoolExecutor(min(_WRITERS, os.cpu_count() or 1))
+    writes = [write for file, shard in zip(files, shards, strict=True) for write in begin_partial(file, shard)]
+    pool = ThreadPoolExecutor(_WRITERS)
     try:
-        for written in [pool.submit(write_partial, *pair) for pair in zip(files, shards, strict=True)]:
+        for written in [pool.submit(write) for write in writes]:
             written.result()
     finally:  # of an error or an interrupt: what has not begun never does
         pool.shutdown(cancel_futures=True)

@@ -15,6 +15,7 @@ import struct
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 from pipeline.models.files.atomic_io import commit, copy_at, partial_of, write_at
@@ -195,36 +196,41 @@ def fingerprint(file: Path) -> str:
 def write_file(file: Path, tensors: Mapping[str, Planned], metadata: Mapping[str, str] | None = None) -> None:
     """Write tensors as one safetensors file, in their order; the file appears when it is on the disk.
 
-    See `write_partial`.
+    See `begin_partial`.
     """
-    write_partial(file, tensors, metadata)
+    for write in begin_partial(file, tensors, metadata):
+        write()
     commit(file)
 
 
-def write_partial(file: Path, tensors: Mapping[str, Planned], metadata: Mapping[str, str] | None = None) -> None:
-    """Write a file up to its `atomic_io.commit`, so that the disk can work on several; one tensor at a time.
+def begin_partial(
+    file: Path, tensors: Mapping[str, Planned], metadata: Mapping[str, str] | None = None
+) -> list[Callable[[], None]]:
+    """Begin a file that is there when all that is returned was called, in any order or at once, and it is committed.
 
-    Neighbours in a source file that stay neighbours are copied together.
+    Neighbours in a source file that stay neighbours are copied together; of all else each call writes one tensor.
 
     Args:
-        file: is replaced.
+        file: its `atomic_io.partial_of` is written, with header and size; `atomic_io.commit` gives it its name.
         tensors: by name.
         metadata: by default that of the first file from which a tensor is copied, else the format "pt".
 
     Raises:
-        ValueError: a content does not have the bytes that its tensor needs, or a source file is damaged.
+        ValueError: a content does not have the bytes that its tensor needs, or a source file is damaged; the calls too.
     """
     origin = next((p.content.file for p in tensors.values() if isinstance(p.content, Stored)), None)
     if metadata is None:
         metadata = read_metadata(origin) if origin else {"format": "pt"}
     text = _header_of(tensors, metadata)
     position = 8 + len(text)
+    writes: list[Callable[[], None]] = []
+    for name, content, num_bytes in _runs(tensors):
+        writes.append(partial(_write_content, partial_of(file), position, content, num_bytes, f"{name} in {file}"))
+        position += num_bytes
     with partial_of(file).open("wb", buffering=0) as out:
         write_at(out.fileno(), struct.pack("<Q", len(text)) + text, 0)
-        for name, content, num_bytes in _runs(tensors):
-            _write_content(out.fileno(), position, content, num_bytes, f"{name} in {file}")
-            position += num_bytes
         os.ftruncate(out.fileno(), position)
+    return writes
 
 
 def _header_of(tensors: Mapping[str, Planned], metadata: Mapping[str, str]) -> bytes:
@@ -270,15 +276,16 @@ def _runs(tensors: Mapping[str, Planned]) -> Iterator[tuple[str, Content, int]]:
         yield (*run, run[1].num_bytes)
 
 
-def _write_content(fd: int, position: int, content: Content, num_bytes: int, what: str) -> None:
+def _write_content(file: Path, position: int, content: Content, num_bytes: int, what: str) -> None:
     if content is None:  # a hole reads as zeros
         return
-    if isinstance(content, Stored):
-        copy_at(content.file, content.start, num_bytes, fd, position)
-        return
-    done = 0
-    for piece in content() if callable(content) else (content,):
-        write_at(fd, piece, position + done)
-        done += memoryview(piece).nbytes
+    with file.open("r+b", buffering=0) as out:
+        if isinstance(content, Stored):
+            copy_at(content.file, content.start, num_bytes, out.fileno(), position)
+            return
+        done = 0
+        for piece in content() if callable(content) else (content,):
+            write_at(out.fileno(), piece, position + done)
+            done += memoryview(piece).nbytes
     if done != num_bytes:
         raise ValueError(f"{what} needs {num_bytes} bytes, found {done}")

@@ -24,7 +24,7 @@ def stored(tmp_path):
 
 
 def made(operation, inputs, name="x"):
-    return torch.cat([piece.flatten() for piece in operation(name, inputs)])
+    return torch.cat([piece.flatten().clone() for piece in operation(name, inputs)])
 
 
 def trimmed(density, base, other):
@@ -137,7 +137,31 @@ def test_pieces_change_no_more_than_rounding(stored, monkeypatch, operation):
     }[operation]
     at_once = made(mix, inputs)
     monkeypatch.setattr("pipeline.expansion.values.PIECE_ITEMS", 64)
-    torch.testing.assert_close(made(mix, inputs), at_once, rtol=1e-6, atol=1e-7)
+    largest_term = 10 if operation == "dare" else 1  # what is kept is made larger, and then cancels
+    torch.testing.assert_close(made(mix, inputs), at_once, rtol=1e-6, atol=1e-7 * largest_term)
+
+
+def test_one_difference_is_weighted_and_divided_as_several_are(stored):
+    """A second model that is the base's equal has no part in the election, and weight 0 none in the mean."""
+    generator = torch.Generator().manual_seed(3)
+    base, other = stored(*(torch.randn(500, generator=generator) for _ in range(2)))
+    for elect, normalise in ((True, True), (True, False), (False, True), (False, False)):
+        one = made(Differences((-0.3,), (Trim(0.4),), elect, normalise, 0.7), [base, other])
+        two = made(Differences((-0.3, 0.0), (Trim(0.4), None), elect, normalise, 0.7), [base, other, base])
+        assert torch.equal(one, two)
+
+
+def test_of_more_equal_values_than_are_kept_the_first_are_in_pieces_too(stored, monkeypatch):
+    monkeypatch.setattr("pipeline.expansion.values.PIECE_ITEMS", 4)
+    values = [1.0, 0.0, -1.0, 5.0, 1.0, 1.0, -1.0, 0.5, 1.0, 9.0]
+    base, other = stored([0.0] * 10, values)
+    assert trimmed(0.6, base, other).tolist() == [1, 0, -1, 5, 1, 1, 0, 0, 0, 9]
+    assert trimmed(1.0, base, other).tolist() == values
+
+
+def test_a_mask_of_all_keeps_all(stored):
+    inputs = stored([1.0, -2.0, 0.5], [2.0, 3.0, -1.0])
+    assert dare(inputs, "density", density=1.0).tolist() == [2.0, 3.0, -1.0]
 
 
 def dare(inputs, rescale, seed=0, role="a", name="x", density=0.4):
