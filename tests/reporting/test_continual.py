@@ -11,6 +11,7 @@ from pipeline.reporting.collect import collect
 from pipeline.reporting.compare import compare
 from pipeline.reporting.continual import chains, over_orders
 from pipeline.reporting.pages.continual import continual_sections
+from pipeline.reporting.pages.verdict import verdicts
 from tests.reporting.synthetic import Artifacts, items, write_items
 
 TASKS = ("red", "green", "blue")
@@ -108,9 +109,14 @@ def test_the_report_has_a_summary_and_a_heat_map_for_each_chain(run):
     run.chain("full", TASKS, FULL)
     run.chain("blocks", TASKS, (*FULL[:3], (0.70, 0.80, 0.75)), lr=2.0)
     summary, full, blocks = continual_sections(run.comparison(), run.path, 0)
-    assert summary.sentences[0].startswith("full, 3 tasks in %: OP 65.0 (95 % CI ")
-    assert "BWT −25.0 (95 % CI " in summary.sentences[0]
-    assert summary.sentences[2].startswith("blocks against full, paired over items: OP +10.0 (95 % CI +")
+    assert summary.leads and summary.sentences[0].startswith(
+        "Mean score over the tasks when all were learned: full 65.0 % ["
+    )
+    assert "; blocks 75.0 % [" in summary.sentences[0]
+    assert "How later tasks changed what had been learned: full −25.0 points [−" in summary.sentences[0]
+    assert summary.sentences[1].startswith("full, 3 tasks in %: OP 65.0 (95 % CI ")
+    assert "BWT −25.0 (95 % CI " in summary.sentences[1]
+    assert summary.sentences[3].startswith("blocks against full, paired over items: OP +10.0 (95 % CI +")
     assert [column.title for column in summary.table.columns] == ["OP", "BWT", "FWT", "Forgetting", "Learning accuracy"]
     assert [column.unit for column in summary.table.columns][:4] == ["% ↑", "points ↑", "points ↑", "points ↓"]
     assert [entry.text for entry in summary.table.rows[0][1]] == ["65.0", "−25.0", "+10.0", "+25.0", "81.7"]
@@ -122,6 +128,18 @@ def test_the_report_has_a_summary_and_a_heat_map_for_each_chain(run):
     assert full.plot.alt.startswith(
         "Score of every task: before any task: Red 10.0, Green 20.0, Blue 30.0; after Red: Red"
     )
+
+
+def test_many_models_without_bits_share_one_finding(run):
+    """Twelve times that something was not measured tells nothing."""
+    run.chain("full", TASKS, FULL)
+    few = verdicts(run.comparison())[0].findings
+    assert sum(one.question.endswith("beyond a general shift?") for one in few) == 3
+    run.chain("blocks", TASKS, FULL, lr=2.0)
+    run.chain("lora", TASKS, FULL, lr=3.0)
+    questions = [one.question for one in verdicts(run.comparison())[0].findings]
+    assert "Did the 9 trained models learn the domain beyond a general shift?" in questions
+    assert sum("beyond a general shift?" in one for one in questions) == 1
 
 
 def test_orders_of_the_same_tasks_are_averaged(run):

@@ -41,7 +41,8 @@ def _summary(found: Sequence[Chain], orders: Sequence[Orders], confidence: float
     measured = [chain for chain in found if chain.measures]
     if not measured:
         return []
-    sentences = [_told(chain, confidence) for chain in measured]
+    sentences = [_first(measured)]
+    sentences += [_told(chain, confidence) for chain in measured]
     sentences += [_against(chain, measured[0], confidence) for chain in measured[1:]]
     sentences += [_spread(chain) for chain in orders]
     values = {
@@ -50,7 +51,24 @@ def _summary(found: Sequence[Chain], orders: Sequence[Orders], confidence: float
     }
     title = "What was learned, and what later tasks left of it"
     table = _measures_table(measured, orders, confidence)
-    return [Section(title, (*sentences, HOW), None, table, True, True, values)]
+    return [Section(title, (*sentences, HOW), None, table, True, True, values, leads=True)]
+
+
+def _first(found: Sequence[Chain]) -> str:
+    """What a reader asks first: how well each chain does in the end, and what it lost on the way."""
+    ends = "; ".join(f"{chain.label} {_short(chain, 'op')}" for chain in found)
+    text = f"Mean score over the tasks when all were learned: {ends}."
+    kept = [chain for chain in found if "bwt" in chain.measures]
+    if not kept:
+        return text
+    changes = "; ".join(f"{chain.label} {_short(chain, 'bwt')}" for chain in kept)
+    return f"{text} How later tasks changed what had been learned: {changes}."
+
+
+def _short(chain: Chain, name: str) -> str:
+    one, unit, signed = chain.measures[name], _unit(chain), MEASURES[name].is_change
+    what = "points" if unit.name == "%" and signed else unit.name
+    return f"{_number(one.value, unit, signed)} {what} {interval(one, unit.digits, unit.scale, signed=signed)}"
 
 
 def _told(chain: Chain, confidence: float) -> str:

@@ -61,10 +61,23 @@ def _training_findings(comparison: Comparison, variant: Variant) -> list[Finding
         return [Finding("Was the domain learned?", "unknown", text)]
     gains = [line.gains.domain for line in trained if line.gains and line.gains.domain]
     many = len(gains) == len(trained) > MANY
-    learned = [_domain_of_many(trained)] if many else [_domain(comparison, line) for line in trained]
-    if many and not any(comparison.kept(line) for line in trained):
+    learned = [_domain_of_many(trained)] if many else _each_domain(comparison, trained)
+    if len(trained) > MANY and not any(comparison.kept(line) for line in trained):
         return learned
     return learned + [_retention(comparison, line) for line in trained]
+
+
+def _each_domain(comparison: Comparison, trained: Sequence[ModelResult]) -> list[Finding]:
+    """One finding a model; of many, one for all whose domain measures cannot be set against general text."""
+    counted = [line for line in trained if line.gains and line.gains.domain]
+    if len(trained) <= MANY or len(counted) > len(trained) / 2:
+        return [_domain(comparison, line) for line in trained]
+    others = len(trained) - len(counted)
+    text = (
+        f"No domain measure is in {BITS}, so it cannot be set against general text. The table below has each measure."
+    )
+    question = f"Did the {others} trained models learn the domain beyond a general shift?"
+    return [*(_domain(comparison, line) for line in counted), Finding(question, "unknown", text)]
 
 
 def _domain_of_many(lines: Sequence[ModelResult]) -> Finding:
