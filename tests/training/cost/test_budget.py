@@ -105,6 +105,8 @@ def models(make_model, tmp_path_factory):
     [
         *((name, way) for name in ("soft_moe", "preserve", "adapt", "mixtral", "deepseek_moe", "calm") for way in WAYS),
         ("soft_moe", Lora(2, 4, 0.0, "all-linear")),
+        ("mixtral", Lora(2, 4, 0.0, "all-linear")),
+        ("deepseek_moe", Lora(2, 4, 0.0, ["q_proj", "gate_proj", "up_proj", "down_proj"])),
     ],
     ids=lambda one: one if isinstance(one, str) else type(one).__name__,
 )
