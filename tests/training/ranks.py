@@ -3,10 +3,10 @@
 The library is imported once and every rank is forked before any thread exists, so that a run costs its steps alone.
 A run is {"source", "directory", "world", "stop_after", "told", "strategy", "launch", "settings", "track", "base",
 "die_after", "kill", "unit", "image_token", "first_step"}. `told`: the ranks that learn that they should stop. `track`:
-changes to what is tracked, against the model in `base`. `unit`: what a batch counts. `image_token`: rows have images, of
-this token. `die_after`: steps after which this process raises. `kill` is {"sign", "number", "after_s"}: SIGKILL to all ranks
-so long after as many files that match the sign have newly appeared. `first_step`: its data are those of the steps from
-there on.
+changes to what is tracked, against the model in `base`. `unit`: what a batch counts. `image_token`: rows have images,
+of this token. `first_step`: the data are those of the steps from there on. `die_after`: steps after which this process
+raises. `kill` is {"sign", "number", "after_s"}: SIGKILL to all ranks so long after as many files that match the sign
+have newly appeared.
 """
 
 from __future__ import annotations
