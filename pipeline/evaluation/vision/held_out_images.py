@@ -83,7 +83,8 @@ class _Images:
 def _parts(data: Path, part: str | None) -> _Images:
     """The images of all sources, of the part held out or of that to train on."""
     names = [f"{name}.{part}" if part else name for name in read_sources(data)["sources"]]
-    said = [json.loads(line) for name in names for line in (data / f"{name}.jsonl").read_text("utf-8").splitlines()]
+    texts = [(data / f"{name}.jsonl").read_text(encoding="utf-8") for name in names]
+    said = [json.loads(line) for text in texts for line in text.split("\n") if line]  # an answer may hold U+2028
     images = np.concatenate([open_images(data, name) for name in names])
     return _Images([one["id"] for one in said], [one["answer"] for one in said], images)
 

@@ -30,7 +30,8 @@ def count_cost(causal: Any) -> Cost | None:
 
     A row's FLOPs are a T + b T^2 + c: rows of three lengths tell a, the matrices, b, a query and a key, and c, weights
     that are multiplied with weights (peft adds adapters of stacked experts to them before a token comes). Attention
-    runs in its plain form for this, with every pair of tokens; `Cost` then counts the pairs that are looked at.
+    runs in its plain form for this, with every pair of tokens; `Cost` then counts the pairs that are looked at. The
+    model runs as in training: visual experts then compute for every token, and an image is adapted in each row.
 
     Args:
         causal: a transformers causal language model, adapters in place; its weights are neither read nor copied.
@@ -40,13 +41,14 @@ def count_cost(causal: Any) -> Cost | None:
     kernel, head = getattr(causal.config, "_attn_implementation", None), causal.get_output_embeddings()
     if head is None:
         return None
+    was_training = causal.training
     try:
-        causal.config._attn_implementation = "eager"
+        causal.train().config._attn_implementation = "eager"
         rows = [_count(causal.get_decoder(), head, times * SHORT) for times in (1, 2, 3)]
     except (RuntimeError, ValueError, TypeError, NotImplementedError, AttributeError):
         return None  # a control flow that depends on data, such as a loop over the experts that were chosen
     finally:
-        causal.config._attn_implementation = kernel
+        causal.train(was_training).config._attn_implementation = kernel
     (forward, pair_forward, row_forward), (backward, pair_backward, row_backward) = map(_split, *(r[:2] for r in rows))
     return Cost(
         forward=forward,

@@ -43,8 +43,9 @@ class Cost:
         head_forward, head_backward: of the head, a labelled token.
         windows: of attention, a pair.
         added, added_label: what penalties need beside all these, a token and a labelled token.
-        row_forward, row_backward: a row, whatever it holds: of weights that meet weights. Rows of one micro batch share
-            this; it is counted as where each has its own, so that a length in FLOPs does not depend on the launch.
+        row_forward, row_backward: a row, however long it is: of weights that meet weights, or of an image, which a row
+            may have several of. Rows of one micro batch share the former; it is counted as where each has its own, so
+            that a length in FLOPs does not depend on the launch.
     """
 
     forward: float

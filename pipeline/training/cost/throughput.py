@@ -28,7 +28,7 @@ def padding_of(row: Mapping[str, np.ndarray]) -> np.ndarray:
 @dataclass(frozen=True)
 class Counts:
     """What needs FLOPs in rows: labelled tokens, `positions`, how many tokens are at each place of a document, and how
-    many `rows` there are."""
+    many `rows` there are, one with several images counted for each."""
 
     labels: int = 0
     positions: tuple[int, ...] = ()
@@ -83,8 +83,8 @@ class Throughput:
     def add(self, rows: Sequence[Mapping[str, np.ndarray]]) -> int:
         """Count the rows of one optimizer step, those of all processes. Returns their tokens that are no padding."""
         found = 0
-        self._rows += len(rows)
         for row in rows:
+            self._rows += max(1, len(row.get("pixel_values", ())))
             self._labels += int((row["labels"] != IGNORED).sum())
             places = row["position_ids"][~padding_of(row)]
             self._count_positions(places)

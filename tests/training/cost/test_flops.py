@@ -228,8 +228,9 @@ def test_what_a_row_needs_whatever_it_holds_is_counted_for_each():
     cost = Cost(100.0, 200.0, 7.0, 7.0, (), row_forward=1e6, row_backward=2e6)
     before = Counts.read({"labels": 1, "positions": [1, 1], "rows": 2})
     measured = Throughput(10, 1, cost, before=before)
-    measured.add([row([10], 10, 5), row([4], 10, 2), row([6], 10, 2)])
-    assert measured.flops()["training_flops"] == 22 * 300 + 10 * 14 + 5 * 3e6
+    three_images = {**row([6], 10, 2), "pixel_values": np.zeros((3, 1, 2, 2))}
+    measured.add([row([10], 10, 5), row([4], 10, 2), three_images])
+    assert measured.flops()["training_flops"] == 22 * 300 + 10 * 14 + 7 * 3e6
     assert cost.of_rows(10, 4) == 40 * 314 + 4 * 3e6
     near = KlToBase(1.0, 1.0, "labels").adds(cost)  # the base's forward pass beside
     assert near.of_rows(10, 4) == 40 * (414 + 21) + 4 * 4e6
