@@ -153,5 +153,5 @@ def test_the_file_of_rows_is_lines_of_json_in_utf_8(tmp_path):
     found = list(source.read(lambda _: tmp_path, lambda _: ["a.png", "images.jsonl"]))
     assert [(one.id, one.answer) for one in found] == [(f"images.jsonl:{n}", "a\u2028b") for n in (1, 3)]
     (tmp_path / "images.jsonl").write_bytes(line.encode("utf-16"))
-    with pytest.raises(ValueError, match="images.jsonl is no UTF-8 text"):
+    with pytest.raises(ValueError, match=r"images\.jsonl is no UTF-8 text"):
         list(source.read(lambda _: tmp_path, lambda _: ["a.png", "images.jsonl"]))
