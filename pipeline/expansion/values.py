@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator, Sequence
+from typing import BinaryIO
 
 import torch
 
@@ -22,6 +23,32 @@ def pieces_of(stored: Stored, num_items: int | None = None) -> Iterator[torch.Te
     """
     for piece in read_pieces(stored, min(num_items or PIECE_ITEMS, PIECE_ITEMS) * ITEM_BITS[stored.dtype] // 8):
         yield torch.frombuffer(piece, dtype=_dtype(stored)).to(torch.float32, copy=True)
+
+
+def columns_of(stored: Stored, first: int, count: int) -> Iterator[torch.Tensor]:
+    """Some columns of a stored matrix in fp32, flat, row by row; the bytes of the others are not read.
+
+    They come in the pieces in which `pieces_of` gives the whole matrix, so that what is drawn a piece at a time is the
+    same for all of its columns as without a choice of them.
+
+    Raises:
+        ValueError: as for `pieces_of`.
+    """
+    dtype, item, (num_rows, width) = _dtype(stored), ITEM_BITS[stored.dtype] // 8, stored.shape
+    with stored.file.open("rb", buffering=0) as stream:
+        for begin in range(0, num_rows * width, PIECE_ITEMS):
+            end = min(begin + PIECE_ITEMS, num_rows * width)
+            starts = range(begin // width * width + first, end, width)
+            spans = [(max(begin, start), min(end, start + count)) for start in starts]
+            if data := b"".join(_read(stored, stream, a * item, (b - a) * item) for a, b in spans if a < b):
+                yield torch.frombuffer(bytearray(data), dtype=dtype).to(torch.float32, copy=True)
+
+
+def _read(stored: Stored, stream: BinaryIO, start: int, size: int) -> bytes:
+    stream.seek(stored.start + start)
+    if len(data := stream.read(size)) < size:
+        raise ValueError(f"{stored.file} ended early while it was read; it changed or is damaged")
+    return data
 
 
 def tensor_of(stored: Stored) -> torch.Tensor:
