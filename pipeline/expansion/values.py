@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator, Sequence
-from typing import BinaryIO
 
 import torch
 
@@ -25,6 +24,15 @@ def pieces_of(stored: Stored, num_items: int | None = None) -> Iterator[torch.Te
         yield torch.frombuffer(piece, dtype=_dtype(stored)).to(torch.float32, copy=True)
 
 
+def tensor_of(stored: Stored) -> torch.Tensor:
+    """A stored tensor, whole, in its dtype.
+
+    Raises:
+        ValueError: it holds no values that can be computed with.
+    """
+    return torch.frombuffer(bytearray(read_bytes(stored)), dtype=_dtype(stored)).reshape(stored.shape)
+
+
 def columns_of(stored: Stored, first: int, count: int) -> Iterator[torch.Tensor]:
     """Some columns of a stored matrix in fp32, flat, row by row; the bytes of the others are not read.
 
@@ -36,28 +44,19 @@ def columns_of(stored: Stored, first: int, count: int) -> Iterator[torch.Tensor]
     """
     dtype, item, (num_rows, width) = _dtype(stored), ITEM_BITS[stored.dtype] // 8, stored.shape
     with stored.file.open("rb", buffering=0) as stream:
+
+        def read(start: int, stop: int) -> bytes:
+            stream.seek(stored.start + start * item)
+            if len(data := stream.read((stop - start) * item)) < (stop - start) * item:
+                raise ValueError(f"{stored.file} ended early while it was read; it changed or is damaged")
+            return data
+
         for begin in range(0, num_rows * width, PIECE_ITEMS):
             end = min(begin + PIECE_ITEMS, num_rows * width)
             starts = range(begin // width * width + first, end, width)
             spans = [(max(begin, start), min(end, start + count)) for start in starts]
-            if data := b"".join(_read(stored, stream, a * item, (b - a) * item) for a, b in spans if a < b):
+            if data := b"".join(read(*span) for span in spans if span[0] < span[1]):
                 yield torch.frombuffer(bytearray(data), dtype=dtype).to(torch.float32, copy=True)
-
-
-def _read(stored: Stored, stream: BinaryIO, start: int, size: int) -> bytes:
-    stream.seek(stored.start + start)
-    if len(data := stream.read(size)) < size:
-        raise ValueError(f"{stored.file} ended early while it was read; it changed or is damaged")
-    return data
-
-
-def tensor_of(stored: Stored) -> torch.Tensor:
-    """A stored tensor, whole, in its dtype.
-
-    Raises:
-        ValueError: it holds no values that can be computed with.
-    """
-    return torch.frombuffer(bytearray(read_bytes(stored)), dtype=_dtype(stored)).reshape(stored.shape)
 
 
 def mean_of(inputs: Sequence[Stored]) -> Iterator[torch.Tensor]:

@@ -29,7 +29,7 @@ def test_columns_are_those_of_the_matrix_in_the_pieces_of_the_whole(tmp_path, mo
     matrix, place = stored(tmp_path, dtype)
     chosen = torch.zeros(matrix.shape, dtype=torch.bool)
     chosen[:, first : first + count] = True
-    whole = list(zip(pieces_of(place), chosen.flatten().split(size), strict=True))
+    whole = zip(pieces_of(place), chosen.flatten().split(size), strict=True)
     expected = [piece[mask] for piece, mask in whole if mask.any()]
     found = list(columns_of(place, first, count))
     assert len(found) == len(expected) and all(map(torch.equal, found, expected))
