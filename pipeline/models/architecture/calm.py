@@ -166,13 +166,6 @@ class _ComposedCausalLM(OwnCausalLM):
             model_kwargs["past_key_values"] = DynamicCache()
 
 
-def _blocks_of(base: Any) -> dict[str, Any]:
-    """The anchor's blocks, bridged."""
-    code = getattr(getattr(transformers.models, base.model_type), f"modeling_{base.model_type}")
-    block = getattr(code, base.__name__.replace("Config", "DecoderLayer"))
-    return {"block_class": _KIND.subclass(block, (_BridgedBlock,))}
-
-
 _KIND = Kind(
     module=__name__,
     name="Calm",
@@ -186,7 +179,7 @@ _KIND = Kind(
     config_attributes=lambda base: {
         "sub_configs_defaults": {"augmenting": SubConfigSpec(config_class=AutoConfig, model_type=base.model_type)}
     },
-    decoder_attributes=_blocks_of,
+    decoder_attributes=lambda base: {"block_class": _KIND.block(base, _BridgedBlock)},
 )
 FAMILIES = make_families(_KIND)
 """By the anchor's `model_type`."""

@@ -56,6 +56,11 @@ class Kind(NamedTuple):
         made = type(f"{self.name}{base.__name__}", (*parents, base), {"__module__": self.module, **attributes})
         return vars(sys.modules[self.module]).setdefault(made.__name__, made)
 
+    def block(self, base: Any, own: type) -> Any:
+        """The decoder block of a family, by its config class, with ours before it."""
+        code = getattr(getattr(transformers.models, base.model_type), f"modeling_{base.model_type}")
+        return self.subclass(getattr(code, base.__name__.replace("Config", "DecoderLayer")), (own,))
+
 
 def make_families(kind: Kind) -> dict[str, type[OwnCausalLM]]:
     """The causal language models of a kind by the base's `model_type`, each made known to the Auto classes.

@@ -5,14 +5,13 @@ import torch
 from safetensors.torch import load_file
 
 from pipeline.data.packing.mixture import PackedStream
-from pipeline.training.device import launch_options
 from pipeline.training.fit import fit
 from pipeline.training.methods.carried_lora import CarriedLora
 from pipeline.training.methods.existing_blocks import ExistingBlocks
 from pipeline.training.methods.strategy import Full, NewBlocks
 from pipeline.training.parallel.carried import FOLDER, check_carried, trained_facts
 from pipeline.training.parallel.checkpoint import load_moments, save_moments
-from tests.training.knobs import LAUNCH, TRACK
+from tests.training.knobs import TRACK, launched
 from tests.training.processes import run_on_ranks, weights
 from tests.training.test_fit import settings, store, train  # noqa: F401
 
@@ -27,8 +26,7 @@ def grown_in_fp32(make_model, grow):
 
 def run(source, target, store, strategy, start, num_steps, **changes):  # noqa: F811
     """Steps `start` to `start + num_steps` of the data."""
-    target.mkdir(parents=True)
-    runtime, device = launch_options(LAUNCH, target, lambda **_: None, lambda: False)
+    runtime, device = launched(target)
     stream, chosen = PackedStream([store], {"a": 1.0}, 64, 0, packing="fill"), settings(num_steps=num_steps, **changes)
     for _ in range(start):
         stream.batch(chosen.batch_size)
