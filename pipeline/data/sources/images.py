@@ -173,7 +173,7 @@ def _opened(file: Path) -> Image.Image:
         raise ValueError(
             f"{file.name} has values of more than 8 bits (mode {image.mode}); save it with 8 bits a channel"
         )
-    if image.has_transparency_data and image.convert("RGBA").getextrema()[3] != (255, 255):
+    if image.has_transparency_data and image.convert("RGBA").getchannel("A").getextrema() != (255, 255):
         raise ValueError(f"{file.name} is transparent in places, where it has no colour; lay it on a background")
     return image
 

@@ -255,24 +255,25 @@ class _VisualCausalLM(OwnCausalLM):
         )
 
 
-_KIND = Kind(
-    module=__name__,
-    name="VisualExperts",
-    prefix="visual_experts",
-    decoder=_VisualModel,
-    causal=_VisualCausalLM,
-    fields={
-        "image_token_id": (int, 0),
-        "num_channels": (int, 1),
-        "image_size": (int, 1),
-        "patch_size": (int, 1),
-        "image_experts": (list[bool] | None, None),  # of each block, whether it has them
-    },
-    config_attributes=lambda base: {"base_model_tp_plan": None},
-    decoder_attributes=lambda base: {"block_class": _KIND.block(base, _VisualBlock)},
-    causal_attributes={"_tp_plan": {}},
+FAMILIES = make_families(
+    Kind(
+        module=__name__,
+        name="VisualExperts",
+        prefix="visual_experts",
+        decoder=_VisualModel,
+        causal=_VisualCausalLM,
+        block=_VisualBlock,
+        fields={
+            "image_token_id": (int, 0),
+            "num_channels": (int, 1),
+            "image_size": (int, 1),
+            "patch_size": (int, 1),
+            "image_experts": (list[bool] | None, None),  # of each block, whether it has them
+        },
+        config_attributes=lambda base: {"base_model_tp_plan": None},
+        causal_attributes={"_tp_plan": {}},
+    )
 )
-FAMILIES = make_families(_KIND)
 """By the base's `model_type`."""
 
 
