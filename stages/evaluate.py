@@ -87,7 +87,9 @@ def forecast(request: Request) -> Forecast:
 
 
 def _check_images(request: Request) -> None:
-    """Refuse images for a model that is known to read none, or others."""
+    """Refuse images for a model that is known to read none, or others, and data without any."""
+    if "data" not in request.inputs or request.fact("kind", "data") not in (None, "image"):
+        raise ValueError("this benchmark needs data of images; set its data to such, as pretrain.data=digits is")
     reads, given = request.fact("num_patches"), request.fact("num_patches", "data")
     if reads == 0 or (reads and given and reads != given):
         what = f"reads images of {reads} patches, not of {given}" if reads else "is a text model and reads no images"

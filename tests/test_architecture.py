@@ -31,6 +31,21 @@ print("status", status, "heavy", heavy)
     assert run(code).strip().splitlines()[-1] == "status 0 heavy []"
 
 
+def test_what_a_config_names_is_imported_without_torch():
+    """The module of each `_target_`: it is imported where a request is checked."""
+    texts = "\n".join(file.read_text() for file in (ROOT / "conf").rglob("*.yaml"))
+    modules = sorted({path for path, _ in re.findall(r"\b(pipeline(?:\.[a-z_]+)+)\.([A-Z]\w+)", texts)})
+    code = f"""
+import importlib, sys
+for name in {modules}:
+    importlib.import_module(name)
+    if heavy := sorted({{"torch", "transformers", "accelerate", "datasets", "peft", "lm_eval"}} & set(sys.modules)):
+        print(name, heavy)
+        break
+"""
+    assert len(modules) > 40 and run(code) == ""
+
+
 def test_help_is_answered_without_composing():
     result = subprocess.run([sys.executable, "-m", "pipeline", "--help"], cwd=ROOT, capture_output=True, text=True)
     assert result.returncode == 0 and "experiment: " in result.stdout and "python -m pipeline -m" in result.stdout

@@ -44,12 +44,10 @@ def open_stream(
         ValueError: chats where text is expected or the other way round, or replay without general text.
     """
     manifest = read_sources(directory)
-    expected = "text" if overlong is None else "chat"
-    if manifest["kind"] == "image" and expected == "text":
+    check_kind(manifest["kind"], overlong)
+    if manifest["kind"] == "image":
         check_replay(replay, False)
         return open_image_stream(directory, seq_len, seed, packing, shares)
-    if manifest["kind"] != expected:
-        raise ValueError(f"this stage trains on {expected} data, but its data is of kind {manifest['kind']}")
     general = manifest.get("replay") or {} if replay else {}
     check_replay(replay, bool(general))
     sources = {**manifest["sources"], **general}
@@ -58,6 +56,16 @@ def open_stream(
     return BATCH_UNITS[batch_unit](
         stores, weights, seq_len, seed, overlong, packing=packing, shares=shares, replay=replay, general=list(general)
     )
+
+
+def check_kind(kind: str | None, overlong: Overlong | None) -> None:
+    """Raise ValueError for data that a stage does not train on; kind None: not known, overlong: see `open_stream`."""
+    kinds = ("text", "image") if overlong is None else ("chat",)
+    if kind not in (None, *kinds):
+        raise ValueError(
+            f"this stage trains on {' or '.join(kinds)} data, but its data is of kind {kind}; pretrain takes texts and "
+            "images, sft conversations"
+        )
 
 
 def stream_ahead(

@@ -39,6 +39,32 @@ def tensor_of(stored: Stored) -> torch.Tensor:
     return torch.frombuffer(bytearray(read_bytes(stored)), dtype=_dtype(stored)).reshape(stored.shape)
 
 
+def columns_of(stored: Stored, first: int, count: int) -> Iterator[torch.Tensor]:
+    """Some columns of a stored matrix in fp32, flat, row by row; the bytes of the others are not read.
+
+    They come in the pieces in which `pieces_of` gives the whole matrix, so that what is drawn a piece at a time is the
+    same for all of its columns as without a choice of them.
+
+    Raises:
+        ValueError: as for `pieces_of`.
+    """
+    dtype, item, (num_rows, width) = _dtype(stored), ITEM_BITS[stored.dtype] // 8, stored.shape
+    with stored.file.open("rb", buffering=0) as stream:
+
+        def read(start: int, stop: int) -> bytes:
+            stream.seek(stored.start + start * item)
+            if len(data := stream.read((stop - start) * item)) < (stop - start) * item:
+                raise ValueError(f"{stored.file} ended early while it was read; it changed or is damaged")
+            return data
+
+        for begin in range(0, num_rows * width, PIECE_ITEMS):
+            end = min(begin + PIECE_ITEMS, num_rows * width)
+            starts = range(begin // width * width + first, end, width)
+            spans = [(max(begin, start), min(end, start + count)) for start in starts]
+            if data := b"".join(read(*span) for span in spans if span[0] < span[1]):
+                yield torch.frombuffer(bytearray(data), dtype=dtype).to(torch.float32, copy=True)
+
+
 def mean_of(inputs: Sequence[Stored]) -> Iterator[torch.Tensor]:
     """The mean of stored tensors of one shape, computed in fp32."""
     for pieces in zip(*map(pieces_of, inputs), strict=True):

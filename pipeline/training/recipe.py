@@ -99,7 +99,7 @@ def forecast_training(
     Raises:
         ValueError: it cannot be run: what is wrong and what to change.
     """
-    from pipeline.data.prepared import stream_ahead
+    from pipeline.data.prepared import check_kind, stream_ahead
     from pipeline.training.cost.forecast import forecast, tell
 
     check_penalties(strategy.penalties, request.launch.get("sharding", "none"))
@@ -107,6 +107,7 @@ def forecast_training(
     Settings.of(params).check_length(facts["max_position_embeddings"])
     if track := Track.of(params):
         check_tracking(track, request)
+    check_kind(request.fact("kind", "data"), params.get("overlong"))
     check_shares(params["shares"], params.get("replay"), request.fact("sources", "data"))
     if (patches := request.fact("num_patches", "data")) is not None:
         check_images(patches, facts["num_patches"], params.get("packing"))

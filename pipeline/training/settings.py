@@ -84,8 +84,8 @@ class Settings:
         if len(lengths) != 1:
             raise ValueError(f"set exactly one of {', '.join(BUDGETS)} (the others null), found {lengths or 'none'}")
         for key, value in {**lengths, "seq_len": self.seq_len, "batch_size": self.batch_size}.items():
-            if value <= 0:
-                raise ValueError(f"{key}={value} must be more than 0")
+            if not 0 < value < math.inf:
+                raise ValueError(f"{key}={value} must be more than 0 and finite")
         if self.precision not in ("fp32", "bf16"):
             raise ValueError(f"precision={self.precision!r} is not known; use fp32 or bf16")
         if self.save not in FORMS:

@@ -16,6 +16,7 @@ SHORT = (
     "+pretrain.data.sources.a={_target_: tests.visual.TwoKinds, count: 60, weight: 1.0}",
     "expand.image_size=4", "expand.patch_size=2", "expand.expert_every=2", "pretrain.num_tokens=4000",
 )  # fmt: skip
+TUNED = ("sft=tiny", "+lineage.tuned={stage: sft, from: post-pretrained}")
 
 
 def arguments(outputs, *more):
@@ -47,6 +48,9 @@ def test_it_runs_and_text_is_measured_as_the_bases(tmp_path, drive):  # noqa: F8
         (["expand.patch_size=1"], "the data are images of 4 patches and the model is one that reads images of 16"),
         (["pretrain.packing=fill"], "packing=fill cuts a document where a row ends, and images are whole"),
         (["benchmark.digits.models=null"], "the model is a text model and reads no images; name those that do"),
+        (["+data@benchmark.digits.data=stdlib_texts"], "this benchmark needs data of images"),
+        ([*TUNED, "data@sft.data=digits"], "sft: this stage trains on chat data, but its data is of kind image"),
+        ([*TUNED, "data@sft.data=stdlib_texts"], "sft: this stage trains on chat data, but its data is of kind text"),
         (["expand.image_size=5"], r"expand.patch_size=2 does not divide expand.image_size=5"),
         (["pretrain.track.every=2", "pretrain.track.measures=[domain]"], "and the data hold images"),
     ],

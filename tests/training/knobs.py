@@ -4,6 +4,8 @@ from pathlib import Path
 
 import yaml
 
+from pipeline.training.device import launch_options
+
 DEFAULTS = yaml.safe_load((Path(__file__).parents[2] / "conf" / "launch" / "local.yaml").read_text())
 LAUNCH = {**DEFAULTS, "cpu": True, "checkpoint_every_s": 0, "loss_chunk": 64, "compile": False, "preflight": False}
 SETTINGS = {
@@ -17,3 +19,15 @@ TRACK = {
     "every": 2, "measures": ["domain", "drift"], "domain_tokens": 256, "document_tokens": 48, "drift_tokens": 96,
     "keep_best": None, "stop_if": {},
 }  # fmt: skip
+
+
+def launched(run, stop_after=None, launch=None, progress=None):
+    """Runtime and device of a training in the directory `run`, which is asked to stop after so many steps."""
+    run.mkdir(parents=True, exist_ok=True)
+    steps = []
+    return launch_options(
+        {**LAUNCH, **(launch or {})},
+        run,
+        lambda **fields: (steps.append(fields) if "loss" in fields else None, progress and progress(**fields)),
+        lambda: stop_after is not None and len(steps) >= stop_after,
+    )

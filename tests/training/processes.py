@@ -18,7 +18,7 @@ HERE = Path(__file__).parent
 
 def run_on_ranks(root: Path, source: Path, specs: list[dict], timeout: float = 3 * PATIENCE_S) -> list[list[int]]:
     """Carry out runs one after another, in directories below `root`; the exit statuses of their ranks."""
-    runs = [{**spec, "source": str(source), "directory": str(root / spec["directory"])} for spec in specs]
+    runs = [{"source": str(source), **spec, "directory": str(root / spec["directory"])} for spec in specs]
     (root / "runs.json").write_text(json.dumps(runs))
     done = subprocess.run(
         [sys.executable, str(HERE / "ranks.py"), str(root / "runs.json")],

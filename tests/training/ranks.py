@@ -2,10 +2,11 @@
 
 The library is imported once and every rank is forked before any thread exists, so that a run costs its steps alone.
 A run is {"source", "directory", "world", "stop_after", "told", "strategy", "launch", "settings", "track", "base",
-"die_after", "kill", "unit", "image_token"}. `told`: the ranks that learn that they should stop. `track`: changes to
-what is tracked, against the model in `base`. `unit`: what a batch counts. `image_token`: rows have images, of this
-token. `die_after`: steps after which this process raises. `kill` is {"sign", "number", "after_s"}: SIGKILL to all ranks
-so long after as many files that match the sign have newly appeared.
+"die_after", "kill", "unit", "image_token", "first_step"}. `told`: the ranks that learn that they should stop. `track`:
+changes to what is tracked, against the model in `base`. `unit`: what a batch counts. `image_token`: rows have images,
+of this token. `first_step`: the data are those of the steps from there on. `die_after`: steps after which this process
+raises. `kill` is {"sign", "number", "after_s"}: SIGKILL to all ranks so long after as many files that match the sign
+have newly appeared.
 """
 
 from __future__ import annotations
@@ -103,6 +104,8 @@ def train(run: dict) -> dict:
         lambda: len(steps) >= run.get("stop_after", 10**9) and os.environ.get("RANK", "0") in run.get("told", "01"),
     )
     stream = stream_of(run)
+    for _ in range(run.get("first_step", 0)):
+        stream.batch(settings.batch_size)
     validation = {"a": [next(PackedStream([chats(9)], {"a": 1.0}, settings.seq_len, 9, "truncate"))] * 3}
     strategy = STRATEGIES[run.get("strategy", "new_blocks")]()
     tracking = tracking_of(run["track"], run.get("base"), settings.seq_len) if "track" in run else None

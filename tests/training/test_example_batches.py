@@ -8,7 +8,6 @@ from safetensors.torch import load_file
 
 from pipeline.data.packing.examples import ExampleStream
 from pipeline.training.cost.throughput import Throughput
-from pipeline.training.device import launch_options
 from pipeline.training.fit import fit
 from pipeline.training.methods.strategy import Full
 from pipeline.training.runtime import StoppedError
@@ -28,13 +27,7 @@ class Unpacked(ExampleStream):
 
 
 def train(source, run, kind=ExampleStream, stop_after=None, settings=SETTINGS, **launch):
-    run.mkdir(exist_ok=True)
-    steps = []
-    runtime, device = launch_options(
-        {**knobs.LAUNCH, **launch}, run,
-        lambda **fields: steps.append(1) if "loss" in fields else None,
-        lambda: stop_after is not None and len(steps) >= stop_after,
-    )  # fmt: skip
+    runtime, device = knobs.launched(run, stop_after, launch)
     stream = kind([chats(90)], {"a": 1.0}, settings.seq_len, 0, "truncate")
     stream.set_length(settings.total_steps(stream) * settings.batch_size, settings.last_unit(stream))
     return fit(source, run / "model", Full(), settings, stream, {}, runtime, device)

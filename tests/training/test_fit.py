@@ -15,12 +15,11 @@ from pipeline.expansion.source import read_source
 from pipeline.expansion.writer import write_expansion
 from pipeline.models import load
 from pipeline.records.expansion import read_expansion
-from pipeline.training.device import launch_options
 from pipeline.training.fit import audit_frozen, fit
 from pipeline.training.methods.strategy import Full, Lora, NewBlocks
 from pipeline.training.runtime import StoppedError
 from pipeline.training.settings import Settings
-from tests.training.knobs import LAUNCH, SETTINGS
+from tests.training.knobs import SETTINGS, launched
 
 
 def grown(directory, target):
@@ -47,14 +46,7 @@ def settings(**changes):
 
 
 def train(source, run, store, strategy=None, stop_after=None, launch=None, seed=0, progress=None, **changes):
-    run.mkdir(parents=True, exist_ok=True)
-    steps = []
-    runtime, device = launch_options(
-        {**LAUNCH, **(launch or {})},
-        run,
-        lambda **fields: (steps.append(fields) if "loss" in fields else None, progress and progress(**fields)),
-        lambda: stop_after is not None and len(steps) >= stop_after,
-    )
+    runtime, device = launched(run, stop_after, launch, progress)
     stream = PackedStream([store], {"a": 1.0}, 64, seed, packing="fill")
     validation = {"a": [next(PackedStream([store], {"a": 1.0}, 64, 9, packing="fill")) for _ in range(2)]}
     return fit(source, run / "model", strategy or NewBlocks(), settings(**changes), stream, validation, runtime, device)
@@ -267,6 +259,9 @@ def test_the_audit_names_a_frozen_tensor_that_moved():
         ({"num_steps": None}, "exactly one of"),
         ({"num_tokens": 5}, "exactly one of"),
         ({"seq_len": 0}, "seq_len=0 must be more than 0"),
+        ({"num_steps": None, "num_flops": float("inf")}, "num_flops=inf must be more than 0 and finite"),
+        ({"num_steps": None, "num_flops": float("nan")}, "num_flops=nan must be more than 0 and finite"),
+        ({"num_steps": None, "num_epochs": float("inf")}, "num_epochs=inf must be more than 0 and finite"),
         ({"precision": "fp8"}, "use fp32 or bf16"),
         ({"save": "half"}, "save='half' is not known; use one of full, delta"),
         ({"frozen_dtype": "int3"}, "use null, bf16, int8 or nf4"),
@@ -300,7 +295,7 @@ def test_a_run_of_one_epoch_sees_every_span_once_and_its_last_step_ends_with_emp
     rows, steps = chosen.last_unit(stream), chosen.total_steps(stream)
     assert rows == stream.units_of_passes(1) < 7 * steps
     stream.set_length(7 * steps, rows)
-    runtime, device = launch_options(LAUNCH, tmp_path, lambda **_: None, lambda: False)
+    runtime, device = launched(tmp_path)
     metrics = fit(expanded, tmp_path / "model", NewBlocks(), chosen, stream, {}, runtime, device)
     assert metrics["num_samples"] == len(stream.spans[0].table) and metrics["num_steps"] == steps
     assert metrics["train_loss"] > 0 and stream.num_rows == rows and stream.epochs == {"a": 1.0}

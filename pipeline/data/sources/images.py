@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import io
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple, Protocol
+from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 import numpy as np
 
 from pipeline.data.sources.archive import read_members
 from pipeline.data.sources.files import Listing, Locate
+from pipeline.data.sources.json_rows import decode, parse_json
+
+if TYPE_CHECKING:
+    from PIL import Image
 
 
 class Picture(NamedTuple):
@@ -112,25 +115,18 @@ class PictureFiles:
         root, names = locate(dict(self.source)), set(listing(dict(self.source)))
         if self.rows not in names:
             raise ValueError(f"{root} has no {self.rows}: a line for each image, {{'image': 'a.png', 'answer': 'cat'}}")
-        for number, line in enumerate((root / self.rows).read_text(encoding="utf-8").splitlines(), start=1):
-            where = f"{self.rows}:{number}"
-            try:
-                row = json.loads(line)
-                name, answer = str(row["image"]), str(row["answer"]).strip()
-            except (ValueError, KeyError, TypeError) as error:
-                raise ValueError(f"{where} is no object with image and answer: {line[:80]!r}") from error
-            if name not in names or not answer:
-                raise ValueError(f"{where}: image {name!r} is not among the folder's files, or its answer is empty")
-            yield Picture(where, self._pixels(root / name), answer)
+        if (text := decode((root / self.rows).read_bytes())) is None:
+            raise ValueError(f"{self.rows} is no UTF-8 text; save it as UTF-8")
+        for number, line in enumerate(text.split("\n"), start=1):
+            if line.strip():
+                where = f"{self.rows}:{number}"
+                name, answer = _row(where, line)
+                if name not in names or not answer:
+                    raise ValueError(f"{where}: image {name!r} is not among the folder's files, or its answer is empty")
+                yield Picture(where, self._pixels(root / name), answer)
 
     def _pixels(self, file: Path) -> np.ndarray:
-        from PIL import Image, UnidentifiedImageError
-
-        try:
-            with Image.open(file) as opened:
-                image = opened.convert("L" if self.num_channels == 1 else "RGB")
-        except (UnidentifiedImageError, OSError) as error:
-            raise ValueError(f"{file.name} is no image that can be read: {error}") from error
+        image = _opened(file).convert("L" if self.num_channels == 1 else "RGB")
         if image.size != (self.image_size, self.image_size):
             width, height = image.size
             raise ValueError(
@@ -138,6 +134,48 @@ class PictureFiles:
                 "images to one square size"
             )
         return np.asarray(image, dtype=np.uint8).reshape(self.image_size, self.image_size, -1).transpose(2, 0, 1)
+
+
+def _row(where: str, line: str) -> tuple[str, str]:
+    """The name of an image file, and what it shows."""
+    try:
+        row = parse_json(line)
+        name, answer = row["image"], row["answer"]
+        if type(answer) in (int, float):
+            answer = str(answer)
+        if not (isinstance(name, str) and isinstance(answer, str)):
+            raise TypeError("image and answer must be text")
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(
+            f"{where} is no object with image and answer, a file's name and a text: {line[:80]!r} ({error}); a row "
+            "without an image belongs into data of text"
+        ) from error
+    return name, answer.strip()
+
+
+def _opened(file: Path) -> Image.Image:
+    """An image, turned as its camera was held.
+
+    Raises:
+        ValueError: it is none, or one of which a model would not read what is seen.
+    """
+    from PIL import Image, ImageOps
+
+    try:
+        with Image.open(file) as opened:
+            num_frames = 1 if opened.format == "MPO" else getattr(opened, "n_frames", 1)  # a photo with its preview
+            image = ImageOps.exif_transpose(opened)
+    except Exception as error:  # each format's decoder has errors of its own
+        raise ValueError(f"{file.name} is no image that can be read: {error}") from error
+    if num_frames > 1:
+        raise ValueError(f"{file.name} has {num_frames} frames, and a model reads one image; save one of them")
+    if image.mode.startswith(("I", "F")):
+        raise ValueError(
+            f"{file.name} has values of more than 8 bits (mode {image.mode}); save it with 8 bits a channel"
+        )
+    if image.has_transparency_data and image.convert("RGBA").getchannel("A").getextrema() != (255, 255):
+        raise ValueError(f"{file.name} is transparent in places, where it has no colour; lay it on a background")
+    return image
 
 
 def _table(name: str, data: bytes) -> np.ndarray:

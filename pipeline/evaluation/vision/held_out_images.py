@@ -10,16 +10,17 @@ import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
-import torch
 
 from pipeline.data.corpus import read_sources
 from pipeline.data.images import HELD_OUT, Layout, open_images, pixels_of
 from pipeline.evaluation.base import Item, Outcome, Workspace, content_hash
 from pipeline.evaluation.tasks.gold import ScoredOption, gold_loss
-from pipeline.evaluation.vision.linear_probe import probe_answers
+
+if TYPE_CHECKING:  # a request is checked without
+    import torch
 
 METRIC, PROBE = "acc", "linear_probe"
 
@@ -53,6 +54,8 @@ class HeldOutImages:
         Raises:
             ValueError: the model reads no images, or data of another kind are given.
         """
+        from pipeline.evaluation.vision.linear_probe import probe_answers
+
         if inputs.data is None or (manifest := read_sources(inputs.data))["kind"] != "image":
             raise ValueError("held-out images need data of images: set the benchmark's data to such, as pretrain.data")
         if not hasattr(model.config, "image_token_id"):
@@ -83,7 +86,8 @@ class _Images:
 def _parts(data: Path, part: str | None) -> _Images:
     """The images of all sources, of the part held out or of that to train on."""
     names = [f"{name}.{part}" if part else name for name in read_sources(data)["sources"]]
-    said = [json.loads(line) for name in names for line in (data / f"{name}.jsonl").read_text("utf-8").splitlines()]
+    texts = [(data / f"{name}.jsonl").read_text(encoding="utf-8") for name in names]
+    said = [json.loads(line) for text in texts for line in text.split("\n") if line]  # an answer may hold U+2028
     images = np.concatenate([open_images(data, name) for name in names])
     return _Images([one["id"] for one in said], [one["answer"] for one in said], images)
 
@@ -102,6 +106,8 @@ def _scores(
     model: Any, layout: Layout, answers: Sequence[str], images: np.ndarray, batch_size: int, inputs: Workspace
 ) -> torch.Tensor:
     """Log-probabilities [N, A]: rows of equal tokens and different images, once for each begin that answers have."""
+    import torch
+
     before = layout.pair(answers[0])[0]
     options = [layout.pair(answer)[1] for answer in answers]
     if any(layout.pair(answer)[0] != before for answer in answers):
@@ -110,13 +116,15 @@ def _scores(
     for start in range(0, len(images), batch_size):
         inputs.progress(step=start, total=len(images))
         batch = torch.from_numpy(images[start : start + batch_size]).to(model.device)
-        found.append(torch.stack(list(_of_batch(model, before, options, batch)), dim=1).cpu())
+        with torch.inference_mode():
+            found.append(torch.stack(list(_of_batch(model, before, options, batch)), dim=1).cpu())
     return torch.cat(found)
 
 
-@torch.inference_mode()
 def _of_batch(model: Any, before: list[int], options: list[list[int]], images: torch.Tensor) -> Iterator[torch.Tensor]:
     """Of each option the log-probability [N] after each image."""
+    import torch
+
     known: dict[tuple[int, ...], torch.Tensor] = {}
     for option in options:
         begin = tuple(option[:-1])

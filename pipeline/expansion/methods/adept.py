@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pipeline.data.corpus import Workspace
 from pipeline.data.general_text import check_bounds, general_rows
@@ -13,8 +13,10 @@ from pipeline.data.sources.documents import Text, describe
 from pipeline.expansion.base import Plan
 from pipeline.expansion.layout import explicit
 from pipeline.expansion.methods.block import plan_stack, zeroed_writers
-from pipeline.expansion.methods.importance import Importance, measure
 from pipeline.expansion.source import Source
+
+if TYPE_CHECKING:  # a request is checked without
+    from pipeline.expansion.methods.importance import Importance
 
 
 @dataclass(frozen=True)
@@ -82,6 +84,7 @@ class Adept:
         import torch
         from accelerate import PartialState
 
+        from pipeline.expansion.methods.importance import measure
         from pipeline.models import load, load_tokenizer
         from pipeline.models.architecture.embedding import embedding_rows
 

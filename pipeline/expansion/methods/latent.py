@@ -9,14 +9,14 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
 import torch
 from torch import nn
 
+from pipeline.expansion.methods.fitting import Fitting
+
 Read = Callable[[int], torch.Tensor]
 """The matrix [O, I] of a block, in fp32."""
-SAMPLES = ("rows", "columns")
 
 
 @dataclass(frozen=True)
@@ -75,30 +75,6 @@ def project(basis: Basis, read: Read, num_blocks: int, file: Path) -> torch.Tens
     for block in range(num_blocks):
         coefficients_LNX[block] = basis.coefficients(read(block)) if block else first_NX
     return coefficients_LNX
-
-
-@dataclass(frozen=True)
-class Fitting:
-    """How the network is trained.
-
-    Attributes:
-        samples: what it learns from: "rows" (published) of the matrices V, or their whitened "columns" (ours); each has
-            its own form of the loss, see `loss_of`.
-        hidden: width of its two hidden layers.
-        num_epochs: passes over all samples of all blocks that have two neighbours.
-        batch_size: samples.
-        lr: of AdamW.
-        norm_weight: lambda, the weight of the squared difference of norms beside the mean squared error.
-        seed: of its first weights and of the order of samples.
-    """
-
-    samples: Literal["rows", "columns"] = "rows"
-    hidden: int = 256
-    num_epochs: int = 5
-    batch_size: int = 64
-    lr: float = 1e-3
-    norm_weight: float = 5e-5
-    seed: int = 0
 
 
 def fit(coefficients_LNX: torch.Tensor, fitting: Fitting) -> nn.Module:

@@ -7,19 +7,18 @@ import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
-
-import torch
+from typing import TYPE_CHECKING, Literal
 
 from pipeline.data.corpus import Workspace
 from pipeline.expansion.base import Plan, Recipe
 from pipeline.expansion.layout import Between, Slot
 from pipeline.expansion.methods.block import RecipeOf, copied_of, plan_stack
-from pipeline.expansion.methods.latent import SAMPLES, Fitting, between, find_basis, fit, project
+from pipeline.expansion.methods.fitting import SAMPLES, Fitting
 from pipeline.expansion.source import Source
-from pipeline.expansion.values import tensor_of
 from pipeline.models.files.tensor_file import Planned, Stored, read_header, write_file
-from pipeline.models.save import raw_bytes
+
+if TYPE_CHECKING:  # a request is checked without
+    import torch
 
 VECTORS = ("first_block", "mean")
 Neighbours = dict[int, tuple[int, int]]
@@ -150,6 +149,8 @@ def _predict(
     source: Source, rest: str, neighbours: Neighbours, fitting: Fitting, directory: Path
 ) -> Iterator[tuple[int, torch.Tensor]]:
     """The matrices [O, I] in fp32 that the new blocks get, by position."""
+    from pipeline.expansion.methods.latent import between, find_basis, fit, project
+    from pipeline.expansion.values import tensor_of
 
     def read(block: int) -> torch.Tensor:
         return tensor_of(source.tensors[source.blocks.join(block, rest)]).float()
@@ -167,6 +168,8 @@ def _predict(
 
 
 def _fill(room: Stored, matrix_OI: torch.Tensor) -> None:
+    from pipeline.models.save import raw_bytes
+
     with room.file.open("r+b") as out:
         out.seek(room.start)
         out.write(raw_bytes(matrix_OI, room.dtype))

@@ -129,6 +129,12 @@ def read_grown(trained: Path, source: Source) -> Grown:
     record, tensors = read_expansion(trained), read_index(trained)
     added = {block.position: block for block in record.blocks if block.round > source.expansion.round}
     if not added:
+        if record.round > source.expansion.round:
+            raise ValueError(
+                f"{trained} was expanded with {record.method}, which adds to the blocks that {source.directory} has; a "
+                "pack holds whole new blocks, as expand=block adds. Expand and train with save=delta instead: what is "
+                "new then lies apart from the base's files, which it refers to"
+            )
         raise ValueError(f"{trained} records no new blocks that {source.directory} lacks; give an expanded model")
     depth = source.anatomy.num_blocks + len(added)
     names = find_blocks(tensors, depth, source.anatomy)

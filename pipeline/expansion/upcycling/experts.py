@@ -12,7 +12,7 @@ import torch
 
 from pipeline.expansion.base import Recipe
 from pipeline.expansion.upcycling.dense import Changes
-from pipeline.expansion.values import drawn, generator_of, pieces_of
+from pipeline.expansion.values import columns_of, drawn, generator_of, pieces_of
 from pipeline.models.files.tensor_file import ITEM_BITS, Stored
 
 
@@ -56,17 +56,11 @@ class Cut:
 
     def _part(self, stored: Stored) -> Iterator[torch.Tensor]:
         """The values of these units, row by row."""
-        width = stored.shape[1]
-        if self.axis == 0:
-            item = ITEM_BITS[stored.dtype] // 8
-            begin, size = stored.start + self.first * width * item, self.count * width * item
-            yield from pieces_of(replace(stored, shape=(self.count, width), start=begin, num_bytes=size))
-            return
-        start = 0
-        for piece in pieces_of(stored):
-            columns = torch.arange(start, start + piece.numel()) % width
-            start += piece.numel()
-            yield piece[(columns >= self.first) & (columns < self.first + self.count)]
+        if self.axis == 1:
+            return columns_of(stored, self.first, self.count)
+        width, item = stored.shape[1], ITEM_BITS[stored.dtype] // 8
+        begin, size = stored.start + self.first * width * item, self.count * width * item
+        return pieces_of(replace(stored, shape=(self.count, width), start=begin, num_bytes=size))
 
     def _redrawn(self, stored: Stored) -> _Chosen:
         assert self.changes is not None

@@ -166,29 +166,23 @@ class _ComposedCausalLM(OwnCausalLM):
             model_kwargs["past_key_values"] = DynamicCache()
 
 
-def _blocks_of(base: Any) -> dict[str, Any]:
-    """The anchor's blocks, bridged."""
-    code = getattr(getattr(transformers.models, base.model_type), f"modeling_{base.model_type}")
-    block = getattr(code, base.__name__.replace("Config", "DecoderLayer"))
-    return {"block_class": _KIND.subclass(block, (_BridgedBlock,))}
-
-
-_KIND = Kind(
-    module=__name__,
-    name="Calm",
-    prefix="calm",
-    decoder=_ComposedModel,
-    causal=_ComposedCausalLM,
-    fields={
-        "augmenting": (dict | transformers.PreTrainedConfig | None, None),  # the config of that model
-        "bridges": (list[int | None] | None, None),  # of each anchor's block the block that it reads, or null
-    },
-    config_attributes=lambda base: {
-        "sub_configs_defaults": {"augmenting": SubConfigSpec(config_class=AutoConfig, model_type=base.model_type)}
-    },
-    decoder_attributes=_blocks_of,
+FAMILIES = make_families(
+    Kind(
+        module=__name__,
+        name="Calm",
+        prefix="calm",
+        decoder=_ComposedModel,
+        causal=_ComposedCausalLM,
+        block=_BridgedBlock,
+        fields={
+            "augmenting": (dict | transformers.PreTrainedConfig | None, None),  # the config of that model
+            "bridges": (list[int | None] | None, None),  # of each anchor's block the block that it reads, or null
+        },
+        config_attributes=lambda base: {
+            "sub_configs_defaults": {"augmenting": SubConfigSpec(config_class=AutoConfig, model_type=base.model_type)}
+        },
+    )
 )
-FAMILIES = make_families(_KIND)
 """By the anchor's `model_type`."""
 
 

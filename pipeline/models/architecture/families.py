@@ -37,7 +37,8 @@ class Kind(NamedTuple):
         name: its classes are called as the base's after this; `model_type` is the base's after `prefix` and "_".
         decoder, causal: go before the base's classes.
         fields: of the config beside the base's: name -> type and default.
-        config_attributes, decoder_attributes: gives those of a family, by its config class.
+        block: goes before the base's decoder block, which becomes the decoder's `block_class`; None: there is none.
+        config_attributes: gives those of a family, by its config class.
         causal_attributes: of the causal language model.
     """
 
@@ -47,14 +48,21 @@ class Kind(NamedTuple):
     decoder: type[PreTrainedModel]
     causal: type[OwnCausalLM]
     fields: Mapping[str, tuple[Any, Any]]
+    block: type | None = None
     config_attributes: Callable[[Any], dict[str, Any]] = lambda _: {}
-    decoder_attributes: Callable[[Any], dict[str, Any]] = lambda _: {}
     causal_attributes: Mapping[str, Any] = {}
 
     def subclass(self, base: type, parents: tuple[type, ...], **attributes: Any) -> Any:
         """A class of this kind, called as `base`, which is an attribute of the module."""
         made = type(f"{self.name}{base.__name__}", (*parents, base), {"__module__": self.module, **attributes})
         return vars(sys.modules[self.module]).setdefault(made.__name__, made)
+
+    def blocks(self, name: str, model_type: str) -> dict[str, Any]:
+        """The decoder's attribute for blocks of a family."""
+        if self.block is None:
+            return {}
+        code = getattr(getattr(transformers.models, model_type), f"modeling_{model_type}")
+        return {"block_class": self.subclass(getattr(code, f"{name}DecoderLayer"), (self.block,))}
 
 
 def make_families(kind: Kind) -> dict[str, type[OwnCausalLM]]:
@@ -82,7 +90,8 @@ def _family(kind: Kind, name: str) -> type[OwnCausalLM]:
             **kind.config_attributes(base),
         )
     )
-    own = kind.subclass(decoder, (kind.decoder,), config_class=config_class, **kind.decoder_attributes(base))
+    blocks = kind.blocks(name, base.model_type)
+    own = kind.subclass(decoder, (kind.decoder,), config_class=config_class, **blocks)
     attributes = {"config_class": config_class, "decoder_class": own, **kind.causal_attributes}
     model = kind.subclass(causal, (kind.causal,), **attributes)
     AutoConfig.register(config_class.model_type, config_class)

@@ -32,7 +32,6 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import torch
-import transformers
 from torch import nn
 from transformers import Cache, DynamicCache, PreTrainedModel
 from transformers import initialization as init
@@ -256,31 +255,25 @@ class _VisualCausalLM(OwnCausalLM):
         )
 
 
-def _blocks_of(base: Any) -> dict[str, Any]:
-    """The base's blocks, with experts."""
-    code = getattr(getattr(transformers.models, base.model_type), f"modeling_{base.model_type}")
-    block = getattr(code, base.__name__.replace("Config", "DecoderLayer"))
-    return {"block_class": _KIND.subclass(block, (_VisualBlock,))}
-
-
-_KIND = Kind(
-    module=__name__,
-    name="VisualExperts",
-    prefix="visual_experts",
-    decoder=_VisualModel,
-    causal=_VisualCausalLM,
-    fields={
-        "image_token_id": (int, 0),
-        "num_channels": (int, 1),
-        "image_size": (int, 1),
-        "patch_size": (int, 1),
-        "image_experts": (list[bool] | None, None),  # of each block, whether it has them
-    },
-    config_attributes=lambda base: {"base_model_tp_plan": None},
-    decoder_attributes=_blocks_of,
-    causal_attributes={"_tp_plan": {}},
+FAMILIES = make_families(
+    Kind(
+        module=__name__,
+        name="VisualExperts",
+        prefix="visual_experts",
+        decoder=_VisualModel,
+        causal=_VisualCausalLM,
+        block=_VisualBlock,
+        fields={
+            "image_token_id": (int, 0),
+            "num_channels": (int, 1),
+            "image_size": (int, 1),
+            "patch_size": (int, 1),
+            "image_experts": (list[bool] | None, None),  # of each block, whether it has them
+        },
+        config_attributes=lambda base: {"base_model_tp_plan": None},
+        causal_attributes={"_tp_plan": {}},
+    )
 )
-FAMILIES = make_families(_KIND)
 """By the base's `model_type`."""
 
 

@@ -22,14 +22,16 @@ from pipeline.training.methods.penalty import with_penalties
 from pipeline.training.methods.strategy import Strategy, apply_strategy
 
 SHORT = 128
-"""Tokens of the shorter of two rows: a multiple of the chunks in which linear attention computes."""
+"""Tokens of the shortest of three rows: a multiple of the chunks in which linear attention computes."""
 
 
 def count_cost(causal: Any) -> Cost | None:
     """The cost of a causal language model whose `requires_grad` are final; None where it cannot run without data.
 
-    A row's FLOPs are a + b T a token: rows of two lengths tell a, the matrices, from b, a query and a key. Attention
-    runs in its plain form for this, with every pair of tokens; `Cost` then counts the pairs that are looked at.
+    A row's FLOPs are a T + b T^2 + c: rows of three lengths tell a, the matrices, b, a query and a key, and c, weights
+    that are multiplied with weights (peft adds adapters of stacked experts to them before a token comes). Attention
+    runs in its plain form for this, with every pair of tokens; `Cost` then counts the pairs that are looked at. The
+    model runs as in training: visual experts then compute for every token, and an image is adapted in each row.
 
     Args:
         causal: a transformers causal language model, adapters in place; its weights are neither read nor copied.
@@ -39,20 +41,23 @@ def count_cost(causal: Any) -> Cost | None:
     kernel, head = getattr(causal.config, "_attn_implementation", None), causal.get_output_embeddings()
     if head is None:
         return None
+    was_training = causal.training
     try:
-        causal.config._attn_implementation = "eager"
-        short, long = (_count(causal.get_decoder(), head, length) for length in (SHORT, 2 * SHORT))
+        causal.train().config._attn_implementation = "eager"
+        rows = [_count(causal.get_decoder(), head, times * SHORT) for times in (1, 2, 3)]
     except (RuntimeError, ValueError, TypeError, NotImplementedError, AttributeError):
         return None  # a control flow that depends on data, such as a loop over the experts that were chosen
     finally:
-        causal.config._attn_implementation = kernel
-    (forward, pair_forward), (backward, pair_backward) = map(_split, short[:2], long[:2])
+        causal.train(was_training).config._attn_implementation = kernel
+    (forward, pair_forward, row_forward), (backward, pair_backward, row_backward) = map(_split, *(r[:2] for r in rows))
     return Cost(
         forward=forward,
         backward=backward,
-        head_forward=float(short[2]),
-        head_backward=float(short[3]),
+        head_forward=float(rows[0][2]),
+        head_backward=float(rows[0][3]),
         windows=_windows(causal.config.get_text_config(), pair_forward, pair_backward),
+        row_forward=row_forward,
+        row_backward=row_backward,
     )
 
 
@@ -87,10 +92,10 @@ def num_active(causal: Any) -> int:
     return total - sum(p.numel() // num_experts * (num_experts - min(top_k, num_experts)) for p in experts)
 
 
-def _split(short: int, long: int) -> tuple[float, float]:
-    """FLOPs a token and a pair, from those of a row of `SHORT` tokens and of one twice as long."""
-    pair = (long - 2 * short) / (2 * SHORT**2)
-    return short / SHORT - pair * SHORT, pair
+def _split(once: int, twice: int, thrice: int) -> tuple[float, float, float]:
+    """FLOPs a token, a pair and a row, from those of rows of `SHORT` tokens and of twice and thrice as many."""
+    pair = (thrice - 2 * twice + once) / (2 * SHORT**2)
+    return (twice - once) / SHORT - 3 * SHORT * pair, pair, float(3 * once - 3 * twice + thrice)
 
 
 def _count(decoder: torch.nn.Module, head: torch.nn.Module, length: int) -> tuple[int, ...]:

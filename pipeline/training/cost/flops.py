@@ -43,6 +43,9 @@ class Cost:
         head_forward, head_backward: of the head, a labelled token.
         windows: of attention, a pair.
         added, added_label: what penalties need beside all these, a token and a labelled token.
+        row_forward, row_backward: a row, however long it is: of weights that meet weights, or of an image, which a row
+            may have several of. Rows of one micro batch share the former; it is counted as where each has its own, so
+            that a length in FLOPs does not depend on the launch.
     """
 
     forward: float
@@ -52,22 +55,24 @@ class Cost:
     windows: tuple[Window, ...]
     added: float = 0.0
     added_label: float = 0.0
+    row_forward: float = 0.0
+    row_backward: float = 0.0
 
     @property
     def num_used(self) -> float:
         """N of 6ND: parameters that a token is multiplied with."""
         return (self.forward + self.head_forward) / 2
 
-    def needed(self, tokens: float, labels: float, pairs: Callable[[Window], float]) -> float:
+    def needed(self, tokens: float, labels: float, pairs: Callable[[Window], float], rows: float = 1) -> float:
         """Of a forward and a backward pass; `pairs` says how many a window leaves."""
-        matrices = tokens * (self.forward + self.backward + self.added)
+        matrices = tokens * (self.forward + self.backward + self.added) + rows * (self.row_forward + self.row_backward)
         head = labels * (self.head_forward + self.head_backward + self.added_label)
         return matrices + head + sum(pairs(w) * (w.forward + w.backward + w.added) for w in self.windows)
 
     def of_rows(self, seq_len: int, rows: float = 1) -> float:
         """Of full rows that are one document each, every token labelled: the most that rows of this length can need."""
         tokens = seq_len * rows
-        return self.needed(tokens, tokens, lambda window: rows * sum(map(window.pairs, range(seq_len))))
+        return self.needed(tokens, tokens, lambda window: rows * sum(map(window.pairs, range(seq_len))), rows)
 
     def six_nd(self, tokens: float) -> float:
         """The usual estimate of training all parameters."""

@@ -27,10 +27,12 @@ def padding_of(row: Mapping[str, np.ndarray]) -> np.ndarray:
 
 @dataclass(frozen=True)
 class Counts:
-    """What needs FLOPs in rows: labelled tokens, and `positions`, how many tokens are at each place of a document."""
+    """What needs FLOPs in rows: labelled tokens, `positions`, how many tokens are at each place of a document, and how
+    many `rows` there are, one with several images counted for each."""
 
     labels: int = 0
     positions: tuple[int, ...] = ()
+    rows: int = 0
 
     @property
     def tokens(self) -> int:
@@ -40,11 +42,11 @@ class Counts:
     @classmethod
     def read(cls, state: Mapping[str, Any] | None) -> Counts | None:
         """From its fields in JSON; None for none."""
-        return None if state is None else cls(state["labels"], tuple(state["positions"]))
+        return None if state is None else cls(**{**state, "positions": tuple(state["positions"])})
 
     def __add__(self, other: Counts) -> Counts:
         pairs = zip_longest(self.positions, other.positions, fillvalue=0)
-        return Counts(self.labels + other.labels, tuple(one + two for one, two in pairs))
+        return Counts(self.labels + other.labels, tuple(one + two for one, two in pairs), self.rows + other.rows)
 
     def needed(self, cost: Cost) -> float:
         """FLOPs, forward and backward."""
@@ -52,7 +54,7 @@ class Counts:
         def pairs(window: Window) -> int:
             return sum(count * window.pairs(place) for place, count in enumerate(self.positions))
 
-        return cost.needed(self.tokens, self.labels, pairs)
+        return cost.needed(self.tokens, self.labels, pairs, self.rows)
 
 
 NOTHING: Counts | None = Counts()
@@ -75,13 +77,14 @@ class Throughput:
     ) -> None:  # fmt: skip
         self._num_steps, self._first, self._start = num_steps, first_step, time.monotonic()
         self._cost, self._num_processes, self._before = cost, num_processes, before
-        self._labels, self._positions = 0, np.zeros(0, dtype=np.int64)
+        self._labels, self._rows, self._positions = 0, 0, np.zeros(0, dtype=np.int64)
         self._paused = 0.0
 
     def add(self, rows: Sequence[Mapping[str, np.ndarray]]) -> int:
         """Count the rows of one optimizer step, those of all processes. Returns their tokens that are no padding."""
         found = 0
         for row in rows:
+            self._rows += max(1, len(row.get("pixel_values", ())))
             self._labels += int((row["labels"] != IGNORED).sum())
             places = row["position_ids"][~padding_of(row)]
             self._count_positions(places)
@@ -95,7 +98,7 @@ class Throughput:
 
     @property
     def _here(self) -> Counts:
-        return Counts(self._labels, tuple(self._positions.tolist()))
+        return Counts(self._labels, tuple(self._positions.tolist()), self._rows)
 
     @property
     def counts(self) -> Counts | None:

@@ -48,4 +48,4 @@ def tracking_cost(
 def _forward(cost: Cost, tokens: int, each: int) -> float:
     """FLOPs of a forward pass over documents of `each` tokens, every token labelled."""
     pairs = sum(window.forward * sum(map(window.pairs, range(each))) for window in cost.windows)
-    return tokens * (cost.forward + cost.head_forward) + tokens / each * pairs
+    return tokens * (cost.forward + cost.head_forward) + tokens / each * (pairs + cost.row_forward)

@@ -7,11 +7,11 @@ with, up to one rounding a task in the dtype in which the model is saved.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from pipeline.models.architecture.adapters import adapted
 from pipeline.training.methods.strategy import Lora
 
 if TYPE_CHECKING:  # a request is checked without
@@ -48,10 +48,10 @@ class CarriedLora(Lora):
                 "strategy=lora, which begins with a new adapter"
             )
         with torch.no_grad():
-            for name, module in _adapted(model):
+            for name, module, adapted_part in adapted(model):
                 for part, parameter in _parts(module).items():
                     parameter.copy_(saved[f"{name}.{part}"])
-                weight = module.base_layer.weight
+                weight = getattr(module.get_base_layer(), adapted_part)
                 weight.copy_((weight.float() - module.get_delta_weight(_NAME).float()).to(weight.dtype))
 
     def carried(self, model: Any) -> dict[str, torch.Tensor]:
@@ -60,16 +60,11 @@ class CarriedLora(Lora):
 
         parts = {
             f"{name}.{part}": parameter.detach().float().cpu().contiguous()
-            for name, module in _adapted(model)
+            for name, module, _ in adapted(model)
             for part, parameter in _parts(module).items()
         }
-        scalings = [module.scaling[_NAME] for _, module in _adapted(model)]
+        scalings = [module.scaling[_NAME] for _, module, _ in adapted(model)]
         return {**parts, _SCALING: torch.tensor(scalings, dtype=torch.float64)}
-
-
-def _adapted(model: Any) -> Iterator[tuple[str, Any]]:
-    """The modules that carry an adapter, by name."""
-    return ((name, module) for name, module in model.named_modules() if hasattr(module, "lora_A"))
 
 
 def _parts(module: Any) -> dict[str, torch.nn.Parameter]:

@@ -62,6 +62,7 @@ class KlToBase:
             cost,
             added=cost.added + cost.forward + per_token * heads,
             added_label=cost.added_label + per_label * heads,
+            row_forward=2 * cost.row_forward,
             windows=tuple(replace(window, added=window.added + window.forward) for window in cost.windows),
         )
 

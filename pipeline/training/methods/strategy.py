@@ -7,7 +7,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol, runtime_checkable
 
-from pipeline.models.architecture.aliases import aliases
+from pipeline.models.architecture.adapters import (
+    adapted_parameters,
+    original_name,
+    refuse_adapted,
+    refuse_shared,
+    tell_left_out,
+)
 from pipeline.models.architecture.custom_models import check_adaptable
 from pipeline.records.expansion import ExpansionMap
 from pipeline.training.cost.flops import Trains, nearest_rank
@@ -20,8 +26,6 @@ if TYPE_CHECKING:  # a request is checked without
     from torch import nn
 
     from pipeline.training.parallel.same_rows import Rows, SameRows
-
-_WRAPPED, _ADAPTED = "base_model.model.", ".base_layer.weight"  # how peft names what it adapts
 
 
 class Strategy(Protocol):
@@ -207,8 +211,10 @@ class Lora:
         rank = self._rank_for(model) if self.rank == "matched" else self.rank
         extra = extra_parameters(model, self.extra_modules)
         adapted = self._wrapped(model, rank)
-        _refuse_shared(model)
-        _refuse_adapted(model, extra)
+        refuse_shared(model)
+        refuse_adapted(model, extra)
+        if self.target_modules == "all-linear":
+            tell_left_out(model)
         for parameter in extra.values():
             parameter.requires_grad_(True)
         return adapted
@@ -219,12 +225,10 @@ class Lora:
 
     def writes(self, model: Any) -> dict[str, torch.Tensor]:
         """The weights that carry an adapter, and the extra modules'."""
-        adapted = {n: p for n, p in model.named_parameters() if n.endswith(_ADAPTED)}
-        found = {f"{n.removeprefix(_WRAPPED).removesuffix(_ADAPTED)}.weight": p for n, p in adapted.items()}
-        return found | {
-            name.removeprefix(_WRAPPED): p
-            for name, p in model.named_parameters()
-            if p.requires_grad and "lora_" not in name
+        return adapted_parameters(model) | {
+            original_name(name): parameter
+            for name, parameter in model.named_parameters()
+            if parameter.requires_grad and "lora_" not in name
         }
 
     def trained(self, model: Any) -> dict[str, torch.Tensor]:
@@ -266,27 +270,6 @@ class Lora:
             per_rank = sum(p.numel() for p in adapted.parameters() if p.requires_grad)
             adapted.unload()
         return nearest_rank(wanted, per_rank)
-
-
-def _refuse_shared(model: Any) -> None:
-    for name, names in aliases(model).items():
-        if name.endswith(_ADAPTED):
-            module = name.removesuffix(_ADAPTED)
-            raise ValueError(
-                f"strategy lora adapts {module}, whose weight is also {', '.join({*names} - {name})}: merged, its "
-                f"update would change both. Leave {module.rpartition('.')[2]} out of target_modules (all-linear does), "
-                "or use strategy full"
-            )
-
-
-def _refuse_adapted(model: Any, extra: Mapping[str, Any]) -> None:
-    """Raise ValueError where an extra module's own weights have an adapter."""
-    now = {id(parameter): name for name, parameter in model.named_parameters()}
-    if both := [name for name, parameter in extra.items() if ".base_layer." in now[id(parameter)]]:
-        raise ValueError(
-            f"strategy lora adapts {both[0]}, which extra_modules would train in full ({len(both)} such); leave it out "
-            "of extra_modules, or out of target_modules"
-        )
 
 
 def with_extra(model: nn.Module, patterns: Sequence[str]) -> nn.Module:

@@ -74,7 +74,13 @@ def carry_optimizer(
     if not settings.carry_optimizer:
         return False
     if (source.parent / FOLDER).is_dir():
-        load_moments(source.parent / FOLDER, trainable, optimizer)
+        try:
+            load_moments(source.parent / FOLDER, trainable, optimizer)
+        except ValueError as error:
+            raise ValueError(
+                f"carry_optimizer=true cannot go on with the optimizer of the training before: {error}. Let both train "
+                "the same parameters, or leave carry_optimizer out"
+            ) from error
         return True
     if (source.parent / METRICS_FILE).is_file():
         raise ValueError(NOT_KEPT)

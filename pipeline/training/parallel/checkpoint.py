@@ -28,6 +28,7 @@ from pipeline.training.parallel.zero import ZeroOptimizer
 _PREFIX = "step-"
 _STATE = "state.json"
 _MOMENT = "/"  # between the name of a parameter and that of a part of its optimizer state
+_TRAINABLE = "trainable"  # key of the state where moments lie without weights: the names of all that trains
 _COUNT = "step"  # the part that counts the updates of a parameter: no dimension, so not to be read in slices
 
 
@@ -64,10 +65,13 @@ def save_weights(folder: Path, step: int, trainable: Mapping[str, torch.Tensor],
 
 
 def save_moments(folder: Path, step: int, trainable: Mapping[str, torch.Tensor], optimizer: Any) -> None:
-    """Write the optimizer's state alone as `folder/step-<step>`; arguments as for `save_checkpoint`."""
+    """Write the optimizer's state alone as `folder/step-<step>`; arguments as for `save_checkpoint`.
+
+    What no gradient reached has no state, and is named all the same.
+    """
     if isinstance(optimizer, ZeroOptimizer):
         trainable, optimizer = optimizer.whole()
-    _write(folder, step, _moments(trainable, optimizer), {})
+    _write(folder, step, _moments(trainable, optimizer), {_TRAINABLE: sorted(trainable)})
 
 
 def load_moments(folder: Path, trainable: Mapping[str, torch.nn.Parameter], optimizer: Any) -> None:
@@ -149,8 +153,10 @@ def _load(checkpoint: Path, trainable: Mapping[str, torch.nn.Parameter], optimiz
 def _read(checkpoint: Path, trainable: Mapping[str, torch.nn.Parameter], optimizer: Any) -> dict[str, Any]:
     reader = HuggingFaceStorageReader(str(checkpoint))
     stored = reader.read_metadata().state_dict_metadata
-    weights = {key for key in stored if _MOMENT not in key}
-    _check_names(weights or {key.partition(_MOMENT)[0] for key in stored}, set(trainable), checkpoint)
+    state = json.loads((checkpoint / _STATE).read_text())
+    _check_names(
+        {*(state.get(_TRAINABLE) or (key.partition(_MOMENT)[0] for key in stored))}, set(trainable), checkpoint
+    )
     _check_shapes(stored, trainable, checkpoint)
     tensors: dict[str, Any] = {}
     for key, kept in stored.items():
@@ -164,7 +170,7 @@ def _read(checkpoint: Path, trainable: Mapping[str, torch.nn.Parameter], optimiz
         name, is_moment, part = key.partition(_MOMENT)
         if is_moment:
             optimizer.state[trainable[name]][part] = _as_kept(part, tensor, optimizer)
-    return json.loads((checkpoint / _STATE).read_text())
+    return state
 
 
 def _moments(trainable: Mapping[str, torch.Tensor], optimizer: Any) -> dict[str, torch.Tensor]:

@@ -84,6 +84,18 @@ def test_the_probe_is_softmax_regression_at_its_minimum():
     torch.testing.assert_close(found[:-1].T, torch.from_numpy(theirs.coef_), rtol=1e-3, atol=1e-4)
 
 
+def test_an_answer_may_hold_what_ends_a_line_elsewhere(tokenizer, seeing, inputs, tmp_path):
+    @dataclasses.dataclass(frozen=True)
+    class Separated(TwoKinds):
+        def read(self, locate, listing):
+            return (one._replace(answer=f"{one.answer}\u2028\x85") for one in super().read(locate, listing))
+
+    place = DataWorkspace(lambda _: tmp_path, lambda _: [], tmp_path, lambda **_: None)
+    ImageData({"a": Separated(20, 1.0)}, "Where?", 4, None, Split(0.25, 0)).prepare(tokenizer, place)
+    outcome = HeldOutImages(None, 4).run(seeing, tokenizer, dataclasses.replace(inputs, data=tmp_path))
+    assert {item.gold for item in outcome.items} <= {"above\u2028\x85", "below\u2028\x85"}
+
+
 def test_who_cannot_be_asked_is_refused(data, llama, seeing, tokenizer, inputs):
     with pytest.raises(ValueError, match="LlamaForCausalLM is a text model and reads no images"):
         HeldOutImages(None, 4).run(llama, tokenizer, dataclasses.replace(inputs, data=data))

@@ -8,7 +8,8 @@ from safetensors.torch import load_file
 
 from pipeline.data.corpus import Workspace
 from pipeline.expansion.base import Recipe
-from pipeline.expansion.methods.latent import Fitting, between, find_basis, fit, loss_of, project
+from pipeline.expansion.methods.fitting import Fitting
+from pipeline.expansion.methods.latent import between, find_basis, fit, loss_of, project
 from pipeline.expansion.methods.lesa import Lesa, matrix_kinds
 from pipeline.expansion.source import read_source
 

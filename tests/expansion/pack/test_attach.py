@@ -10,6 +10,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from pipeline.expansion.methods.block import BlockExpansion
+from pipeline.expansion.methods.visual_experts import VisualExperts
 from pipeline.expansion.pack.attach import attach, detach, extract, inspect
 from pipeline.expansion.pack.format import canonical, identify
 from pipeline.expansion.source import read_source
@@ -21,6 +22,7 @@ from pipeline.models.files.safetensors_io import read_index
 from pipeline.models.files.tensor_file import read_bytes
 from pipeline.models.save import save_trained
 from pipeline.records.expansion import read_expansion
+from tests.visual import SETTINGS, give_sight
 
 GPT2 = {"model_type": "gpt2", "n_embd": 32, "n_layer": 4, "n_head": 4, "n_inner": 64, "n_positions": 256}
 CONFIGS = {
@@ -320,6 +322,20 @@ def test_tensors_that_belong_to_no_new_block_give_no_pack(trained_on, tmp_path):
     wide = copy_with(trained, tmp_path / "wide", lambda t: t.update({"model.layers.0.mlp.mixing": torch.ones(2)}))
     with pytest.raises(ValueError, match=r"neither the base's nor in a new block.*layers.0.mlp.mixing"):
         extract(wide, base, tmp_path / "pack", "law")
+
+
+def test_what_is_new_in_old_blocks_gives_no_pack(make_model, tmp_path):
+    base = make_model()
+    seeing = give_sight(base, tmp_path / "seeing")
+    with pytest.raises(ValueError, match=r"expanded with visual_experts, which adds to the blocks.*save=delta instead"):
+        extract(seeing, base, tmp_path / "pack", "sight")
+    with pytest.raises(ValueError, match=r"records no new blocks .* lacks; give an expanded model"):
+        extract(seeing, seeing, tmp_path / "pack", "sight")
+    source, apart = read_source(base), tmp_path / "apart"
+    plan = VisualExperts(**SETTINGS).plan(source)
+    write_expansion(plan, source, apart, save="delta")
+    own = {name for name, stored in read_index(apart).items() if apart in stored.file.parents}
+    assert own and own <= set(plan.new_parameters)
 
 
 def test_a_changed_pack_is_refused(trained_on, tmp_path):

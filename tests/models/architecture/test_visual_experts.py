@@ -7,35 +7,17 @@ import torch
 import transformers
 
 from pipeline.models.architecture.visual_experts import FAMILIES, Adapter, num_image_tokens, patches_of, visual_config
-from tests.models.architecture.ways import run_both_ways
+from tests.models.architecture.ways import VARIANTS, random_base, reloaded, run_both_ways
 
-BASE = {
-    "vocab_size": 97, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 3, "num_attention_heads": 4,
-    "num_key_value_heads": 2, "head_dim": 8, "max_position_embeddings": 64, "tie_word_embeddings": True,
-    "pad_token_id": 0,
-}  # fmt: skip
-VARIANTS = {
-    "llama": {},
-    "llama with biases, not tied": {"mlp_bias": True, "attention_bias": True, "tie_word_embeddings": False},
-    "mistral with a window": {"sliding_window": 7},
-    "qwen2": {},
-    "qwen3": {},
-}
 IMAGE, NUM = 96, 6  # its token, and how many an image has: 2 x 2 patches of 2 x 2 pixels, boi and eoi
 SIZES = {"image_token_id": IMAGE, "num_channels": 3, "image_size": 4, "patch_size": 2}
 
 
 def make_pair(variant="llama", dtype=torch.float32, experts=(True, False, True)):
     """A random base, and it with experts that are not its weights, as if they were trained."""
-    settings = {"model_type": variant.split()[0], **BASE, **VARIANTS[variant]}
-    torch.manual_seed(0)
-    config = transformers.AutoConfig.for_model(**settings)
-    base = transformers.AutoModelForCausalLM.from_config(config, dtype=dtype).eval()
-    with torch.no_grad():
-        for name, parameter in base.named_parameters():
-            if name.endswith("bias"):
-                parameter.normal_()
-    own = transformers.AutoConfig.for_model(**visual_config(config.to_dict(), SIZES | {"image_experts": list(experts)}))
+    base = random_base(variant, dtype)
+    fields = SIZES | {"image_experts": list(experts)}
+    own = transformers.AutoConfig.for_model(**visual_config(base.config.to_dict(), fields))
     model = transformers.AutoModelForCausalLM.from_config(own, dtype=dtype).eval()
     missing, unexpected = model.load_state_dict(base.state_dict(), strict=False)
     assert not unexpected and all(is_new(name) for name in missing)
@@ -209,12 +191,7 @@ def test_every_new_parameter_has_a_gradient_and_of_text_alone_one_of_zero(checkp
 @pytest.mark.parametrize("variant", ["llama", "llama with biases, not tied", "qwen3"])
 def test_saving_and_loading_keeps_every_bit(tmp_path, variant, dtype):
     _, model = make_pair(variant, dtype)
-    model.save_pretrained(tmp_path)
-    again, report = transformers.AutoModelForCausalLM.from_pretrained(tmp_path, output_loading_info=True)
-    assert not any(report[key] for key in ("missing_keys", "unexpected_keys", "mismatched_keys"))
-    before, after = dict(model.named_parameters()), dict(again.named_parameters())
-    assert before.keys() == after.keys() and again.dtype == dtype
-    assert all(torch.equal(before[name], after[name]) for name in before)
+    again = reloaded(model, tmp_path)
     with torch.no_grad():
         first, second = (m.eval()(input_ids=prompt(), pixel_values=images(2)).logits for m in (model, again))
     assert torch.equal(first, second)

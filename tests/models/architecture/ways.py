@@ -40,3 +40,14 @@ def run_both_ways(model):
         second = model(input_ids=ids_BT[:, 9:], past_key_values=first.past_key_values, use_cache=True)
         tokens = model.generate(ids_BT, attention_mask=torch.ones_like(ids_BT), max_new_tokens=6, do_sample=False)
     return whole, torch.cat([first.logits, second.logits], dim=1), tokens
+
+
+def reloaded(model, folder):
+    """The model as it is saved and loaded again, which keeps every parameter and every bit."""
+    model.save_pretrained(folder)
+    again, report = transformers.AutoModelForCausalLM.from_pretrained(folder, output_loading_info=True)
+    assert not any(report[key] for key in ("missing_keys", "unexpected_keys", "mismatched_keys"))
+    before, after = dict(model.named_parameters()), dict(again.named_parameters())
+    assert before.keys() == after.keys() and again.dtype == model.dtype
+    assert all(torch.equal(before[name], after[name]) for name in before)
+    return again

@@ -15,7 +15,7 @@ from pipeline.models import load
 from pipeline.models.architecture.shape import shape_of
 from pipeline.records.expansion import read_expansion
 from pipeline.training.cost.budget import in_steps, tokens_within
-from pipeline.training.cost.count import FORMULAS, cost_of_saved, num_active
+from pipeline.training.cost.count import FORMULAS, cost_of_saved, count_cost, num_active
 from pipeline.training.cost.flops import Trains, cost_of
 from pipeline.training.methods.kl_to_base import KlToBase
 from pipeline.training.methods.penalty import with_penalties
@@ -26,11 +26,13 @@ from tests.composed import SMALLER, compose
 from tests.expansion.upcycling.conftest import method_of
 from tests.training.cost.test_flops import LLAMA, NEW
 from tests.training.test_fit import expanded, settings, store, train  # noqa: F401
+from tests.visual import give_sight
 
 SHAPE = shape_of(LLAMA).with_new(set(NEW))
 COST = cost_of(SHAPE, Trains("new_blocks"))
 STEP = COST.of_rows(64) * 4
 WAYS = [NewBlocks(), Full()]
+OWN = ("soft_moe", "preserve", "adapt", "mixtral", "deepseek_moe", "calm", "visual_experts")
 
 
 def budget(num_flops, **changes):
@@ -97,14 +99,17 @@ def models(make_model, tmp_path_factory):
     }  # fmt: skip
     found = {name: written(method, base, folder / name) for name, method in methods.items()}
     other = make_model("float32", seed=1, model_type="qwen3", **SMALLER)
-    return {**found, "calm": compose(base, other, folder / "calm")}
+    seeing = give_sight(base, folder / "visual_experts")
+    return {**found, "calm": compose(base, other, folder / "calm"), "visual_experts": seeing}
 
 
 @pytest.mark.parametrize(
     ("name", "strategy"),
     [
-        *((name, way) for name in ("soft_moe", "preserve", "adapt", "mixtral", "deepseek_moe", "calm") for way in WAYS),
+        *((name, way) for name in OWN for way in WAYS),
         ("soft_moe", Lora(2, 4, 0.0, "all-linear")),
+        ("mixtral", Lora(2, 4, 0.0, "all-linear")),
+        ("deepseek_moe", Lora(2, 4, 0.0, ["q_proj", "gate_proj", "up_proj", "down_proj"])),
     ],
     ids=lambda one: one if isinstance(one, str) else type(one).__name__,
 )
@@ -113,7 +118,10 @@ def test_a_budget_knows_what_models_of_our_own_execute(models, name, strategy):
     cost, length = cost_of_saved(models[name], strategy), 48
     causal = load(models[name], attention="eager")
     expansion = read_expansion(models[name])
-    model = apply_strategy(strategy, causal, expansion).train()
+    model = apply_strategy(strategy, causal, expansion)
+    as_a_run_tells_it = count_cost(causal)
+    assert as_a_run_tells_it.of_rows(length) == pytest.approx(cost.of_rows(length), rel=1e-3) and not causal.training
+    model.train()
     ids = torch.randint(3, 60, (1, length))
     with FlopCounterMode(display=False, custom_mapping=FORMULAS) as counter:
         model(input_ids=ids, use_cache=False).logits.sum().backward()

@@ -1,5 +1,7 @@
 """FLOPs: the arithmetic and the counting agree with each other, with a whole step as executed, and with the papers."""
 
+import json
+
 import numpy as np
 import pytest
 import torch
@@ -11,7 +13,7 @@ from pipeline.models.architecture.shape import shape_of
 from pipeline.training.cost.count import FORMULAS, count_cost
 from pipeline.training.cost.flops import Cost, Trains, Window, cost_of
 from pipeline.training.cost.peak import Peak, data_sheet, matmul_rate, peak
-from pipeline.training.cost.throughput import Throughput, utilisation
+from pipeline.training.cost.throughput import Counts, Throughput, utilisation
 from pipeline.training.kernels.base_copy import base_copy
 from pipeline.training.kernels.head import PLAIN
 from pipeline.training.methods.existing_blocks import ExistingBlocks
@@ -219,6 +221,21 @@ def test_documents_padding_and_labels_are_counted_as_they_are():
     assert found["flops_per_token_6nd"] == round(6 * (107 / 2))
     assert found["flops_per_s"] / found["flops_per_s_6nd"] == pytest.approx(needed / (13 * 321), rel=1e-3)
     assert Throughput(10, 0).flops() == {}
+
+
+def test_what_a_row_needs_whatever_it_holds_is_counted_for_each():
+    """Also of those before a resume; and a checkpoint that was written before rows were counted is read."""
+    cost = Cost(100.0, 200.0, 7.0, 7.0, (), row_forward=1e6, row_backward=2e6)
+    before = Counts.read({"labels": 1, "positions": [1, 1], "rows": 2})
+    measured = Throughput(10, 1, cost, before=before)
+    three_images = {**row([6], 10, 2), "pixel_values": np.zeros((3, 1, 2, 2))}
+    measured.add([row([10], 10, 5), row([4], 10, 2), three_images])
+    assert measured.flops()["training_flops"] == 22 * 300 + 10 * 14 + 7 * 3e6
+    assert cost.of_rows(10, 4) == 40 * 314 + 4 * 3e6
+    near = KlToBase(1.0, 1.0, "labels").adds(cost)  # the base's forward pass beside
+    assert near.of_rows(10, 4) == 40 * (414 + 21) + 4 * 4e6
+    assert Counts.read(json.loads(json.dumps(vars(measured.counts)))) == measured.counts
+    assert Counts.read({"labels": 1, "positions": [1, 1]}).tokens == 2
 
 
 def test_utilisation_is_a_share_of_the_peak():

@@ -12,14 +12,13 @@ from pipeline.data.packing.mixture import PackedStream
 from pipeline.data.tokens.store import TokenStore
 from pipeline.models import load
 from pipeline.records.expansion import ExpansionMap, NewBlock
-from pipeline.training.device import launch_options
 from pipeline.training.fit import fit
 from pipeline.training.methods.optim import build_adamw, set_learning_rate
 from pipeline.training.methods.strategy import Full, Lora, NewBlocks
 from pipeline.training.settings import Settings
 from tests.training import knobs
 
-LAUNCH = {**knobs.LAUNCH, "checkpoint_every_s": 1e9, "keep_checkpoints": 1}
+LAUNCH = {"checkpoint_every_s": 1e9, "keep_checkpoints": 1}
 SETTINGS = {
     **knobs.SETTINGS, "seq_len": 32, "batch_size": 2, "num_steps": 2, "warmup_ratio": 0.0, "max_grad_norm": 1e9,
     "spike_sigmas": None, "validate_every": 10, "validation_tokens": 32,
@@ -96,10 +95,9 @@ def expanded(make_model, tmp_path):
 
 
 def train(source, run):
-    run.mkdir()
     tokens = np.random.default_rng(0).integers(3, 40, 2000).astype(np.uint16)
     store = TokenStore("a", tokens, np.arange(0, 2001, 50), None)
-    runtime, device = launch_options(LAUNCH, run, lambda **_: None, lambda: False)
+    runtime, device = knobs.launched(run, launch=LAUNCH)
     stream = PackedStream([store], {"a": 1.0}, 32, 0, packing="fill")
     fit(source, run / "model", NewBlocks(), Settings(**SETTINGS), stream, {}, runtime, device)
     return load_file(run / "model" / "model.safetensors")

@@ -10,7 +10,6 @@ from torch.nn import functional
 from pipeline.data.packing.mixture import PackedStream
 from pipeline.models import load
 from pipeline.records.expansion import read_expansion
-from pipeline.training.device import launch_options
 from pipeline.training.fit import fit
 from pipeline.training.kernels.base_copy import base_copy
 from pipeline.training.methods.kl_to_base import KlToBase
@@ -21,7 +20,7 @@ from pipeline.training.recipe import forecast_training
 from pipeline.training.runtime import StoppedError
 from pipeline.training.settings import Settings
 from tests.stages.requests import request
-from tests.training.knobs import LAUNCH, SETTINGS
+from tests.training.knobs import SETTINGS, launched
 from tests.training.processes import curve, run_on_ranks, weights
 from tests.training.ranks import chats
 
@@ -39,14 +38,7 @@ def stream():
 
 
 def train(source, run, strategy, stop_after=None, launch=None, general_rows=None, **changes):
-    run.mkdir(exist_ok=True)
-    steps = []
-    runtime, device = launch_options(
-        {**LAUNCH, **(launch or {})},
-        run,
-        lambda **fields: steps.append(fields) if "loss" in fields else None,
-        lambda: stop_after is not None and len(steps) >= stop_after,
-    )
+    runtime, device = launched(run, stop_after, launch)
     settings = Settings(**{**SETTINGS, "num_steps": 4, **changes})
     validation = {"a": [next(PackedStream([chats(9)], {"a": 1.0}, settings.seq_len, 9, "truncate"))]}
     read = {"general_rows": general_rows}

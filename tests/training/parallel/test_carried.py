@@ -5,13 +5,14 @@ import torch
 from safetensors.torch import load_file
 
 from pipeline.data.packing.mixture import PackedStream
-from pipeline.training.device import launch_options
 from pipeline.training.fit import fit
 from pipeline.training.methods.carried_lora import CarriedLora
 from pipeline.training.methods.existing_blocks import ExistingBlocks
 from pipeline.training.methods.strategy import Full, NewBlocks
 from pipeline.training.parallel.carried import FOLDER, check_carried, trained_facts
-from tests.training.knobs import LAUNCH, TRACK
+from pipeline.training.parallel.checkpoint import load_moments, save_moments
+from tests.training.knobs import TRACK, launched
+from tests.training.processes import run_on_ranks, weights
 from tests.training.test_fit import settings, store, train  # noqa: F401
 
 CONSTANT = {"schedule": "constant", "warmup_ratio": 0.0, "spike_sigmas": None}
@@ -25,8 +26,7 @@ def grown_in_fp32(make_model, grow):
 
 def run(source, target, store, strategy, start, num_steps, **changes):  # noqa: F811
     """Steps `start` to `start + num_steps` of the data."""
-    target.mkdir(parents=True)
-    runtime, device = launch_options(LAUNCH, target, lambda **_: None, lambda: False)
+    runtime, device = launched(target)
     stream, chosen = PackedStream([store], {"a": 1.0}, 64, 0, packing="fill"), settings(num_steps=num_steps, **changes)
     for _ in range(start):
         stream.batch(chosen.batch_size)
@@ -68,10 +68,49 @@ def test_one_adapter_goes_on_with_its_moments(make_model, store, tmp_path):  # n
     assert metrics["optimizer_carried"]
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("launch", [{}, {"sharding": "fsdp2"}], ids=["ddp", "fsdp2"])
+def test_it_goes_on_over_two_processes_and_over_another_number(grown_in_fp32, tmp_path, launch):
+    """Two trainings are one, to the bit, and what two processes kept one process goes on with."""
+    two, first = {"world": 2, "launch": launch}, str(tmp_path / "first" / "model")
+    rest = {"source": first, "first_step": 3, "settings": {**CONSTANT, **CARRY, "num_steps": 2}}
+    specs = [
+        {**two, "directory": "whole", "settings": {**CONSTANT, "num_steps": 5}},
+        {**two, "directory": "first", "settings": {**CONSTANT, **KEEP, "num_steps": 3}},
+        {**two, "directory": "second", **rest},
+        {"world": 1, "directory": "alone", **rest},
+        {**two, "directory": "new", **rest, "settings": {**CONSTANT, "num_steps": 2}},
+    ]
+    run_on_ranks(tmp_path, grown_in_fp32, specs)
+    whole, second, alone, new = (weights(tmp_path / one) for one in ("whole", "second", "alone", "new"))
+    assert all(torch.equal(whole[name], second[name]) for name in whole)
+    for name in whole:
+        torch.testing.assert_close(alone[name], whole[name], rtol=0, atol=1e-5)
+    assert max((new[name] - whole[name]).abs().max() for name in whole) > 1e-3
+
+
+def test_what_no_gradient_reached_goes_on_without_a_state(tmp_path):
+    used, idle = (torch.nn.Parameter(torch.ones(3)) for _ in range(2))
+    trainable = {"used": used, "idle": idle}
+    optimizer = torch.optim.AdamW([used, idle])
+    used.grad = torch.ones(3)
+    optimizer.step()
+    save_moments(tmp_path / FOLDER, 1, trainable, optimizer)
+    fresh = torch.optim.AdamW([used, idle])
+    load_moments(tmp_path / FOLDER, trainable, fresh)
+    assert fresh.state.keys() == {used}
+    assert all(torch.equal(fresh.state[used][part], value) for part, value in optimizer.state[used].items())
+    for other in ({"used": used}, {**trainable, "more": idle}):
+        with pytest.raises(ValueError, match="holds other parameters than those that train"):
+            load_moments(tmp_path / FOLDER, other, torch.optim.AdamW([used]))
+    with pytest.raises(ValueError, match=r"holds used of shape \[3\], and here it has \[4\]"):
+        load_moments(tmp_path / FOLDER, {**trainable, "used": torch.nn.Parameter(torch.ones(4))}, fresh)
+
+
 def test_what_cannot_go_on_is_refused(grown_in_fp32, store, tmp_path):  # noqa: F811
     train(grown_in_fp32, tmp_path / "kept", store, num_steps=1, **KEEP)
     train(grown_in_fp32, tmp_path / "not", store, num_steps=1)
-    with pytest.raises(ValueError, match=r"holds other parameters than those that train: model\.layers\."):
+    with pytest.raises(ValueError, match=r"carry_optimizer=true cannot.*holds other parameters.*: model\.layers\."):
         train(tmp_path / "kept" / "model", tmp_path / "other", store, ExistingBlocks(blocks=[0]), **CARRY)
     with pytest.raises(ValueError, match="did not keep it; set keep_optimizer=true there"):
         train(tmp_path / "not" / "model", tmp_path / "another", store, **CARRY)

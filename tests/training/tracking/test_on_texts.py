@@ -19,7 +19,7 @@ from pipeline.training.methods.strategy import Full
 from pipeline.training.settings import Settings
 from tests.training import knobs
 from tests.training.processes import curve
-from tests.training.ranks import launch_options, stream_of
+from tests.training.ranks import stream_of
 
 TEXTS = ["def grow(blocks):\n    return blocks + 8\n", "Zwölf Boxkämpfer jagen Viktor", "A longer text. " * 9, "Short."]
 BOUNDS = {"documents": None, "sources": None, "max_items": None}
@@ -70,7 +70,7 @@ def test_the_last_values_are_those_of_the_benchmarks_on_what_was_saved(base, inp
     track = {**knobs.TRACK, "every": 4, "domain_tokens": 10**6, "document_tokens": 50, "drift_tokens": 10**6}
     workspace = SimpleNamespace(params={"track": track, "seq_len": 64}, inputs=inputs)
     tracking = recipe._tracking(workspace, base, tracked_texts, base)
-    runtime, device = launch_options(knobs.LAUNCH, tmp_path, lambda **_: None, lambda: False)
+    runtime, device = knobs.launched(tmp_path)
     settings = Settings(**{**knobs.SETTINGS, "batch_size": 3, "num_steps": 8})
     fit(base, tmp_path / "model", Full(), settings, stream_of({}), {}, runtime, device, tracking)
     first, *_, last = [record for record in curve(tmp_path) if "track/drift" in record]

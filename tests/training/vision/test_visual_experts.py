@@ -12,7 +12,6 @@ from pipeline.expansion.verify import verify_identity
 from pipeline.models import load
 from pipeline.models.directory import read_config
 from pipeline.records.expansion import read_expansion
-from pipeline.training.device import launch_options
 from pipeline.training.fit import fit
 from pipeline.training.kernels.attention import choose_attention
 from pipeline.training.kernels.head import head_of
@@ -21,7 +20,7 @@ from pipeline.training.micro_batches import MicroBatches
 from pipeline.training.packed_loss import PackedLoss
 from pipeline.training.runtime import StoppedError
 from pipeline.training.settings import Settings
-from tests.training.knobs import LAUNCH, SETTINGS
+from tests.training.knobs import SETTINGS, launched
 from tests.training.processes import curve, run_on_ranks, samples, weights
 from tests.training.ranks import chats
 from tests.training.test_fit import losses, same
@@ -39,14 +38,7 @@ def token_of(model):
 
 
 def train(source, run, strategy=None, stop_after=None, launch=None, **changes):
-    run.mkdir(parents=True, exist_ok=True)
-    steps = []
-    runtime, device = launch_options(
-        {**LAUNCH, **(launch or {})},
-        run,
-        lambda **fields: steps.append(fields) if "loss" in fields else None,
-        lambda: stop_after is not None and len(steps) >= stop_after,
-    )
+    runtime, device = launched(run, stop_after, launch)
     validation = {"a": image_stream(40, token_of(source), seed=9).batch(2)}
     stream, settings = image_stream(40, token_of(source)), Settings(**{**SETTINGS, **changes})
     return fit(source, run / "model", strategy or NewBlocks(), settings, stream, validation, runtime, device)
