@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from pipeline.reporting.compare import Comparison
+from pipeline.reporting.pages.frontier import Groups
 from pipeline.reporting.pages.page import Section
 from pipeline.reporting.paper.checked import FAILS, HOLDS, OPEN, UNKNOWN, CheckedClaim, checked_claims
 from pipeline.reporting.paper.contrasts import Contrast
@@ -24,9 +25,16 @@ WORDS = {
 COLUMNS = tuple(Column("", title) for title in ("Measured here", "Runs", "Verdict", "Command", "In the paper"))
 
 
-def claims_sections(comparison: Comparison, asked: Mapping[str, Any], seed: int) -> list[Section]:
-    """One section where the run names claims, else none. Raises what `checked_claims` raises."""
-    found = checked_claims(comparison, asked, seed)
+def claims_sections(
+    comparison: Comparison, asked: Mapping[str, Any], seed: int, groups: Groups | None = None
+) -> list[Section]:
+    """One section where the run names claims, else none. Raises what `checked_claims` raises.
+
+    Args:
+        groups: as the report compares methods in; their labels stand here too.
+    """
+    named = {name: label for group in reversed((groups or {}).values()) for name, label in group.items() if label}
+    found = checked_claims(comparison, asked, seed, named)
     if not found:
         return []
     alpha = 1 - comparison.confidence
@@ -37,12 +45,13 @@ def claims_sections(comparison: Comparison, asked: Mapping[str, Any], seed: int)
 
 
 def _how(confidence: float) -> str:
+    level = percent(confidence)
     return (
         "A claim holds where every difference is as claimed, and does not where one is the other way round, beyond "
-        f"chance at {percent(confidence)} after correction for all of them (Holm); what lies between cannot be told. "
+        f"chance at {level}, two-sided, after correction for all of them (Holm); what lies between cannot be told. "
         "Differences are paired by item and positive in favour of the first model, of drift too, of which less is "
-        f"better; intervals are {percent(confidence)}, of a single run over items, of several over seeds (Student's t) "
-        "and items: one run says nothing of other seeds."
+        f"better; intervals are {level}, of a single run over items, of several over seeds (Student's t) and items: "
+        "one run says nothing of other seeds, and where one of the two has a single run, nothing of its own."
     )
 
 
@@ -67,11 +76,9 @@ def _missing(found: Sequence[CheckedClaim]) -> list[str]:
 
 def _row(one: CheckedClaim, alpha: float) -> tuple[str, tuple[Entry, ...]]:
     claim, verdict = one.asked.claim, one.verdict(alpha)
-    runs = sorted({contrast.num_runs for contrast in one.contrasts})
-    num_runs = " to ".join(map(str, dict.fromkeys((runs[0], runs[-1])))) if runs else MISSING
     entries = (
         Entry(_measured(one)),
-        Entry(num_runs),
+        Entry(", ".join(dict.fromkeys(contrast.runs for contrast in one.contrasts)) or MISSING),
         Entry(verdict, holds=verdict in (HOLDS, FAILS)),
         Entry(one.command),
         Entry(f"{claim.paper} ({claim.where})"),

@@ -40,7 +40,7 @@ class Contrast:
         value, low, high: in the measure's unit, with the interval over items and, of several runs, seeds.
         p: two-sided, of the value against `least`.
         least: what it must exceed for a claim to hold.
-        num_runs: pairs of training runs.
+        num_runs: pairs of training runs, and `counts` the runs of each model.
         models: labels of all models that it is computed from.
         at: the gain on the domain at which they are compared, "" for none.
     """
@@ -55,6 +55,15 @@ class Contrast:
     num_runs: int
     models: tuple[str, ...]
     at: str = ""
+    counts: tuple[int, int] = (1, 1)
+
+    @property
+    def runs(self) -> str:
+        """How many runs of each model there were, for people."""
+        own, other = self.counts
+        if own == other:
+            return str(own)
+        return f"{own} and {other}" if 1 in self.counts else f"{self.num_runs} pairs of {own} and {other}"
 
     @property
     def is_more(self) -> bool:
@@ -98,7 +107,8 @@ def contrast(
     Raises:
         ValueError: two models answered different items.
     """
-    num_pairs = max(len(of[1]), len(than[1])) if 1 in (len(of[1]), len(than[1])) else min(len(of[1]), len(than[1]))
+    counts = (len(of[1]), len(than[1]))
+    num_pairs = max(counts) if 1 in counts else min(counts)
     pairs = itertools.islice(zip(itertools.cycle(of[1]), itertools.cycle(than[1]), strict=False), num_pairs)
     found = [_difference(comparison, measure, one, other, seed) for one, other in pairs]
     models = tuple(line.label for line in (*of[1], *than[1]))
@@ -108,7 +118,7 @@ def contrast(
         return Contrast(of[0], than[0], one.value, one.low, one.high, p, least, 1, models)
     values, stderrs = [one.value for one in found], [one.stderr for one in found]
     over, p = spread(values, comparison.confidence, stderrs), excluded_at(values, stderrs, least)
-    return Contrast(of[0], than[0], over.mean, over.low, over.high, p, least, len(found), models)
+    return Contrast(of[0], than[0], over.mean, over.low, over.high, p, least, len(found), models, counts=counts)
 
 
 def at_equal_gain(own: Method, other: Method, num_items: int, confidence: float) -> list[Contrast]:
