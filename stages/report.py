@@ -168,7 +168,7 @@ def run(context: worker.Context) -> dict[str, Any]:
     frontier = frontier_sections(comparison, context.directory, params["seed"], params["groups"])
     continual = continual_sections(comparison, context.directory, params["seed"])
     paper = paper_sections(comparison, params["paper"], context.directory)
-    claims = claims_sections(comparison, params["claims"], params["seed"], params["groups"])
+    claims = claims_sections(comparison, params["claims"], params["seed"], params["groups"], may_lead=not frontier)
     compared = [*claims, *paper, *frontier, *continual]
     parts = [*part_sections(comparison), *power_sections(comparison)]
     page = items_html(comparison, **params["items"])

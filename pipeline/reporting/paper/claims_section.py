@@ -12,7 +12,7 @@ from pipeline.reporting.pages.page import Section
 from pipeline.reporting.paper.checked import FAILS, HOLDS, OPEN, UNKNOWN, CheckedClaim, checked_claims
 from pipeline.reporting.paper.contrasts import Contrast
 from pipeline.reporting.plain import plain
-from pipeline.reporting.tables.table import Column, Entry, Table
+from pipeline.reporting.tables.table import Column, Entry, Table, without_column
 from pipeline.reporting.tables.wording import MISSING, Unit, interval, listing, number, percent
 
 WORDS = {
@@ -22,16 +22,18 @@ WORDS = {
     UNKNOWN: ("was not measured", "were not measured"),
 }
 """Verdict -> what one claim does, and what several do."""
-COLUMNS = tuple(Column("", title) for title in ("Measured here", "Runs", "Verdict", "Command", "In the paper"))
+COMMAND = "Command"
+COLUMNS = tuple(Column("", title) for title in ("Measured here", "Runs", "Verdict", COMMAND, "In the paper"))
 
 
 def claims_sections(
-    comparison: Comparison, asked: Mapping[str, Any], seed: int, groups: Groups | None = None
+    comparison: Comparison, asked: Mapping[str, Any], seed: int, groups: Groups | None = None, may_lead: bool = False
 ) -> list[Section]:
     """One section where the run names claims, else none. Raises what `checked_claims` raises.
 
     Args:
         groups: as the report compares methods in; their labels stand here too.
+        may_lead: whether the verdict is what the whole report says, if it compares trained models with each other.
     """
     named = {name: label for group in reversed((groups or {}).values()) for name, label in group.items() if label}
     found = checked_claims(comparison, asked, seed, named)
@@ -39,9 +41,19 @@ def claims_sections(
         return []
     alpha = 1 - comparison.confidence
     table = Table("Claims of the paper", COLUMNS, tuple(_row(one, alpha) for one in found), "Claim", True)
-    sentences = (_verdict(found, comparison.confidence), *_missing(found), _how(comparison.confidence))
+    commands = list(dict.fromkeys(one.command for one in found))
+    if len(commands) == 1:
+        table = without_column(table, COMMAND)
+    made = [f"The models are made by: {commands[0]}"] if len(commands) == 1 else []
+    sentences = (_verdict(found, comparison.confidence), *_missing(found), *made, _how(comparison.confidence))
     values = {"claims": [_values(one, alpha) for one in found]}
-    return [Section("Which of the paper's claims hold here", sentences, None, table, True, True, values)]
+    leads = may_lead and _compares_trained(comparison, found)
+    return [Section("Which of the paper's claims hold here", sentences, None, table, True, True, values, leads)]
+
+
+def _compares_trained(comparison: Comparison, found: Sequence[CheckedClaim]) -> bool:
+    trained = {line.label for line in comparison.lines if line.row.training is not None}
+    return any({*contrast.models} <= trained for one in found for contrast in one.contrasts)
 
 
 def _how(confidence: float) -> str:
@@ -60,7 +72,8 @@ def _verdict(found: Sequence[CheckedClaim], confidence: float) -> str:
     told = [f"{(n := verdicts.count(one))} {words[n > 1]}" for one, words in WORDS.items() if one in verdicts]
     count = sum(len(one.contrasts) for one in found)
     noun = "claim" if len(found) == 1 else "claims"
-    return f"Of {len(found)} {noun}, {listing(told)} ({percent(confidence)}, corrected for {count} comparisons)."
+    corrected = f", corrected for {count} comparisons" if count > 1 else ""
+    return f"Of {len(found)} {noun} of the paper, {listing(told)} ({percent(confidence)}{corrected})."
 
 
 def _missing(found: Sequence[CheckedClaim]) -> list[str]:

@@ -87,7 +87,7 @@ def measure_of(comparison: Comparison, lines: Sequence[ModelResult], asked: str 
     elif asked == "drift":
         names, title = [name for name in own if metrics[name] == KL_NATS], "drift"
     else:
-        names, title = (golds, "gold answers") if comparison.kept_by_gold and golds else (shares, "kept tasks")
+        names, title = (golds, "gold answers") if golds else (shares, "kept tasks")
     if len({comparison.units[name].name for name in names}) != 1:
         return None
     title = title or ", ".join(b.title for b in shared if b.name in names)

@@ -153,6 +153,33 @@ def test_models_of_two_experiments_in_one_report(run):
     (one,) = run.checked(over_width={"of": "add_8", "than": "moe"})
     assert one.verdict(0.05) == "holds"
     assert one.command == "python -m pipeline experiment=paper/num_blocks; python -m pipeline experiment=paper/width"
+    (section,) = claims_sections(run.compare(), {"over_width": {"of": "add_8", "than": "moe"}}, 0, may_lead=True)
+    assert section.leads and f"The models are made by: {one.command}" in section.sentences
+    (section,) = claims_sections(run.compare(), {"domain_learned": {"of": "add_8", "than": "base"}}, 0, may_lead=True)
+    assert not section.leads
+
+
+def test_claims_of_models_that_are_made_apart_have_each_their_command(run):
+    run.variants.clear()
+    for variant, names in {"experiment=paper/finetuning": ("add_8", "full"), "experiment=paper/width": ("moe",)}.items():
+        run.add("base", variant=variant)
+        for name in names:
+            run.add(name, 0.06 if name == "add_8" else 0.02, variant=variant)
+    asked = {"over_full": {"of": "add_8", "than": "full"}, "over_width": {"of": "add_8", "than": "moe"}}
+    (section,) = claims_sections(run.compare(), asked, 0)
+    column = [one.title for one in section.table.columns].index("Command")
+    commands = {label.rpartition(" ")[2]: entries[column].text for label, entries in section.table.rows}
+    assert commands["fine-tuning"] == "python -m pipeline experiment=paper/finetuning"
+    assert commands["baseline"].endswith("; python -m pipeline experiment=paper/width")
+
+
+def test_seeds_of_one_model_against_a_single_run_say_so(run):
+    for i in range(3):
+        run.add(f"add_8-{i}", 0.06 + 0.001 * i)
+    run.add("other", 0.02)
+    (section,) = claims_sections(run.compare(), {"zeroed_writers": {"of": "add_8", "than": "other"}}, 0)
+    ((_, entries),) = section.table.rows
+    assert entries[1].text == "3 and 1" and "where one of the two has a single run" in section.sentences[-1]
 
 
 def test_a_model_that_is_not_there_is_told(run):
@@ -203,7 +230,9 @@ def test_the_report_has_a_row_for_each_claim(run, tmp_path):
     row = next(line for line in text.splitlines() if line.startswith("| Interleaved blocks learn"))
     assert "Unfair-ToS 75.11 against 0.81 (prefix) and 60.98 (suffix) (Table 5 of v2)" in row
     assert "domain text, bits/byte: add_8 against prefix +0.0" in row and "| cannot tell |" in row
-    assert "| python -m pipeline" in row and "Of 1 claim, 1 cannot be told (95 %, corrected for 2 comparisons)." in text
+    verdict = "Of 1 claim of the paper, 1 cannot be told (95 %, corrected for 2 comparisons)."
+    assert text.splitlines()[2] == f"**{verdict}**"  # trained models are compared with each other: that leads
+    assert "The models are made by: python -m pipeline" in text and "Command" not in text
     assert "Which of the paper&#39;s claims hold here" in page and 'class="texts"' in page
     (values,) = json.loads((directory / "data.json").read_text())["claims"]
     first, second = values["comparisons"]
