@@ -71,6 +71,7 @@ class _Builder:
         self._check_tasks()
         if asked := gate.request(self.config["evaluate"]["gate"], self.variant):
             self.variant.gate = self._node("gate", "gate", *asked)
+        self.variant.report = dict(self.config["report"])
         return self.variant
 
     def _add(self, entry: Entry, parents: Mapping[str, str]) -> None:

@@ -79,12 +79,17 @@ def _verdict(found: Sequence[CheckedClaim], confidence: float) -> str:
 def _missing(found: Sequence[CheckedClaim]) -> list[str]:
     parts = ((one.missing, "which this report does not have") for one in found)
     apart = ((one.apart, "with which no gain is shared") for one in found)
+    unmeasured = [
+        f"{one.asked.claim.claim}{_of(one)}: its models share no measure of it on the same items."
+        for one in found
+        if one.measure is None and not one.missing
+    ]
     return [
         f"{one.asked.claim.claim}{_of(one)}: without {listing(list(names))}, {why}."
         for one, *reasons in zip(found, parts, apart, strict=True)
         for names, why in reasons
         if names
-    ]
+    ] + unmeasured
 
 
 def _row(one: CheckedClaim, alpha: float) -> tuple[str, tuple[Entry, ...]]:

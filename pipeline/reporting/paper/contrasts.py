@@ -71,8 +71,8 @@ class Contrast:
 
 
 def measure_of(comparison: Comparison, lines: Sequence[ModelResult], asked: str | tuple[str, ...]) -> Measure | None:
-    """What a claim asks for, if all of these models were measured by it in one unit."""
-    shared = [b for b in comparison.benchmarks if all(b.name in line.row.evaluations for line in lines)]
+    """What a claim asks for, if all of these models were measured by it in one unit and on the same items."""
+    shared = [b for b in comparison.benchmarks if _is_shared(b.name, lines)]
     metrics = {b.name: lines[0].row.evaluations[b.name].metric for b in shared}
     of_kept = [b for b in shared if b.group in KEPT_GROUPS]
     golds = [b.name for b in of_kept if b.gold_of]
@@ -92,6 +92,12 @@ def measure_of(comparison: Comparison, lines: Sequence[ModelResult], asked: str 
         return None
     title = title or ", ".join(b.title for b in shared if b.name in names)
     return Measure(tuple(names), _of_changes(comparison.units[names[0]]), title)
+
+
+def _is_shared(benchmark: str, lines: Sequence[ModelResult]) -> bool:
+    found = [line.row.evaluations.get(benchmark) for line in lines]
+    known = {(one.metric, frozenset(zip(one.ids, one.hashes, strict=True))) for one in found if one is not None}
+    return None not in found and len(known) == 1
 
 
 def contrast(

@@ -39,7 +39,7 @@ class Written:
     def add(self, name, gain=0.0, drift=None, kept=0.0, variant="default", **found) -> None:
         """`found`: further benchmarks with their items."""
         seed = sum(map(ord, f"{name}{variant}"))
-        own = np.random.default_rng(seed).normal(gain, 0.01, N) if gain else 0.0
+        own = np.random.default_rng(seed).normal(gain, 0.01, self.bits.size) if gain else 0.0
         found["held_out"] = items(
             "bits_per_byte", False, "held_out", (self.bits - own * self.bytes).tolist(), self.bytes.tolist()
         )
@@ -48,7 +48,7 @@ class Written:
             moved = drift * np.random.default_rng(seed).normal(1, 0.1, N) * 64
             found["moved"] = items("kl_nats", False, "moved", moved.tolist(), [64.0] * N)
         models = self.variants.setdefault(variant, [])
-        slug = name if name == "base" else f"{variant}/{name}"
+        slug = f"{variant}/{name}"
         roles = {one: self.artifacts.add("evaluate", f"{slug}/{one}") for one in found}
         for one, role in roles.items():
             write_items(self.artifacts.inputs[role], found[one])
@@ -161,7 +161,10 @@ def test_models_of_two_experiments_in_one_report(run):
 
 def test_claims_of_models_that_are_made_apart_have_each_their_command(run):
     run.variants.clear()
-    for variant, names in {"experiment=paper/finetuning": ("add_8", "full"), "experiment=paper/width": ("moe",)}.items():
+    for variant, names in {
+        "experiment=paper/finetuning": ("add_8", "full"),
+        "experiment=paper/width": ("moe",),
+    }.items():
         run.add("base", variant=variant)
         for name in names:
             run.add(name, 0.06 if name == "add_8" else 0.02, variant=variant)
@@ -190,6 +193,19 @@ def test_a_model_that_is_not_there_is_told(run):
     assert other.verdict(0.05) == "not measured" and other.missing == ("add_8", "moe")
     (section,) = claims_sections(run.compare(), {"over_width": {"of": "add_8", "than": "moe"}}, 0)
     assert "without add_8 and moe, which this report does not have" in " ".join(section.sentences)
+
+
+def test_models_that_answered_different_items_are_not_compared(run):
+    """Two experiments of one report whose held-out texts differ: said, and no reason for the report to fail."""
+    run.variants.clear()
+    for variant, name in {"experiment=paper/num_blocks": "add_8", "experiment=paper/width": "moe"}.items():
+        run.add("base", variant=variant)
+        run.add(name, 0.06, variant=variant)
+        run.bits, run.bytes = run.bits[: N // 2], run.bytes[: N // 2]
+    asked = {"over_width": {"of": "add_8", "than": "moe"}}
+    (section,) = claims_sections(run.compare(), asked, 0)
+    assert section.values["claims"][0]["verdict"] == "not measured"
+    assert section.sentences[1].endswith("width baseline: its models share no measure of it on the same items.")
 
 
 def test_the_papers_own_measure_comes_first(run):
