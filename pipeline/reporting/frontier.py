@@ -133,15 +133,16 @@ def _methods(
         recipe = _recipe(line) if base is not None and _is_measured(comparison, line, base) else None
         if base is None or recipe is None or not isinstance(rate := recipe.pop("value"), float | int):
             continue
-        key = json.dumps([recipe, base.row.fingerprint], sort_keys=True)
+        key = json.dumps([recipe, base.row.fingerprint, _answered(comparison, line)], sort_keys=True)
         recipes[key] = recipe
         found.setdefault(key, []).append((float(rate), line))
-    several = {key: sorted(rated, key=lambda pair: pair[0]) for key, rated in found.items() if len(rated) > 1}
+    each = {key: sorted({rate: line for rate, line in reversed(rated)}.items()) for key, rated in found.items()}
+    several = {key: rated for key, rated in each.items() if len(rated) > 1}
     if lines is not None:
         own = {line.label for line in lines}
         several = {key: rated for key, rated in several.items() if own & {line.label for _, line in rated}}
-    bases = {key: json.loads(key)[1] for key in several}
-    several = {key: rated for key, rated in several.items() if bases[key] == next(iter(bases.values()))}
+    shared = {key: json.loads(key)[1:] for key in several}  # one base, the same items
+    several = {key: rated for key, rated in several.items() if shared[key] == next(iter(shared.values()))}
     stems = [stem_of([line.name for _, line in rated]) for rated in several.values()]
     labels = _labels([recipes[key] for key in several], stems)
     return {label: (recipes[key]["swept"], several[key]) for label, key in zip(labels, several, strict=True)}
@@ -178,6 +179,12 @@ def _is_measured(comparison: Comparison, line: ModelResult, base: ModelResult) -
     return _drift_measure(comparison) in line.row.evaluations and all(
         name in one.row.evaluations for name in names for one in (line, base)
     )
+
+
+def _answered(comparison: Comparison, line: ModelResult) -> list[int]:
+    """What tells the items apart that gain and drift of a model were measured on."""
+    found = [line.row.evaluations[name] for name in (*_domain_measures(comparison), _drift_measure(comparison))]
+    return [hash((one.ids, one.hashes)) for one in found]
 
 
 def _domain_measures(comparison: Comparison) -> list[str]:

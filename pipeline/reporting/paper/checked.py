@@ -106,7 +106,8 @@ def _places(comparison: Comparison, names: Sequence[str]) -> list[tuple[list[Var
 
 def _runs(comparison: Comparison, variants: Sequence[Variant], names: Sequence[str]) -> Runs:
     own = {variant.name for variant in variants}
-    lines = list({line.row.model: line for line in comparison.lines if own & {*line.variants}}.values())
+    # Two names may be of one artifact, and a name of one artifact in several variants.
+    lines = list({(line.name, line.row.model): line for line in comparison.lines if own & {*line.variants}}.values())
     return {
         name: [line for line in lines if line.name == name] or [one for one in lines if one.name.startswith(f"{name}-")]
         for name in names

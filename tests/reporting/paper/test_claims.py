@@ -9,13 +9,14 @@ import numpy as np
 import pytest
 import yaml
 
-from pipeline import trace
 from pipeline.engine.run.forecast import Request
 from pipeline.reporting.collect import collect
 from pipeline.reporting.compare import compare
 from pipeline.reporting.paper.checked import checked_claims
 from pipeline.reporting.paper.claims import FILE, check_claims, check_named, claim_lines, known_claims
 from pipeline.reporting.paper.claims_section import claims_sections
+from pipeline.reporting.tracing.places import places
+from pipeline.reporting.tracing.written import read
 from stages import report
 from tests.reporting.synthetic import Artifacts, chain, choice_items, items, params, write_items
 
@@ -254,7 +255,9 @@ def test_the_report_has_a_row_for_each_claim(run, tmp_path):
     first, second = values["comparisons"]
     assert values["verdict"] == "cannot tell" and first["p"] < 0.05 < second["p"] and first["low"] > 0
     data = json.loads((directory / "data.json").read_text())
-    (place,) = (one for one in trace._places(data, f"{first['value']:+.9f}") if one.keys[0] == "claims")
+    wanted = read(f"{first['value']:+.9f}")
+    (place,) = (one for one in places(data, text, wanted) if one.where.startswith("claims"))
+    assert place.where == "claims interleaved comparisons add_8 value" and place.value == repr(first["value"])
     made = [one["artifacts"]["evaluations"]["held_out"] for one in data["models"] if one["row"] in ("add_8", "prefix")]
     assert set(place.artifacts) == set(made) and len(made) == 2
     files = {file.name for file in (directory / "tables").iterdir()}
