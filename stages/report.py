@@ -19,7 +19,7 @@ inputs: every role used in `variants`.
 from __future__ import annotations
 
 import json
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -103,8 +103,8 @@ def check_settings(params: Mapping[str, Any]) -> None:
     check_claims(params["claims"])
 
 
-def check_models(params: Mapping[str, Any], models: Collection[str]) -> None:
-    """Refuse settings of conf/report about a model that is none of these. Raises ValueError."""
+def check_models(params: Mapping[str, Any], models: Mapping[str, str]) -> None:
+    """Refuse settings of conf/report about a model that is none of these; see `check_named`. Raises ValueError."""
     check_named(params["claims"], models)
 
 
