@@ -27,6 +27,8 @@ def answer(comparison: Comparison) -> str:
 
     Of more variants than a sentence holds: the first, the one that learned most and the one that cost least.
     """
+    if not comparison.benchmarks:
+        return "Nothing was measured, so there is nothing to compare; name measures, such as benchmark=[domain,drift]."
     axis = next(iter(axes(comparison)), None)
     lines = [comparison.last_line(variant) for variant in comparison.collection.variants]
     ends = list({line.label: line for line in lines if line and line.gains and line.gains.domain}.values())

@@ -196,7 +196,7 @@ def summary(comparison: Comparison) -> str:
     """One line on what was compared."""
     models, benchmarks = len(comparison.lines), sum(not b.gold_of for b in comparison.benchmarks)
     variants = len(comparison.collection.variants)
-    text = f"{models} models, {benchmarks} benchmark{'s' if benchmarks != 1 else ''}"
+    text = f"{models} model{'s' if models != 1 else ''}, {benchmarks} benchmark{'s' if benchmarks != 1 else ''}"
     return text + (f", {variants} variants." if variants > 1 else ".")
 
 
