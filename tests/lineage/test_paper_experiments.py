@@ -100,8 +100,8 @@ def test_twins_of_one_table_end_in_one_report(tmp_path):
     assert "this run has no measure of it and no stand-in" in first
     both = run(tmp_path, "experiment=paper/width", "scale=tiny")
     assert "Of 3 claims of the paper" in both and "than the width baseline" in both
-    assert re.search(r"\| prefix · . · paper: Prefix stacking +\| +27.82", both)
-    assert re.search(r"\| moe · . · paper: MoE +\| +51.45", both)
+    assert re.search(r"\| prefix · paper/position · paper: Prefix stacking +\| +27.82", both)
+    assert re.search(r"\| moe · paper/width · paper: MoE +\| +51.45", both)
     width = next(
         line for line in both.splitlines() if line.startswith("| Added blocks learn more of the domain than the")
     )
