@@ -35,7 +35,8 @@ def claims_sections(
         groups: as the report compares methods in; their labels stand here too.
         may_lead: whether the verdict is what the whole report says, if it compares trained models with each other.
     """
-    named = {name: label for group in reversed((groups or {}).values()) for name, label in group.items() if label}
+    all_groups = reversed([*(groups or {}).values()])  # the first that has a name counts
+    named = {name: label for group in all_groups for name, label in group.items() if label}
     found = checked_claims(comparison, asked, seed, named)
     if not found:
         return []

@@ -90,7 +90,7 @@ def _benchmarks(keys: Sequence[str], values: Mapping[str, Any]) -> set[str]:
 
     groups = {name: one["group"] for name, one in values["benchmarks"].items()}
     nodes = _walked(keys, values)
-    named = {n.get("benchmark") for n in nodes if isinstance(n, Mapping)} | {*keys}
+    named = {str(n.get("benchmark")) for n in nodes if isinstance(n, Mapping)} | {*keys}
     wanted = named & groups.keys()
     if keys[0] == "claims":
         asked = values["claims"][int(keys[1])]["benchmarks"]
