@@ -37,7 +37,8 @@ def _section(
     stand_in = [f"{column.name}: {_title(comparison, column.twin)}" for column in table.columns
                 if any(c.ours and not c.ours.is_paired for p in shown for c in p.cells if c.column == column.name)
                 and column.twin]  # fmt: skip
-    sentences = [_verdict(table, shown, comparison.confidence), HOW]
+    is_measured = any(cell.ours for pair in shown for cell in pair.cells)
+    sentences = [_verdict(table, shown, comparison.confidence), *([HOW] if is_measured else [])]
     sentences += [f"In place of the paper's measures stand {'; '.join(stand_in)}."] if stand_in else []
     plot = pareto_plot(comparison, table, rows, directory) if table.figure else None
     return Section(
