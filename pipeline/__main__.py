@@ -154,8 +154,7 @@ def _resolved(cfg: DictConfig, hydra_config: Any) -> tuple[dict[str, Any], str, 
     """
     given, own = (list(one) for one in (hydra_config.overrides.task, hydra_config.overrides.hydra))
     settle(cfg, given, hydra_config.runtime.choices, [one for one in own if one.startswith("hydra.searchpath=")])
-    if cfg.get("dry_run") is True:
-        leave_out_unplanned(cfg)
+    leave_out_unplanned(cfg)
     config: Any = OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)
     check_whole(config)
     overrides = [one for word in given for one in settings_of(word) if not NOT_IDENTITY.match(one)]

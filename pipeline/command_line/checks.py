@@ -39,7 +39,7 @@ def check_whole(config: Mapping[str, Any]) -> None:
 def leave_out_unplanned(config: DictConfig) -> None:
     """For a plan: leave out the benchmarks that wait for a value, such as the folder of their files, and say which."""
     waiting: dict[str, list[str]] = {}
-    for name in config.get("benchmark") or {}:
+    for name in (config.get("benchmark") or {}) if config.get("dry_run") is True else ():
         try:
             if (benchmark := config.benchmark[name]) is not None:
                 OmegaConf.to_container(benchmark, resolve=True, throw_on_missing=True)
