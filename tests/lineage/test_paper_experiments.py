@@ -106,7 +106,7 @@ def test_twins_of_one_table_end_in_one_report(tmp_path):
         line for line in both.splitlines() if line.startswith("| Added blocks learn more of the domain than the")
     )
     assert "add_8 against moe" in width and "experiment=paper/position" in width and "experiment=paper/width" in width
-    again = run(tmp_path, "experiment=paper/width", "scale=tiny", "report.claims.interleaved=null")
+    again = run(tmp_path, "experiment=paper/width", "scale=tiny", "+report.claims.interleaved=null")
     assert "Of 2 claims of the paper" in again and "Interleaved blocks" not in again
 
 
