@@ -21,7 +21,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from pipeline.command_line.answers import groups_of_options, show
 from pipeline.command_line.arguments import PROGRAM, arrange, check_surroundings, in_utf8
-from pipeline.command_line.checks import check_whole
+from pipeline.command_line.checks import check_whole, leave_out_unplanned
 from pipeline.command_line.reports import SETTINGS, planned_report, run_report, run_reports, wants_report
 from pipeline.command_line.resolvers import register
 from pipeline.command_line.selection import settle, without_sweep_of_others
@@ -154,6 +154,7 @@ def _resolved(cfg: DictConfig, hydra_config: Any) -> tuple[dict[str, Any], str, 
     """
     given, own = (list(one) for one in (hydra_config.overrides.task, hydra_config.overrides.hydra))
     settle(cfg, given, hydra_config.runtime.choices, [one for one in own if one.startswith("hydra.searchpath=")])
+    leave_out_unplanned(cfg)
     config: Any = OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)
     check_whole(config)
     overrides = [one for word in given for one in settings_of(word) if not NOT_IDENTITY.match(one)]

@@ -8,17 +8,20 @@ import re
 import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from pipeline.command_line.exit_status import exit_status
 from pipeline.engine import artifact
 from pipeline.engine.errors import ConfigError
+from pipeline.reporting.tracing.places import Place, places
+from pipeline.reporting.tracing.written import Written, read
 
 DESCRIPTION = """\
 Say where a number of a report, or an artifact, comes from: what made it, out of which inputs and data (with their
 hashes), from which commit of the code, and with which command it is made again."""
 EXAMPLES = """\
   python -m pipeline.trace +0.0544                                 a number as a report shows it
+  python -m pipeline.trace '134.5 M'                               with its unit
   python -m pipeline.trace 46.4 --report outputs/reports/demo      in one report alone
   python -m pipeline.trace tuned-sft-4771                          an artifact by its name, or the beginning of it
   python -m pipeline.trace 47714134                                or by the beginning of its fingerprint
@@ -27,18 +30,9 @@ EXAMPLES = """\
 Exit status: 0, 2 for what is not found."""
 SHOWN = 12
 """How many places of a number are told in full; of more, it is said how many."""
-SCALES = (1.0, 100.0)
-"""A report shows a value as it is, or in percent."""
-_NUMBER = re.compile(r"[+\-]?\d[\d,]*(?:\.\d+)?(?:e[+\-]?\d+)?")
+PINS = 6
+"""How many sources of data are told beside a number; an artifact tells all."""
 _CONTENT = ("sha256", "content", "revision")
-
-
-class Place(NamedTuple):
-    """Where a number stands in a report: the keys that lead to it, its value, and the artifacts that it is made of."""
-
-    keys: tuple[str, ...]
-    value: float
-    artifacts: tuple[str, ...]
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -58,7 +52,7 @@ def parser() -> argparse.ArgumentParser:
     top.add_argument("what", metavar="WHAT", help="a number, or an artifact")
     top.add_argument("--outputs", type=Path, default=Path("outputs"), metavar="DIR", help="the folder of all runs")
     top.add_argument("--report", type=Path, metavar="DIR", help="look for a number in this report alone")
-    top._negative_number_matcher = re.compile(r"^-\d[\d,.]*$")
+    top._negative_number_matcher = re.compile(r"^-\d")
     return top
 
 
@@ -68,14 +62,14 @@ def trace(what: str, outputs: Path, report: Path | None = None) -> str:
     Raises:
         ConfigError: it is found nowhere, or means several artifacts.
     """
-    plain = what.strip().replace("−", "-").rstrip(" %")
-    if (found := _artifacts(what, outputs)) and not (report and _NUMBER.fullmatch(plain)):
+    wanted = read(what)
+    if (found := _artifacts(what, outputs)) and not (report and wanted):
         return "\n".join(_told(found[0], outputs))
-    if not _NUMBER.fullmatch(plain):
+    if wanted is None:
         raise ConfigError(
             f"{what!r} is neither a number nor the name, folder or fingerprint of an artifact in {outputs}/artifacts"
         )
-    return "\n".join(_number(plain, outputs, [report] if report else _reports(outputs)))
+    return "\n".join(_number(what, wanted, outputs, [report] if report else _reports(outputs)))
 
 
 def _reports(outputs: Path) -> list[Path]:
@@ -161,103 +155,76 @@ def _command(made: Mapping[str, Any]) -> str:
     return shlex.join(["python", "-m", "pipeline", *map(str, (made.get("argv") or ())[1:])])
 
 
-def _number(text: str, outputs: Path, reports: Sequence[Path]) -> Iterator[str]:
+def _number(text: str, wanted: Written, outputs: Path, reports: Sequence[Path]) -> Iterator[str]:
     files = [report / "data.json" for report in reports if (report / "data.json").is_file()]
     if not files:
         raise ConfigError(f"{reports[0] if len(reports) == 1 else outputs / 'reports'} holds no report with numbers")
-    num_found = 0
+    num_found, told = 0, set[str]()
     for file in files:
-        values = json.loads(file.read_text(encoding="utf-8"))
-        for place in _places(values, text):
+        page = file.with_name("report.md")
+        markdown = page.read_text(encoding="utf-8") if page.is_file() else ""
+        for place in places(json.loads(file.read_text(encoding="utf-8")), markdown, wanted):
             num_found += 1
             if num_found <= SHOWN:
-                yield f"{file.parent}: {_path(place.keys, values)} = {place.value!r}"
-                yield from (f"  {line}" for line in _measured(place, outputs))
+                yield f"{file.parent}: {place.where} = {place.value}"
+                yield from (f"  {line}" for line in _made_of(place, file, outputs, told))
     if not num_found:
         raise ConfigError(f"{text} stands in none of {', '.join(str(file.parent) for file in files)}")
     if num_found > SHOWN:
         yield f"and {num_found - SHOWN} more places; --report, or more digits, tell fewer"
 
 
-def _places(values: Mapping[str, Any], text: str) -> Iterator[Place]:
-    for keys, value in _leaves(values):
-        if any(_shown(value * scale, text) for scale in SCALES):
-            yield Place(keys, value, tuple(_made_of(keys, values)))
-
-
-def _leaves(node: Any, keys: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], float]]:
-    if isinstance(node, Mapping | list):
-        for key, value in node.items() if isinstance(node, Mapping) else enumerate(node):
-            yield from _leaves(value, (*keys, str(key)))
-    elif isinstance(node, int | float) and not isinstance(node, bool):
-        yield keys, node
-
-
-def _shown(value: float, text: str) -> bool:
-    """Whether a report would write the value so; a number without a sign may stand for either."""
-    plain = text.replace(",", "")
-    mantissa, written = plain.partition("e")[0], "e" if "e" in plain else "f"
-    digits = len(mantissa.partition(".")[2])
-    if float(f"{abs(value):.{digits}{written}}") != abs(float(plain)) or (plain.isdigit() and value != int(value)):
-        return False
-    return plain[0] not in "+-" or (value < 0) == (plain[0] == "-")
-
-
-def _made_of(keys: Sequence[str], values: Mapping[str, Any]) -> Iterator[str]:
-    """The artifacts by name that a value of a report is made of."""
-    from pipeline.reporting.pages.values import GROUPS_OF_GAINS  # numpy comes with it, and --help needs none
-
-    groups = {name: one["group"] for name, one in values["benchmarks"].items()}
-    for model in _models(keys, values):
-        own = model.get("artifacts") or {}
-        if keys[0] == "claims":
-            wanted = {name.removesuffix(".gold") for name in values["claims"][int(keys[1])]["benchmarks"]}
-        elif "gains" in keys or keys[0] != "models":
-            named = {group for key in keys for group in GROUPS_OF_GAINS.get(key, ())}
-            wanted = {name for name, group in groups.items() if group in named}
-        else:
-            wanted = {key.removesuffix(".gold") for key in keys if key in groups}
-        evaluations = own.get("evaluations") or {}
-        yield from (evaluations[name] for name in sorted(wanted & evaluations.keys()))
-        if not wanted and own.get("model"):
-            yield own["model"]
-
-
-def _models(keys: Sequence[str], values: Mapping[str, Any]) -> list[Mapping[str, Any]]:
-    """The models that a value is about: its own and what that is compared with."""
-    models = values["models"]
-    if keys[0] == "models":
-        own = models[int(keys[1])]
-        compared = "scores" not in keys and any(key in keys for key in ("differences", "gains"))
-        references = [one for one in models if compared and one["label"] == own.get("reference")]
-        return [own, *references]
-    if keys[0] == "against_first_variant":
-        found = values["against_first_variant"][int(keys[1])]
-        lasts = {name: one for one in models for name in one["variants"]}
-        return [lasts[found[key]] for key in ("variant", "against") if found.get(key) in lasts]
-    if keys[0] == "claims" and "comparisons" in keys:
-        labels = values["claims"][int(keys[1])]["comparisons"][int(keys[3])]["models"]
-        return [one for one in models if one["label"] in labels]
-    return []
-
-
-def _path(keys: Sequence[str], values: Mapping[str, Any]) -> str:
-    if keys[0] == "models":
-        return f"{values['models'][int(keys[1])]['label']}, {' '.join(keys[2:])}"
-    return " ".join(keys)
-
-
-def _measured(place: Place, outputs: Path) -> Iterator[str]:
+def _made_of(place: Place, file: Path, outputs: Path, told: set[str]) -> Iterator[str]:
+    """The artifacts that a number is made of, each told in full where it stands first."""
+    if place.artifacts is None:
+        return
     if not place.artifacts:
-        yield "of the report as a whole; its artifact is in outputs/artifacts/report"
-    for name in dict.fromkeys(place.artifacts):
+        yield from _report(file, outputs, told)
+    for name in place.artifacts:
         directory = next((outputs / "artifacts").glob(f"*/{name}"), None)
         if directory is None:
-            yield f"{name}, which is no more there"
+            yield f"{name}, which is no more there; the command of the report makes it again"
             continue
-        made = artifact.load_manifest(directory)["provenance"]
-        yield f"{directory.parent.name}/{name}: {_command(made)} at {_commit(made.get('git'))}"
-        yield f"  python -m pipeline.trace {name}"
+        yield from _briefly(directory, outputs, told)
+
+
+def _report(file: Path, outputs: Path, told: set[str]) -> Iterator[str]:
+    """The artifact that a published report is a copy of."""
+    content = file.read_bytes()
+    made = (d for d in (outputs / "artifacts/report").glob("*") if artifact.is_committed(d))
+    same = next((d for d in made if (d / file.name).is_file() and (d / file.name).read_bytes() == content), None)
+    if same is None:
+        yield "of the report as a whole, whose artifact is no more there"
+        return
+    yield "of the report as a whole:"
+    yield from _briefly(same, outputs, told)
+
+
+def _briefly(directory: Path, outputs: Path, told: set[str]) -> Iterator[str]:
+    """What an artifact was made by, from which data, and how to be told all of it; once."""
+    manifest = artifact.load_manifest(directory)
+    name = f"{directory.parent.name}/{directory.name}"
+    if name in told:
+        yield f"{name} (see above)"
+        return
+    told.add(name)
+    made = manifest["provenance"]
+    yield f"{name}: {_command(made)} at {_commit(made.get('git'))}"
+    yield f"  config  {directory / artifact.CONFIG}"
+    pins = dict.fromkeys(line.partition(": ")[2] for line in _every_content(manifest, outputs, set()))
+    yield from (f"  data    {pin}" for pin in list(pins)[:PINS])
+    more = f", {len(pins) - PINS} more sources" if len(pins) > PINS else ""
+    yield f"  python -m pipeline.trace {directory.name}    (all that it was made from{more})"
+
+
+def _every_content(manifest: Mapping[str, Any], outputs: Path, seen: set[str]) -> Iterator[str]:
+    """The pinned sources of an artifact and of all that it was made from."""
+    yield from _contents(manifest["params"])
+    for entry in manifest["inputs"].values():
+        directory = outputs / "artifacts" / entry["directory"]
+        if entry["fingerprint"] not in seen and artifact.is_committed(directory):
+            seen.add(entry["fingerprint"])
+            yield from _every_content(artifact.load_manifest(directory), outputs, seen)
 
 
 if __name__ == "__main__":

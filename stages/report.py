@@ -19,16 +19,16 @@ inputs: every role used in `variants`.
 from __future__ import annotations
 
 import json
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from pipeline.engine.process import worker
 from pipeline.engine.run.forecast import Forecast, Request
 from pipeline.engine.stage import ANY_ROLE, Stage
-from pipeline.reporting.paper.claims import check_claims, check_named, claim_lines
+from pipeline.reporting.paper.claims import check_claims, check_named, claim_lines, known_claims
 from pipeline.reporting.paper.plan import paper_lines
-from pipeline.reporting.paper.tables import check_asked
+from pipeline.reporting.paper.tables import check_asked, paper_tables
 from pipeline.reporting.statistics.settings import check_bootstrap, check_share
 
 ITEMS_PAGE = "items.html"
@@ -55,7 +55,7 @@ class Params:
     benchmarks: Mapping[str, Mapping[str, Any]]
 
 
-STAGE = Stage(version=9, makes="report", inputs={ANY_ROLE: "any"}, params=Params)
+STAGE = Stage(version=10, makes="report", inputs={ANY_ROLE: "any"}, params=Params)
 
 
 def forecast(request: Request) -> Forecast:
@@ -77,6 +77,21 @@ def forecast(request: Request) -> Forecast:
     return Forecast(lines=[*paper_lines(params["paper"]), *claim_lines(params["claims"])])
 
 
+def joined(settings: Mapping[str, Any], others: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Settings of a report with the paper's rows and claims that other runs of the same report ask for, where the
+    settings themselves say nothing of them. What this version does not know is left out."""
+    paper = {name: dict(rows) for name, rows in settings["paper"].items()}
+    claims = dict(settings["claims"])
+    for other in others:
+        for name, rows in other.get("paper", {}).items():
+            known = paper_tables()[name].rows if name in paper_tables() else ()
+            found = {model: row for model, row in rows.items() if row in known}
+            paper[name] = {**found, **paper.get(name, {})}
+        asked = {name: one for name, one in other.get("claims", {}).items() if one and name in known_claims()}
+        claims = {**asked, **claims}
+    return {**settings, "paper": {name: rows for name, rows in paper.items() if rows}, "claims": claims}
+
+
 def check_settings(params: Mapping[str, Any]) -> None:
     """Refuse settings of conf/report before the work that it is about. Raises ValueError."""
     check_bootstrap(params, "report")
@@ -88,8 +103,8 @@ def check_settings(params: Mapping[str, Any]) -> None:
     check_claims(params["claims"])
 
 
-def check_models(params: Mapping[str, Any], models: Collection[str]) -> None:
-    """Refuse settings of conf/report about a model that is none of these. Raises ValueError."""
+def check_models(params: Mapping[str, Any], models: Mapping[str, str]) -> None:
+    """Refuse settings of conf/report about a model that is none of these; see `check_named`. Raises ValueError."""
     check_named(params["claims"], models)
 
 
@@ -168,7 +183,7 @@ def run(context: worker.Context) -> dict[str, Any]:
     frontier = frontier_sections(comparison, context.directory, params["seed"], params["groups"])
     continual = continual_sections(comparison, context.directory, params["seed"])
     paper = paper_sections(comparison, params["paper"], context.directory)
-    claims = claims_sections(comparison, params["claims"], params["seed"])
+    claims = claims_sections(comparison, params["claims"], params["seed"], params["groups"], may_lead=not frontier)
     compared = [*claims, *paper, *frontier, *continual]
     parts = [*part_sections(comparison), *power_sections(comparison)]
     page = items_html(comparison, **params["items"])

@@ -390,6 +390,13 @@ def test_a_misspelt_key_is_answered_with_the_right_one(monkeypatch, capsys):
         ("expand=blok", r"expand has no 'blok'; did you mean block\? \(it has: adept, block, "),
         ("model=gpt5", r"model has no 'gpt5' \(it has: .*llama2_7b"),
         ("data@pretrain.data=local_txt", r"data has no 'local_txt'; did you mean local_text\?"),
+        (
+            "experiment=paper/positon",
+            r"experiment/paper has no 'positon'; did you mean position\? \(it has: controls, ",
+        ),
+        ("launch=null", r"launch=null names no option of launch; it has: ddp, "),
+        ("experiment=position", r"experiment has no 'position'; did you mean paper/position\?"),
+        ("experiment=papr/position", r"experiment has no 'papr/position'; did you mean paper/position\?"),
         ("model=llama/seven/b", r"model=llama/seven/b is neither a path, which begins with \./"),
     ],
 )
@@ -408,6 +415,20 @@ def test_a_missing_value_is_named(monkeypatch, capsys):
     monkeypatch.setattr("sys.argv", ["pipeline", "model=local"])
     assert driver.run() == 1
     assert "model.source.path must be given" in capsys.readouterr().err
+    monkeypatch.setattr("sys.argv", ["pipeline", "experiment=trace"])  # where it stands, not who refers to it
+    assert driver.run() == 1
+    assert "paths.trace must be given: paths.trace=VALUE" in capsys.readouterr().err
+
+
+def test_a_plan_needs_no_files_of_a_benchmark(monkeypatch, capsys, tmp_path):
+    command = ["pipeline", "experiment=paper/mint", "scale=small", f"paths.outputs={tmp_path}"]
+    monkeypatch.setattr("sys.argv", [*command, "benchmark=[mint]", "dry_run=true"])
+    with pytest.warns(UserWarning, match="left out of this plan: mint; a run needs benchmark.mint.folder=VALUE"):
+        assert driver.run() == 0
+    assert re.search(r"tuned: LLaMA Pro 8B - Instruct +0.68 .* 14.68", capsys.readouterr().out)
+    monkeypatch.setattr("sys.argv", [*command, "benchmark=[mint]"])
+    assert driver.run() == 1
+    assert "benchmark.mint.folder must be given" in capsys.readouterr().err
 
 
 def test_where_a_task_is_scored_is_identity_and_how_the_server_is_reached_is_not(tmp_path):

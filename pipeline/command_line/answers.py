@@ -11,6 +11,7 @@ from typing import Any
 from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import InterpolationToMissingValueError
 
 from pipeline.command_line.short_forms import CONF, FORMS, hint
 from pipeline.engine.errors import ConfigError, PipelineError
@@ -31,10 +32,16 @@ def _told(error: Exception) -> str:
         text = f"{match[1]} is not a key of the config{_nearest(match[1])}; `python -m pipeline --cfg job` prints all"
     elif match := re.match(r"(?:In '([^']+)': )?Could not (?:find|load) '([\w/]+)/(\w[\w.-]*)'", text):
         text = _nearest_option(text, getattr(error, "options", None), *match.groups())
-    elif "Missing mandatory value" in text:
-        key = getattr(error, "full_key", None) or text.rpartition(" ")[2]
+    elif key := missing_key(error):
         text = f"{key} must be given: {key}=VALUE"
     return f"{ConfigError.__name__}: {text}"
+
+
+def missing_key(error: Exception) -> str | None:
+    """The key without a value that an error is about, where others refer to it as well; None for any other error."""
+    found = re.search(r"Missing mandatory value: (\S+)", str(error))
+    referred = isinstance(error, InterpolationToMissingValueError)
+    return found and (found[1] if referred else getattr(error, "full_key", None) or found[1])
 
 
 def _nearest(path: str) -> str:
@@ -63,13 +70,23 @@ def _elsewhere(leaf: str, config: DictConfig) -> list[str]:
 
 def _nearest_option(text: str, options: Sequence[str] | None, file: str | None, group: str, option: str) -> str:
     """Hydra's words for a choice that is not there, without its search path and with what is near."""
-    options = options or groups_of_options().get(group)
-    if not options:
+    known = groups_of_options()
+    if group not in known:  # a folder that is not there
+        top, _, below = group.partition("/")
+        group, option = top, f"{below}/{option}"
+    nested = {
+        f"{folder}/{name}".removeprefix(f"{group}/"): name
+        for folder, names in known.items() if f"{folder}/".startswith(f"{group}/") for name in names
+    }  # fmt: skip
+    listed = known.get(group) or options
+    if not listed:
         return text.partition("Config search path")[0].strip()
-    close = difflib.get_close_matches(option, options, n=1)
+    leaf = option.rpartition("/")[2]
+    close = difflib.get_close_matches(option, [*listed, *nested], n=1)
+    close = close or [one for one, name in nested.items() if difflib.get_close_matches(leaf, [name])][:1]
     where = "" if file in (None, "config") else f"{file}: "
     guess = f"; did you mean {close[0]}?" if close else ""
-    return f"{where}{group} has no {option!r}{guess} (it has: {', '.join(options)}){hint(group)}"
+    return f"{where}{group} has no {option!r}{guess} (it has: {', '.join(listed)}){hint(group)}"
 
 
 def groups_of_options() -> dict[str, list[str]]:

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import InterpolationToMissingValueError, MissingMandatoryValue
+
+from pipeline.command_line.answers import missing_key
 from pipeline.command_line.short_forms import CONF
 from pipeline.engine.errors import ConfigError
 
@@ -29,3 +34,18 @@ def check_whole(config: Mapping[str, Any]) -> None:
             raise ConfigError(f"{key}={found!r} must be text; what reads as a number needs quotes: '{key}=\"{found}\"'")
     if ".." in Path(config["name"]).parts or Path(config["name"]).is_absolute():
         raise ConfigError(f"name={config['name']!r} names folders below paths.outputs; it must not leave them")
+
+
+def leave_out_unplanned(config: DictConfig) -> None:
+    """For a plan: leave out the benchmarks that wait for a value, such as the folder of their files, and say which."""
+    waiting: dict[str, list[str]] = {}
+    for name in (config.get("benchmark") or {}) if config.get("dry_run") is True else ():
+        try:
+            if (benchmark := config.benchmark[name]) is not None:
+                OmegaConf.to_container(benchmark, resolve=True, throw_on_missing=True)
+        except (MissingMandatoryValue, InterpolationToMissingValueError) as error:
+            waiting.setdefault(str(missing_key(error)), []).append(str(name))
+    for key, names in waiting.items():
+        for name in names:
+            config.benchmark[name] = None
+        warnings.warn(f"left out of this plan: {', '.join(names)}; a run needs {key}=VALUE", stacklevel=2)

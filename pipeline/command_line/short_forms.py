@@ -162,9 +162,13 @@ def _long(override: Override, typed: str) -> str:
     key = override.get_key_element()
     form = FORMS.get(key) or next((form for form in FORMS.values() if form.key == key), None)
     has_none = (CONF / key.partition("@")[0] / "none.yaml").is_file()
+    value = override.value()
+    if value is None and not has_none and (options := sorted(CONF.glob(f"{key.partition('@')[0]}/*.yaml"))):
+        if key == "benchmark":  # the one group of which several are chosen, or none
+            return f"{key}=[]"
+        raise ConfigError(f"{typed} names no option of {key}; it has: {', '.join(file.stem for file in options)}")
     if form is None and not has_none:
         return typed
-    value = override.value()
     if isinstance(value, ChoiceSweep) or not override.is_sweep_override():
         given = value.list if isinstance(value, ChoiceSweep) else [override._value]
         elements = [_element(form, key, one) for one in given]

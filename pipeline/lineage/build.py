@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -55,7 +55,7 @@ class _Builder:
     def build(self) -> Variant:
         self._check_report()
         entries = read_lineage(self.config)
-        self._check_names({*self.config["lineage"], *(entry.name for entry in entries)})
+        self._check_names(entries)
         self.alone = {stage for stage in (e.stage for e in entries) if sum(e.stage == stage for e in entries) == 1}
         stands_for: dict[str, str] = {}  # a skipped entry -> the model that it passes through
         for entry in entries:
@@ -71,6 +71,7 @@ class _Builder:
         self._check_tasks()
         if asked := gate.request(self.config["evaluate"]["gate"], self.variant):
             self.variant.gate = self._node("gate", "gate", *asked)
+        self.variant.report = dict(self.config["report"])
         return self.variant
 
     def _add(self, entry: Entry, parents: Mapping[str, str]) -> None:
@@ -172,10 +173,14 @@ class _Builder:
         except ValueError as error:
             raise ConfigError(str(error)) from error
 
-    def _check_names(self, models: set[str]) -> None:
+    def _check_names(self, entries: Sequence[Entry]) -> None:
         """What the report says of models must be of some that the lineage has, or leaves out."""
+        swept = {
+            name: next(iter(one["each"])) if isinstance(one, Mapping) and one.get("each") else ""
+            for name, one in self.config["lineage"].items()
+        }
         try:
-            find_stage("report").check_models(self.config["report"], models)
+            find_stage("report").check_models(self.config["report"], swept | {entry.name: "" for entry in entries})
         except ValueError as error:
             raise ConfigError(str(error)) from error
 

@@ -23,6 +23,8 @@ def report_node(
 ) -> Node:
     """The report over all evaluations of these variants, and the curves of their training.
 
+    What it says of models is what any of the variants asks for, and `settings` before all.
+
     Args:
         reference: the variant that the others are judged against.
     """
@@ -54,10 +56,10 @@ def report_node(
         for key, text in variant.benchmarks.items():
             if benchmarks.get(key, {}).get("group") != "domain":  # of one variant: then it is no retention for all
                 benchmarks[key] = text
-    params = {**settings, "name": name, "variants": described, "benchmarks": benchmarks}
-    return Node(
-        "report", f"report/{name}", find_stage("report").STAGE.version, params, inputs, {"launch": dict(launch)}
-    )
+    stage = find_stage("report")
+    joined = stage.joined(settings, [variant.report for variant in variants])
+    params = {**joined, "name": name, "variants": described, "benchmarks": benchmarks}
+    return Node("report", f"report/{name}", stage.STAGE.version, params, inputs, {"launch": dict(launch)})
 
 
 def in_order(variants: Iterable[Variant]) -> list[Variant]:

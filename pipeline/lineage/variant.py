@@ -46,6 +46,7 @@ class Variant:
         with_gold: benchmarks that score the loss of right answers.
         gate: node that judges the last model against its reference, if one is asked for.
         overrides: that gave it its name; known of one that was recorded.
+        report: the settings of the report that it asks for.
     """
 
     name: str
@@ -57,6 +58,7 @@ class Variant:
     with_gold: set[str] = field(default_factory=set)
     gate: Node | None = None
     overrides: tuple[str, ...] = ()
+    report: dict[str, Any] = field(default_factory=dict)
 
     def targets(self, stage: str, to: str | None = None) -> list[Node]:
         """The nodes that `stage=<stage>` asks for, or `to=<model>`; the report is built apart, over a run's variants.
@@ -128,6 +130,7 @@ def save_variant(variant: Variant, runs: Path, overrides: list[str]) -> Path:
             for name, found in variant.evaluations.items()
         },
         "benchmarks": variant.benchmarks,
+        "report": variant.report,
     }
     slug = re.sub(r"[^A-Za-z0-9=._,@+-]+", "_", variant.name)
     if len(slug) > _SLUG_LENGTH:
@@ -161,6 +164,7 @@ def load_variant(file: Path) -> Variant:
             },
             benchmarks=record["benchmarks"],
             overrides=tuple(record["overrides"]),
+            report=record.get("report", {}),
         )
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise ArtifactError(

@@ -82,30 +82,36 @@ def rate_text(rate: float) -> str:
     return f"{float(mantissa):g}e{int(exponent)}"
 
 
-def frontiers(comparison: Comparison, seed: int, group: Mapping[str, str | None] | None = None) -> list[Frontier]:
+def frontiers(
+    comparison: Comparison,
+    seed: int,
+    group: Mapping[str, str | None] | None = None,
+    lines: Sequence[ModelResult] | None = None,
+) -> list[Frontier]:
     """Over all texts, then over each kind; none where fewer than two methods have several learning rates.
 
     Args:
         seed: of the draws.
         group: the methods to compare, by the name that their models have in the lineage before the learning rate, and
             what to call each (null leaves it out); None: all.
+        lines: models whose methods are compared, None: all.
     """
-    named = _methods(comparison)
+    named = _methods(comparison, lines)
     if group is not None:
         named = _of_group(named, group)
     if len(named) < 2:
         return []
-    lines = [line for _, rated in named.values() for _, line in rated]
-    gain, gains = _gains(comparison, lines, seed)
-    first = lines[0].row.evaluations[_drift_measure(comparison)]
+    rated_lines = [line for _, rated in named.values() for _, line in rated]
+    gain, gains = _gains(comparison, rated_lines, seed)
+    first = rated_lines[0].row.evaluations[_drift_measure(comparison)]
     kinds = sorted({name for name in first.categories if name})
     found = []
     for kind in (ALL, *(kinds if len(kinds) > 1 else ())):
-        drift, drifts, n = _drifts(comparison, lines, kind, seed)
-        points = {id(one): Point(gain[i], drift[i], gains[:, i], drifts[:, i]) for i, one in enumerate(lines)}
+        drift, drifts, n = _drifts(comparison, rated_lines, kind, seed)
+        points = {id(one): Point(gain[i], drift[i], gains[:, i], drifts[:, i]) for i, one in enumerate(rated_lines)}
         methods = tuple(_method(label, swept, rated, points) for label, (swept, rated) in named.items())
         compared = levels({one.label: one.curve for one in methods}, confidence=comparison.confidence, num_items=n)
-        found.append(Frontier(kind, str(lines[0].row.reference), methods, tuple(compared), n))
+        found.append(Frontier(kind, str(rated_lines[0].row.reference), methods, tuple(compared), n))
     return found
 
 
@@ -114,7 +120,9 @@ def _method(label: str, swept: str, rated: Sequence[tuple[float, ModelResult]], 
     return Method(label, swept, rates, lines, tuple(points[id(line)] for line in lines))
 
 
-def _methods(comparison: Comparison) -> dict[str, tuple[str, list[tuple[float, ModelResult]]]]:
+def _methods(
+    comparison: Comparison, lines: Sequence[ModelResult] | None
+) -> dict[str, tuple[str, list[tuple[float, ModelResult]]]]:
     """label -> what is swept, its values and models, of the methods that have several, all compared with one base."""
     if not _domain_measures(comparison) or _drift_measure(comparison) == "":
         return {}
@@ -125,12 +133,16 @@ def _methods(comparison: Comparison) -> dict[str, tuple[str, list[tuple[float, M
         recipe = _recipe(line) if base is not None and _is_measured(comparison, line, base) else None
         if base is None or recipe is None or not isinstance(rate := recipe.pop("value"), float | int):
             continue
-        key = json.dumps([recipe, base.row.fingerprint], sort_keys=True)
+        key = json.dumps([recipe, base.row.fingerprint, _answered(comparison, line)], sort_keys=True)
         recipes[key] = recipe
         found.setdefault(key, []).append((float(rate), line))
-    several = {key: sorted(rated, key=lambda pair: pair[0]) for key, rated in found.items() if len(rated) > 1}
-    bases = {key: json.loads(key)[1] for key in several}
-    several = {key: rated for key, rated in several.items() if bases[key] == next(iter(bases.values()))}
+    each = {key: sorted({rate: line for rate, line in reversed(rated)}.items()) for key, rated in found.items()}
+    several = {key: rated for key, rated in each.items() if len(rated) > 1}
+    if lines is not None:
+        own = {line.label for line in lines}
+        several = {key: rated for key, rated in several.items() if own & {line.label for _, line in rated}}
+    shared = {key: json.loads(key)[1:] for key in several}  # one base, the same items
+    several = {key: rated for key, rated in several.items() if shared[key] == next(iter(shared.values()))}
     stems = [stem_of([line.name for _, line in rated]) for rated in several.values()]
     labels = _labels([recipes[key] for key in several], stems)
     return {label: (recipes[key]["swept"], several[key]) for label, key in zip(labels, several, strict=True)}
@@ -169,6 +181,12 @@ def _is_measured(comparison: Comparison, line: ModelResult, base: ModelResult) -
     )
 
 
+def _answered(comparison: Comparison, line: ModelResult) -> list[int]:
+    """What tells the items apart that gain and drift of a model were measured on."""
+    found = [line.row.evaluations[name] for name in (*_domain_measures(comparison), _drift_measure(comparison))]
+    return [hash((one.ids, one.hashes)) for one in found]
+
+
 def _domain_measures(comparison: Comparison) -> list[str]:
     domain = [b.name for b in comparison.benchmarks if b.group == "domain" and not b.gold_of]
     measured = {n: items for line in comparison.lines for n, items in line.row.evaluations.items() if n in domain}
@@ -203,16 +221,30 @@ def _drifts(comparison: Comparison, lines: Sequence[ModelResult], kind: str, see
 
 
 def _labels(recipes: Sequence[Mapping[str, Any]], stems: Sequence[str]) -> list[str]:
-    """What each trains; where several train the same, with the settings in which they differ, or their models' name."""
+    """What each trains; where several train the same, the least of settings, models' names and numbers beside it that
+    tells them apart."""
     flat = [_flat(recipe["params"]) for recipe in recipes]
     names = [_written(one.get("strategy._target_") or one.get("method._target_", "")) for one in flat]
-    labels = []
-    for name, one in zip(names, flat, strict=True):
-        alike = [other for other, given in zip(flat, names, strict=True) if given == name]
-        own = [f"{key.rpartition('.')[2]}={one[key]}" for key in one if any(o.get(key) != one[key] for o in alike)]
-        labels.append(", ".join([name, *own]))
-    named = [stem if stem and stems.count(stem) == 1 else str(i + 1) for i, stem in enumerate(stems)]
-    return [label if labels.count(label) == 1 else f"{label} ({named[i]})" for i, label in enumerate(labels)]
+    groups: dict[str, list[int]] = {}
+    for i, name in enumerate(names):
+        groups.setdefault(name, []).append(i)
+    labels: dict[int, str] = {}
+    for name, own in groups.items():
+        labels |= zip(own, _told_apart(name, [flat[i] for i in own], [stems[i] for i in own]), strict=True)
+    return [labels[i] for i in range(len(names))]
+
+
+def _told_apart(name: str, flat: Sequence[Mapping[str, Any]], stems: Sequence[str]) -> list[str]:
+    """A label for each of the methods that train what `name` says."""
+    keys = [
+        key for key in dict.fromkeys(key for one in flat for key in one) if len({str(o.get(key)) for o in flat}) > 1
+    ]
+    by_settings = [", ".join([name, *(f"{key.rpartition('.')[2]}={o[key]}" for key in keys if key in o)]) for o in flat]
+    by_name = [f"{name} ({stem})" if stem and stem.replace("_", " ") != name else name for stem in stems]
+    by_both = [f"{label} ({stem})" for label, stem in zip(by_settings, stems, strict=True)]
+    numbered = [f"{label} ({i + 1})" for i, label in enumerate(by_settings)]
+    tried = ([name] * len(flat), by_settings, by_name, by_both)
+    return next((labels for labels in tried if len({*labels}) == len(flat)), numbered)
 
 
 def _written(target: str) -> str:

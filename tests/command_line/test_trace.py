@@ -14,18 +14,6 @@ from pipeline.engine import artifact
 ROOT = Path(__file__).parents[2]
 
 
-@pytest.mark.parametrize(
-    ("value", "text", "shown"),
-    [
-        (0.05441, "0.0544", True), (0.05441, "+0.0544", True), (-0.05441, "+0.0544", False),
-        (-0.05441, "-0.0544", True), (-0.05441, "0.0544", True), (0.05441, "0.054", True), (0.05441, "0.0545", False),
-        (24576, "24,576", True), (24576, "24576", True), (33.4, "33", False), (2e-4, "2e-4", True), (0.0, "0.00", True),
-    ],
-)  # fmt: skip
-def test_a_value_is_found_as_a_report_writes_it(value, text, shown):
-    assert trace._shown(value, text) is shown
-
-
 @pytest.fixture(scope="module")
 def outputs(tmp_path_factory) -> Path:
     """A whole run of a random model of 12 blocks."""
@@ -65,13 +53,19 @@ def test_ten_numbers_of_a_report_are_traced_to_their_evaluations(capsys, outputs
             text = told(capsys, outputs, f"{score['value']:.6f}", "--report", str(report))
             assert f"{model['label']}, scores {benchmark} value = {score['value']!r}" in text
             name = benchmark.removesuffix(".gold")
-            assert f"evaluate/{model['artifacts']['evaluations'][name]}: python -m pipeline model=tiny" in text
+            made = f"evaluate/{model['artifacts']['evaluations'][name]}"
+            assert f"{made}: python -m pipeline model=tiny" in text
+            assert f"config  {outputs}/artifacts/{made}/config.yaml" in text and "data    local, content " in text
     gain = values["models"][-1]["gains"]["domain"]["value"]
     text = told(capsys, outputs, f"{gain:+.5f}")
     names = [values["models"][i]["artifacts"]["evaluations"]["domain"] for i in (0, -1)]
     assert all(f"evaluate/{name}" in text for name in names)  # of the model, and of the base that it is compared with
     tokens = values["models"][-1]["tokens"]
     assert values["models"][-1]["artifacts"]["model"] in told(capsys, outputs, f"{tokens:,}")
+    whole = told(capsys, outputs, "95 %", "--report", str(report))
+    assert (
+        "confidence = 0.95\n  of the report as a whole:\n  report/" in whole and "(all that it was made from" in whole
+    )
 
 
 @pytest.mark.slow

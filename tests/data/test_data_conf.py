@@ -19,9 +19,8 @@ KINDS = {
 
 
 MOVING = {
-    "theblackcat102/evol-codealpaca-v1": "its commit could not be looked up where the config was written; the stage "
-    "resolves the branch when the data are prepared and records the commit",
-    "ArmelR/the-pile-splitted": "likewise",
+    "ArmelR/the-pile-splitted": "the commit of its dataset card could not be looked up where the config was written; "
+    "the stage resolves the branch when the data are prepared and records the commit",
 }
 """Hub datasets that are not pinned to a commit, each with the reason."""
 

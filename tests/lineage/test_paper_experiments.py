@@ -1,6 +1,8 @@
 """Every experiment of the paper plans at both sizes, with the paper's numbers in the plan."""
 
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -69,6 +71,53 @@ def test_its_twin_needs_no_hub(tmp_path, experiment):
     assert config["model"]["source"]["kind"] == "package" and config["launch"]["num_processes"] == 1
     # its own conversations for one figure, but not those of the hub
     assert not any("hub" in str(node.params) for node in variant.data.values())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("experiment", ["llama_pro", *EXPERIMENTS])
+def test_its_wiring_needs_nothing_at_all(tmp_path, experiment):
+    config, variant, text = planned(tmp_path, experiment, "scale=tiny")
+    assert check_rows(config, variant, text) <= set(variant.models)  # 32 blocks, as the paper's model has
+    assert config["model"]["source"]["kind"] == "random" and config["launch"]["inprocess"]
+    sources = str([node.params for node in (*variant.models.values(), *variant.data.values())])
+    assert "'hub'" not in sources and ("'package'" in sources) is (experiment == "paper/controls")  # what it replays
+
+
+def run(outputs: Path, *words: str) -> str:
+    """A whole run in a process of its own; returns the report that it prints."""
+    command = [sys.executable, "-m", "pipeline", *words, "pretrain.num_tokens=512", f"paths.outputs={outputs}"]
+    done = subprocess.run(command, cwd=CONF.parent, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    return done.stdout
+
+
+@pytest.mark.slow
+def test_twins_of_one_table_end_in_one_report(tmp_path):
+    """Blocks at three places, then the width baseline: the second report has the rows and claims of the first too, and
+    each claim the command that makes its models."""
+    first = run(tmp_path, "experiment=paper/position", "scale=tiny")
+    assert "Of 2 claims of the paper" in first and "| add_8 · paper: Add 8 blocks" in first
+    assert "this run has no measure of it and no stand-in" in first
+    both = run(tmp_path, "experiment=paper/width", "scale=tiny")
+    assert "Of 3 claims of the paper" in both and "than the width baseline" in both
+    assert re.search(r"\| prefix · paper/position · paper: Prefix stacking +\| +27.82", both)
+    assert re.search(r"\| moe · paper/width · paper: MoE +\| +51.45", both)
+    width = next(
+        line for line in both.splitlines() if line.startswith("| Added blocks learn more of the domain than the")
+    )
+    assert "add_8 against moe" in width and "experiment=paper/position" in width and "experiment=paper/width" in width
+    again = run(tmp_path, "experiment=paper/width", "scale=tiny", "+report.claims.interleaved=null")
+    assert "Of 2 claims of the paper" in again and "Interleaved blocks" not in again
+
+
+@pytest.mark.slow
+def test_the_twin_of_the_same_tuning_ends_in_a_report(tmp_path):
+    """Two pairs of models that are tuned alike, at this size on the same conversations: each pair is compared."""
+    text = run(tmp_path, "experiment=paper/same_sft", "scale=tiny")
+    assert "grown_math against base_math" in text and "grown_code against base_code" in text
+    assert (
+        "Who drifts least" not in text and "not measured (" not in text.partition("## Which")[2].partition("## The")[0]
+    )
 
 
 @pytest.mark.parametrize("experiment", ["frontier", "llama_pro", *EXPERIMENTS])

@@ -178,6 +178,29 @@ def test_none_with_one_method_or_one_rate(written):
     assert written.sections() == []
 
 
+def test_two_names_of_one_model_are_one_rate(written):
+    """As of a twin that tunes two models on the same conversations."""
+    written.train("a", FULL, 1e-4, 0.02, 0.1)
+    written.train("c", LORA, 1e-4, 0.02, 0.1)
+    written.rows += [{**written.rows[1], "name": "b"}, {**written.rows[2], "name": "d"}]
+    assert written.sections() == []
+
+
+def test_what_tells_methods_apart_is_as_little_as_can_be(written):
+    """Settings where these do; where they do not, the name of the models, which for one is what it trains anyway."""
+    new = {"_target_": "pipeline.training.methods.new_blocks.NewBlocks", "penalties": {}}
+    for name, source, tokens in (("new_blocks", "b", 24576), ("suffix", "c", 24576), ("mixtral", "e", 13312)):
+        for lr, (gain, drift) in POINTS.items():
+            written.train(f"{name}-{lr}", new, lr, gain, drift, source, num_tokens=tokens)
+    (section,) = written.sections()
+    named = [one["method"] for one in section.values["all"]["methods"]]
+    assert named == ["new blocks", "new blocks (suffix)", "new blocks (mixtral)"]
+    few = frontiers(
+        written.comparison(), 0, lines=[one for one in written.comparison().lines if one.name[:3] in ("new", "mix")]
+    )
+    assert [one.label for one in few[0].methods] == ["new blocks, num_tokens=24576", "new blocks, num_tokens=13312"]
+
+
 def test_methods_of_one_kind_are_told_apart_by_their_settings(written):
     for lr, (gain, drift) in POINTS.items():
         written.train(f"a-{lr}", LORA, lr, gain, drift, seed=1)

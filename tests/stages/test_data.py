@@ -81,10 +81,10 @@ def test_every_configuration_passes_the_check(path):
 
 
 def test_a_revision_that_may_move_is_said_and_resolved():
-    params = _params("llama_pro_sft")
-    with pytest.warns(UserWarning, match="evol-codealpaca-v1 at revision 'main', which may move"):
+    params = _params("freelaw")
+    with pytest.warns(UserWarning, match="the-pile-splitted at revision 'main', which may move"):
         stage.forecast(request(params))
-    with pytest.raises(ValueError, match="evol-codealpaca-v1 at revision main could not be downloaded"):
+    with pytest.raises(ValueError, match="the-pile-splitted at revision main could not be downloaded"):
         stage._pinned(params)
     pinned = _params("llama_pro_pretrain")
     assert stage._pinned(pinned) == (pinned, {})

@@ -27,6 +27,8 @@ def answer(comparison: Comparison) -> str:
 
     Of more variants than a sentence holds: the first, the one that learned most and the one that cost least.
     """
+    if not comparison.benchmarks:
+        return "Nothing was measured, so there is nothing to compare; name measures, such as benchmark=[domain,drift]."
     axis = next(iter(axes(comparison)), None)
     lines = [comparison.last_line(variant) for variant in comparison.collection.variants]
     ends = list({line.label: line for line in lines if line and line.gains and line.gains.domain}.values())
@@ -40,7 +42,12 @@ def answer(comparison: Comparison) -> str:
         return f"{first.question} {first.text}"
     first_sentence = of_model(comparison, ends[0], axis)
     others = _extremes(ends, axis) if len(ends) > MAX_TOLD else dict.fromkeys(range(1, len(ends)), "")
-    return "; ".join([first_sentence, *(what + _short(comparison, ends[i], axis) for i, what in others.items())]) + "."
+    return (
+        "; ".join(
+            [first_sentence, *(what + _short(comparison, ends[i], axis, ends[0].name) for i, what in others.items())]
+        )
+        + "."
+    )
 
 
 def of_model(comparison: Comparison, line: ModelResult, axis: Axis | None = None) -> str:
@@ -60,9 +67,11 @@ def of_model(comparison: Comparison, line: ModelResult, axis: Axis | None = None
     return f"{learned}, and {axis.sentence.format(estimate(cost, axis.digits, axis.unit, signed=axis.signed))}"
 
 
-def _short(comparison: Comparison, line: ModelResult, axis: Axis | None) -> str:
+def _short(comparison: Comparison, line: ModelResult, axis: Axis | None, told: str) -> str:
+    """The same in numbers; its name where that is not the one that was `told` of."""
     domain, cost = _gain(line), axis.of(line) if axis else None
-    learned = f"{_variants(comparison, line)}: {number(domain.value, 4, signed=True)} {interval(domain, 4)}"
+    who = "" if line.name == told else f"the {line.name} model "
+    learned = f"{_variants(comparison, line)}: {who}{number(domain.value, 4, signed=True)} {interval(domain, 4)}"
     if axis is None or cost is None:
         return learned
     bounds = interval(cost, axis.digits)

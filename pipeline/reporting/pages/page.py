@@ -70,7 +70,7 @@ class Section:
 
 
 def first_sentence(comparison: Comparison, sections: Sequence[Section]) -> str:
-    """What the report says: of methods compared at equal gain that, else what became of the models."""
+    """What the report says: what the section says that leads, if one does, else what became of the models."""
     return next((one.sentences[0] for one in sections if one.leads), None) or answer(comparison)
 
 
@@ -107,7 +107,9 @@ def html(
         parts=parts,
         items_page=items_page,
         facts=facts_table(comparison),
-        lead=next((plot for plot in plots if plot.narrow and not any(one.leads for one in frontier)), None),
+        lead=next(
+            (plot for plot in plots if plot.narrow and not any(one.leads and one.plot for one in frontier)), None
+        ),
         plots=[plot for plot in plots if not plot.narrow],
         sections=sections,
         benchmarks=comparison.benchmarks,
@@ -194,7 +196,7 @@ def summary(comparison: Comparison) -> str:
     """One line on what was compared."""
     models, benchmarks = len(comparison.lines), sum(not b.gold_of for b in comparison.benchmarks)
     variants = len(comparison.collection.variants)
-    text = f"{models} models, {benchmarks} benchmark{'s' if benchmarks != 1 else ''}"
+    text = f"{models} model{'s' if models != 1 else ''}, {benchmarks} benchmark{'s' if benchmarks != 1 else ''}"
     return text + (f", {variants} variants." if variants > 1 else ".")
 
 

@@ -46,7 +46,8 @@ def verdicts(comparison: Comparison) -> tuple[Verdict, ...]:
     found = []
     for variant in comparison.collection.variants:
         grown = expanded_lines(comparison, variant)
-        findings = [_exactness(comparison, line) for line in grown] or [_nothing_expanded()]
+        is_trained = any(row.training for row in variant.rows)
+        findings = [_exactness(comparison, line) for line in grown] or [_nothing_expanded(is_trained)]
         findings += _training_findings(comparison, variant)
         findings += [_against_first(baseline) for baseline in comparison.baselines if baseline.variant == variant.name]
         found.append(Verdict(variant.name, comparison.labels[variant.name], tuple(findings)))
@@ -97,9 +98,10 @@ def expanded_lines(comparison: Comparison, variant: Variant) -> list[ModelResult
     return [line for row in rows if (line := comparison.line(variant.name, row.name)) is not None]
 
 
-def _nothing_expanded() -> Finding:
+def _nothing_expanded(is_trained: bool) -> Finding:
     question = "Does the expanded model equal the base exactly?"
-    return Finding(question, "absent", "This variant has no expanded model: the base was trained as it is.")
+    instead = ": the base was trained as it is" if is_trained else ""
+    return Finding(question, "absent", f"This variant has no expanded model{instead}.")
 
 
 def _exactness(comparison: Comparison, line: ModelResult) -> Finding:

@@ -54,13 +54,18 @@ class CheckedClaim:
         return FAILS if False in shown else HOLDS if len(shown) == len(self.contrasts) else OPEN
 
 
-def checked_claims(comparison: Comparison, asked: Mapping[str, Any], seed: int) -> list[CheckedClaim]:
+def checked_claims(
+    comparison: Comparison, asked: Mapping[str, Any], seed: int, labels: Mapping[str, str] | None = None
+) -> list[CheckedClaim]:
     """Every claim that is asked for, for all variants that have most of its models.
+
+    Args:
+        labels: what to call methods of several rates, by their models' name; of others what they train is said.
 
     Raises:
         ValueError: models of a claim answered different items.
     """
-    found = [one for claim in asked_claims(asked) for one in _checked(comparison, claim, seed)]
+    found = [one for claim in asked_claims(asked) for one in _checked(comparison, claim, seed, labels or {})]
     every = {(i, j): one.p for i, claim in enumerate(found) for j, one in enumerate(claim.contrasts)}
     adjusted = holm(every)
     return [
@@ -69,7 +74,7 @@ def checked_claims(comparison: Comparison, asked: Mapping[str, Any], seed: int) 
     ]
 
 
-def _checked(comparison: Comparison, asked: AskedClaim, seed: int) -> list[CheckedClaim]:
+def _checked(comparison: Comparison, asked: AskedClaim, seed: int, labels: Mapping[str, str]) -> list[CheckedClaim]:
     places = _places(comparison, asked.names)
     found = []
     for variants, runs in places:
@@ -77,7 +82,7 @@ def _checked(comparison: Comparison, asked: AskedClaim, seed: int) -> list[Check
         missing, apart = tuple(name for name in asked.names if not runs[name]), list[str]()
         measure: Measure | None = AT_GAIN
         if asked.claim.check == "least_at_gain":
-            contrasts, apart = _least_at_gain(comparison, asked, runs, seed)
+            contrasts, apart = _least_at_gain(comparison, asked, runs, seed, labels)
         else:
             measure, contrasts = _contrasts(comparison, asked, runs, seed)
         command = _command(variants)
@@ -101,7 +106,8 @@ def _places(comparison: Comparison, names: Sequence[str]) -> list[tuple[list[Var
 
 def _runs(comparison: Comparison, variants: Sequence[Variant], names: Sequence[str]) -> Runs:
     own = {variant.name for variant in variants}
-    lines = list({line.row.model: line for line in comparison.lines if own & {*line.variants}}.values())
+    # Two names may be of one artifact, and a name of one artifact in several variants.
+    lines = list({(line.name, line.row.model): line for line in comparison.lines if own & {*line.variants}}.values())
     return {
         name: [line for line in lines if line.name == name] or [one for one in lines if one.name.startswith(f"{name}-")]
         for name in names
@@ -130,16 +136,22 @@ def _present(names: Sequence[str], runs: Runs) -> list[tuple[str, list[ModelResu
 
 
 def _least_at_gain(
-    comparison: Comparison, asked: AskedClaim, runs: Runs, seed: int
+    comparison: Comparison, asked: AskedClaim, runs: Runs, seed: int, labels: Mapping[str, str]
 ) -> tuple[list[Contrast], list[str]]:
     """The contrasts, and the methods that reach no gain that the claim's own reaches."""
-    found = next(iter(frontiers(comparison, seed)), None)
-    methods = {line.label: method for method in found.methods for line in method.lines} if found else {}
+    own_lines = [line for lines in runs.values() for line in lines]
+    found = next(iter(frontiers(comparison, seed, lines=own_lines)), None)
+    called = {line.label: labels[name] for name, lines in runs.items() if name in labels for line in lines}
+    methods = {
+        line.label: replace(method, label=called.get(line.label, method.label))
+        for method in (found.methods if found else ())
+        for line in method.lines
+    }
     of, than = ([methods.get(line.label) for name in names for line in runs[name]] for names in (asked.of, asked.than))
     own = next((method for method in of if method is not None), None)
-    others = {method.label: method for method in than if method is not None and method is not own}
     if found is None or own is None:
         return [], []
+    others = {method.label: method for method in than if method is not None and method.label != own.label}
     each = {
         label: at_equal_gain(own, method, found.num_items, comparison.confidence) for label, method in others.items()
     }

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -68,18 +68,27 @@ def check_claims(asked: Any) -> None:
             _check_models(f"report.claims.{name}", known_claims()[name].check, models)
 
 
-def check_named(asked: Mapping[str, Any], models: Collection[str]) -> None:
-    """Raise ValueError for a claim about a model that there is not.
+def check_named(asked: Mapping[str, Any], models: Mapping[str, str]) -> None:
+    """Raise ValueError for a claim about a model that there is not, or about several that are not runs of one.
 
     Args:
-        models: the names of all models, those that a run leaves out (null in its lineage) included.
+        models: the names of all models, those that a run leaves out (null in its lineage) included -> the setting of
+            which a name stands for several values (`each`), "" for one model.
     """
     for one in asked_claims(asked):
+        key = f"report.claims.{one.claim.name}"
         for name in one.names:
             if name not in models:
                 raise ValueError(
-                    f"report.claims.{one.claim.name} is about {name!r}, and no model of this run has that name"
-                    f"{near(name, models)}; report.claims.{one.claim.name}=null leaves the claim out"
+                    f"{key} is about {name!r}, and no model of this run has that name{near(name, models)}; {key}=null "
+                    "leaves the claim out"
+                )
+            swept = models[name].rpartition(".")[2]
+            if one.claim.check != "least_at_gain" and swept not in ("", "seed"):
+                own = [other for other in models if other.startswith(f"{name}-")]
+                raise ValueError(
+                    f"{key} is about {name!r}, which stands for a model of each {swept}; name the one that is meant"
+                    f"{': ' if own else ''}{', '.join(own)} (only models of several seeds are taken together)"
                 )
 
 

@@ -7,11 +7,12 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from pipeline.reporting.compare import Comparison
+from pipeline.reporting.pages.frontier import Groups
 from pipeline.reporting.pages.page import Section
 from pipeline.reporting.paper.checked import FAILS, HOLDS, OPEN, UNKNOWN, CheckedClaim, checked_claims
 from pipeline.reporting.paper.contrasts import Contrast
 from pipeline.reporting.plain import plain
-from pipeline.reporting.tables.table import Column, Entry, Table
+from pipeline.reporting.tables.table import Column, Entry, Table, without_column
 from pipeline.reporting.tables.wording import MISSING, Unit, interval, listing, number, percent
 
 WORDS = {
@@ -21,28 +22,49 @@ WORDS = {
     UNKNOWN: ("was not measured", "were not measured"),
 }
 """Verdict -> what one claim does, and what several do."""
-COLUMNS = tuple(Column("", title) for title in ("Measured here", "Runs", "Verdict", "Command", "In the paper"))
+COMMAND = "Command"
+COLUMNS = tuple(Column("", title) for title in ("Measured here", "Runs", "Verdict", COMMAND, "In the paper"))
 
 
-def claims_sections(comparison: Comparison, asked: Mapping[str, Any], seed: int) -> list[Section]:
-    """One section where the run names claims, else none. Raises what `checked_claims` raises."""
-    found = checked_claims(comparison, asked, seed)
+def claims_sections(
+    comparison: Comparison, asked: Mapping[str, Any], seed: int, groups: Groups | None = None, may_lead: bool = False
+) -> list[Section]:
+    """One section where the run names claims, else none. Raises what `checked_claims` raises.
+
+    Args:
+        groups: as the report compares methods in; their labels stand here too.
+        may_lead: whether the verdict is what the whole report says, if it compares trained models with each other.
+    """
+    all_groups = reversed([*(groups or {}).values()])  # the first that has a name counts
+    named = {name: label for group in all_groups for name, label in group.items() if label}
+    found = checked_claims(comparison, asked, seed, named)
     if not found:
         return []
     alpha = 1 - comparison.confidence
     table = Table("Claims of the paper", COLUMNS, tuple(_row(one, alpha) for one in found), "Claim", True)
-    sentences = (_verdict(found, comparison.confidence), *_missing(found), _how(comparison.confidence))
+    commands = list(dict.fromkeys(one.command for one in found))
+    if len(commands) == 1:
+        table = without_column(table, COMMAND)
+    made = [f"The models are made by: {commands[0]}"] if len(commands) == 1 else []
+    sentences = (_verdict(found, comparison.confidence), *_missing(found), *made, _how(comparison.confidence))
     values = {"claims": [_values(one, alpha) for one in found]}
-    return [Section("Which of the paper's claims hold here", sentences, None, table, True, True, values)]
+    leads = may_lead and _compares_trained(comparison, found)
+    return [Section("Which of the paper's claims hold here", sentences, None, table, True, True, values, leads)]
+
+
+def _compares_trained(comparison: Comparison, found: Sequence[CheckedClaim]) -> bool:
+    trained = {line.label for line in comparison.lines if line.row.training is not None}
+    return any({*contrast.models} <= trained for one in found for contrast in one.contrasts)
 
 
 def _how(confidence: float) -> str:
+    level = percent(confidence)
     return (
         "A claim holds where every difference is as claimed, and does not where one is the other way round, beyond "
-        f"chance at {percent(confidence)} after correction for all of them (Holm); what lies between cannot be told. "
+        f"chance at {level}, two-sided, after correction for all of them (Holm); what lies between cannot be told. "
         "Differences are paired by item and positive in favour of the first model, of drift too, of which less is "
-        f"better; intervals are {percent(confidence)}, of a single run over items, of several over seeds (Student's t) "
-        "and items: one run says nothing of other seeds."
+        f"better; intervals are {level}, of a single run over items, of several over seeds (Student's t) and items: "
+        "one run says nothing of other seeds, and where one of the two has a single run, nothing of its own."
     )
 
 
@@ -51,27 +73,31 @@ def _verdict(found: Sequence[CheckedClaim], confidence: float) -> str:
     told = [f"{(n := verdicts.count(one))} {words[n > 1]}" for one, words in WORDS.items() if one in verdicts]
     count = sum(len(one.contrasts) for one in found)
     noun = "claim" if len(found) == 1 else "claims"
-    return f"Of {len(found)} {noun}, {listing(told)} ({percent(confidence)}, corrected for {count} comparisons)."
+    corrected = f", corrected for {count} comparisons" if count > 1 else ""
+    return f"Of {len(found)} {noun} of the paper, {listing(told)} ({percent(confidence)}{corrected})."
 
 
 def _missing(found: Sequence[CheckedClaim]) -> list[str]:
     parts = ((one.missing, "which this report does not have") for one in found)
     apart = ((one.apart, "with which no gain is shared") for one in found)
+    unmeasured = [
+        f"{one.asked.claim.claim}{_of(one)}: its models share no measure of it on the same items."
+        for one in found
+        if one.measure is None and not one.missing
+    ]
     return [
         f"{one.asked.claim.claim}{_of(one)}: without {listing(list(names))}, {why}."
         for one, *reasons in zip(found, parts, apart, strict=True)
         for names, why in reasons
         if names
-    ]
+    ] + unmeasured
 
 
 def _row(one: CheckedClaim, alpha: float) -> tuple[str, tuple[Entry, ...]]:
     claim, verdict = one.asked.claim, one.verdict(alpha)
-    runs = sorted({contrast.num_runs for contrast in one.contrasts})
-    num_runs = " to ".join(map(str, dict.fromkeys((runs[0], runs[-1])))) if runs else MISSING
     entries = (
         Entry(_measured(one)),
-        Entry(num_runs),
+        Entry(", ".join(dict.fromkeys(contrast.runs for contrast in one.contrasts)) or MISSING),
         Entry(verdict, holds=verdict in (HOLDS, FAILS)),
         Entry(one.command),
         Entry(f"{claim.paper} ({claim.where})"),

@@ -40,7 +40,7 @@ class Contrast:
         value, low, high: in the measure's unit, with the interval over items and, of several runs, seeds.
         p: two-sided, of the value against `least`.
         least: what it must exceed for a claim to hold.
-        num_runs: pairs of training runs.
+        num_runs: pairs of training runs, and `counts` the runs of each model.
         models: labels of all models that it is computed from.
         at: the gain on the domain at which they are compared, "" for none.
     """
@@ -55,6 +55,15 @@ class Contrast:
     num_runs: int
     models: tuple[str, ...]
     at: str = ""
+    counts: tuple[int, int] = (1, 1)
+
+    @property
+    def runs(self) -> str:
+        """How many runs of each model there were, for people."""
+        own, other = self.counts
+        if own == other:
+            return str(own)
+        return f"{own} and {other}" if 1 in self.counts else f"{self.num_runs} pairs of {own} and {other}"
 
     @property
     def is_more(self) -> bool:
@@ -62,8 +71,8 @@ class Contrast:
 
 
 def measure_of(comparison: Comparison, lines: Sequence[ModelResult], asked: str | tuple[str, ...]) -> Measure | None:
-    """What a claim asks for, if all of these models were measured by it in one unit."""
-    shared = [b for b in comparison.benchmarks if all(b.name in line.row.evaluations for line in lines)]
+    """What a claim asks for, if all of these models were measured by it in one unit and on the same items."""
+    shared = [b for b in comparison.benchmarks if _is_shared(b.name, lines)]
     metrics = {b.name: lines[0].row.evaluations[b.name].metric for b in shared}
     of_kept = [b for b in shared if b.group in KEPT_GROUPS]
     golds = [b.name for b in of_kept if b.gold_of]
@@ -78,11 +87,17 @@ def measure_of(comparison: Comparison, lines: Sequence[ModelResult], asked: str 
     elif asked == "drift":
         names, title = [name for name in own if metrics[name] == KL_NATS], "drift"
     else:
-        names, title = (golds, "gold answers") if comparison.kept_by_gold and golds else (shares, "kept tasks")
+        names, title = (golds, "gold answers") if golds else (shares, "kept tasks")
     if len({comparison.units[name].name for name in names}) != 1:
         return None
     title = title or ", ".join(b.title for b in shared if b.name in names)
     return Measure(tuple(names), _of_changes(comparison.units[names[0]]), title)
+
+
+def _is_shared(benchmark: str, lines: Sequence[ModelResult]) -> bool:
+    found = [line.row.evaluations.get(benchmark) for line in lines]
+    known = {(one.metric, frozenset(zip(one.ids, one.hashes, strict=True))) for one in found if one is not None}
+    return None not in found and len(known) == 1
 
 
 def contrast(
@@ -98,7 +113,8 @@ def contrast(
     Raises:
         ValueError: two models answered different items.
     """
-    num_pairs = max(len(of[1]), len(than[1])) if 1 in (len(of[1]), len(than[1])) else min(len(of[1]), len(than[1]))
+    counts = (len(of[1]), len(than[1]))
+    num_pairs = max(counts) if 1 in counts else min(counts)
     pairs = itertools.islice(zip(itertools.cycle(of[1]), itertools.cycle(than[1]), strict=False), num_pairs)
     found = [_difference(comparison, measure, one, other, seed) for one, other in pairs]
     models = tuple(line.label for line in (*of[1], *than[1]))
@@ -108,7 +124,7 @@ def contrast(
         return Contrast(of[0], than[0], one.value, one.low, one.high, p, least, 1, models)
     values, stderrs = [one.value for one in found], [one.stderr for one in found]
     over, p = spread(values, comparison.confidence, stderrs), excluded_at(values, stderrs, least)
-    return Contrast(of[0], than[0], over.mean, over.low, over.high, p, least, len(found), models)
+    return Contrast(of[0], than[0], over.mean, over.low, over.high, p, least, len(found), models, counts=counts)
 
 
 def at_equal_gain(own: Method, other: Method, num_items: int, confidence: float) -> list[Contrast]:

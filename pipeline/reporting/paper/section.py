@@ -37,7 +37,8 @@ def _section(
     stand_in = [f"{column.name}: {_title(comparison, column.twin)}" for column in table.columns
                 if any(c.ours and not c.ours.is_paired for p in shown for c in p.cells if c.column == column.name)
                 and column.twin]  # fmt: skip
-    sentences = [_verdict(table, shown, comparison.confidence), HOW]
+    is_measured = any(cell.ours for pair in shown for cell in pair.cells)
+    sentences = [_verdict(table, shown, comparison.confidence), *([HOW] if is_measured else [])]
     sentences += [f"In place of the paper's measures stand {'; '.join(stand_in)}."] if stand_in else []
     plot = pareto_plot(comparison, table, rows, directory) if table.figure else None
     return Section(
@@ -49,6 +50,8 @@ def _section(
 def _verdict(table: PaperTable, shown: Sequence[Pair], confidence: float) -> str:
     where = f"{table.where} of the paper"
     cells = [(pair, cell) for pair in shown if not pair.reference for cell in pair.cells if cell.gap]
+    if not any(cell.ours for pair in shown for cell in pair.cells):
+        return f"{where}: this run has no measure of it and no stand-in, so the paper's numbers stand alone."
     if not cells:
         return f"{where}: this run has no measure of it as the paper has it, so only changes and stand-ins can be read."
     outside = [f"{pair.label}, {cell.column} ({_signed(cell.gap)})" for pair, cell in cells if not cell.is_within]
@@ -77,8 +80,13 @@ def _rows(pair: Pair) -> Iterator[tuple[str, tuple[Entry, ...]]]:
     if signed:
         ours, theirs = f"{ours} − {pair.reference}", f"{theirs} − {pair.reference_row}"
     yield f"{ours} · paper: {theirs}", tuple(_plain(cell.paper, signed) for cell in pair.cells)
-    yield f"{ours} · ours", tuple(_ours(cell, signed) for cell in pair.cells)
-    yield f"{ours} · ours − paper", tuple(_gap(cell) for cell in pair.cells)
+    own = {
+        "ours": tuple(_ours(cell, signed) for cell in pair.cells),
+        "ours − paper": tuple(_gap(cell) for cell in pair.cells),
+    }
+    yield from (
+        (f"{ours} · {what}", entries) for what, entries in own.items() if {e.text for e in entries} != {MISSING}
+    )
 
 
 def _plain(value: float | None, signed: bool = False) -> Entry:

@@ -234,6 +234,13 @@ def _table(
     return Table(caption, tuple(columns), tuple(rows))
 
 
+def without_column(table: Table, title: str) -> Table:
+    """The table without the columns of a title."""
+    shown = [i for i, column in enumerate(table.columns) if column.title != title]
+    rows = tuple((label, tuple(entries[i] for i in shown)) for label, entries in table.rows)
+    return replace(table, columns=tuple(table.columns[i] for i in shown), rows=rows)
+
+
 def without_empty(table: Table) -> Table:
     """The table without columns that say nothing about any model; without rows if none is left."""
     shown = [i for i in range(len(table.columns)) if any(entries[i].text != MISSING for _, entries in table.rows)]

@@ -7,15 +7,14 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-import yaml
 
-from pipeline import trace
 from pipeline.engine.run.forecast import Request
 from pipeline.reporting.collect import collect
 from pipeline.reporting.compare import compare
 from pipeline.reporting.paper.checked import checked_claims
-from pipeline.reporting.paper.claims import FILE, check_claims, check_named, claim_lines, known_claims
 from pipeline.reporting.paper.claims_section import claims_sections
+from pipeline.reporting.tracing.places import places
+from pipeline.reporting.tracing.written import read
 from stages import report
 from tests.reporting.synthetic import Artifacts, chain, choice_items, items, params, write_items
 
@@ -39,7 +38,7 @@ class Written:
     def add(self, name, gain=0.0, drift=None, kept=0.0, variant="default", **found) -> None:
         """`found`: further benchmarks with their items."""
         seed = sum(map(ord, f"{name}{variant}"))
-        own = np.random.default_rng(seed).normal(gain, 0.01, N) if gain else 0.0
+        own = np.random.default_rng(seed).normal(gain, 0.01, self.bits.size) if gain else 0.0
         found["held_out"] = items(
             "bits_per_byte", False, "held_out", (self.bits - own * self.bytes).tolist(), self.bytes.tolist()
         )
@@ -48,7 +47,7 @@ class Written:
             moved = drift * np.random.default_rng(seed).normal(1, 0.1, N) * 64
             found["moved"] = items("kl_nats", False, "moved", moved.tolist(), [64.0] * N)
         models = self.variants.setdefault(variant, [])
-        slug = name if name == "base" else f"{variant}/{name}"
+        slug = f"{variant}/{name}"
         roles = {one: self.artifacts.add("evaluate", f"{slug}/{one}") for one in found}
         for one, role in roles.items():
             write_items(self.artifacts.inputs[role], found[one])
@@ -153,6 +152,36 @@ def test_models_of_two_experiments_in_one_report(run):
     (one,) = run.checked(over_width={"of": "add_8", "than": "moe"})
     assert one.verdict(0.05) == "holds"
     assert one.command == "python -m pipeline experiment=paper/num_blocks; python -m pipeline experiment=paper/width"
+    (section,) = claims_sections(run.compare(), {"over_width": {"of": "add_8", "than": "moe"}}, 0, may_lead=True)
+    assert section.leads and f"The models are made by: {one.command}" in section.sentences
+    (section,) = claims_sections(run.compare(), {"domain_learned": {"of": "add_8", "than": "base"}}, 0, may_lead=True)
+    assert not section.leads
+
+
+def test_claims_of_models_that_are_made_apart_have_each_their_command(run):
+    run.variants.clear()
+    for variant, names in {
+        "experiment=paper/finetuning": ("add_8", "full"),
+        "experiment=paper/width": ("moe",),
+    }.items():
+        run.add("base", variant=variant)
+        for name in names:
+            run.add(name, 0.06 if name == "add_8" else 0.02, variant=variant)
+    asked = {"over_full": {"of": "add_8", "than": "full"}, "over_width": {"of": "add_8", "than": "moe"}}
+    (section,) = claims_sections(run.compare(), asked, 0)
+    column = [one.title for one in section.table.columns].index("Command")
+    commands = {label.rpartition(" ")[2]: entries[column].text for label, entries in section.table.rows}
+    assert commands["fine-tuning"] == "python -m pipeline experiment=paper/finetuning"
+    assert commands["baseline"].endswith("; python -m pipeline experiment=paper/width")
+
+
+def test_seeds_of_one_model_against_a_single_run_say_so(run):
+    for i in range(3):
+        run.add(f"add_8-{i}", 0.06 + 0.001 * i)
+    run.add("other", 0.02)
+    (section,) = claims_sections(run.compare(), {"zeroed_writers": {"of": "add_8", "than": "other"}}, 0)
+    ((_, entries),) = section.table.rows
+    assert entries[1].text == "3 and 1" and "where one of the two has a single run" in section.sentences[-1]
 
 
 def test_a_model_that_is_not_there_is_told(run):
@@ -163,6 +192,19 @@ def test_a_model_that_is_not_there_is_told(run):
     assert other.verdict(0.05) == "not measured" and other.missing == ("add_8", "moe")
     (section,) = claims_sections(run.compare(), {"over_width": {"of": "add_8", "than": "moe"}}, 0)
     assert "without add_8 and moe, which this report does not have" in " ".join(section.sentences)
+
+
+def test_models_that_answered_different_items_are_not_compared(run):
+    """Two experiments of one report whose held-out texts differ: said, and no reason for the report to fail."""
+    run.variants.clear()
+    for variant, name in {"experiment=paper/num_blocks": "add_8", "experiment=paper/width": "moe"}.items():
+        run.add("base", variant=variant)
+        run.add(name, 0.06, variant=variant)
+        run.bits, run.bytes = run.bits[: N // 2], run.bytes[: N // 2]
+    asked = {"over_width": {"of": "add_8", "than": "moe"}}
+    (section,) = claims_sections(run.compare(), asked, 0)
+    assert section.values["claims"][0]["verdict"] == "not measured"
+    assert section.sentences[1].endswith("width baseline: its models share no measure of it on the same items.")
 
 
 def test_the_papers_own_measure_comes_first(run):
@@ -203,13 +245,17 @@ def test_the_report_has_a_row_for_each_claim(run, tmp_path):
     row = next(line for line in text.splitlines() if line.startswith("| Interleaved blocks learn"))
     assert "Unfair-ToS 75.11 against 0.81 (prefix) and 60.98 (suffix) (Table 5 of v2)" in row
     assert "domain text, bits/byte: add_8 against prefix +0.0" in row and "| cannot tell |" in row
-    assert "| python -m pipeline" in row and "Of 1 claim, 1 cannot be told (95 %, corrected for 2 comparisons)." in text
+    verdict = "Of 1 claim of the paper, 1 cannot be told (95 %, corrected for 2 comparisons)."
+    assert text.splitlines()[2] == f"**{verdict}**"  # trained models are compared with each other: that leads
+    assert "The models are made by: python -m pipeline" in text and "Command" not in text
     assert "Which of the paper&#39;s claims hold here" in page and 'class="texts"' in page
     (values,) = json.loads((directory / "data.json").read_text())["claims"]
     first, second = values["comparisons"]
     assert values["verdict"] == "cannot tell" and first["p"] < 0.05 < second["p"] and first["low"] > 0
     data = json.loads((directory / "data.json").read_text())
-    (place,) = (one for one in trace._places(data, f"{first['value']:+.9f}") if one.keys[0] == "claims")
+    wanted = read(f"{first['value']:+.9f}")
+    (place,) = (one for one in places(data, text, wanted) if one.where.startswith("claims"))
+    assert place.where == "claims interleaved comparisons add_8 value" and place.value == repr(first["value"])
     made = [one["artifacts"]["evaluations"]["held_out"] for one in data["models"] if one["row"] in ("add_8", "prefix")]
     assert set(place.artifacts) == set(made) and len(made) == 2
     files = {file.name for file in (directory / "tables").iterdir()}
@@ -220,35 +266,3 @@ def test_the_report_has_a_row_for_each_claim(run, tmp_path):
     }
     figures = {file.stem for file in directory.glob("*.svg")}
     assert figures and figures == {file.stem for file in directory.glob("*.png")}
-
-
-@pytest.mark.parametrize(
-    ("asked", "told"),
-    [
-        ({"interleave": {"of": "a", "than": "b"}}, "report.claims names 'interleave'; did you mean 'interleaved'"),
-        ({"interleaved": {"of": "a"}}, r"report.claims.interleaved=\{'of': 'a'\} must have of and than"),
-        ({"more_blocks": {"of": ["a", "b"], "than": "c"}}, "report.claims.more_blocks=.* must have of, each"),
-        ({"more_blocks": {"of": "a"}}, "report.claims.more_blocks.of='a' must list at least two models"),
-        ({"interleaved": {"of": "a", "than": [["b"]]}}, r"than=\[\['b'\]\] must be a model of the run, or a list"),
-        ({"interleaved": {"of": "a", "than": []}}, r"than=\[\] must be a model of the run"),
-        ("interleaved", "report.claims='interleaved' must map claims"),
-    ],
-)
-def test_what_is_no_claim_is_refused(asked, told):
-    with pytest.raises(ValueError, match=told):
-        check_claims(asked)
-
-
-def test_a_model_that_the_run_does_not_name_is_refused_before_work():
-    asked = {"interleaved": {"of": "add_8", "than": ["prefix", "sufix"]}, "over_full": None}
-    with pytest.raises(ValueError, match=r"report\.claims\.interleaved is about 'sufix'.*did you mean 'suffix'"):
-        check_named(asked, {"base", "add_8", "prefix", "suffix"})
-    check_named(asked, {"add_8", "prefix", "sufix"})
-    assert list(claim_lines({"over_full": None})) == []
-
-
-def test_every_claim_of_the_file_has_a_form_that_is_known():
-    assert set(known_claims()) == set(yaml.safe_load(FILE.read_text()))
-    for name, one in known_claims().items():
-        assert one.claim and one.where and one.paper and one.measures, name
-        assert bool(one.margin) == (one.check in ("no_less", "no_more")), name

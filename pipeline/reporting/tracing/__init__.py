@@ -1,0 +1,1 @@
+"""Where a number that a reader sees stands in a report's data."""
