@@ -67,6 +67,7 @@ class Frontier:
         kind: of the texts; `all`.
         levels: the methods at equal gains.
         num_items: texts that drift was measured on.
+        apart: models of further methods, which answered other items or came from another base.
     """
 
     kind: str
@@ -74,6 +75,7 @@ class Frontier:
     methods: tuple[Method, ...]
     levels: tuple[Level, ...]
     num_items: int
+    apart: tuple[str, ...] = ()
 
 
 def rate_text(rate: float) -> str:
@@ -96,7 +98,7 @@ def frontiers(
             what to call each (null leaves it out); None: all.
         lines: models whose methods are compared, None: all.
     """
-    named = _methods(comparison, lines)
+    named, apart = _methods(comparison, lines)
     if group is not None:
         named = _of_group(named, group)
     if len(named) < 2:
@@ -111,7 +113,7 @@ def frontiers(
         points = {id(one): Point(gain[i], drift[i], gains[:, i], drifts[:, i]) for i, one in enumerate(rated_lines)}
         methods = tuple(_method(label, swept, rated, points) for label, (swept, rated) in named.items())
         compared = levels({one.label: one.curve for one in methods}, confidence=comparison.confidence, num_items=n)
-        found.append(Frontier(kind, str(rated_lines[0].row.reference), methods, tuple(compared), n))
+        found.append(Frontier(kind, str(rated_lines[0].row.reference), methods, tuple(compared), n, apart))
     return found
 
 
@@ -122,10 +124,13 @@ def _method(label: str, swept: str, rated: Sequence[tuple[float, ModelResult]], 
 
 def _methods(
     comparison: Comparison, lines: Sequence[ModelResult] | None
-) -> dict[str, tuple[str, list[tuple[float, ModelResult]]]]:
-    """label -> what is swept, its values and models, of the methods that have several, all compared with one base."""
+) -> tuple[dict[str, tuple[str, list[tuple[float, ModelResult]]]], tuple[str, ...]]:
+    """label -> what is swept, its values and models, of the methods that have several, all compared with one base.
+
+    Then the models of such methods that cannot be compared with these.
+    """
     if not _domain_measures(comparison) or _drift_measure(comparison) == "":
-        return {}
+        return {}, ()
     found: dict[str, list[tuple[float, ModelResult]]] = {}
     recipes: dict[str, dict[str, Any]] = {}
     for line in comparison.lines:
@@ -142,10 +147,11 @@ def _methods(
         own = {line.label for line in lines}
         several = {key: rated for key, rated in several.items() if own & {line.label for _, line in rated}}
     shared = {key: json.loads(key)[1:] for key in several}  # one base, the same items
-    several = {key: rated for key, rated in several.items() if shared[key] == next(iter(shared.values()))}
-    stems = [stem_of([line.name for _, line in rated]) for rated in several.values()]
-    labels = _labels([recipes[key] for key in several], stems)
-    return {label: (recipes[key]["swept"], several[key]) for label, key in zip(labels, several, strict=True)}
+    together = {key: rated for key, rated in several.items() if shared[key] == next(iter(shared.values()))}
+    apart = tuple(line.label for key, rated in several.items() if key not in together for _, line in rated)
+    stems = [stem_of([line.name for _, line in rated]) for rated in together.values()]
+    labels = _labels([recipes[key] for key in together], stems)
+    return {label: (recipes[key]["swept"], together[key]) for label, key in zip(labels, together, strict=True)}, apart
 
 
 def _of_group(

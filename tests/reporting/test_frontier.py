@@ -178,6 +178,19 @@ def test_none_with_one_method_or_one_rate(written):
     assert written.sections() == []
 
 
+def test_a_method_whose_drift_is_of_other_texts_is_named_and_not_compared(written):
+    for lr, (gain, drift) in POINTS.items():
+        written.train(f"a-{lr}", FULL, lr, gain, drift)
+        written.train(f"b-{lr}", LORA, lr, gain, drift)
+    written.moved, written.tokens, written.kinds = written.moved[:20], written.tokens[:20], written.kinds[:20]
+    for lr, (gain, drift) in POINTS.items():
+        written.train(f"c-{lr}", {**LORA, "rank": 8}, lr, gain, drift)
+    (section,) = written.sections()
+    assert [one["method"] for one in section.values["all"]["methods"]] == ["full fine-tuning", "LoRA"]
+    left_out = "Not compared, as their base or their items are others: c-0.0001, c-0.0002 and c-0.0004."
+    assert left_out in section.sentences
+
+
 def test_two_names_of_one_model_are_one_rate(written):
     """As of a twin that tunes two models on the same conversations."""
     written.train("a", FULL, 1e-4, 0.02, 0.1)

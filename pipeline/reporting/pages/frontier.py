@@ -39,7 +39,10 @@ def frontier_sections(
 def _section(comparison: Comparison, found: Sequence[Frontier], title: str, directory: Path, name: str) -> Section:
     whole, *kinds = found
     confidence = comparison.confidence
-    sentences = [_verdict(whole, confidence, title), *_by_kind(kinds, confidence), _largest(whole), HOW]
+    sentences = [_verdict(whole, confidence, title), *_by_kind(kinds, confidence), _largest(whole)]
+    if whole.apart:
+        sentences.append(f"Not compared, as their base or their items are others: {listing(list(whole.apart))}.")
+    sentences.append(HOW)
     plot, table = frontier_plot(whole, confidence, directory, name), frontier_table(whole, confidence)
     values = {**({"group": title} if title else {}), **{one.kind: _values(one) for one in found}}
     question = "Who drifts least for the same gain" + (f", {title}" if title else "")
