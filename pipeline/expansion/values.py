@@ -65,9 +65,14 @@ def columns_of(stored: Stored, first: int, count: int) -> Iterator[torch.Tensor]
                 yield torch.frombuffer(bytearray(data), dtype=dtype).to(torch.float32, copy=True)
 
 
+def pieces_together(inputs: Sequence[Stored], num_items: int | None = None) -> Iterator[tuple[torch.Tensor, ...]]:
+    """The same piece of each of several stored tensors of one shape, see `pieces_of`."""
+    return zip(*(pieces_of(one, num_items) for one in inputs), strict=True)
+
+
 def mean_of(inputs: Sequence[Stored]) -> Iterator[torch.Tensor]:
     """The mean of stored tensors of one shape, computed in fp32."""
-    for pieces in zip(*map(pieces_of, inputs), strict=True):
+    for pieces in pieces_together(inputs):
         yield torch.stack(pieces).mean(dim=0) if len(pieces) > 1 else pieces[0]
 
 

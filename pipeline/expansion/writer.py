@@ -58,7 +58,7 @@ def write_expansion(
 @contextlib.contextmanager
 def _one_core_a_tensor(plan: Plan) -> Iterator[None]:
     """Several tensors are computed at once: by one core each, which sums in one order on every machine."""
-    if all(recipe.kind in ("copy", "zeros") for recipe in plan.recipes.values()):
+    if all(recipe.kind in ("copy", "made", "zeros") for recipe in plan.recipes.values()):
         yield
         return
     import torch

@@ -22,7 +22,7 @@ TRACK = {
 
 
 def launched(run, stop_after=None, launch=None, progress=None):
-    """Runtime and device of a training in the directory `run`, which is asked to stop after so many steps."""
+    """Launch options of a training run in the directory `run`, with a stop requested after `stop_after` steps."""
     run.mkdir(parents=True, exist_ok=True)
     steps = []
     return launch_options(

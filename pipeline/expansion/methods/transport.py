@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import torch
 
-from pipeline.expansion.values import pieces_of, tensor_of
+from pipeline.expansion.values import pieces_together, tensor_of
 from pipeline.models.files.tensor_file import Stored
 
 STOP_AT = 1e-9
@@ -23,7 +23,7 @@ class Weighted:
 
     def __call__(self, name: str, inputs: Sequence[Stored]) -> Iterator[torch.Tensor]:
         """See `Operation`."""
-        for pieces in zip(*map(pieces_of, inputs), strict=True):
+        for pieces in pieces_together(inputs):
             yield sum((w * piece for w, piece in zip(self.weights, pieces, strict=True)), torch.zeros_like(pieces[0]))
 
 

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 
 from pipeline.expansion.mixing.threshold import PART_ITEMS, smallest_kept
-from pipeline.expansion.values import pieces_of, seed_of
+from pipeline.expansion.values import pieces_of, pieces_together, seed_of
 from pipeline.models.files.tensor_file import Stored
 
 NORM_FLOOR = 1e-8
@@ -39,7 +39,7 @@ class Linear:
     def __call__(self, name: str, inputs: Sequence[Stored]) -> Iterator[torch.Tensor]:
         """See `Operation`."""
         weights = torch.tensor(self.weights)
-        for first, *others in _together(inputs):
+        for first, *others in pieces_together(inputs, PART_ITEMS):
             result = first.mul_(weights[0])
             for piece, weight in zip(others, weights[1:], strict=True):
                 result.addcmul_(piece, weight)
@@ -58,7 +58,7 @@ class Slerp:
     def __call__(self, name: str, inputs: Sequence[Stored]) -> Iterator[torch.Tensor]:
         """See `Operation`."""
         of_first, of_second = self._factors(_cosine(*inputs))
-        for first, second in _together(inputs):
+        for first, second in pieces_together(inputs, PART_ITEMS):
             yield first.mul_(of_first).add_(second.mul_(of_second))
 
     def _factors(self, cosine: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -131,7 +131,7 @@ class Drop:
             return torch.tensor(1.0)
         masks = self._masks(name)
         before, after = torch.tensor(0.0), torch.tensor(0.0)
-        for own, piece in _together([base, other]):
+        for own, piece in pieces_together([base, other], PART_ITEMS):
             difference = piece.sub_(own).abs_()
             before += difference.sum()
             after += self._masked(difference, masks).sum()
@@ -159,7 +159,7 @@ class Differences:
         base, *others = inputs
         keep = [thin(name, base, other) if thin else _all for thin, other in zip(self.thinning, others, strict=True)]
         weights = torch.tensor(self.weights)[:, None]
-        for own, *pieces in _together(inputs):
+        for own, *pieces in pieces_together(inputs, PART_ITEMS):
             thinned = [keep_of(piece.sub_(own)) for keep_of, piece in zip(keep, pieces, strict=True)]
             mixed = self._sole(thinned[0]) if len(thinned) == 1 else self._mixed(thinned, weights)
             yield own.add_(mixed.mul_(self.scale) if self.scale != 1 else mixed)
@@ -185,11 +185,6 @@ class Differences:
         return mixed.div_(total.masked_fill_(total == 0, 1))
 
 
-def _together(inputs: Sequence[Stored]) -> Iterator[tuple[torch.Tensor, ...]]:
-    """The same part of each tensor."""
-    yield from zip(*(pieces_of(one, PART_ITEMS) for one in inputs), strict=True)
-
-
 def _all(difference: torch.Tensor) -> torch.Tensor:
     return difference
 
@@ -197,7 +192,9 @@ def _all(difference: torch.Tensor) -> torch.Tensor:
 def _cosine(first: Stored, second: Stored) -> torch.Tensor:
     """Of the angle between two tensors; each is divided by its norm before the product, which cannot overflow then."""
     norms = [_norm(one) for one in (first, second)]
-    parts = [a.div_(norms[0]).mul_(b.div_(norms[1])).sum().item() for a, b in _together([first, second])]
+    parts = [
+        a.div_(norms[0]).mul_(b.div_(norms[1])).sum().item() for a, b in pieces_together([first, second], PART_ITEMS)
+    ]
     return torch.tensor(parts).sum(dim=0).clamp(-1, 1)
 
 

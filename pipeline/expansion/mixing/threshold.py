@@ -9,7 +9,7 @@ from dataclasses import replace
 import numpy as np
 import torch
 
-from pipeline.expansion.values import pieces_of
+from pipeline.expansion.values import pieces_together
 from pipeline.models.files.tensor_file import ITEM_BITS, Stored
 
 PART_ITEMS = 2**17
@@ -75,13 +75,13 @@ def _bin_of(rank: int, values: Iterator[np.ndarray], num_bins: int) -> tuple[int
 
 
 def _magnitudes(base: Stored, other: Stored) -> Iterator[np.ndarray]:
-    for own, theirs in zip(*(pieces_of(one, PART_ITEMS) for one in (base, other)), strict=True):
+    for own, theirs in pieces_together([base, other], PART_ITEMS):
         yield theirs.sub_(own).abs_().numpy()
 
 
 def _sampled(base: Stored, other: Stored) -> Iterator[tuple[torch.Tensor, ...]]:
     for first in range(0, math.prod(base.shape), PART_ITEMS):
-        yield tuple(next(pieces_of(_cut(one, first))) for one in (base, other))
+        yield next(pieces_together([_cut(one, first) for one in (base, other)]))
 
 
 def _cut(stored: Stored, first: int) -> Stored:

@@ -67,8 +67,8 @@ def _first(found: Sequence[Chain]) -> str:
 
 def _short(chain: Chain, name: str) -> str:
     one, unit, signed = chain.measures[name], _unit(chain), MEASURES[name].is_change
-    what = "points" if unit.name == "%" and signed else unit.name
-    return f"{_number(one.value, unit, signed)} {what} {interval(one, unit.digits, unit.scale, signed=signed)}"
+    bounds = interval(one, unit.digits, unit.scale, signed=signed)
+    return f"{_number(one.value, unit, signed)} {_unit_name(name, unit)} {bounds}"
 
 
 def _told(chain: Chain, confidence: float) -> str:
@@ -164,8 +164,11 @@ def _unit(chain: Chain) -> Unit:
 def _arrow(name: str, unit: Unit) -> str:
     measure = MEASURES[name]
     up = not measure.is_loss if measure.is_change else unit.higher_is_better
-    unit_name = "points" if unit.name == "%" and measure.is_change else unit.name
-    return f"{unit_name} {'↑' if up else '↓'}"
+    return f"{_unit_name(name, unit)} {'↑' if up else '↓'}"
+
+
+def _unit_name(name: str, unit: Unit) -> str:
+    return unit.of_changes if MEASURES[name].is_change else unit.name
 
 
 def _number(value: float, unit: Unit, signed: bool) -> str:

@@ -275,8 +275,7 @@ def _against_first(baseline: Baseline) -> Finding:
 def _detail(comparison: Comparison, line: ModelResult, benchmark: Benchmark) -> str:
     difference, unit = line.differences[benchmark.name], comparison.units[benchmark.name]
     value = number(difference.value * unit.scale, unit.digits, signed=True)
-    name = "points" if unit.name == "%" else unit.name
-    return f"{benchmark.title} {value} {name} {interval(difference, unit.digits, unit.scale)}"
+    return f"{benchmark.title} {value} {unit.of_changes} {interval(difference, unit.digits, unit.scale)}"
 
 
 def _measures(number_of: int) -> str:

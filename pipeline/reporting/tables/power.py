@@ -74,9 +74,8 @@ def power_table(comparison: Comparison, found: Sequence[Power]) -> Table:
 
 def _texts(power: Power) -> tuple[str, ...]:
     own = number(power.score.change * power.unit.scale, power.unit.digits)
-    name = "points" if power.unit.name == "%" else power.unit.name
     return (
-        own if own == MISSING else f"{own} {name}",
+        own if own == MISSING else f"{own} {power.unit.of_changes}",
         number(power.score.relative, 3),
         number(power.gold.change, 4),
         number(power.gold.relative, 3),

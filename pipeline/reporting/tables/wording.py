@@ -31,6 +31,11 @@ class Unit:
     digits: int
     higher_is_better: bool
 
+    @property
+    def of_changes(self) -> str:
+        """What a difference is in: points of per cent."""
+        return "points" if self.name == "%" else self.name
+
 
 def number(value: float, digits: int, *, signed: bool = False) -> str:
     """A fixed number of decimals with a true minus sign; a value that rounds to zero carries no sign."""
