@@ -7,11 +7,12 @@ import dataclasses
 import hashlib
 import json
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pipeline.models.directory import Form, begin_model, commit_model, write_weights
+from pipeline.models.files.read_ahead import ReadAhead
 from pipeline.models.files.tensor_file import ITEM_BITS, Planned, Stored, copy_of, read_header, read_pieces, sample_hash
 
 if TYPE_CHECKING:  # torch comes with these; copying does without it
@@ -20,6 +21,8 @@ if TYPE_CHECKING:  # torch comes with these; copying does without it
     from pipeline.expansion.base import Plan, Recipe
     from pipeline.expansion.source import Source
     from pipeline.records.expansion import NewBlock
+
+_COMPUTED = ("mean", "computed")  # from stored values
 
 
 def write_expansion(
@@ -45,10 +48,12 @@ def write_expansion(
         ValueError: a source file is missing or damaged, or the plan asks for what it does not hold.
     """
     stored = source.stored()
-    tensors = _planned(plan, stored)
+    inputs = _inputs(plan, stored)
+    ahead = ReadAhead([inputs[name] for name in inputs if plan.recipes[name].kind in _COMPUTED])
+    tensors = _planned(plan, inputs, ahead)
     reads = {one.file for one in stored.values()} | ({plan.made} if plan.made else set())
     begin_model(source.directory, target, reads)
-    with _one_core_a_tensor(plan):
+    with ahead, _one_core_a_tensor(plan):
         write_weights(target, tensors, shard_bytes, save)
     plan = dataclasses.replace(plan, blocks=tuple(_pinned(plan, source)))
     commit_model(target, json.dumps(plan.config, indent=2) + "\n", plan.to_text())
@@ -83,11 +88,11 @@ def _pinned(plan: Plan, source: Source) -> Iterator[NewBlock]:
         yield block if block.source_hash else dataclasses.replace(block, source_hash=digests[block.origin].hexdigest())
 
 
-def _planned(plan: Plan, stored: Mapping[str, Stored]) -> dict[str, Planned]:
-    """The target's tensors, what stays first: each stored tensor is then copied into the place that it had."""
+def _inputs(plan: Plan, stored: Mapping[str, Stored]) -> dict[str, list[Stored]]:
+    """What each of the target's tensors is made from, what stays first: each is then copied into the place it had."""
     new = set(plan.new_parameters)
     made = read_header(plan.made) if plan.made else {}
-    tensors = {}
+    inputs = {}
     for name in sorted(plan.recipes, key=new.__contains__):
         recipe = plan.recipes[name]
         missing = sorted({recipe.source, *recipe.others} - set(stored))
@@ -96,24 +101,33 @@ def _planned(plan: Plan, stored: Mapping[str, Stored]) -> dict[str, Planned]:
                 f"the plan makes {name} ({recipe.kind}) from {', '.join(missing) or plan.made}, which is not there; "
                 "plan the expansion again for this model"
             )
-        tensors[name] = _tensor(name, recipe, stored, made)
-    return tensors
+        named = [stored[one] for one in (recipe.source, *recipe.others)]
+        inputs[name] = [made[name]] if recipe.kind == "made" else named
+    return inputs
 
 
-def _tensor(name: str, recipe: Recipe, stored: Mapping[str, Stored], made: Mapping[str, Stored]) -> Planned:
-    origin = stored[recipe.source]
+def _planned(plan: Plan, inputs: Mapping[str, Sequence[Stored]], ahead: ReadAhead) -> dict[str, Planned]:
+    return {name: _tensor(name, plan.recipes[name], inputs[name], ahead) for name in inputs}
+
+
+def _tensor(name: str, recipe: Recipe, inputs: Sequence[Stored], ahead: ReadAhead) -> Planned:
+    origin = inputs[0]
     if recipe.kind == "made":  # by a function: the file that it lies in is not one to refer to
-        ready = made[name]
-        return Planned(ready.dtype, ready.shape, ready.num_bytes, lambda: read_pieces(ready))
+        return Planned(origin.dtype, origin.shape, origin.num_bytes, lambda: read_pieces(origin))
     if recipe.kind == "copy":
         return copy_of(origin)
     dtype = recipe.dtype or origin.dtype
     shape = origin.shape if recipe.shape is None else recipe.shape
-    content = None
-    if recipe.kind != "zeros":
-        inputs = [stored[one] for one in (recipe.source, *recipe.others)]
-        content = _encoded(lambda: _values(name, recipe, inputs, math.prod(shape)), dtype)
-    return Planned(dtype, shape, math.prod(shape) * ITEM_BITS[dtype] // 8, content)
+
+    def content() -> Iterator[memoryview]:
+        from pipeline.models.save import raw_bytes
+
+        for value in _values(name, recipe, inputs, math.prod(shape)):
+            yield raw_bytes(value, dtype)
+        ahead.done(inputs)
+
+    num_bytes = math.prod(shape) * ITEM_BITS[dtype] // 8
+    return Planned(dtype, shape, num_bytes, None if recipe.kind == "zeros" else content)
 
 
 def _values(name: str, recipe: Recipe, inputs: Sequence[Stored], num_items: int) -> Iterator[torch.Tensor]:
@@ -125,13 +139,3 @@ def _values(name: str, recipe: Recipe, inputs: Sequence[Stored], num_items: int)
         assert recipe.operation is not None
         return recipe.operation(name, inputs)
     return drawn(name, recipe.seed, recipe.value, num_items, constant=recipe.kind == "fill")
-
-
-def _encoded(values: Callable[[], Iterator[torch.Tensor]], dtype: str) -> Callable[[], Iterator[memoryview]]:
-    def pieces() -> Iterator[memoryview]:
-        from pipeline.models.save import raw_bytes
-
-        for value in values():
-            yield raw_bytes(value, dtype)
-
-    return pieces

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
@@ -27,6 +27,8 @@ from pipeline.models.files.tensor_file import Stored, read_pieces
 from pipeline.records.expansion import ExpansionMap
 
 if TYPE_CHECKING:
+    import torch
+
     from pipeline.data.corpus import Workspace
 
 METHODS = ("linear", "slerp", "task_arithmetic", "ties", "dare")
@@ -180,20 +182,22 @@ class Mix:
 
     def _operation(self, name: str, at: float, roles: Sequence[str]) -> tuple[int | None, Operation]:
         """How a tensor is mixed, and which of the models it is equal to, if it is to be one of them."""
-        from pipeline.expansion.mixing.operations import Differences, Linear, Slerp
-
         t = value_at(self._t, name, at)
         if self.method == "slerp":
-            return {0.0: 0, 1.0: 1}.get(t), Slerp(t)
+            return {0.0: 0, 1.0: 1}.get(t), _Computed(lambda known: known.Slerp(t))
         if self.method == "linear":
             weights = self._weights(name, at, ("model", *roles)) if self.weights is not None else (1 - t, t)
-            return self._sole(weights, name), Linear(weights, self._is_normalised)
+            return self._sole(weights, name), _Computed(lambda known: known.Linear(weights, self._is_normalised))
         weights = self._weights(name, at, roles)
         is_base = t == 0 or not any(weights)
         is_other = self.method == "task_arithmetic" and len(roles) == 1 and t * weights[0] == 1
-        thinning = tuple(self._thinning(name, at, role) for role in roles)
-        mixed = Differences(weights, thinning, self.method == "ties", self._is_normalised, t)
-        return 0 if is_base else 1 if is_other else None, mixed
+        densities = {role: value_at(self.density, name, at) for role in roles}
+
+        def differences(known: Any) -> Operation:
+            thinning = tuple(self._thinning(known, role, density) for role, density in densities.items())
+            return known.Differences(weights, thinning, self.method == "ties", self._is_normalised, t)
+
+        return 0 if is_base else 1 if is_other else None, _Computed(differences)
 
     def _weights(self, name: str, at: float, roles: Sequence[str]) -> tuple[float, ...]:
         given = self.weights or {}
@@ -207,13 +211,27 @@ class Mix:
         alone = len(counted) == 1 and (self._is_normalised or weights[counted[0]] == 1)
         return counted[0] if alone else None
 
-    def _thinning(self, name: str, at: float, role: str) -> Any:
-        from pipeline.expansion.mixing.operations import Drop, Trim
-
-        density = value_at(self.density, name, at)
+    def _thinning(self, known: Any, role: str, density: float) -> Any:
         if self.method not in THINNED or density >= 1:
             return None
-        return Trim(density) if self.method == "ties" else Drop(density, self.rescale, self.seed, role)
+        return known.Trim(density) if self.method == "ties" else known.Drop(density, self.rescale, self.seed, role)
+
+
+@dataclass(frozen=True)
+class _Computed:
+    """An operation of the module `operations`, which comes with torch: loaded when it computes, not when it is planned.
+
+    Attributes:
+        of: given the module, makes the operation.
+    """
+
+    of: Callable[[Any], Operation]
+
+    def __call__(self, name: str, inputs: Sequence[Stored]) -> Iterator[torch.Tensor]:
+        """See `Operation`."""
+        from pipeline.expansion.mixing import operations
+
+        return self.of(operations)(name, inputs)
 
 
 def _are_equal(inputs: Sequence[Stored]) -> bool:

@@ -6,6 +6,7 @@ whole tensor, norms, a threshold, sums, it reads it for once more.
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -77,17 +78,16 @@ class Trim:
 
     def __call__(self, name: str, base: Stored, other: Stored) -> Thinned:
         """Find the smallest value that is kept; see `smallest_kept`."""
-        smallest, num_equal = smallest_kept(base, other, max(1, int(self.density * math.prod(base.shape))))
-        below = float(np.nextafter(np.float32(smallest), np.float32(0)))
+        limit = smallest_kept(base, other, max(1, int(self.density * math.prod(base.shape))))
+        below = float(np.nextafter(np.float32(limit.smallest), np.float32(0)))
+        parts = itertools.count()
 
         def thinned(difference: torch.Tensor) -> torch.Tensor:
-            nonlocal num_equal
-            if not num_equal:
-                return torch.nn.functional.hardshrink(difference, smallest)
-            equal = np.flatnonzero(difference.abs().numpy() == smallest)
-            difference[torch.from_numpy(equal[num_equal:])] = 0
-            num_equal = max(0, num_equal - len(equal))
-            return torch.nn.functional.hardshrink(difference, below)
+            part = next(parts)
+            if part == limit.part:
+                equal = np.flatnonzero(difference.abs().numpy() == limit.smallest)
+                difference[torch.from_numpy(equal[limit.num_equal :])] = 0
+            return torch.nn.functional.hardshrink(difference, below if part <= limit.part else limit.smallest)
 
         return thinned
 
@@ -167,6 +167,8 @@ class Differences:
     def _sole(self, difference: torch.Tensor) -> torch.Tensor:
         """As `_mixed`, where an election has one candidate."""
         (weight,) = self.weights
+        if weight == 1:
+            return difference
         mixed = difference.mul_(weight)
         has_part = weight != 0 if self.elect else abs(weight) >= NORM_FLOOR
         return mixed.div_(weight) if self.normalise and has_part else mixed

@@ -12,6 +12,7 @@ from pathlib import Path
 from pipeline.file_io import sync
 
 COPY_BYTES = 2**20  # fits into a core's cache
+WRITE_BACK_BYTES = 8 * 2**20
 _KERNEL_COPY_BYTES = 256 * 2**20  # one call; short enough that an interrupt does not wait for long
 # What a kernel, a file system or a container's filter answers where it cannot copy between these two files.
 _NO_KERNEL_COPY = (errno.EXDEV, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL, errno.EPERM)
@@ -23,6 +24,15 @@ def write_at(fd: int, data: bytes | memoryview, position: int) -> None:
     while view:
         done = os.pwrite(fd, view, position)
         view, position = view[done:], position + done
+
+
+def write_back(fd: int, position: int, num_bytes: int) -> None:
+    """Have the kernel begin to bring a written range to the disk, while more is computed; waits for nothing.
+
+    Else it begins when a file is synced, or after many seconds.
+    """
+    if hasattr(os, "posix_fadvise"):  # Linux writes dirty pages of the range out, and drops those that are clean
+        os.posix_fadvise(fd, position, num_bytes, os.POSIX_FADV_DONTNEED)
 
 
 def copy_at(source: Path, start: int, num_bytes: int, fd: int, position: int) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -14,7 +15,7 @@ from pipeline.models.files.tensor_file import Planned, Stored, begin_partial, re
 
 SINGLE_FILE = "model.safetensors"
 INDEX_FILE = "model.safetensors.index.json"
-_WRITERS = 4  # tensors computed and runs of tensors copied at once; more than cores, as most wait for the disk
+_WRITERS = 4  # runs of tensors copied at once: more than cores, as most wait for the disk
 
 
 def has_only_pickles(directory: Path) -> bool:
@@ -117,12 +118,18 @@ def shard_names(count: int) -> list[str]:
 
 def _write_partials(files: Sequence[Path], shards: Sequence[Mapping[str, Planned]]) -> None:
     writes = [write for file, shard in zip(files, shards, strict=True) for write in begin_partial(file, shard)]
-    pool = ThreadPoolExecutor(_WRITERS)
+    pool = ThreadPoolExecutor(_num_writers(shards))
     try:
         for written in [pool.submit(write) for write in writes]:
             written.result()
     finally:  # of an error or an interrupt: what has not begun never does
         pool.shutdown(cancel_futures=True)
+
+
+def _num_writers(shards: Sequence[Mapping[str, Planned]]) -> int:
+    """Fewer where tensors are computed: more threads than cores wait for each other between any two operations."""
+    computed = any(callable(planned.content) for shard in shards for planned in shard.values())
+    return min(_WRITERS, os.cpu_count() or 1) if computed else _WRITERS
 
 
 def write_index(directory: Path, weight_map: Mapping[str, str], total_size: int) -> None:

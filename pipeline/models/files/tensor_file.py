@@ -18,7 +18,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
-from pipeline.models.files.atomic_io import commit, copy_at, partial_of, write_at
+from pipeline.models.files.atomic_io import WRITE_BACK_BYTES, commit, copy_at, partial_of, write_at, write_back
 
 HEADER_LIMIT = 100_000_000  # bytes; the limit of the safetensors library itself
 ITEM_BITS = {
@@ -283,9 +283,13 @@ def _write_content(file: Path, position: int, content: Content, num_bytes: int, 
         if isinstance(content, Stored):
             copy_at(content.file, content.start, num_bytes, out.fileno(), position)
             return
-        done = 0
+        done = behind = 0
         for piece in content() if callable(content) else (content,):
             write_at(out.fileno(), piece, position + done)
             done += memoryview(piece).nbytes
+            if done - behind >= WRITE_BACK_BYTES:
+                write_back(out.fileno(), position + behind, done - behind)
+                behind = done
+        write_back(out.fileno(), position + behind, done - behind)
     if done != num_bytes:
         raise ValueError(f"{what} needs {num_bytes} bytes, found {done}")

@@ -29,6 +29,7 @@ from pipeline.models.save import save_trained
 from pipeline.records.expansion import read_expansion
 from pipeline.reporting.stack import read_stack
 from pipeline.training.methods.strategy import NewBlocks
+from tests.children import PATIENCE_S
 
 DEFAULTS = {
     "method": "linear", "t": None, "weights": None, "normalise": None, "density": 0.2, "rescale": "density", "seed": 0,
@@ -352,3 +353,26 @@ def test_models_with_packs_are_refused(three):
     packed = dataclasses.replace(source.expansion, packs=(SimpleNamespace(to_json=dict),))
     with pytest.raises(ValueError, match="the model in the role model has packs attached; detach them, mix"):
         method().plan(dataclasses.replace(source, expansion=packed))
+
+
+PLAN = """
+import sys
+from pathlib import Path
+from pipeline.expansion.mixing.mix import Mix
+from pipeline.expansion.source import read_source
+
+model, other, memory = map(Path, sys.argv[1:4])
+for method in ("linear", "slerp", "ties", "dare"):
+    plan = Mix(method, None, None, None, 0.5, "density", 0, "lineage").plan(read_source(model, memory, {"a": other}))
+    assert any(recipe.kind == "computed" for recipe in plan.recipes.values())
+print(sorted({"torch", "transformers", "numpy"} & set(sys.modules)))
+"""
+
+
+def test_a_mix_of_known_models_is_planned_without_torch(three, tmp_path):
+    found = read_source(three[0], tmp_path / "memory", {"a": three[1]})
+    method().plan(found)
+    found.anatomy.save()
+    command = [sys.executable, "-c", PLAN, *map(str, three[:2]), str(tmp_path / "memory")]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE_S)
+    assert (done.returncode, done.stdout) == (0, "[]\n"), done.stderr

@@ -27,8 +27,13 @@ def pair(tmp_path):
 
 
 def by_sorting(difference, rank):
-    found = difference.abs().sort(descending=True).values
-    return found[rank - 1].item(), rank - int((found > found[rank - 1]).sum())
+    magnitudes = difference.abs()
+    smallest = magnitudes.sort(descending=True).values[rank - 1]
+    num_equal = rank - int((magnitudes > smallest).sum())
+    last = int((magnitudes == smallest).nonzero()[num_equal - 1])
+    part = last // threshold.PART_ITEMS
+    before = int((magnitudes[: part * threshold.PART_ITEMS] == smallest).sum())
+    return threshold.Limit(smallest.item(), part, num_equal - before)
 
 
 DRAWN = torch.randn(5000, generator=torch.Generator().manual_seed(0))
@@ -61,3 +66,9 @@ def test_a_sample_unlike_the_whole_is_not_believed(pair):
 def test_no_more_is_held_than_a_share_of_the_values(pair):
     base, other = pair(KINDS["equal"])
     assert threshold._between(base, other, 1000, *threshold._bounds(base, other, 1000)) is None
+
+
+def test_what_is_mostly_no_number_is_refused(pair):
+    base, other = pair(torch.where(DRAWN > 1, DRAWN, torch.tensor(torch.nan)))
+    with pytest.raises(ValueError, match="not numbers"):
+        threshold.smallest_kept(base, other, 1000)
