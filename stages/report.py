@@ -55,7 +55,7 @@ class Params:
     benchmarks: Mapping[str, Mapping[str, Any]]
 
 
-STAGE = Stage(version=10, makes="report", inputs={ANY_ROLE: "any"}, params=Params)
+STAGE = Stage(version=11, makes="report", inputs={ANY_ROLE: "any"}, params=Params)
 
 
 def forecast(request: Request) -> Forecast:

@@ -8,7 +8,7 @@ from pipeline.reporting.axes import Axis, axes
 from pipeline.reporting.compare import Comparison
 from pipeline.reporting.figures.path_figure import path_plot
 from pipeline.reporting.figures.plot import Plot, loss_figure, save, sweep_figure
-from pipeline.reporting.figures.tradeoff import NARROW, shown_on, tradeoff_figure
+from pipeline.reporting.figures.tradeoff import NARROW, far_on, shown_on, tradeoff_figure
 from pipeline.reporting.tables.wording import number, percent
 
 
@@ -38,6 +38,8 @@ def _tradeoff(comparison: Comparison, axis: Axis, directory: Path, is_first: boo
         f"Up and to the {'left' if axis.better == '←' else 'right'} is better. The base is the origin. Bars are "
         f"{percent(comparison.confidence)} intervals of the paired difference."
     )
+    if far := far_on(comparison, axis):
+        caption += f" At the edge, as they are far off: {', '.join(line.label for line in far)}."
     path = save(tradeoff_figure(comparison, axis), directory, name)
     return Plot(path, f"What was learned against {axis.noun}", _tradeoff_alt(comparison, axis), caption, narrow)
 
