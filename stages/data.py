@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import copy
-import os
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from pipeline.cores import allowed_cores
 from pipeline.data.sources.hub import Repository, is_commit
 from pipeline.engine.process import worker
 from pipeline.engine.run.forecast import Forecast, Request
@@ -92,9 +92,8 @@ def run(context: worker.Context) -> dict[str, Any]:
 def _encoding(launch: dict[str, Any]) -> Any:
     from pipeline.data.tokens.encoding import Encoding
 
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     directory = Path(launch["token_cache"]).absolute() if launch["token_cache"] else None
-    return Encoding(launch["threads"] or cores, launch["word_cache"], directory)
+    return Encoding(launch["threads"] or allowed_cores(), launch["word_cache"], directory)
 
 
 def _pinned(params: dict[str, Any]) -> tuple[dict[str, Any], dict[str, str]]:

@@ -89,7 +89,7 @@ def _pinned(plan: Plan, source: Source) -> Iterator[NewBlock]:
 
 
 def _inputs(plan: Plan, stored: Mapping[str, Stored]) -> dict[str, list[Stored]]:
-    """What each of the target's tensors is made from, what stays first: each is then copied into the place it had."""
+    """What each of the target's tensors is made from. What stays comes first: it is copied to the place it had."""
     new = set(plan.new_parameters)
     made = read_header(plan.made) if plan.made else {}
     inputs = {}

@@ -17,6 +17,7 @@ import transformers
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
+from pipeline.expansion import writer
 from pipeline.expansion.base import Recipe
 from pipeline.expansion.methods.block import BlockExpansion
 from pipeline.expansion.source import read_source
@@ -25,6 +26,7 @@ from pipeline.expansion.writer import write_expansion
 from pipeline.models import load
 from pipeline.models.directory import check_directory, materialise
 from pipeline.models.files import atomic_io as durable
+from pipeline.models.files.read_ahead import ReadAhead
 from pipeline.models.files.safetensors_io import read_index, weight_files
 from pipeline.models.files.tensor_file import read_header, tensors_hash
 from tests.expansion.kills import in_process, killed_at_call
@@ -212,6 +214,32 @@ def test_a_computed_tensor_is_made_in_pieces(make_model, tmp_path, monkeypatch):
     expand(make_model("bfloat16"), tmp_path / "in_pieces", recipes=recipes)
     one, other = (read_index(tmp_path / way) for way in ("at_once", "in_pieces"))
     assert tensors_hash(one) == tensors_hash(other)
+
+
+def test_what_is_computed_with_is_fetched_in_the_order_of_writing(make_model, tmp_path, monkeypatch):
+    """Not what is copied, or drawn; each is told when it was read."""
+    orders, done = [], []
+
+    class Recorded(ReadAhead):
+        def __init__(self, order):
+            orders.extend(order)
+            super().__init__(order)
+
+        def done(self, group):
+            done.append(group)
+            super().done(group)
+
+    monkeypatch.setattr(writer, "ReadAhead", Recorded)
+    monkeypatch.setattr("pipeline.models.files.safetensors_io._WRITERS", 1)
+    new = {
+        UP: Recipe("mean", UP_BELOW, others=(UP_ABOVE,)),
+        UP.replace("up", "down"): Recipe("random", UP.replace("up", "down")),
+    }
+    source = make_model()
+    expand(source, tmp_path / "grown", recipes=new)
+    stored = read_index(source)
+    assert orders == [[stored[UP_BELOW], stored[UP_ABOVE]]]
+    assert orders[0] in done
 
 
 def test_random_values_depend_on_seed_and_name_alone(make_model, tmp_path):

@@ -28,6 +28,7 @@ from typing import Any
 
 import psutil
 
+from pipeline.cores import allowed_cores
 from pipeline.engine.errors import ConfigError
 from pipeline.engine.process.provenance import REPOSITORY
 from pipeline.engine.process.signals import driver_identity
@@ -226,7 +227,7 @@ def threads(launch: Mapping[str, Any]) -> int:
 
 def usable_cores() -> int:
     """Cores that this process may use, hyperthreads of one core counted once."""
-    usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    usable = allowed_cores()
     return min(usable, psutil.cpu_count(logical=False) or usable)
 
 

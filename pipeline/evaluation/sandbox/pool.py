@@ -18,6 +18,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from pipeline.cores import allowed_cores
 from pipeline.evaluation.sandbox import levels, seccomp
 from pipeline.evaluation.sandbox.interpreter import this_interpreter
 from pipeline.evaluation.sandbox.limits import Limits, Ran
@@ -118,7 +119,7 @@ class Sandbox:
     """
 
     def __init__(self, limits: Limits, required: str, workers: int | None) -> None:
-        self.limits, self.workers = limits, workers or _cores()
+        self.limits, self.workers = limits, workers or allowed_cores()
         self._interpreter = asdict(this_interpreter(tuple(limits.packages)))
         # pop and append of a list are atomic
         self._launchers: list[Launcher] = []
@@ -216,10 +217,6 @@ class Sandbox:
                 launcher.close()
         self._launchers.append(launcher := Launcher())
         return launcher
-
-
-def _cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _close_all(launchers: list[Launcher]) -> None:

@@ -184,18 +184,19 @@ class Mix:
         """How a tensor is mixed, and which of the models it is equal to, if it is to be one of them."""
         t = value_at(self._t, name, at)
         if self.method == "slerp":
-            return {0.0: 0, 1.0: 1}.get(t), _Computed(lambda known: known.Slerp(t))
+            return {0.0: 0, 1.0: 1}.get(t), _Computed(lambda operations: operations.Slerp(t))
         if self.method == "linear":
             weights = self._weights(name, at, ("model", *roles)) if self.weights is not None else (1 - t, t)
-            return self._sole(weights, name), _Computed(lambda known: known.Linear(weights, self._is_normalised))
+            linear = _Computed(lambda operations: operations.Linear(weights, self._is_normalised))
+            return self._sole(weights, name), linear
         weights = self._weights(name, at, roles)
         is_base = t == 0 or not any(weights)
         is_other = self.method == "task_arithmetic" and len(roles) == 1 and t * weights[0] == 1
         densities = {role: value_at(self.density, name, at) for role in roles}
 
-        def differences(known: Any) -> Operation:
-            thinning = tuple(self._thinning(known, role, density) for role, density in densities.items())
-            return known.Differences(weights, thinning, self.method == "ties", self._is_normalised, t)
+        def differences(operations: Any) -> Operation:
+            thinning = tuple(self._thinning(operations, role, density) for role, density in densities.items())
+            return operations.Differences(weights, thinning, self.method == "ties", self._is_normalised, t)
 
         return 0 if is_base else 1 if is_other else None, _Computed(differences)
 
@@ -211,10 +212,12 @@ class Mix:
         alone = len(counted) == 1 and (self._is_normalised or weights[counted[0]] == 1)
         return counted[0] if alone else None
 
-    def _thinning(self, known: Any, role: str, density: float) -> Any:
+    def _thinning(self, operations: Any, role: str, density: float) -> Any:
         if self.method not in THINNED or density >= 1:
             return None
-        return known.Trim(density) if self.method == "ties" else known.Drop(density, self.rescale, self.seed, role)
+        if self.method == "ties":
+            return operations.Trim(density)
+        return operations.Drop(density, self.rescale, self.seed, role)
 
 
 @dataclass(frozen=True)
@@ -222,16 +225,16 @@ class _Computed:
     """An operation of the module `operations`, which comes with torch: loaded when it computes, not when it is planned.
 
     Attributes:
-        of: given the module, makes the operation.
+        make: the operation, given the module.
     """
 
-    of: Callable[[Any], Operation]
+    make: Callable[[Any], Operation]
 
     def __call__(self, name: str, inputs: Sequence[Stored]) -> Iterator[torch.Tensor]:
         """See `Operation`."""
         from pipeline.expansion.mixing import operations
 
-        return self.of(operations)(name, inputs)
+        return self.make(operations)(name, inputs)
 
 
 def _are_equal(inputs: Sequence[Stored]) -> bool:

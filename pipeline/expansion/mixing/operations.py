@@ -27,7 +27,7 @@ _RANDOM = 2**31
 _SUM_FLOOR = 1e-7
 
 Thinned = Callable[[torch.Tensor], torch.Tensor]
-"""Makes of each piece of a difference, in order, what is kept of it."""
+"""Makes of each part of a difference, of `PART_ITEMS` and from the first on, what is kept of it."""
 
 
 @dataclass(frozen=True)
@@ -77,7 +77,7 @@ class Trim:
     density: float
 
     def __call__(self, name: str, base: Stored, other: Stored) -> Thinned:
-        """Find the smallest value that is kept; see `smallest_kept`."""
+        """Find where what is kept ends; see `smallest_kept`."""
         limit = smallest_kept(base, other, max(1, int(self.density * math.prod(base.shape))))
         below = float(np.nextafter(np.float32(limit.smallest), np.float32(0)))
         parts = itertools.count()

@@ -13,8 +13,8 @@ from pipeline.expansion.values import pieces_together
 from pipeline.models.files.tensor_file import ITEM_BITS, Stored
 
 PART_ITEMS = 2**18
-"""What is computed with at a time: small enough for what is made of it to stay in a core's cache, and large enough that
-threads, which pass the interpreter to each other between two operations, seldom do."""
+"""What is computed with at a time: small enough to stay in a core's cache, large enough that threads seldom wait for
+the interpreter's lock."""
 _SAMPLE_ITEMS = 2**12  # of each part, at most
 _MOST_SAMPLED = 2**18  # of all parts: a rank in it then has a standard deviation of 0.001 of all values
 _MARGIN = 0.005  # of all values, to each side of where the sample has the rank
@@ -28,7 +28,7 @@ class Limit:
 
     Attributes:
         smallest: the smallest magnitude among them.
-        part: in which part, of `PART_ITEMS` each, the last of those that are equal to it lies.
+        part: in which part, of `PART_ITEMS` each, the last equal value that is counted lies.
         num_equal: how many of the equal ones of that part are counted; of those in earlier parts all are.
     """
 
@@ -47,7 +47,13 @@ def smallest_kept(base: Stored, other: Stored, rank: int) -> Limit:
         ValueError: so many are not numbers that one of these would be the smallest.
     """
     bounds = _bounds(base, other, rank)
-    return _between(base, other, rank, *bounds) or _by_bits(base, other, rank)
+    found = _between(base, other, rank, *bounds) or _by_bits(base, other, rank)
+    if found is None:
+        raise ValueError(
+            f"the difference of {base.name} between {base.file} and {other.file} has so many values that are no "
+            "numbers (NaN) that its largest cannot be told; mix models without NaN, or by another method"
+        )
+    return found
 
 
 def _bounds(base: Stored, other: Stored, rank: int) -> tuple[float, float]:
@@ -55,7 +61,8 @@ def _bounds(base: Stored, other: Stored, rank: int) -> tuple[float, float]:
     at, margin, last = (1 - rank / math.prod(base.shape)) * len(sample), _MARGIN * len(sample), len(sample) - 1
     places = [min(max(0, round(place)), last) for place in (at - margin, at + margin)]
     low, high = np.partition(sample, places)[places]
-    return float(low) if at > margin else 0.0, float(high) if at + margin < last else math.inf
+    # A sample of mostly numbers may have none of them as its upper bound: then everything is below it.
+    return float(low) if at > margin else 0.0, float(np.fmin(high, np.inf)) if at + margin < last else math.inf
 
 
 def _between(base: Stored, other: Stored, rank: int, low: float, high: float) -> Limit | None:
@@ -63,10 +70,10 @@ def _between(base: Stored, other: Stored, rank: int, low: float, high: float) ->
     inside: list[np.ndarray] = []
     most, held = _MOST_INSIDE * math.prod(base.shape) + PART_ITEMS, 0
     for values in _magnitudes(base, other):
-        bits = values.view(np.int32)  # of positive floats ordered as they are, and quicker to compare
+        bits = values.view(np.int32)  # of floats from 0 on they sort as these do, NaN last, and compare faster
         above, at_least = bits > highest, bits >= lowest
         rank -= int(np.count_nonzero(above))
-        inside.append(values[np.flatnonzero(at_least ^ above)])
+        inside.append(values[np.flatnonzero(at_least ^ above)])  # at least the lowest and not above
         held += len(inside[-1])
         if rank < 1 or held > most:
             return None
@@ -77,8 +84,8 @@ def _between(base: Stored, other: Stored, rank: int, low: float, high: float) ->
     return _limit(smallest, rank - int(np.count_nonzero(found > smallest)), inside)
 
 
-def _by_bits(base: Stored, other: Stored, rank: int) -> Limit:
-    """First by the upper bits, then by the lower ones of the rest."""
+def _by_bits(base: Stored, other: Stored, rank: int) -> Limit | None:
+    """Counted first by the upper bits, then by the lower bits of those that share them."""
     all_bits = (values.view(np.int32) for values in _magnitudes(base, other))
     high, rank = _bin_of(rank, (bits >> _LOW_BITS for bits in all_bits), 1 << (31 - _LOW_BITS))
     again = (values.view(np.int32) for values in _magnitudes(base, other))
@@ -87,14 +94,14 @@ def _by_bits(base: Stored, other: Stored, rank: int) -> Limit:
     return _limit(np.int32((high << _LOW_BITS) + low).view(np.float32), num_equal, _magnitudes(base, other))
 
 
-def _limit(smallest: np.float32, num_equal: int, parts: Iterable[np.ndarray]) -> Limit:
-    """The limit of which it is known how many equal values are counted in all parts."""
+def _limit(smallest: np.float32, num_equal: int, parts: Iterable[np.ndarray]) -> Limit | None:
+    """Find the part in which the `num_equal`-th of the equal values lies."""
     for part, values in enumerate(parts):
         equal = int(np.count_nonzero(values == smallest))
         if equal >= num_equal:
             return Limit(float(smallest), part, num_equal)
         num_equal -= equal
-    raise ValueError(f"of a difference that is to be trimmed too many values are not numbers ({smallest})")
+    return None  # it is no number, which equals nothing
 
 
 def _bin_of(rank: int, values: Iterator[np.ndarray], num_bins: int) -> tuple[int, int]:

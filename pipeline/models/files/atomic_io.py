@@ -27,12 +27,19 @@ def write_at(fd: int, data: bytes | memoryview, position: int) -> None:
 
 
 def write_back(fd: int, position: int, num_bytes: int) -> None:
-    """Have the kernel begin to bring a written range to the disk, while more is computed; waits for nothing.
+    """Have the kernel begin to bring a written range to the disk, while more is computed.
 
-    Else it begins when a file is synced, or after many seconds.
+    Else it begins when the file is synced, or after many seconds. It does not wait for the disk, unless that is busy.
     """
-    if hasattr(os, "posix_fadvise"):  # Linux writes dirty pages of the range out, and drops those that are clean
-        os.posix_fadvise(fd, position, num_bytes, os.POSIX_FADV_DONTNEED)
+    if num_bytes:  # none would mean all that follows; Linux writes the range out, and drops pages that it has written
+        advise(fd, position, num_bytes, "DONTNEED")
+
+
+def advise(fd: int, start: int, num_bytes: int, advice: str) -> None:
+    """Give advice on a range of a file, by the end of its POSIX name, where the system takes it."""
+    if hasattr(os, "posix_fadvise"):
+        with contextlib.suppress(OSError):
+            os.posix_fadvise(fd, start, num_bytes, getattr(os, f"POSIX_FADV_{advice}"))
 
 
 def copy_at(source: Path, start: int, num_bytes: int, fd: int, position: int) -> None:
@@ -46,8 +53,7 @@ def copy_at(source: Path, start: int, num_bytes: int, fd: int, position: int) ->
     end = start + num_bytes
     with source.open("rb", buffering=0) as stream:
         copied_to = min(end, os.fstat(stream.fileno()).st_size)
-        if hasattr(os, "posix_fadvise"):
-            os.posix_fadvise(stream.fileno(), start, num_bytes, os.POSIX_FADV_SEQUENTIAL)
+        advise(stream.fileno(), start, num_bytes, "SEQUENTIAL")
         for first, last in _data_ranges(stream.fileno(), start, copied_to):
             to = position + first - start
             done = _kernel_copy(stream.fileno(), first, last - first, fd, to)

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import threading
 from collections.abc import Sequence
 from typing import Self
 
+from pipeline.models.files.atomic_io import advise
 from pipeline.models.files.tensor_file import Stored
 
 AHEAD_BYTES = 512 * 2**20
-"""Read and not yet computed with. It is in the kernel's memory of files, which the kernel may drop."""
+"""At most so much is fetched and not yet computed with. It is in the page cache, where the kernel may drop it."""
 _STEP_BYTES = 8 * 2**20
+_REQUEST_BYTES = 128 * 2**10  # the kernel cuts what is larger than its window, which may be no more
 
 
 class ReadAhead:
@@ -24,20 +25,22 @@ class ReadAhead:
     def __init__(self, order: Sequence[Sequence[Stored]]) -> None:
         self._order = order
         self._room = AHEAD_BYTES
+        self._fetched: dict[int, int] = {}  # bytes of a group, by its identity
+        self._done: set[int] = set()
         self._is_over = False
         self._changed = threading.Condition()
         self._thread = threading.Thread(target=self._run, name="read ahead", daemon=True)
 
     def done(self, group: Sequence[Stored]) -> None:
-        """Tensors were read to their end: as many bytes more may be fetched."""
+        """A group of `order` was read to its end: as many bytes as were fetched of it may be fetched of others."""
         with self._changed:
-            self._room = min(AHEAD_BYTES, self._room + sum(stored.num_bytes for stored in group))
+            self._done.add(id(group))
+            self._room += self._fetched.pop(id(group), 0)
             self._changed.notify()
 
     def __enter__(self) -> Self:
         """Begin."""
-        if hasattr(os, "posix_fadvise"):
-            self._thread.start()
+        self._thread.start()
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -45,27 +48,33 @@ class ReadAhead:
         with self._changed:
             self._is_over = True
             self._changed.notify()
-        if self._thread.ident is not None:
-            self._thread.join()
+        self._thread.join()
 
     def _run(self) -> None:
+        asked: set[Stored] = set()  # several tensors may be cut from one
         for group in self._order:
-            for first in range(0, max(stored.num_bytes for stored in group), _STEP_BYTES):
-                for stored in group:
-                    if not self._has_room():
-                        return
-                    self._fetch(stored, first)
+            new = [stored for stored in dict.fromkeys(group) if stored not in asked]
+            asked.update(new)
+            for first in range(0, max((stored.num_bytes for stored in new), default=0), _STEP_BYTES):
+                for stored in new:
+                    size = min(_STEP_BYTES, stored.num_bytes - first)
+                    if size > 0 and self._may_fetch(group, size):
+                        _fetch(stored, first, size)
 
-    def _has_room(self) -> bool:
+    def _may_fetch(self, group: Sequence[Stored], size: int) -> bool:
+        """Wait until there is room, and take it; False where it is too late."""
+        key = id(group)
         with self._changed:
-            self._changed.wait_for(lambda: self._is_over or self._room > 0)
-            return not self._is_over
-
-    def _fetch(self, stored: Stored, first: int) -> None:
-        size = min(_STEP_BYTES, stored.num_bytes - first)
-        if size <= 0:
-            return
-        with contextlib.suppress(OSError), stored.file.open("rb", buffering=0) as stream:
-            os.posix_fadvise(stream.fileno(), stored.start + first, size, os.POSIX_FADV_WILLNEED)
-        with self._changed:
+            self._changed.wait_for(lambda: self._is_over or self._room > 0 or key in self._done)
+            if self._is_over or key in self._done:
+                return False
             self._room -= size
+            self._fetched[key] = self._fetched.get(key, 0) + size
+            return True
+
+
+def _fetch(stored: Stored, first: int, size: int) -> None:
+    with contextlib.suppress(OSError), stored.file.open("rb", buffering=0) as stream:  # the reader will tell
+        for start in range(first, first + size, _REQUEST_BYTES):
+            count = min(_REQUEST_BYTES, first + size - start)
+            advise(stream.fileno(), stored.start + start, count, "WILLNEED")

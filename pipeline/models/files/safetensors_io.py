@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+from pipeline.cores import allowed_cores
 from pipeline.file_io import sync
 from pipeline.models.files.atomic_io import commit, write_text
 from pipeline.models.files.reference import is_reference, read_reference
@@ -89,7 +89,7 @@ def read_weight_map(index: Path) -> dict[str, str]:
 def write_shards(directory: Path, tensors: Mapping[str, Planned], shard_bytes: int = 5 * 10**9) -> list[Path]:
     """Write tensors as one `model.safetensors` or as numbered shards with an index, fsynced.
 
-    Some tensors are written at once, as copying on a fast disk waits for a core, and computing for the disk.
+    Some tensors are written at once, as copying on a fast disk waits for a core.
     The first copy of each stored tensor goes with its neighbours: one shard a source file, in that file's order, so
     that whole data regions are copied verbatim. All else follows in further shards, in the order given. What fits
     into one shard is one file.
@@ -129,7 +129,7 @@ def _write_partials(files: Sequence[Path], shards: Sequence[Mapping[str, Planned
 def _num_writers(shards: Sequence[Mapping[str, Planned]]) -> int:
     """Fewer where tensors are computed: more threads than cores wait for each other between any two operations."""
     computed = any(callable(planned.content) for shard in shards for planned in shard.values())
-    return min(_WRITERS, os.cpu_count() or 1) if computed else _WRITERS
+    return min(_WRITERS, allowed_cores()) if computed else _WRITERS
 
 
 def write_index(directory: Path, weight_map: Mapping[str, str], total_size: int) -> None:

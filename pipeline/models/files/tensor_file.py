@@ -18,6 +18,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
+from pipeline.cores import allowed_cores
 from pipeline.models.files.atomic_io import WRITE_BACK_BYTES, commit, copy_at, partial_of, write_at, write_back
 
 HEADER_LIMIT = 100_000_000  # bytes; the limit of the safetensors library itself
@@ -167,7 +168,7 @@ def tensors_hash(tensors: Mapping[str, Stored]) -> str:
     Reads every byte; tensors are hashed on all cores.
     """
     names = sorted(tensors)
-    with ThreadPoolExecutor(os.cpu_count() or 1) as pool:
+    with ThreadPoolExecutor(allowed_cores()) as pool:
         hashes = pool.map(content_hash, [tensors[name] for name in names])
         lines = [
             f"{name} {tensors[name].dtype} {list(tensors[name].shape)} {content}\n"
@@ -287,9 +288,8 @@ def _write_content(file: Path, position: int, content: Content, num_bytes: int, 
         for piece in content() if callable(content) else (content,):
             write_at(out.fileno(), piece, position + done)
             done += memoryview(piece).nbytes
-            if done - behind >= WRITE_BACK_BYTES:
+            if done - behind >= WRITE_BACK_BYTES:  # the rest is left to the sync: small writes share pages
                 write_back(out.fileno(), position + behind, done - behind)
                 behind = done
-        write_back(out.fileno(), position + behind, done - behind)
     if done != num_bytes:
         raise ValueError(f"{what} needs {num_bytes} bytes, found {done}")

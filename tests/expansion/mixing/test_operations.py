@@ -141,13 +141,14 @@ def test_pieces_change_no_more_than_rounding(stored, monkeypatch, operation):
     torch.testing.assert_close(made(mix, inputs), at_once, rtol=1e-6, atol=1e-7 * largest_term)
 
 
-def test_one_difference_is_weighted_and_divided_as_several_are(stored):
+@pytest.mark.parametrize("weight", [-0.3, 1.0])
+def test_one_difference_is_weighted_and_divided_as_several_are(stored, weight):
     """A second model that is the base's equal has no part in the election, and weight 0 none in the mean."""
     generator = torch.Generator().manual_seed(3)
     base, other = stored(*(torch.randn(500, generator=generator) for _ in range(2)))
     for elect, normalise in ((True, True), (True, False), (False, True), (False, False)):
-        one = made(Differences((-0.3,), (Trim(0.4),), elect, normalise, 0.7), [base, other])
-        two = made(Differences((-0.3, 0.0), (Trim(0.4), None), elect, normalise, 0.7), [base, other, base])
+        one = made(Differences((weight,), (Trim(0.4),), elect, normalise, 0.7), [base, other])
+        two = made(Differences((weight, 0.0), (Trim(0.4), None), elect, normalise, 0.7), [base, other, base])
         assert torch.equal(one, two)
 
 

@@ -70,5 +70,17 @@ def test_no_more_is_held_than_a_share_of_the_values(pair):
 
 def test_what_is_mostly_no_number_is_refused(pair):
     base, other = pair(torch.where(DRAWN > 1, DRAWN, torch.tensor(torch.nan)))
-    with pytest.raises(ValueError, match="not numbers"):
+    with pytest.raises(ValueError, match=r"difference of a between .*x.safetensors .*no numbers"):
         threshold.smallest_kept(base, other, 1000)
+
+
+@pytest.mark.parametrize("num_equal", [1, 30, 40])
+def test_a_sample_whose_bound_is_no_number(pair, num_equal):
+    """Almost as many values are no numbers, which count as the largest, as are kept."""
+    difference = torch.ones(5000)
+    difference[torch.randperm(5000, generator=torch.Generator().manual_seed(1))[:989]] = torch.nan
+    base, other = pair(difference)
+    found = threshold.smallest_kept(base, other, 989 + num_equal)
+    assert found == threshold._by_bits(base, other, 989 + num_equal)
+    kept = int((difference[: found.part * 256] == 1).sum()) + found.num_equal
+    assert (found.smallest, kept) == (1.0, num_equal)

@@ -54,18 +54,57 @@ def test_it_goes_side_by_side_and_stops_when_there_is_no_room(fetched, groups):
     first = [(0, 10), (500, 10), (10, 10), (510, 10)]
     with ReadAhead(groups) as ahead:
         assert fetched.wait(4) == first
+        ahead.done(groups[0])  # what is left of it is not fetched any more
+        assert fetched.wait(8) == [*first, (100, 10), (600, 10), (110, 10), (610, 10)]
+    assert len(fetched.ranges) == 8
+
+
+def test_groups_larger_than_the_room_do_not_put_it_behind(fetched, groups):
+    large = [[replace(one, num_bytes=200, start=one.start + 30) for one in groups[0]] for _ in range(2)]
+    large[1] = [replace(one, start=one.start + 300) for one in large[1]]
+    with ReadAhead([*large, *groups]) as ahead:
+        fetched.wait(4)  # all that there is room for
+        ahead.done(large[0])
+        fetched.wait(8)
+        ahead.done(large[1])
+        assert fetched.wait(12)[-4:] == [(0, 10), (500, 10), (10, 10), (510, 10)]
+
+
+def test_what_it_did_not_fetch_gives_no_room(fetched, groups):
+    with ReadAhead(groups) as ahead:
+        fetched.wait(4)
+        ahead.done([replace(groups[0][0], num_bytes=10**6)])
+        ahead.done(groups[1])
         ahead.done(groups[0])
-        assert fetched.wait(8) == [*first, (20, 5), (520, 5), (100, 10), (600, 10)]
-    assert len(fetched.ranges) <= 10  # of the second group nothing more than there was room for
+    assert len(fetched.ranges) == 4
+
+
+def test_a_tensor_that_several_are_cut_from_is_fetched_once(fetched, groups):
+    (one, two), (three, _) = groups
+    again = [[one], [one, two], [three, one, three]]
+    with ReadAhead(again) as ahead:
+        fetched.wait(5)
+        ahead.done(again[0])
+        fetched.wait(8)
+        ahead.done(again[1])
+        assert fetched.wait(9)[-3:] == [(100, 10), (110, 10), (120, 5)]
+    assert len(set(fetched.ranges)) == len(fetched.ranges)
+
+
+def test_a_request_is_no_larger_than_the_smallest_window(fetched, groups, monkeypatch):
+    monkeypatch.setattr(read_ahead, "_REQUEST_BYTES", 4)
+    with ReadAhead([groups[0][:1]]):
+        assert fetched.wait(8) == [(0, 4), (4, 4), (8, 2), (10, 4), (14, 4), (18, 2), (20, 4), (24, 1)]
 
 
 def test_the_end_does_not_wait_for_the_rest(fetched, groups):
-    with ReadAhead(groups * 100):
+    with ReadAhead([[replace(one, start=50 * i) for one in groups[0]] for i in range(100)]):
         pass
-    assert len(fetched.ranges) <= 4
+    assert len(fetched.ranges) <= 5
 
 
 def test_a_file_that_is_gone_is_left_to_the_reader(fetched, groups):
     gone = [[replace(one, file=Path("/nowhere/x")) for one in groups[0]]]
-    with ReadAhead(gone) as ahead:
+    with ReadAhead([*gone, groups[1]]) as ahead:
         ahead.done(gone[0])
+        assert (100, 10) in fetched.wait(1)

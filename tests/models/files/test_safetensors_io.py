@@ -7,6 +7,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from pipeline.models.files import safetensors_io, tensor_file
 from pipeline.models.files.safetensors_io import ignored_index, read_index, write_shards
 from pipeline.models.files.tensor_file import (
     Planned,
@@ -211,3 +212,31 @@ def test_a_missing_tokenizer_is_named(make_model, tmp_path):
 
     with pytest.raises(ValueError, match="has no tokenizer"):
         load_tokenizer(tmp_path)
+
+
+def test_what_is_computed_goes_to_the_disk_while_more_is(tmp_path, monkeypatch):
+    """In steps, each once; what is less than a step is left to the sync."""
+    begun = []
+    monkeypatch.setattr(tensor_file, "WRITE_BACK_BYTES", 10)
+    monkeypatch.setattr(tensor_file, "write_back", lambda fd, position, size: begun.append((position, size)))
+    pieces = [bytes([i]) * 8 for i in range(6)]
+    write_file(
+        tmp_path / "x.safetensors", {"a": Planned("U8", (48,), 48, lambda: pieces), "b": Planned("U8", (2,), 2, b"ab")}
+    )
+    start = read_header(tmp_path / "x.safetensors")["a"].start
+    assert begun == [(start, 16), (start + 16, 16), (start + 32, 16)]
+    assert load_file(tmp_path / "x.safetensors")["a"].tolist() == list(b"".join(pieces))
+
+
+def test_no_more_tensors_are_computed_at_once_than_there_are_cores(tmp_path, monkeypatch):
+    monkeypatch.setattr(safetensors_io, "allowed_cores", lambda: 1)
+    running, most = [], []
+
+    def content():
+        running.append(1)
+        most.append(len(running))
+        yield bytes(4)
+        running.pop()
+
+    write_shards(tmp_path, {str(i): Planned("U8", (4,), 4, content) for i in range(20)})
+    assert set(most) == {1}
