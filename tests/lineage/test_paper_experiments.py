@@ -69,6 +69,7 @@ def test_its_twin_needs_no_hub(tmp_path, experiment):
     left_out = check_rows(config, variant, text) - set(variant.models)
     assert left_out <= {"add_32"}  # 30 blocks make no 32 groups
     assert config["model"]["source"]["kind"] == "package" and config["launch"]["num_processes"] == 1
+    assert config["name"].endswith("_small")
     # its own conversations for one figure, but not those of the hub
     assert not any("hub" in str(node.params) for node in variant.data.values())
 
@@ -79,6 +80,7 @@ def test_its_wiring_needs_nothing_at_all(tmp_path, experiment):
     config, variant, text = planned(tmp_path, experiment, "scale=tiny")
     assert check_rows(config, variant, text) <= set(variant.models)  # 32 blocks, as the paper's model has
     assert config["model"]["source"]["kind"] == "random" and config["launch"]["inprocess"]
+    assert config["name"].endswith("_tiny")  # in no report with the numbers of others
     sources = str([node.params for node in (*variant.models.values(), *variant.data.values())])
     assert "'hub'" not in sources and ("'package'" in sources) is (experiment == "paper/controls")  # what it replays
 

@@ -19,6 +19,7 @@ from pipeline.training.settings import Settings, Units
 from pipeline.training.tracking.track import Track
 
 UNKNOWN_MODEL = "cost not known before the stage runs: this model's shape, or what the strategy trains in it, is not"
+_ALIKE = 4  # times as many parameters, or as few: a rate then tells something of another model's
 LATE = "; the steps that num_flops={:.4g} allows are counted when it starts"
 
 
@@ -146,7 +147,7 @@ def tell(
     if found is None:
         budget = params.get("num_flops")
         return [UNKNOWN_MODEL + ("" if budget is None else LATE.format(budget))]
-    return lines(found, known_rate(earlier(), socket.gethostname(), params["precision"]))
+    return lines(found, known_rate(earlier(), socket.gethostname(), params["precision"], found.num_parameters))
 
 
 def lines(found: Forecast, rate: tuple[float, str] | None) -> list[str]:
@@ -158,11 +159,14 @@ def lines(found: Forecast, rate: tuple[float, str] | None) -> list[str]:
     return [parameters, _memory_line(found.memory), _flops_line(found), _time_line(found, rate), *tracking]
 
 
-def known_rate(manifests: Iterable[Mapping[str, Any]], host: str, precision: str) -> tuple[float, str] | None:
+def known_rate(
+    manifests: Iterable[Mapping[str, Any]], host: str, precision: str, num_parameters: int
+) -> tuple[float, str] | None:
     """The rate of needed FLOPs that the latest committed run of this host and precision reached on each process.
 
     Args:
         manifests: of artifacts of training stages.
+        num_parameters: of the model to be trained; matrices of a much smaller one are multiplied at another rate.
     """
     fitting = [
         manifest
@@ -170,6 +174,7 @@ def known_rate(manifests: Iterable[Mapping[str, Any]], host: str, precision: str
         if manifest["provenance"].get("host") == host
         and manifest["params"].get("precision") == precision
         and manifest["metrics"].get("flops_per_s")
+        and 1 / _ALIKE <= manifest["metrics"]["num_parameters"] / num_parameters <= _ALIKE
     ]
     if not fitting:
         return None
@@ -195,7 +200,7 @@ def _flops_line(found: Forecast) -> str:
 
 def _time_line(found: Forecast, rate: tuple[float, str] | None) -> str:
     if rate is None or (seconds := found.seconds(rate[0])) is None:
-        return "time        told after the first steps; no earlier run on this host has measured a rate"
+        return "time        told after the first steps; no earlier run on this host has measured a rate at this size"
     return f"time        about {_duration(seconds)} of training at the {_big(rate[0])}FLOP/s that {rate[1]}"
 
 

@@ -3,6 +3,7 @@
 import re
 import subprocess
 import sys
+from functools import partial
 
 import pytest
 
@@ -37,12 +38,12 @@ class Stream:
         return num_tokens / 16
 
 
-def manifest(finished="1", host="here", precision="fp32", rate=2e9):
+def manifest(finished="1", host="here", precision="fp32", rate=2e9, num_parameters=SHAPE.num_parameters):
     return {
         "label": "pretrain",
         "fingerprint": "f" * 64,
         "params": {"precision": precision},
-        "metrics": {"flops_per_s": rate} if rate else {},
+        "metrics": {"flops_per_s": rate, "num_parameters": num_parameters} if rate else {},
         "provenance": {"host": host, "finished": finished},
     }
 
@@ -63,13 +64,15 @@ def test_time_at_a_rate_that_was_measured_here(monkeypatch):
     assert "no earlier run" in told(earlier=[manifest(host="elsewhere")])[-1]
 
 
-def test_the_latest_rate_of_this_host_and_precision_counts():
+def test_the_latest_rate_of_this_host_and_precision_and_about_this_size_counts():
+    alike = partial(manifest, num_parameters=100)
     runs = [
-        manifest("2", rate=5.0), manifest("3", rate=7.0), manifest("1", rate=3.0), manifest("9", rate=None),
-        manifest("8", host="there", rate=11.0), manifest("8", precision="bf16", rate=13.0),
+        alike("2", rate=5.0), alike("3", rate=7.0), alike("1", rate=3.0), alike("9", rate=None),
+        alike("8", host="there", rate=11.0), alike("8", precision="bf16", rate=13.0),
+        *(manifest("8", rate=17.0, num_parameters=other) for other in (20, 500)),
     ]  # fmt: skip
-    assert known_rate(runs, "here", "fp32")[0] == 7.0
-    assert known_rate([], "here", "fp32") is None
+    assert known_rate(runs, "here", "fp32", 100)[0] == 7.0
+    assert known_rate([], "here", "fp32", 100) is None
 
 
 @pytest.mark.parametrize(("stream", "steps"), [(None, "steps not known"), (Stream(), "x 20 steps")])
