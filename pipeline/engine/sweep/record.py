@@ -58,6 +58,7 @@ class Cell:
         key: names its files.
         name: what tells it from the other cells, for a person.
         command: runs this cell alone.
+        variant: as which a run records what it makes; empty: not known.
         state: waiting, running, done, failed or stopped.
         run: of the sweep, in which it came to that state.
         process: that runs it or ran it last.
@@ -71,6 +72,7 @@ class Cell:
     key: str
     name: str
     command: str
+    variant: str = ""
     state: str = WAITING
     run: str = ""
     process: Mapping[str, Any] = field(default_factory=dict)
@@ -214,6 +216,19 @@ def latest(folder: Path) -> Path:
     if not found:
         raise ArtifactError(f"{folder} holds no sweep; one is started by `python -m pipeline -m KEY=A,B`")
     return max(found, key=lambda file: file.stat().st_mtime).parent
+
+
+def sweeps(runs_folder: Path) -> list[Sweep]:
+    """All sweeps below a folder of runs, the one that was started last first; damaged ones are passed over."""
+    found = sorted(runs_folder.glob(f"**/sweeps/*/{SWEEP}"), key=lambda file: file.stat().st_mtime, reverse=True)
+    return [sweep for file in found if (sweep := _readable(file.parent)) is not None]
+
+
+def _readable(directory: Path) -> Sweep | None:
+    try:
+        return load_sweep(directory)
+    except ArtifactError:
+        return None
 
 
 def _cell(record: Mapping[str, Any]) -> Cell | None:
