@@ -54,7 +54,7 @@ def _refused(cells: Sequence[Cell], plans: dict[int, CellPlan]) -> list[Cell]:
     """The cells, those as failed that cannot run, which is said at once."""
     for index, plan in sorted(plans.items()):
         if not plan.is_composed:
-            raise ConfigError(f"{cells[index].name} cannot be composed, so no cell is started: {plan.refusal}")
+            raise ConfigError(f"no cell was started: {cells[index].name}: {plan.refusal.removeprefix('ConfigError: ')}")
     found = list(cells)
     for index, plan in sorted(plans.items()):
         if plan.refusal:
