@@ -117,10 +117,11 @@ def as_typed(overrides: Sequence[str]) -> list[str]:
     parser = OverridesParser.create()
     budgets = {f"{key}=null" for keys in ALTERNATIVES for key in keys}
     added = set(_stepping_back([parser.parse_override(word) for word in overrides if word not in budgets]))
-    return [_short(word) for word in overrides if word not in added]
+    return [shortened(word) for word in overrides if word not in added]
 
 
-def _short(override: str) -> str:
+def shortened(override: str) -> str:
+    """The short form of one override, by the path or repository that its option was made with; any other word as it is."""
     key, _, option = override.partition("=")
     if key.startswith("+benchmark@") and _added(OverridesParser.create().parse_override(f"+benchmark={option}")) == [
         override

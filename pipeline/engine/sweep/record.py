@@ -232,4 +232,6 @@ def _readable(directory: Path) -> Sweep | None:
 
 
 def _cell(record: Mapping[str, Any]) -> Cell | None:
-    return Cell(**record) if set(record) == {one.name for one in fields(Cell)} else None
+    known = {one.name for one in fields(Cell)}
+    # Sweeps of earlier versions name no variants.
+    return Cell(**record) if known - {"variant"} <= set(record) <= known else None

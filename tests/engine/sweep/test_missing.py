@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import time
 from dataclasses import replace
@@ -72,6 +73,13 @@ def test_the_sweep_that_was_started_last_counts_and_only_for_its_own_run(sweep, 
     assert missing_cells(tmp_path, "theirs", {})["missing"][0]["why"] == "not run yet"
     sweep(cell(4, report=None), name="c")  # of models alone: no report is asked for
     assert missing_cells(tmp_path, "mine", {"all,n=2": NOW}) is None
+
+
+def test_a_sweep_of_an_earlier_version_is_shown_and_says_nothing_of_reports(sweep, tmp_path):
+    made = sweep(cell(1, state=FAILED, error="no"))
+    (file,) = (made.directory / "cells").glob("*.json")
+    file.write_text(json.dumps({key: value for key, value in json.loads(file.read_text()).items() if key != "variant"}))
+    assert [one.error for one in made.cells()] == ["no"] and missing_cells(tmp_path, "mine", {}) is None
 
 
 def test_no_launcher_is_asked_where_all_cells_are_refused_and_later_refusals_reach_waiting_cells(sweep, tmp_path):
