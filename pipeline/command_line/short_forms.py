@@ -121,7 +121,7 @@ def as_typed(overrides: Sequence[str]) -> list[str]:
 
 
 def shortened(override: str) -> str:
-    """One override in short form, with the path or repository that its option was made with; other words as they are."""
+    """One override in short form, with the path or repository that its option was made with; others as they are."""
     key, _, option = override.partition("=")
     if key.startswith("+benchmark@") and _added(OverridesParser.create().parse_override(f"+benchmark={option}")) == [
         override
