@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import os
-import re
 import shlex
 import sys
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,11 +21,11 @@ from omegaconf.errors import OmegaConfBaseException
 from pipeline.command_line.answers import groups_of_options, show
 from pipeline.command_line.arguments import PROGRAM, arrange, check_surroundings, in_utf8
 from pipeline.command_line.checks import check_whole, leave_out_unplanned
-from pipeline.command_line.reports import SETTINGS, planned_report, run_report, run_reports, wants_report
+from pipeline.command_line.reports import SETTINGS, planned_report, run_report, wants_report
 from pipeline.command_line.resolvers import register
-from pipeline.command_line.selection import settle, without_sweep_of_others
-from pipeline.command_line.short_forms import help_lines, lengthened, literal_paths, settings_of
-from pipeline.command_line.sweep import Prepared, key_of, prepare, unknown_cell
+from pipeline.command_line.selection import identity, settle, without_sweep_of_others
+from pipeline.command_line.short_forms import help_lines, lengthened, literal_paths
+from pipeline.command_line.sweep import key_of, prepare, unknown_cell
 from pipeline.engine.errors import EXIT_INTERRUPTED, ConfigError, GateError, PipelineError
 from pipeline.engine.process.launch import threads_here
 from pipeline.engine.process.signals import grace_s
@@ -34,13 +33,7 @@ from pipeline.engine.process.signals import grace_s
 if TYPE_CHECKING:
     from pipeline.engine.run.display import Display
     from pipeline.engine.sweep.capacity import Need
-    from pipeline.engine.sweep.record import Sweep
 
-# Keys that do not change what a cell is, so that they do not name it.
-NOT_IDENTITY = re.compile(
-    r"\+{0,2}(name|stage|to|dry_run|verify_resume|verify|launch|paths|report|hydra|sweep|evaluate\.gate)([.@=/]|$)"
-    r"|experiment=none$"
-)
 register()
 
 HELP = """\
@@ -54,7 +47,8 @@ Stages: base -> expand -> pretrain -> sft -> evaluate -> report; finished work i
   python -m pipeline stage=pretrain expand.per_group=2      stop after a stage, override a knob
   python -m pipeline to=tuned                               stop after a model of the lineage
   python -m pipeline -m expand.num_groups=1,2,3,5,6         a sweep, with one report; its cells side by side with
-                                                            hydra/launcher=joblib; python -m pipeline.sweep shows them
+                                                            hydra/launcher=joblib; python -m pipeline.sweep shows them;
+                                                            cells that cannot run are refused first, the others run
   python -m pipeline pretrain.schedule=wsd                  the rate's schedule: cosine, linear, constant or wsd
   python -m pipeline experiment=full_finetuning             a prepared experiment (conf/experiment)
   python -m pipeline expand=depth_upscale                   SOLAR: two overlapping copies of the stack, all trained
@@ -77,6 +71,8 @@ Groups, chosen by group=option (files in conf/):
 """
 CONF = Path(__file__).parent.parent / "conf"
 failed: list[Exception] = []
+typed: list[str] = []
+"""The arguments as a person gave them, which artifacts keep; Hydra reads them in long form."""
 formatted = warnings.formatwarning
 
 
@@ -85,6 +81,7 @@ def main(cfg: DictConfig) -> None:
     if directory := (cfg.get("sweep") or {}).get("directory"):
         _cell(cfg, Path(directory))
         return
+    sys.argv[1:] = typed
     try:
         config, name, overrides = _resolved(cfg, HydraConfig.get())
         if HydraConfig.get().mode == RunMode.MULTIRUN:
@@ -157,8 +154,7 @@ def _resolved(cfg: DictConfig, hydra_config: Any) -> tuple[dict[str, Any], str, 
     leave_out_unplanned(cfg)
     config: Any = OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)
     check_whole(config)
-    overrides = [one for word in given for one in settings_of(word) if not NOT_IDENTITY.match(one)]
-    return config, ",".join(sorted(overrides)) or "default", overrides
+    return config, *identity(given)
 
 
 def run_variant(config: dict[str, Any], name: str, overrides: list[str], display: Display | None = None) -> str | None:
@@ -228,14 +224,16 @@ def run() -> int:
         return 0
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # errors reach us whole, and are shown below without a traceback
     failed.clear()
+    typed[:] = sys.argv[1:]
     try:
         check_surroundings()
-        arguments = without_sweep_of_others(lengthened(arrange(literal_paths(sys.argv[1:]))))
-        prepared = prepare(arguments, _need)
-        sys.argv[1:] = prepared.arguments if prepared else arguments
+        arguments = without_sweep_of_others(lengthened(arrange(literal_paths(typed))))
+        prepared = prepare(arguments, _need, typed)
         if prepared and prepared.sweep:
-            return _sweep(prepared, prepared.sweep)
-        _hydra()
+            from pipeline.command_line.sweep_run import run_sweep
+
+            return run_sweep(prepared, prepared.sweep, lambda: _hydra(prepared.arguments))
+        _hydra(prepared.arguments if prepared else arguments)
         if prepared and prepared.capacity:
             print(f"\n{prepared.capacity}")
     except KeyboardInterrupt as interrupt:
@@ -254,26 +252,13 @@ def run_as_program() -> int:
     return run()
 
 
-def _hydra() -> None:
-    """Have Hydra compose what the command line says, and run `main` for it: once, or for each cell."""
-    hydra.main(config_path=str(CONF), config_name="config", version_base="1.3")(main)()
-
-
-def _sweep(prepared: Prepared, sweep: Sweep) -> int:
-    """Run a sweep and its reports; returns the exit status, 1 if a cell failed."""
-    from pipeline.engine.sweep.driver import run_cells
-    from pipeline.engine.sweep.table import counts, failures, plain_table
-
-    print(sweep.capacity or "one cell after another", file=sys.stderr)
-    cells = run_cells(sweep, prepared.cells, _hydra)
-    told = failures(cells)
+def _hydra(arguments: Sequence[str]) -> None:
+    """Have Hydra compose what the arguments say, and run `main` for it: once, or for each cell."""
+    sys.argv[1:] = arguments
     try:
-        run_reports(cell.report for cell in cells if cell.report)
+        hydra.main(config_path=str(CONF), config_name="config", version_base="1.3")(main)()
     finally:
-        print(f"\n{plain_table(cells)}\n{counts(cells)}", file=sys.stderr)
-        if told:
-            print(f"\n{told}\nrerun all that is left: {sweep.command}", file=sys.stderr)
-    return 1 if told else 0
+        sys.argv[1:] = typed
 
 
 def _need(cfg: DictConfig) -> Need:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.command_line.exit_status import exit_status
+from pipeline.command_line.short_forms import shortened
 from pipeline.engine import artifact
 from pipeline.engine.errors import ConfigError
 from pipeline.reporting.tracing.places import Place, places
@@ -152,7 +153,8 @@ def _commit(git: Any) -> str:
 
 
 def _command(made: Mapping[str, Any]) -> str:
-    return shlex.join(["python", "-m", "pipeline", *map(str, (made.get("argv") or ())[1:])])
+    # Versions before this one recorded words in a long form that only the process that made it can read.
+    return shlex.join(["python", "-m", "pipeline", *(shortened(str(word)) for word in (made.get("argv") or ())[1:])])
 
 
 def _number(text: str, wanted: Written, outputs: Path, reports: Sequence[Path]) -> Iterator[str]:

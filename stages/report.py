@@ -13,6 +13,8 @@ params:
         model: role, evaluations: {benchmark: role}}]}], of a variant's models those first that others are made from;
         is_reference is true of the variant that the others are judged against
     benchmarks: {name: {title, group: domain | drift | general | retention | samples, note}}
+    sweep: null, or which of a sweep's cells are not among the variants: {num_cells, present: [cell], missing: [{cell,
+        variant, why, command}], command: that runs what is left}
 inputs: every role used in `variants`.
 """
 
@@ -53,6 +55,7 @@ class Params:
     claims: Mapping[str, Mapping[str, Any] | None]
     variants: Sequence[Mapping[str, Any]]
     benchmarks: Mapping[str, Mapping[str, Any]]
+    sweep: Mapping[str, Any] | None
 
 
 STAGE = Stage(version=11, makes="report", inputs={ANY_ROLE: "any"}, params=Params)
@@ -153,6 +156,7 @@ def run(context: worker.Context) -> dict[str, Any]:
     from pipeline.reporting.collect import collect
     from pipeline.reporting.compare import compare
     from pipeline.reporting.figures.draw import draw
+    from pipeline.reporting.missing_cells import missing_lines
     from pipeline.reporting.pages.blocks import block_sections
     from pipeline.reporting.pages.card import card_files, cards
     from pipeline.reporting.pages.continual import continual_sections
@@ -193,15 +197,17 @@ def run(context: worker.Context) -> dict[str, Any]:
     files = card_files(list(written))
     for label, text in written.items():
         _write(context, files[label], text)
-    values = {**data(comparison, sections, parts, compared), "cards": files}
+    missing = missing_lines(params["sweep"])
+    values = {**data(comparison, sections, parts, compared), "cards": files, "sweep": params["sweep"]}
     values |= {"frontier": [section.values for section in frontier if section.values]}
     values |= {"paper": [section.values for section in paper]} if paper else {}
     values |= claims[0].values if claims else {}
     values |= {"continual": [section.values for section in continual]} if continual else {}
     for name, text in table_files(every_table(comparison, [*compared, *parts, *sections])).items():
         _write(context, f"tables/{name}", text)
-    _write(context, "report.md", report_markdown(comparison, [*compared, *parts, *sections]))
-    _write(context, "index.html", html(comparison, plots, sections, parts, ITEMS_PAGE if page else "", compared))
+    _write(context, "report.md", report_markdown(comparison, [*compared, *parts, *sections], missing))
+    page_of_items = ITEMS_PAGE if page else ""
+    _write(context, "index.html", html(comparison, plots, sections, parts, page_of_items, compared, missing))
     _write(context, "data.json", json.dumps(values, indent=1, allow_nan=False, ensure_ascii=False) + "\n")
     return headline(comparison)
 

@@ -15,6 +15,7 @@ from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
 import pipeline.__main__ as driver
+from pipeline.command_line.selection import identity
 from pipeline.engine.errors import ConfigError
 from pipeline.engine.process import launch
 from pipeline.engine.run import runner
@@ -553,8 +554,7 @@ def test_a_gate_judges_the_last_model_against_the_base(tmp_path):
 
 
 def test_the_gate_does_not_name_a_cell():
-    assert driver.NOT_IDENTITY.match("evaluate.gate.max_drop=0.1")
-    assert driver.NOT_IDENTITY.match("+evaluate.gate.benchmarks.chat=0.1")
+    assert identity(["evaluate.gate.max_drop=0.1", "+evaluate.gate.benchmarks.chat=0.1"]) == ("default", [])
 
 
 def test_a_local_model_without_a_chat_template_is_refused_before_any_work(tmp_path, folder, make_model):

@@ -19,12 +19,13 @@ from pipeline.engine.errors import ConfigError, PipelineError
 
 def show(error: Exception) -> str:
     """An error for the person who asked: its kind, and what to change. Returns what it showed on stderr."""
-    told = _told(error)
-    print(told, file=sys.stderr, flush=True)
-    return told
+    text = told(error)
+    print(text, file=sys.stderr, flush=True)
+    return text
 
 
-def _told(error: Exception) -> str:
+def told(error: Exception) -> str:
+    """The text that `show` shows."""
     if isinstance(error, PipelineError):
         return f"{type(error).__name__}: {error}"
     text = str(error).strip()
@@ -45,9 +46,11 @@ def missing_key(error: Exception) -> str | None:
 
 
 def _nearest(path: str) -> str:
+    around = GlobalHydra.instance().hydra
     GlobalHydra.instance().clear()
     with initialize_config_dir(str(CONF), version_base="1.3"):
         node: Any = compose("config")
+    GlobalHydra.instance().hydra = around
     whole = node
     *parents, leaf = path.split(".")
     for parent in parents:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -64,10 +65,13 @@ def planned_report(config: Mapping[str, Any], variant: Variant) -> Node:
 
 
 def _node(config: Mapping[str, Any], variants: Mapping[str, Variant]) -> Node:
+    from pipeline.engine.sweep.missing import missing_cells
     from pipeline.lineage.report import in_order, report_node
 
     ordered = in_order(variants.values())
-    return report_node(config["report"], config["name"], ordered, config["launch"], _reference(ordered))
+    recorded = {variant.name: variant.recorded_at or time.time() for variant in ordered}  # or planned just now
+    sweep = missing_cells(Path(config["paths"]["outputs"]), config["name"], recorded)
+    return report_node(config["report"], config["name"], ordered, config["launch"], _reference(ordered), sweep)
 
 
 def _reference(variants: Sequence[Variant]) -> str | None:

@@ -5,6 +5,7 @@ An experiment's keys are merged last: those for the option that it has in mind w
 
 from __future__ import annotations
 
+import re
 import warnings
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import Any
@@ -20,6 +21,17 @@ from pipeline.command_line.short_forms import ALTERNATIVES, CONF, INSTEAD, setti
 from pipeline.engine.errors import ConfigError
 
 EXPERIMENT, STRATEGY = "experiment", "strategy@pretrain.strategy"
+NOT_IDENTITY = re.compile(
+    r"\+{0,2}(name|stage|to|dry_run|verify_resume|verify|launch|paths|report|hydra|sweep|evaluate\.gate)([.@=/]|$)"
+    r"|experiment=none$"
+)
+"""Keys that do not change what a variant is, so that they do not name it."""
+
+
+def identity(words: Sequence[str]) -> tuple[str, list[str]]:
+    """The name that its overrides give a variant, and those in long form that do."""
+    overrides = [one for word in words for one in settings_of(word) if not NOT_IDENTITY.match(one)]
+    return ",".join(sorted(overrides)) or "default", overrides
 
 
 def settle(config: DictConfig, typed: Sequence[str], choices: Mapping[str, Any], more: Sequence[str]) -> None:

@@ -112,6 +112,28 @@ def settings_of(override: str) -> list[str]:
     return [f"{key}={base}", *(written(f"{form.package}.{path}", text) for path, text in named)]
 
 
+def as_typed(overrides: Sequence[str]) -> list[str]:
+    """The overrides of one run in short form, without those that `lengthened` adds: it makes them the same again."""
+    parser = OverridesParser.create()
+    budgets = {f"{key}=null" for keys in ALTERNATIVES for key in keys}
+    added = set(_stepping_back([parser.parse_override(word) for word in overrides if word not in budgets]))
+    return [shortened(word) for word in overrides if word not in added]
+
+
+def shortened(override: str) -> str:
+    """One override in short form, with the path or repository that its option was made with; others as they are."""
+    key, _, option = override.partition("=")
+    if key.startswith("+benchmark@") and _added(OverridesParser.create().parse_override(f"+benchmark={option}")) == [
+        override
+    ]:
+        return f"+benchmark={option}"
+    name = next((name for name, form in FORMS.items() if form.key == key), None)
+    if name is None:
+        return override
+    _, mark, value = option.partition(_MARK)
+    return written(name, unquote(value)) if mark else f"{name}={option}"
+
+
 def help_lines() -> str:
     """The short keys, with what they take and choose, a line each."""
     taken = {name: "./path, ORG/NAME[@REVISION] or OPTION" if form.local else "OPTION" for name, form in FORMS.items()}

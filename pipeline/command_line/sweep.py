@@ -17,11 +17,12 @@ from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import DictConfig
-from omegaconf.errors import OmegaConfBaseException
 
 from pipeline.command_line.arguments import PROGRAM, SWEEPING, TELLING, WITH_VALUE, written
-from pipeline.command_line.short_forms import CONF, settings_of
-from pipeline.engine.errors import ConfigError, PipelineError
+from pipeline.command_line.cell_plans import CellPlans
+from pipeline.command_line.selection import identity
+from pipeline.command_line.short_forms import CONF, as_typed
+from pipeline.engine.errors import ConfigError
 from pipeline.engine.sweep.capacity import Capacity, Need, capacity, this_machine
 from pipeline.engine.sweep.record import Cell, Sweep, new_run, this_process
 
@@ -47,20 +48,25 @@ class Prepared:
         cells: those known beforehand: all, unless a sweeper finds them as it goes.
         sweep: None for a plan, of which nothing is recorded.
         capacity: how many cells run at once, and why; empty where that is not decided here.
+        plans: of the cells, in their order; None where they are not known, or planned one by one.
     """
 
     arguments: list[str]
     cells: list[Cell]
     sweep: Sweep | None
     capacity: str
+    plans: CellPlans | None = None
 
 
-def prepare(arguments: Sequence[str], need_of: Callable[[DictConfig], Need]) -> Prepared | None:
+def prepare(
+    arguments: Sequence[str], need_of: Callable[[DictConfig], Need], typed: Sequence[str] | None = None
+) -> Prepared | None:
     """What the command line asks for if it is a sweep; None if it is one run.
 
     Args:
         arguments: in Hydra's order and in long form.
-        need_of: what the cell of a composed config takes, `hydra` included.
+        need_of: what the cell of a composed config takes, `hydra` included; raises what it would be refused for.
+        typed: the arguments as a person gave them, which is how they are printed; None: the same.
 
     Raises:
         ConfigError: a launcher that is not installed, or more cells at once than there can be.
@@ -73,7 +79,7 @@ def prepare(arguments: Sequence[str], need_of: Callable[[DictConfig], Need]) -> 
         return None
     _check_launcher(asked)
     with initialize_config_dir(str(CONF), version_base="1.3"):
-        return asked.prepared(list(arguments), need_of) if asked.is_sweep else None
+        return asked.prepared(list(arguments), need_of, typed or arguments) if asked.is_sweep else None
 
 
 def key_of(number: int, words: Sequence[str]) -> str:
@@ -84,8 +90,8 @@ def key_of(number: int, words: Sequence[str]) -> str:
 
 def unknown_cell(number: int, words: Sequence[str]) -> Cell:
     """A cell that was not known before its sweeper asked for it."""
-    own = [one for word in words if not word.startswith(f"{DIRECTORY}=") for one in settings_of(word)]
-    return Cell(key_of(number, words), " ".join(own), shlex.join([*PROGRAM.split(), *own]))
+    own = as_typed([word for word in words if not word.startswith(f"{DIRECTORY}=")])
+    return Cell(key_of(number, words), " ".join(own), shlex.join([*PROGRAM.split(), *own]), identity(words)[0])
 
 
 @dataclass(frozen=True)
@@ -137,8 +143,10 @@ class _Asked:
         name = next((values[flag] for flag in ("--config-name", "-cn") if flag in values), "config")
         return compose(name, [*words, *more], return_hydra_config=True)
 
-    def prepared(self, arguments: list[str], need_of: Callable[[DictConfig], Need]) -> Prepared:
-        fitting = self.fitting(need_of)
+    def prepared(self, arguments: list[str], need_of: Callable[[DictConfig], Need], typed: Sequence[str]) -> Prepared:
+        self.check_launcher()
+        plans = self.planned(need_of)
+        fitting = self.fitting(need_of, plans)
         reason = fitting.reason if fitting else ""
         if self.config.dry_run:  # a plan is printed here, one cell after another
             left = [word for word in arguments if not word.startswith(("hydra/launcher=", "hydra.launcher."))]
@@ -148,7 +156,7 @@ class _Asked:
             directory=self.directory(),
             run=new_run(),
             driver=this_process(),
-            command=shlex.join([*PROGRAM.split(), *arguments]),
+            command=shlex.join([*PROGRAM.split(), *typed]),
             at_once=fitting.at_once if fitting else None,
             capacity=reason,
             threads=fitting.threads if fitting and not os.environ.get("OMP_NUM_THREADS") else None,
@@ -158,14 +166,13 @@ class _Asked:
         )
         more = [f"hydra.launcher.{key}={value}" for key, value in settings.items()]
         found = [*arguments, *more, written(DIRECTORY, str(sweep.directory))]
-        return Prepared(found, list(self.named()), sweep, reason)
+        return Prepared(found, list(self.named()), sweep, reason, plans)
 
-    def fitting(self, need_of: Callable[[DictConfig], Need]) -> Capacity | None:
-        """How many cells run at once; None where they run one after another, or on other machines.
-
-        Raises:
-            ConfigError: `sweep.max_parallel` is neither `auto` nor a number, or cannot be had.
-        """
+    def check_launcher(self) -> None:
+        """Refuse what the settings of the sweep cannot be with its launcher. Raises ConfigError."""
+        limit_s = self.config.sweep.planning_s
+        if type(limit_s) not in (int, float) or limit_s < 0:
+            raise ConfigError(f"sweep.planning_s={limit_s!r} must be a number of seconds, 0 or more")
         asked = self.config.sweep.max_parallel
         if asked != AUTO and (type(asked) is not int or asked < 1):
             raise ConfigError(f"sweep.max_parallel={asked!r} must be auto or a whole number of at least 1")
@@ -178,19 +185,28 @@ class _Asked:
                 f"sweep.max_parallel={asked} is for cells on this machine, not for hydra/launcher={self.launcher}; see "
                 f"its settings: {', '.join(map(str, self.config.hydra.launcher))}"
             )
-        if self.launcher not in HERE[1:]:
+
+    def planned(self, need_of: Callable[[DictConfig], Need]) -> CellPlans | None:
+        """Plans of the cells, as many as there are after `sweep.planning_s`; None where nothing asks for them."""
+        if not self.cells or (self.config.dry_run and self.launcher not in HERE[1:]):
             return None
         search = [word for word in self.of_hydra if word.startswith("hydra.searchpath=")]
-        needs = [need for cell in self.cells if (need := self._need([*search, *cell], need_of)) is not None]
-        needs = needs if self.cells else [need_of(self.config)]
-        return capacity(None if asked == AUTO else asked, needs, this_machine(), len(self.cells) or None)
+        plans = CellPlans([[*search, *cell] for cell in self.cells], self.compose, need_of)
+        plans.wait(self.config.sweep.planning_s)
+        return plans
 
-    def _need(self, words: Sequence[str], need_of: Callable[[DictConfig], Need]) -> Need | None:
-        """What a cell takes; None for one that will be refused, which it says itself."""
-        try:
-            return need_of(self.compose(words))
-        except (PipelineError, OmegaConfBaseException):
+    def fitting(self, need_of: Callable[[DictConfig], Need], plans: CellPlans | None) -> Capacity | None:
+        """How many cells run at once, by the plans that there are; None where they run one after another, or on other
+        machines.
+
+        Raises:
+            ConfigError: `sweep.max_parallel` asks for more than there is room for.
+        """
+        if self.launcher not in HERE[1:]:
             return None
+        asked = self.config.sweep.max_parallel
+        found = [plan.need for plan in plans.found.values() if plan.need] if plans else [need_of(self.config)]
+        return capacity(None if asked == AUTO else asked, found, this_machine(), len(self.cells) or None)
 
     def settings(self, fitting: Capacity | None) -> dict[str, Any]:
         """Settings of the launcher that follow from the sweep's; those given on the command line stay."""
@@ -210,13 +226,14 @@ class _Asked:
 
     def named(self) -> Iterator[Cell]:
         """The cells by what tells them apart, each with the command that runs it alone."""
-        long = [[one for word in cell for one in settings_of(word)] for cell in self.cells]
-        shared = set(long[0]).intersection(*long[1:]) if len(long) > 1 else set()
+        short = [as_typed(cell) for cell in self.cells]
+        shared = set(short[0]).intersection(*short[1:]) if len(short) > 1 else set()
         flags = [flag for flag in self.flags if flag not in SWEEPING]
         search = [word for word in self.of_hydra if word.startswith("hydra.searchpath=")]
-        for number, (cell, words) in enumerate(zip(self.cells, long, strict=True)):
+        for number, (cell, words) in enumerate(zip(self.cells, short, strict=True)):
             name = " ".join(word for word in words if word not in shared) or "default"
-            yield Cell(key_of(number, cell), name, shlex.join([*PROGRAM.split(), *flags, *search, *words]))
+            command = shlex.join([*PROGRAM.split(), *flags, *search, *words])
+            yield Cell(key_of(number, cell), name, command, identity(cell)[0])
 
 
 def _split(arguments: Sequence[str]) -> tuple[list[str], list[str]]:

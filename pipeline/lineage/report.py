@@ -20,6 +20,7 @@ def report_node(
     variants: Sequence[Variant],
     launch: Mapping[str, Any],
     reference: str | None = None,
+    sweep: Mapping[str, Any] | None = None,
 ) -> Node:
     """The report over all evaluations of these variants, and the curves of their training.
 
@@ -27,6 +28,7 @@ def report_node(
 
     Args:
         reference: the variant that the others are judged against.
+        sweep: which cells are missing, as `engine.sweep.missing` tells it; None: none.
     """
     inputs: dict[str, Node] = {}
 
@@ -58,7 +60,7 @@ def report_node(
                 benchmarks[key] = text
     stage = find_stage("report")
     joined = stage.joined(settings, [variant.report for variant in variants])
-    params = {**joined, "name": name, "variants": described, "benchmarks": benchmarks}
+    params = {**joined, "name": name, "variants": described, "benchmarks": benchmarks, "sweep": sweep}
     return Node("report", f"report/{name}", stage.STAGE.version, params, inputs, {"launch": dict(launch)})
 
 

@@ -47,6 +47,7 @@ class Variant:
         gate: node that judges the last model against its reference, if one is asked for.
         overrides: that gave it its name; known of one that was recorded.
         report: the settings of the report that it asks for.
+        recorded_at: seconds since the epoch; None: not yet.
     """
 
     name: str
@@ -59,6 +60,7 @@ class Variant:
     gate: Node | None = None
     overrides: tuple[str, ...] = ()
     report: dict[str, Any] = field(default_factory=dict)
+    recorded_at: float | None = None
 
     def targets(self, stage: str, to: str | None = None) -> list[Node]:
         """The nodes that `stage=<stage>` asks for, or `to=<model>`; the report is built apart, over a run's variants.
@@ -165,6 +167,7 @@ def load_variant(file: Path) -> Variant:
             benchmarks=record["benchmarks"],
             overrides=tuple(record["overrides"]),
             report=record.get("report", {}),
+            recorded_at=file.stat().st_mtime,
         )
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise ArtifactError(

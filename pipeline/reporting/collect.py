@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,6 +15,7 @@ from pipeline.records.items import NUM_WRITTEN, Items, read_items, read_texts
 from pipeline.reporting.facts import Facts, model_directory, read_facts
 from pipeline.reporting.stack import Stack, read_stack
 
+PROGRAM = ("python", "-m", "pipeline")
 GROUPS = ("domain", "drift", "general", "retention", "samples")
 
 
@@ -243,12 +245,18 @@ def _provenance(directory: str, manifest: Mapping[str, Any]) -> Provenance:
         fingerprint=str(manifest.get("fingerprint", "")),
         directory=directory,
         git=_commit(source.get("git")),
-        command=" ".join(map(str, argv)) if isinstance(argv, list) else _flat(argv),
+        command=_command(argv) if isinstance(argv, list) else _flat(argv),
         packages=_flat(source.get("packages")),
         host=_flat(source.get("host")),
         started=_flat(source.get("started")),
         wall_time_s=float(wall_time) if wall_time is not None else None,
     )
+
+
+def _command(argv: list[Any]) -> str:
+    """For a shell; a module that was run with -m is recorded by its file."""
+    first, *words = map(str, argv)
+    return shlex.join([*(PROGRAM if first.endswith("__main__.py") else [first]), *words])
 
 
 def _commit(git: Any) -> str:

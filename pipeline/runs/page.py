@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -12,6 +12,8 @@ from typing import Any
 from pipeline.engine import artifact
 from pipeline.engine.errors import ConfigError
 from pipeline.engine.sources.hashes import write_atomic
+from pipeline.engine.sweep.missing import missing_cells, reported_runs
+from pipeline.reporting.missing_cells import missing_lines
 from pipeline.reporting.pages.items_page import embedded
 
 TEMPLATE = Path(__file__).with_name("page.html")
@@ -24,7 +26,8 @@ def write_page(outputs: Path) -> Path:
     Raises:
         ConfigError: the folder holds no run.
     """
-    runs = sorted(read_runs(outputs), key=lambda run: str(run["finished"]), reverse=True)
+    found = list(read_runs(outputs))
+    runs = sorted(with_sweeps(found, outputs), key=lambda run: str(run["finished"]), reverse=True)
     if not runs:
         raise ConfigError(f"{outputs} holds no run ({outputs}/runs/NAME/VARIANT/graph.json); give paths.outputs of one")
     write_atomic(outputs / PAGE, TEMPLATE.read_text(encoding="utf-8").replace('"RUNS"', embedded(runs)))
@@ -47,13 +50,47 @@ def read_runs(outputs: Path) -> Iterator[dict[str, Any]]:
             "seconds": round(sum(float(one.get("wall_time_s") or 0) for one in done), 1),
             "commits": sorted({_commit(one.get("git")) for one in done} - {""}),
             "missing": len(directories) - len(done),
+            "recorded_at": file.stat().st_mtime,
             "answer": answer(outputs / "reports" / run["name"] / "data.json"),
         }
 
 
+def with_sweeps(runs: Sequence[Mapping[str, Any]], outputs: Path) -> Iterator[dict[str, Any]]:
+    """The variants with what is missing of the sweep of their run, and each cell that is missing."""
+    names = dict.fromkeys([*(str(run["name"]) for run in runs), *reported_runs(outputs)])
+    for name in names:
+        own = [run for run in runs if run["name"] == name]
+        whole = {run["variant"]: run["recorded_at"] for run in own if not run["missing"]}
+        sweep = missing_cells(outputs, name, whole)
+        told = " ".join(missing_lines(sweep))
+        yield from ({**run, "sweep": told} for run in own)
+        for cell in sweep["missing"] if sweep else ():
+            yield {**_missing(name, outputs), "variant": cell["cell"], "answer": f"Missing: {cell['why']}"} | {
+                "sweep": f"Run it alone: {cell['command']}"
+            }
+
+
+def _missing(name: str, outputs: Path) -> dict[str, Any]:
+    """A cell of a run that left nothing."""
+    lists = {key: list[str]() for key in ("models", "benchmarks", "commits")}
+    return {
+        "name": name,
+        "report": _report(name, outputs),
+        "settings": {},
+        "finished": "",
+        "seconds": 0.0,
+        "missing": 0,
+        **lists,
+    }
+
+
+def _report(name: str, outputs: Path) -> str:
+    page = outputs / "reports" / name / "index.html"
+    return os.path.relpath(page, outputs) if page.is_file() else ""
+
+
 def _run(file: Path, graph: Mapping[str, Any], outputs: Path) -> dict[str, Any]:
     name = file.parents[1].relative_to(outputs / "runs").as_posix()
-    report = outputs / "reports" / name
     settings: dict[str, Any] = {}
     for node in graph["nodes"].values():
         settings |= dict(_flat(node["params"], node["label"]))
@@ -62,7 +99,7 @@ def _run(file: Path, graph: Mapping[str, Any], outputs: Path) -> dict[str, Any]:
         "variant": graph["variant"],
         "models": list(graph["models"]),
         "benchmarks": list(graph["benchmarks"]),
-        "report": os.path.relpath(report / "index.html", outputs) if (report / "index.html").is_file() else "",
+        "report": _report(name, outputs),
         "settings": settings,
     }
 

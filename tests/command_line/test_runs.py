@@ -2,12 +2,14 @@
 
 import hashlib
 import json
+from dataclasses import replace
 
 import pytest
 
 from pipeline.engine.graph import identify
+from pipeline.engine.sweep.record import Cell, Sweep, new_run, this_process
 from pipeline.runs.__main__ import main
-from pipeline.runs.page import read_runs
+from pipeline.runs.page import read_runs, with_sweeps
 from tests.reporting.browser import browser, find_browser
 
 BAD_REQUEST = 2
@@ -61,6 +63,26 @@ def test_a_run_whose_name_names_folders_has_its_report(outputs):
     (outputs / "reports/law/first/data.json").write_text(json.dumps({"answer": "Nested."}))
     (found,) = (one for one in read_runs(outputs) if one["name"] == "law/first")
     assert found["answer"] == "Nested."
+
+
+def test_what_is_missing_of_a_runs_sweep_is_told_with_its_command(outputs):
+    left = Sweep(
+        outputs / "runs/law/sweeps/a", new_run(), this_process(), "python -m pipeline -m pretrain.lr=2e-4,1e30"
+    )
+    cells = [
+        Cell(f"{n}", f"pretrain.lr={lr}", f"run {lr}", f"pretrain.lr={lr}") for n, lr in enumerate(("2e-4", "1e30"))
+    ]
+    report = {"name": "law"}
+    left.begin([replace(cells[0], state="done", report=report), replace(cells[1], state="failed", error="it is nan")])
+    found = {run["variant"]: run for run in with_sweeps(list(read_runs(outputs)), outputs)}
+    assert (
+        found["default"]["sweep"] == ""
+        and "1 of 2 cells of this sweep is missing: pretrain.lr=1e30 (it is nan)"
+        in (found["pretrain.lr=2e-4"]["sweep"])
+    )
+    lost = found["pretrain.lr=1e30"]
+    assert (lost["name"], lost["answer"], lost["sweep"]) == ("law", "Missing: it is nan", "Run it alone: run 1e30")
+    assert main([str(outputs)]) == 0 and "it is nan" in (outputs / "index.html").read_text()
 
 
 def test_a_page_is_written_and_what_is_wrong_is_said(outputs, capsys):

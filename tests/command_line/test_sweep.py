@@ -18,7 +18,7 @@ import pytest
 import pipeline.__main__ as driver
 from pipeline.command_line import sweep as module
 from pipeline.command_line.arguments import arrange
-from pipeline.command_line.short_forms import lengthened
+from pipeline.command_line.short_forms import lengthened, literal_paths, settings_of
 from pipeline.command_line.sweep import key_of, prepare
 from pipeline.engine.errors import ArtifactError, ConfigError
 from pipeline.engine.sweep.capacity import Machine, Need
@@ -59,15 +59,15 @@ def test_what_only_tells_starts_no_sweep(asked, flag, tmp_path):
 def test_cells_are_named_by_what_differs_and_rerun_by_their_own_command(asked, tmp_path):
     found = asked("-m", "model=./a b,tiny", "pretrain.seed=1,2", "name=mine", "hydra.sweep.subdir=x")
     assert [cell.name for cell in found.cells] == [
-        "model=local model.source.path=./a b pretrain.seed=1",
-        "model=local model.source.path=./a b pretrain.seed=2",
+        "model=./a b pretrain.seed=1",
+        "model=./a b pretrain.seed=2",
         "model=tiny pretrain.seed=1",
         "model=tiny pretrain.seed=2",
     ]
     own = f"model=tiny pretrain.seed=2 name=mine paths.outputs={tmp_path}"
     assert found.cells[3].command == f"python -m pipeline {own}"
-    again = lengthened(arrange(shlex.split(found.cells[0].command)[3:]))
-    assert again == ["model=local", "model.source.path=./a b", "pretrain.seed=1", *again[3:]]
+    again = lengthened(arrange(literal_paths(shlex.split(found.cells[0].command)[3:])))
+    assert settings_of(again[0]) == ["model=local", "model.source.path=./a b"] and again[1] == "pretrain.seed=1"
     assert found.sweep.directory.parent == tmp_path / "runs" / "mine" / "sweeps"
     assert found.arguments[-1] == f"sweep.directory={found.sweep.directory}"
 
@@ -123,14 +123,10 @@ def test_a_plan_says_how_many_and_leaves_nothing(asked, tmp_path, launcher):
 
 def test_what_a_cell_takes_is_what_its_stages_forecast(asked):
     """Of the embedded model, before anything is downloaded: instruction tuning takes the most."""
-    needs = []
-    asked("-m", "sft.seq_len=128,512", need=lambda config: needs.append(driver._need(config)) or needs[-1])
-    assert needs == []  # one after another: nothing to find out
-    if importlib.util.find_spec("hydra_plugins.hydra_joblib_launcher"):
-        sizes = ["-m", "hydra/launcher=joblib", "sft.seq_len=128,512", "launch.num_processes=2"]
-        asked(*sizes, need=lambda config: needs.append(driver._need(config)) or needs[-1])
-        assert needs[0].memory_bytes < needs[1].memory_bytes and 3 * GIB < needs[1].memory_bytes < 9 * GIB
-        assert (needs[1].processes, needs[1].threads, needs[1].on_devices) == (2, None, True)
+    found = asked("-m", "sft.seq_len=128,512", "launch.num_processes=2", need=driver._need).plans.found
+    small, large = found[0].need, found[1].need
+    assert small.memory_bytes < large.memory_bytes and 3 * GIB < large.memory_bytes < 9 * GIB
+    assert (large.processes, large.threads, large.on_devices) == (2, None, True)
 
 
 @pytest.mark.parametrize(
@@ -140,6 +136,7 @@ def test_what_a_cell_takes_is_what_its_stages_forecast(asked):
         (["-m", "sweep.max_parallel=0", "pretrain.lr=1,2"], "must be auto or a whole number of at least 1"),
         (["-m", "sweep.max_parallel=many", "pretrain.lr=1,2"], "must be auto or a whole number of at least 1"),
         (["-m", "-cp", "/conf", "pretrain.lr=1,2"], "hydra.searchpath"),
+        (["-m", "sweep.planning_s=soon", "pretrain.lr=1,2"], "must be a number of seconds, 0 or more"),
     ],
 )
 def test_what_cannot_be_is_refused(asked, typed, answer):

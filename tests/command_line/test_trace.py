@@ -29,6 +29,17 @@ def told(capsys, outputs, *arguments) -> str:
     return capsys.readouterr().out
 
 
+@pytest.mark.parametrize(
+    ("recorded", "shown"),
+    [
+        (["-m", "data=/a b,org/c", "name=x"], "-m 'data=/a b,org/c' name=x"),
+        (["data@pretrain.data=local_text+%2Fa%20b", "expand=none"], "'data=/a b' expand=none"),  # by an earlier version
+    ],
+)
+def test_the_command_of_an_artifact_can_be_pasted(recorded, shown):
+    assert trace._command({"argv": ["pipeline/__main__.py", *recorded]}) == f"python -m pipeline {shown}"
+
+
 @pytest.mark.slow
 def test_an_artifact_is_traced_to_its_base_and_data(capsys, outputs):
     directory = next((outputs / "artifacts/sft").iterdir())

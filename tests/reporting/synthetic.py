@@ -200,6 +200,7 @@ def params(variants: list[dict[str, Any]], **changes: Any) -> dict[str, Any]:
         **{"paper": {}, "claims": {}, "groups": {}},
         "variants": variants,
         "benchmarks": BENCHMARKS,
+        "sweep": None,
         **changes,
     }
 

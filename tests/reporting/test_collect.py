@@ -3,7 +3,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from pipeline.reporting.collect import collect
+from pipeline.reporting.collect import _provenance, collect
 from pipeline.reporting.facts import Facts, read_facts
 from tests.reporting.synthetic import (
     BENCHMARKS,
@@ -118,3 +118,8 @@ def test_a_file_that_is_not_safetensors_is_refused(tmp_path):
     (tmp_path / "model" / "model.safetensors").write_bytes(b"<html>" * 4)
     with pytest.raises(ValueError, match="not a safetensors file"):
         read_facts(tmp_path, {}, None)
+
+
+def test_a_recorded_command_can_be_pasted():
+    typed = ["/some/where/pipeline/__main__.py", "-m", "data=./a b,./c"]
+    assert _provenance("x", {"provenance": {"argv": typed}}).command == "python -m pipeline -m 'data=./a b,./c'"

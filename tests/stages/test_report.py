@@ -11,6 +11,8 @@ from types import SimpleNamespace
 import pytest
 
 from pipeline.engine.run.forecast import Request
+from pipeline.lineage.report import report_node
+from pipeline.reporting.missing_cells import missing_lines
 from stages import report
 from tests.reporting.synthetic import (
     BENCHMARKS,
@@ -124,6 +126,43 @@ def test_missing_stages_leave_out_what_they_would_show(artifacts, tmp_path):
     assert files_of(directory) == {"report.md", "index.html", "data.json", *tables}
     assert metrics == {"num_models": 1, "num_benchmarks": 1}
     assert "no trained model" in (directory / "report.md").read_text()
+
+
+LEFT = "python -m pipeline -m pretrain.lr=1e-3,1e30"
+
+
+def test_cells_of_the_sweep_that_are_missing_stand_below_the_title(artifacts, tmp_path):
+    lost = {"cell": "pretrain.lr=1e+30", "variant": "pretrain.lr=1e+30", "why": "the loss is <nan>", "command": ""}
+    sweep = {"num_cells": 2, "present": ["pretrain.lr=0.001"], "missing": [lost], "command": LEFT}
+    _, directory = run(artifacts, tmp_path, [one_variant(artifacts, "pretrain.lr=0.001")], sweep=sweep)
+    text = (directory / "report.md").read_text().split("\n\n")
+    assert text[1:3] == [
+        "1 of 2 cells of this sweep is missing: pretrain.lr=1e+30 (the loss is &lt;nan>).",
+        f"This report has its other cell, pretrain.lr=0.001. Run what is left: {LEFT}",
+    ]
+    page = (directory / "index.html").read_text()
+    after = page.partition("</h1>")[2]
+    assert after.strip().startswith(
+        '<p class="note missing-cells">1 of 2 cells of this sweep is missing: pretrain.lr=1e'
+    )
+    assert json.loads((directory / "data.json").read_text())["sweep"] == sweep
+
+
+def test_of_many_missing_cells_each_has_a_line_and_the_rest_a_number():
+    missing = [{"cell": f"n={n}", "variant": "", "why": "not run yet", "command": ""} for n in range(25)]
+    lines = missing_lines({"num_cells": 28, "present": ["a", "b", "c"], "missing": missing, "command": LEFT})
+    assert lines[:2] == ["25 of 28 cells of this sweep are missing:", "n=0: not run yet"] and len(lines) == 23
+    assert lines[-2:] == ["and 5 more", f"This report has its other 3 cells: a; b; c. Run what is left: {LEFT}"]
+    alone = missing_lines({"num_cells": 1, "present": [], "missing": missing[:1], "command": LEFT})
+    assert "none of its cells" in alone[1] and missing_lines(None) == []
+
+
+def test_what_is_missing_makes_another_report(artifacts):
+    settings = {key: params([])[key] for key in ("paper", "claims")}
+    whole, same, lacking = (
+        report_node(settings, "x", [], {}, sweep=one) for one in (None, None, {"num_cells": 2, "missing": []})
+    )
+    assert whole.fingerprint == same.fingerprint != lacking.fingerprint
 
 
 def test_text_from_artifacts_is_escaped(artifacts, tmp_path):

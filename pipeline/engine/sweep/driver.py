@@ -7,7 +7,7 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 
 import psutil
@@ -17,22 +17,25 @@ from pipeline.engine.errors import ConfigError, Interrupted
 from pipeline.engine.locks import describe
 from pipeline.engine.process.signals import alive, find_process
 from pipeline.engine.sweep.cell import lost
-from pipeline.engine.sweep.record import ENDED, RUNNING, WAITING, Cell, Sweep, load_sweep, runs
+from pipeline.engine.sweep.record import ENDED, FAILED, RUNNING, WAITING, Cell, Sweep, load_sweep, runs
 from pipeline.engine.sweep.table import REFRESH_S, Live
 
 POLL_S = 0.5
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
-def run_cells(sweep: Sweep, cells: Sequence[Cell], launch: Callable[[], None]) -> list[Cell]:
+def run_cells(
+    sweep: Sweep, cells: Sequence[Cell], launch: Callable[[], None], refusals: Iterable[tuple[str, str]] = ()
+) -> list[Cell]:
     """Have `launch` run all cells, and return them as they ended.
 
     Launchers may answer the death of one cell's process by killing the others. Those that were running are started
     once more, one at a time: then only the one to blame dies again, and what was killed for want of memory has all.
 
     Args:
-        cells: known beforehand; a sweeper that finds its cells as it goes has more.
+        cells: known beforehand; a sweeper that finds its cells as it goes has more. One that was refused has failed.
         launch: runs each cell through `cell.run_cell`, wherever that is; cells that ended before return at once.
+        refusals: (key of a cell, why it cannot run), as they become known while others run.
 
     Raises:
         ConfigError: the same sweep is running already.
@@ -41,12 +44,25 @@ def run_cells(sweep: Sweep, cells: Sequence[Cell], launch: Callable[[], None]) -
     """
     with _only_driver(sweep), _interrupts(sweep):
         sweep.begin(cells)
+        if cells and all(cell.state in ENDED for cell in cells):
+            return sweep.cells()
+        threading.Thread(target=_refuse, args=(sweep, refusals), daemon=True, name="refuse-cells").start()
         while _launch_once(sweep, launch):
             replace(sweep, at_once=1).save()
             for cell in sweep.cells():
                 if cell.state == RUNNING:  # it died
                     sweep.write(replace(cell, state=WAITING))
         return [cell if cell.state in ENDED else sweep.write(lost(cell)) for cell in sweep.cells()]
+
+
+def _refuse(sweep: Sweep, refusals: Iterable[tuple[str, str]]) -> None:
+    """Have cells that cannot run fail before they start; one that runs by then finds out itself."""
+    for key, error in refusals:
+        with contextlib.suppress(Timeout), FileLock(sweep.lock(key), timeout=0):
+            cell = sweep.read(key)
+            if cell is not None and cell.state == WAITING:
+                sweep.write(replace(cell, state=FAILED, error=error, ended=time.time()))
+                print(f"refused before it runs: {cell.name}: {error}", file=sys.stderr, flush=True)
 
 
 def _launch_once(sweep: Sweep, launch: Callable[[], None]) -> bool:

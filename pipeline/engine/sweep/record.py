@@ -58,6 +58,7 @@ class Cell:
         key: names its files.
         name: what tells it from the other cells, for a person.
         command: runs this cell alone.
+        variant: as which a run records what it makes; empty: not known.
         state: waiting, running, done, failed or stopped.
         run: of the sweep, in which it came to that state.
         process: that runs it or ran it last.
@@ -71,6 +72,7 @@ class Cell:
     key: str
     name: str
     command: str
+    variant: str = ""
     state: str = WAITING
     run: str = ""
     process: Mapping[str, Any] = field(default_factory=dict)
@@ -216,5 +218,20 @@ def latest(folder: Path) -> Path:
     return max(found, key=lambda file: file.stat().st_mtime).parent
 
 
+def sweeps(runs_folder: Path) -> list[Sweep]:
+    """All sweeps below a folder of runs, the one that was started last first; damaged ones are passed over."""
+    found = sorted(runs_folder.glob(f"**/sweeps/*/{SWEEP}"), key=lambda file: file.stat().st_mtime, reverse=True)
+    return [sweep for file in found if (sweep := _readable(file.parent)) is not None]
+
+
+def _readable(directory: Path) -> Sweep | None:
+    try:
+        return load_sweep(directory)
+    except ArtifactError:
+        return None
+
+
 def _cell(record: Mapping[str, Any]) -> Cell | None:
-    return Cell(**record) if set(record) == {one.name for one in fields(Cell)} else None
+    known = {one.name for one in fields(Cell)}
+    # Sweeps of earlier versions name no variants.
+    return Cell(**record) if known - {"variant"} <= set(record) <= known else None

@@ -81,11 +81,13 @@ def html(
     parts: Sequence[Section] = (),
     items_page: str = "",
     frontier: Sequence[Section] = (),
+    missing: Sequence[str] = (),
 ) -> str:
     """The whole page. Nothing in it is loaded from elsewhere, and all text from artifacts is escaped.
 
     `sections` are about blocks, `parts` about what lies inside a benchmark's score; `items_page` names the file beside
-    this one that shows single items, if there is one; `frontier` compares methods at equal gain.
+    this one that shows single items, if there is one; `frontier` compares methods at equal gain; `missing` says which
+    cells of the sweep are not there.
     """
     environment = jinja2.Environment(
         autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined
@@ -95,6 +97,7 @@ def html(
     return template.render(
         name=collection.name,
         summary=summary(comparison),
+        missing=missing,
         answer=first_sentence(comparison, frontier),
         samples=samples(comparison),
         verdicts=verdicts(comparison),
@@ -168,10 +171,10 @@ def notes(comparison: Comparison) -> list[str]:
     ]
 
 
-def report_markdown(comparison: Comparison, sections: Sequence[Section] = ()) -> str:
-    """The page's text without figures, at most about 120 columns wide in its tables."""
+def report_markdown(comparison: Comparison, sections: Sequence[Section] = (), missing: Sequence[str] = ()) -> str:
+    """The page's text without figures, at most about 120 columns wide in its tables; `missing` as for the page."""
     name, first = _inline(comparison.collection.name), _inline(first_sentence(comparison, sections))
-    parts = [f"# {name}", f"**{first}**", summary(comparison)]
+    parts = [f"# {name}", *map(_inline, missing), f"**{first}**", summary(comparison)]
     parts += [_verdict_markdown(verdict, len(comparison.collection.variants) > 1) for verdict in verdicts(comparison)]
     for table in (gains_table(comparison), *result_tables(comparison), facts_table(comparison)):
         if table.rows:
