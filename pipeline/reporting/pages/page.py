@@ -11,7 +11,7 @@ import jinja2
 
 from pipeline.reporting.collect import Collection
 from pipeline.reporting.compare import Comparison
-from pipeline.reporting.pages.answer import answer
+from pipeline.reporting.pages.answer import answer, cautions
 from pipeline.reporting.pages.samples import Samples, samples
 from pipeline.reporting.pages.verdict import Verdict, verdicts
 from pipeline.reporting.seeds import seed_lines
@@ -96,6 +96,7 @@ def html(
         name=collection.name,
         summary=summary(comparison),
         answer=first_sentence(comparison, frontier),
+        cautions=cautions(comparison),
         samples=samples(comparison),
         verdicts=verdicts(comparison),
         answers=ANSWERS,
@@ -151,7 +152,7 @@ def corrected(comparison: Comparison) -> str:
             if (p <= alpha) is holds and marked[label, name] in ("better", "worse")
         )
 
-    head = f"Corrected for all {len(adjusted)} comparisons with a base (paired permutation test, Holm)"
+    head = f"Corrected for all {comparison.num_corrected} comparisons with a base (paired permutation test, Holm)"
     chance = f" These alone would not hold, and some may be chance: {named(False)}." if named(False) else ""
     return f"{head}, these changes hold at {percent(alpha)}: {named(True) or 'none'}.{chance}"
 
@@ -171,7 +172,7 @@ def notes(comparison: Comparison) -> list[str]:
 def report_markdown(comparison: Comparison, sections: Sequence[Section] = ()) -> str:
     """The page's text without figures, at most about 120 columns wide in its tables."""
     name, first = _inline(comparison.collection.name), _inline(first_sentence(comparison, sections))
-    parts = [f"# {name}", f"**{first}**", summary(comparison)]
+    parts = [f"# {name}", f"**{first}**", *map(_inline, cautions(comparison)), summary(comparison)]
     parts += [_verdict_markdown(verdict, len(comparison.collection.variants) > 1) for verdict in verdicts(comparison)]
     for table in (gains_table(comparison), *result_tables(comparison), facts_table(comparison)):
         if table.rows:

@@ -49,7 +49,7 @@ def verdicts(comparison: Comparison) -> tuple[Verdict, ...]:
         is_trained = any(row.training for row in variant.rows)
         findings = [_exactness(comparison, line) for line in grown] or [_nothing_expanded(is_trained)]
         findings += _training_findings(comparison, variant)
-        findings += [_against_first(baseline) for baseline in comparison.baselines if baseline.variant == variant.name]
+        findings += [_against_first(comparison, one) for one in comparison.baselines if one.variant == variant.name]
         found.append(Verdict(variant.name, comparison.labels[variant.name], tuple(findings)))
     return tuple(found)
 
@@ -245,8 +245,9 @@ def _retention_estimate(gains: Gains) -> str:
     return estimate(gains.retention, 2, gains.retention_unit)
 
 
-def _against_first(baseline: Baseline) -> Finding:
+def _against_first(comparison: Comparison, baseline: Baseline) -> Finding:
     """Variants side by side, so that a baseline that does better is not left for the reader to find."""
+    titles = [b.title for b in comparison.benchmarks if b.name in baseline.apart and not b.gold_of]
     question = f"How does {baseline.label} end up against {baseline.reference_label}?"
     parts = []
     for name, gain in (("domain text", baseline.gains.domain), ("general text", baseline.gains.general)):
@@ -260,8 +261,9 @@ def _against_first(baseline: Baseline) -> Finding:
         parts.append(f"drift from the base: {WORDS[baseline.drift.mark]}, {estimate(baseline.drift, 4, NATS)}")
     compared = (baseline.gains.domain, baseline.gains.gold or baseline.gains.retention, baseline.drift)
     marks = {gain.mark for gain in compared if gain is not None}
+    apart = f" Not compared, as the two answered different items: {listing(titles)}." if titles else ""
     if not parts:
-        return Finding(question, "unknown", "The two variants share no evaluated measure.")
+        return Finding(question, "unknown", f"The two variants share no measure on the same items.{apart}")
     answer = "unclear"
     if marks <= {"better", "within", "identical"} and "better" in marks:
         answer = "better"
@@ -269,7 +271,8 @@ def _against_first(baseline: Baseline) -> Finding:
         answer = "worse"
     elif {"better", "worse"} <= marks:
         answer = "mixed"
-    return Finding(question, answer, f"Item by item, positive is in favour of {baseline.label}: {'; '.join(parts)}.")
+    text = f"Item by item, positive is in favour of {baseline.label}: {'; '.join(parts)}.{apart}"
+    return Finding(question, answer, text)
 
 
 def _detail(comparison: Comparison, line: ModelResult, benchmark: Benchmark) -> str:
