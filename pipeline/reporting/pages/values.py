@@ -56,7 +56,7 @@ def data(
         ],
         "verdicts": [
             {
-                "variant": verdict.variant,
+                "variants": list(verdict.variants),
                 "findings": [{"question": f.question, "answer": f.answer, "text": f.text} for f in verdict.findings],
             }
             for verdict in verdicts(comparison)
