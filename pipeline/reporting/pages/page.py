@@ -189,7 +189,8 @@ def report_markdown(comparison: Comparison, sections: Sequence[Section] = ()) ->
     legend = cell_legend(comparison)
     if legend:
         parts += ["## Variants", "\n".join(f"- **{_inline(label)}**: `{variant}`" for label, variant in legend)]
-    parts += ["## Method", "\n".join(f"- {sentence}" for sentence in method(comparison))]
+    if how := method(comparison):
+        parts += ["## Method", "\n".join(f"- {sentence}" for sentence in how)]
     return "\n\n".join(parts) + "\n"
 
 
@@ -207,7 +208,9 @@ def cell_legend(comparison: Comparison) -> list[tuple[str, str]]:
 
 
 def method(comparison: Comparison) -> list[str]:
-    """How the numbers were made and what they do not cover."""
+    """How the numbers were made and what they do not cover; nothing where there are none."""
+    if not comparison.benchmarks:
+        return []
     confidence = percent(comparison.confidence)
     tail = (1 - comparison.confidence) / 2
     sentences = [

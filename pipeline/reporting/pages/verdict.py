@@ -36,7 +36,7 @@ def verdicts(comparison: Comparison) -> tuple[Verdict, ...]:
         grown = expanded_lines(comparison, variant)
         is_trained = any(row.training for row in variant.rows)
         findings = _about(_exactness, comparison, grown) or [_nothing_expanded(is_trained)]
-        findings += _training_findings(comparison, variant)
+        findings += _training_findings(comparison, variant) if comparison.benchmarks else []
         findings += [_against_first(comparison, one) for one in comparison.baselines if one.variant == variant.name]
         found.setdefault(tuple(grouped(findings)), []).append(variant.name)
     return tuple(

@@ -235,7 +235,7 @@ def _table(
         return sized(entry(line, b), line.scores[b.name].n if b.name in line.scores else 0, columns[b.name])
 
     rows = [(line.label, tuple(cell(line, b) for b in comparison.benchmarks)) for line in lines]
-    return Table(caption, tuple(columns.values()), tuple(rows))
+    return Table(caption, tuple(columns.values()), tuple(rows) if columns else ())
 
 
 def without_column(table: Table, title: str) -> Table:
