@@ -14,6 +14,7 @@ from pipeline.reporting.continual import chains, over_orders
 from pipeline.reporting.figures.plot import sweep_figure
 from pipeline.reporting.pages.answer import cautions
 from pipeline.reporting.pages.continual import continual_sections
+from pipeline.reporting.pages.items_page import items_html
 from pipeline.reporting.pages.verdict import verdicts
 from pipeline.reporting.paper.contrasts import measure_of
 from pipeline.reporting.seeds import seed_lines
@@ -236,3 +237,29 @@ def test_the_same_items_in_any_order_are_alike():
     assert are_alike([one, other, turned]) and are_alike([]) and are_alike([one])
     assert not are_alike([one, changed]) and not are_alike([one, make_items([1.0, 0.0])])
     assert answered(one) == answered(turned)
+
+
+def test_single_items_of_one_id_but_other_content_stand_apart(runs):
+    """SciQ with other prompts under the same ids: no model's answer stands below a prompt that it was not given."""
+    for limit, words in ((3, "Short"), (4, "Long")):
+        runs.add(f"benchmark.sciq.shots={words}", limit)
+        for model in runs.variants[-1]["models"]:
+            content = items("acc_norm", True, "sciq", [1.0] * limit, [1.0] * limit)
+            for item in content["items"]:
+                item |= {"hash": f"{words}{item['id']}", "prompt": f"{words} {item['id']}", "answer": words}
+            write_items(runs.artifacts.inputs[model["evaluations"]["sciq"]], content)
+    page = items_html(runs.compare(), per_benchmark=20, characters=99)
+    (sciq,) = json.loads(page.partition('id="data">')[2].partition("</script>")[0])["benchmarks"]
+    assert sciq["total"] == 7 and sciq["changed"] == 0
+    found = {item["prompt"]: [text for text in item["answers"] if text] for item in sciq["items"]}
+    assert found["Short sciq/0"] == ["Short"] * 2 and found["Long sciq/0"] == ["Long"] * 2 and len(found) == 7
+
+
+def test_variants_of_which_the_same_is_found_have_one_verdict(runs):
+    for i in (1, 2):
+        runs.add(f"a={i}", 20)
+    runs.add("a=3", 20, trained="other", seed=2)
+    assert [(one.label, one.variants) for one in verdicts(runs.compare())] == [
+        ("a=1 / a=2", ("a=1", "a=2")),
+        ("a=3", ("a=3",)),
+    ]
