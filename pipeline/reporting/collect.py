@@ -108,6 +108,12 @@ class Variant:
     def row(self, name: str) -> Model | None:
         return next((row for row in self.rows if row.name == name), None)
 
+    def is_random(self, row: Model) -> bool:
+        """Whether a model's weights were drawn, or made from such, and no training has taught them anything."""
+        parents = (self.row(name) for name in row.parents.values())
+        untaught = row.training is None and any(self.is_random(one) for one in parents if one is not None)
+        return row.facts.is_random or untaught
+
 
 @dataclass(frozen=True)
 class Collection:
@@ -115,6 +121,15 @@ class Collection:
     variants: tuple[Variant, ...]
     benchmarks: tuple[Benchmark, ...]
     provenance: tuple[Provenance, ...]
+
+    @property
+    def has_random_base(self) -> bool:
+        """Whether some model is compared with one whose weights were drawn and never trained."""
+        return any(
+            (base := variant.reference_of(row)) is not None and variant.is_random(base)
+            for variant in self.variants
+            for row in variant.rows
+        )
 
 
 def collect(

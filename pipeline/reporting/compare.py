@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Hashable
+from dataclasses import dataclass, field
 from functools import partial
-from pathlib import Path
 from typing import NamedTuple
 
 from pipeline.records.gold import BITS_PER_BYTE
 from pipeline.records.items import KL_NATS
 from pipeline.reporting.collect import Benchmark, Collection, Model, Variant
+from pipeline.reporting.merged import merged_rows
+from pipeline.reporting.statistics.alike import answered, are_alike
 from pipeline.reporting.statistics.differences import Difference, beyond_general_shift, combine, mean_gain
 from pipeline.reporting.statistics.drift import drift_of
-from pipeline.reporting.statistics.intervals import Items, Score, paired_difference, score
+from pipeline.reporting.statistics.intervals import Items, Score, inverse_stderrs, paired_difference, score
 from pipeline.reporting.statistics.permutation import holm, permutation_test
 from pipeline.reporting.tables.labels import variant_labels
 from pipeline.reporting.tables.wording import Unit
@@ -78,14 +78,20 @@ class ModelResult:
 
 @dataclass(frozen=True)
 class Baseline:
-    """The last model of one variant against the last model of the reference variant, item by item."""
+    """The last model of one variant against the last model of the reference variant, item by item.
+
+    Attributes:
+        drift: positive: the variant's model stayed closer to the base.
+        apart: benchmarks that both were measured by, on different items, which are not compared.
+    """
 
     variant: str
     label: str
     reference: str
     reference_label: str
     gains: Gains
-    drift: Difference | None = None  # positive: the variant's model stayed closer to the base
+    drift: Difference | None = None
+    apart: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -134,12 +140,32 @@ class Comparison:
 
     def corrected(self) -> dict[tuple[str, str], float]:
         """(line's label, benchmark) -> p-value adjusted for the number of all comparisons with a base (Holm)."""
-        every = {(line.label, name): p for line in self.lines for name, p in line.p_values.items()}
-        return holm({key: p for key, p in every.items() if not self._difference(key).identical})
+        found = self._comparisons()
+        adjusted = holm({key: line.p_values[name] for key, line, name in found})
+        return {(line.label, name): adjusted[key] for key, line, name in found}
 
-    def _difference(self, key: tuple[str, str]) -> Difference:
-        label, benchmark = key
-        return next(line.differences[benchmark] for line in self.lines if line.label == label)
+    @property
+    def num_corrected(self) -> int:
+        """For how many comparisons that is: one that several models' rows share, measured differently, counts once."""
+        return len({key for key, _, _ in self._comparisons()})
+
+    def _comparisons(self) -> list[tuple[Hashable, ModelResult, str]]:
+        """What was compared with what, with the model and the benchmark."""
+        measured = {b.name: b.gold_of or b.name for b in self.benchmarks}
+        return [
+            ((name, *(one.row.directories[measured[name]] for one in (line, self.reference(line)) if one)), line, name)
+            for line in self.lines
+            for name in line.p_values
+            if not line.differences[name].identical
+        ]
+
+    def by_items(self, benchmark: str) -> dict[str, list[ModelResult]]:
+        """The models that were measured by a benchmark, by the items that they answered; see `answered`."""
+        found: dict[str, list[ModelResult]] = {}
+        for line in self.lines:
+            if benchmark in line.row.evaluations:
+                found.setdefault(answered(line.row.evaluations[benchmark]), []).append(line)
+        return found
 
     def last_line(self, variant: Variant) -> ModelResult | None:
         """The model a variant ends with, if that is compared with another."""
@@ -161,33 +187,11 @@ def compare(collection: Collection, *, confidence: float, num_bootstrap: int, se
     test = partial(permutation_test, num_draws=num_bootstrap, seed=seed)
     labels = variant_labels([variant.name for variant in collection.variants])
     units = units_of(collection)
-    groups = [(merged, variants) for merged, variants in _merged_rows(collection)]
-    lines = [_line(row, variants, collection, labels, units, differ, test) for row, variants in groups]
+    rows = merged_rows(collection)
+    lines = [_line(row, variants, collection, labels, units, differ, test) for row, variants in rows]
     baselines = _baselines(collection, labels, units, differ)
     benchmarks = tuple(b for b in collection.benchmarks if b.name in units)
     return Comparison(collection, benchmarks, units, labels, tuple(lines), baselines, confidence, num_bootstrap, power)
-
-
-def _merged_rows(collection: Collection) -> list[tuple[Model, list[Variant]]]:
-    """Rows with the variants that share them: same name, model and reference. What was measured of them is united."""
-    merged: dict[tuple[str, Path, Path | None], tuple[Model, list[Variant]]] = {}
-    for variant in collection.variants:
-        for row in variant.rows:
-            reference = variant.reference_of(row)
-            key = (row.name, row.model, reference.model if reference else None)
-            known, variants = merged.get(key, (row, []))
-            known = replace(
-                known,
-                evaluations={**row.evaluations, **known.evaluations},
-                diagnoses={**row.diagnoses, **known.diagnoses},
-                notes={**row.notes, **known.notes},
-                directories={**row.directories, **known.directories},
-                with_gold=row.with_gold | known.with_gold,
-                taken_over=row.taken_over | known.taken_over,
-                written={**row.written, **known.written},
-            )
-            merged[key] = (known, [*variants, variant])
-    return list(merged.values())
 
 
 def _line(
@@ -251,7 +255,7 @@ def _gains(
     if any(units[name].name == "%" for name in measured):
         unit, weights = "percentage points", {name: 100.0 for name in kept if units[name].name == "%"}
     else:
-        unit, weights = "standard errors of the base's score", _inverse_stderrs(kept, reference)
+        unit, weights = "standard errors of the base's score", inverse_stderrs({name: reference[name] for name in kept})
     terms = [(weight / len(weights), differences[name]) for name, weight in weights.items()]
     return Gains(
         domain=mean_gain(domain, confidence=confidence) if domain else None,
@@ -263,11 +267,6 @@ def _gains(
         gold=mean_gain([differences[name] for name in golds], confidence=confidence) if golds else None,
         num_gold=len(golds),
     )
-
-
-def _inverse_stderrs(names: Iterable[str], reference: dict[str, Items]) -> dict[str, float]:
-    stderrs = {name: score(reference[name]).stderr for name in names}
-    return {name: 1 / stderr for name, stderr in stderrs.items() if stderr > 0 and math.isfinite(stderr)}
 
 
 def _baselines(
@@ -289,9 +288,12 @@ def _baselines(
         if variant.rows[-1].model == first.rows[-1].model:
             continue
         model, other = variant.rows[-1].evaluations, first.rows[-1].evaluations
+        apart = {name for name in model.keys() & other.keys() if not are_alike((model[name], other[name]))}
+        model = {name: items for name, items in model.items() if name not in apart}
         differences = _differences(variant.rows[-1].name, model, other, differ)
         gains = _gains(differences, other, collection, units)
         drifts = [one for name, one in differences.items() if model[name].metric == KL_NATS]
         drift = mean_gain(drifts, confidence=drifts[0].confidence) if drifts else None
-        baselines.append(Baseline(variant.name, labels[variant.name], first.name, labels[first.name], gains, drift))
+        named = (variant.name, labels[variant.name], first.name, labels[first.name])
+        baselines.append(Baseline(*named, gains, drift, tuple(sorted(apart))))
     return tuple(baselines)

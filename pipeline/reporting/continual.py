@@ -21,6 +21,7 @@ from pipeline.records.items import Floats
 from pipeline.reporting.collect import read_manifest
 from pipeline.reporting.compare import Comparison, ModelResult
 from pipeline.reporting.seeds import spread
+from pipeline.reporting.statistics.alike import answered
 from pipeline.reporting.statistics.continual import MEASURES, measured, with_unseen
 from pipeline.reporting.statistics.differences import percentiles
 from pipeline.reporting.statistics.frontier import shared_draws
@@ -53,6 +54,7 @@ class Chain:
         label: of the chain, and `titles` of its tasks.
         models: T + 1: before any task, and after each.
         scores: [T + 1, T], in the tasks' own unit; `draws`: [B, T + 1, T] of them.
+        answered: what tells apart the items of each task that the last model answered.
         unit: of all tasks; None where they have different ones, so that no mean over them says anything.
         measures: those of `statistics.continual`, larger is better but for forgetting; none without a unit.
     """
@@ -60,6 +62,7 @@ class Chain:
     label: str
     tasks: tuple[str, ...]
     titles: tuple[str, ...]
+    answered: tuple[str, ...]
     models: tuple[ModelResult, ...]
     scores: Floats
     draws: Floats = field(repr=False)
@@ -141,13 +144,19 @@ class _Scores:
         self.num_bootstrap = comparison.num_bootstrap
         tasks = dict.fromkeys(line.row.task for line in lines if line.row.task is not None)
         for task in tasks:
-            having = {line.row.directories[task]: line for line in lines if task in line.row.evaluations}
-            models = [line.row.evaluations[task] for line in having.values()]
-            stream = f"task {task}"
-            values, draws = shared_draws(models, num_bootstrap=self.num_bootstrap, seed=seed, stream=stream)
-            draws = with_unseen(models, draws, np.random.default_rng([seed, zlib.crc32(stream.encode())]))
-            for i, place in enumerate(having):
-                self.values[place], self.draws[place] = float(values[i]), draws[:, i]
+            own = {line.label for line in lines}
+            for alike in comparison.by_items(task).values():
+                if having := {line.row.directories[task]: line for line in alike if line.label in own}:
+                    self._add(task, having, seed)
+
+    def _add(self, task: str, having: Mapping[Path, ModelResult], seed: int) -> None:
+        """Those of models that answered the same items of a task."""
+        models = [line.row.evaluations[task] for line in having.values()]
+        stream = f"task {task}"
+        values, draws = shared_draws(models, num_bootstrap=self.num_bootstrap, seed=seed, stream=stream)
+        draws = with_unseen(models, draws, np.random.default_rng([seed, zlib.crc32(stream.encode())]))
+        for i, place in enumerate(having):
+            self.values[place], self.draws[place] = float(values[i]), draws[:, i]
 
     def matrix(self, models: Sequence[ModelResult], tasks: Sequence[str]) -> tuple[Floats, Floats]:
         """[T + 1, T] scores and [B, T + 1, T] draws of them."""
@@ -168,7 +177,10 @@ def _chain(label: str, models: Sequence[ModelResult], scores: _Scores, compariso
     units = {comparison.units[task] for task in tasks}
     unit = units.pop() if len(units) == 1 else None
     measures = _measures(found, draws, unit, comparison.confidence) if unit else {}
-    return Chain(label, tasks, tuple(titles[task] for task in tasks), tuple(models), found, draws, unit, measures)
+    evaluations = models[-1].row.evaluations
+    items = tuple(answered(evaluations[task]) if task in evaluations else "" for task in tasks)
+    named = tuple(titles[task] for task in tasks)
+    return Chain(label, tasks, named, items, tuple(models), found, draws, unit, measures)
 
 
 def _measures(scores: Floats, draws: Floats, unit: Unit, confidence: float) -> dict[str, Estimate]:
@@ -197,7 +209,9 @@ def _name(models: Sequence[ModelResult]) -> str:
 
 
 def _recipe(chain: Chain) -> str:
-    """How each task was learned, as text: equal for chains that differ in the order of their tasks alone."""
+    """How each task was learned and on what it was measured, as text: equal for chains that differ in the order of
+    their tasks alone."""
     learned = zip(chain.tasks, chain.models[1:], strict=True)
     steps = {task: read_manifest(line.row.model).get("params") for task, line in learned}
-    return json.dumps([steps, chain.models[0].row.fingerprint], sort_keys=True)
+    items = dict(zip(chain.tasks, chain.answered, strict=True))
+    return json.dumps([steps, items, chain.models[0].row.fingerprint], sort_keys=True)

@@ -11,6 +11,9 @@ from typing import Any
 from pipeline.models.files.safetensors_io import read_index
 from pipeline.records.expansion import read_expansion
 
+RANDOM = "random"
+"""Kind of a base's source that has no weights: they are drawn."""
+
 
 @dataclass(frozen=True)
 class Facts:
@@ -22,6 +25,7 @@ class Facts:
     it needed, `mfu_6nd` the same by the rule of 6ND. `stopped` says why a limit ended training before its time,
     `kept_step` after which step the weights were kept, if tracking chose it. `num_active` counts the parameters that
     one token meets; `flops_per_token` are those of a forward and backward pass as it trained, `tokens_per_s` its rate.
+    `is_random`: its weights were drawn, and nothing trained them.
     """
 
     num_parameters: int | None = None
@@ -40,6 +44,7 @@ class Facts:
     num_active: int | None = None
     flops_per_token: int | None = None
     tokens_per_s: float | None = None
+    is_random: bool = False
 
 
 def read_facts(directory: Path, manifest: Mapping[str, Any], training: Mapping[str, Any] | None) -> Facts:
@@ -73,6 +78,7 @@ def read_facts(directory: Path, manifest: Mapping[str, Any], training: Mapping[s
         num_active=_integer(metrics, "num_active") or num_parameters,
         flops_per_token=_integer(metrics, "flops_per_token"),
         tokens_per_s=metrics.get("tokens_per_s"),
+        is_random=((manifest.get("params") or {}).get("source") or {}).get("kind") == RANDOM,
     )
 
 

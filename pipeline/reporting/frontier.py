@@ -20,6 +20,7 @@ import numpy as np
 from pipeline.records.items import KL_NATS, Floats
 from pipeline.reporting.collect import read_manifest
 from pipeline.reporting.compare import BITS_PER_BYTE, Comparison, ModelResult
+from pipeline.reporting.statistics.alike import answered
 from pipeline.reporting.statistics.drift import ALL
 from pipeline.reporting.statistics.frontier import Level, Point, envelope, levels, shared_draws
 
@@ -133,18 +134,20 @@ def _methods(
         return {}, ()
     found: dict[str, list[tuple[float, ModelResult]]] = {}
     recipes: dict[str, dict[str, Any]] = {}
-    for line in comparison.lines:
+    own = {line.label for line in lines or comparison.lines}
+    measures = (*_domain_measures(comparison), _drift_measure(comparison))
+    for line in sorted(comparison.lines, key=lambda line: line.label not in own):
         base = comparison.reference(line)
         recipe = _recipe(line) if base is not None and _is_measured(comparison, line, base) else None
         if base is None or recipe is None or not isinstance(rate := recipe.pop("value"), float | int):
             continue
-        key = json.dumps([recipe, base.row.fingerprint, _answered(comparison, line)], sort_keys=True)
+        items = [answered(line.row.evaluations[name]) for name in measures]
+        key = json.dumps([recipe, base.row.fingerprint, items], sort_keys=True)
         recipes[key] = recipe
         found.setdefault(key, []).append((float(rate), line))
     each = {key: sorted({rate: line for rate, line in reversed(rated)}.items()) for key, rated in found.items()}
     several = {key: rated for key, rated in each.items() if len(rated) > 1}
     if lines is not None:
-        own = {line.label for line in lines}
         several = {key: rated for key, rated in several.items() if own & {line.label for _, line in rated}}
     shared = {key: json.loads(key)[1:] for key in several}  # one base, the same items
     together = {key: rated for key, rated in several.items() if shared[key] == next(iter(shared.values()))}
@@ -185,12 +188,6 @@ def _is_measured(comparison: Comparison, line: ModelResult, base: ModelResult) -
     return _drift_measure(comparison) in line.row.evaluations and all(
         name in one.row.evaluations for name in names for one in (line, base)
     )
-
-
-def _answered(comparison: Comparison, line: ModelResult) -> list[int]:
-    """What tells the items apart that gain and drift of a model were measured on."""
-    found = [line.row.evaluations[name] for name in (*_domain_measures(comparison), _drift_measure(comparison))]
-    return [hash((one.ids, one.hashes)) for one in found]
 
 
 def _domain_measures(comparison: Comparison) -> list[str]:

@@ -11,7 +11,7 @@ import yaml
 
 from pipeline.records.expansion import ExpansionMap, read_expansion
 from pipeline.reporting.collect import Model, Variant, read_manifest
-from pipeline.reporting.facts import model_directory
+from pipeline.reporting.facts import RANDOM, model_directory
 
 CARD = "README.md"
 Known = Mapping[str, Mapping[str, str]]
@@ -124,7 +124,7 @@ def _origin(source: Mapping[str, Any], name: str, known: Known) -> Origin:
         "package": f"package {own} {source.get('version')}",
         "hub": f"{own} on the Hub at {str(source.get('revision'))[:12]}",
         "local": f"local files, content {str(source.get('content'))[:12]}",
-        "random": "random weights",
+        RANDOM: "random weights",
     }.get(str(kind), "not recorded")
     repo = own if kind == "hub" else facts.get("repo", "")
     return Origin(name if kind != "package" else own, where, facts.get("license", ""), repo)

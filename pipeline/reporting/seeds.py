@@ -17,6 +17,7 @@ import numpy as np
 from pipeline.reporting.collect import Variant
 from pipeline.reporting.compare import Comparison, ModelResult
 from pipeline.reporting.plain import plain
+from pipeline.reporting.statistics.alike import are_alike
 from pipeline.reporting.statistics.differences import Difference
 from pipeline.reporting.statistics.intervals import Score
 from pipeline.reporting.tables.labels import split_overrides, variant_labels
@@ -46,13 +47,16 @@ class SeedLine:
     """One kind of model over the seeds of its runs.
 
     Attributes:
-        scores: benchmark -> over runs; gains: benchmark -> difference against the base, over runs.
+        scores: benchmark -> over runs; gains: benchmark -> difference against the base, over runs; of those that all
+            runs were measured by on the same items.
+        models: labels of the runs' models.
     """
 
     label: str
     num_runs: int
     scores: dict[str, Spread]
     gains: dict[str, Spread]
+    models: tuple[str, ...] = ()
 
 
 def spread(values: Sequence[float], confidence: float, stderrs: Sequence[float] = ()) -> Spread:
@@ -136,7 +140,13 @@ def seed_values(lines: Sequence[SeedLine]) -> list[dict[str, Any]]:
         return {name: plain(one, vars(one)) for name, one in sorted(found.items())}
 
     return [
-        {"label": line.label, "num_runs": line.num_runs, "scores": values(line.scores), "gains": values(line.gains)}
+        {
+            "label": line.label,
+            "num_runs": line.num_runs,
+            "models": list(line.models),
+            "scores": values(line.scores),
+            "gains": values(line.gains),
+        }
         for line in lines
     ]
 
@@ -152,14 +162,18 @@ def _distinct(comparison: Comparison, variants: Sequence[Variant], row: str) -> 
 
 
 def _line(label: str, runs: Sequence[ModelResult], confidence: float) -> SeedLine:
+    each = [run.row.evaluations for run in runs]
+    alike = {name for name in each[0] if are_alike(one[name] for one in each if name in one)}
+
     def over(found: Sequence[Mapping[str, Score | Difference]]) -> dict[str, Spread]:
-        named = {name: [one[name] for one in found if name in one] for name in found[0]}
+        named = {name: [one[name] for one in found if name in one] for name in found[0] if name in alike}
         return {
             name: spread([one.value for one in ones], confidence, [one.stderr for one in ones])
             for name, ones in named.items()
         }
 
-    return SeedLine(label, len(runs), over([run.scores for run in runs]), over([run.differences for run in runs]))
+    scores, gains = over([run.scores for run in runs]), over([run.differences for run in runs])
+    return SeedLine(label, len(runs), scores, gains, tuple(run.label for run in runs))
 
 
 def is_seed(override: str) -> bool:

@@ -292,7 +292,7 @@ def drift_items(name: str, far: float, seed: int) -> dict[str, Any]:
 def with_samples(artifacts: Artifacts, variant: dict[str, Any], texts: dict[str, str]) -> dict[str, Any]:
     """The variant with what each model wrote after every prompt of `texts`: its text, and the model's name."""
     for model in variant["models"]:
-        role = artifacts.add("evaluate", f"{variant['variant']}/{model['name']}/written")
+        role = artifacts.add("evaluate", f"{model['model']}/{model['name']}/written")
         content = items("num_written_tokens", True, "written", [9.0] * len(texts), [1.0] * len(texts))
         for item, (prompt, text) in zip(content["items"], texts.items(), strict=True):
             item |= {"prompt": prompt, "answer": f"{text} ({model['name']})"}

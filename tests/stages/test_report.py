@@ -165,6 +165,23 @@ def test_what_is_missing_makes_another_report(artifacts):
     assert whole.fingerprint == same.fingerprint != lacking.fingerprint
 
 
+def test_a_report_over_nothing_shows_no_more_than_it_has(artifacts, tmp_path):
+    """Without a measure: that nothing was measured, what the expansion proved, and the models."""
+    variant = one_variant(artifacts)
+    for model in variant["models"]:
+        model["evaluations"] = {}
+    metrics, directory = run(artifacts, tmp_path, [variant], benchmarks={})
+    text, page = (directory / "report.md").read_text(), (directory / "index.html").read_text()
+    assert text.splitlines()[2].startswith("**Nothing was measured")
+    assert [line for line in text.splitlines() if line.startswith("#")] == [
+        "# terms of service", "## Verdict", "## Models"
+    ]  # fmt: skip
+    (finding,) = (line for line in text.splitlines() if line.startswith("- "))
+    assert finding.startswith("- **Does the expanded model equal the base exactly? Yes.**")
+    assert metrics == {"num_models": 4, "num_benchmarks": 0} and "interval" not in text
+    assert 'id="method"' not in page and 'id="results"' not in page and Page(page).open == []
+
+
 def test_text_from_artifacts_is_escaped(artifacts, tmp_path):
     benchmarks = {**BENCHMARKS, "sciq": {"title": "<b>Sci|Q</b>", "group": "general", "note": "<i>&</i>"}}
     variant = one_variant(artifacts, "x=<script>alert(1)</script>$a$")

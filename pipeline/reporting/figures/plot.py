@@ -101,14 +101,16 @@ def loss_figure(comparison: Comparison) -> Figure | None:
 
 
 def sweep_figure(comparison: Comparison) -> Figure | None:
-    """Domain bits per byte over the number that the sweep varies; None if variants differ in something else."""
+    """Domain bits per byte over the number that the sweep varies; None if variants differ in something else, or in the
+    items that they were measured on."""
     variants = comparison.collection.variants
     swept = swept_number([variant.name for variant in variants]) if len(variants) > 2 else None
     measures = [
         b
         for b in comparison.benchmarks
         if b.group == "domain" and comparison.units[b.name].name == "bits/byte" and not b.gold_of
-    ]
+        and len(comparison.by_items(b.name)) == 1
+    ]  # fmt: skip
     if swept is None or not measures:
         return None
     name, values = swept
@@ -176,7 +178,8 @@ def running_mean(values: Floats, span: int) -> Floats:
 
 
 def _references(comparison: Comparison, benchmark: str) -> list[ModelResult]:
-    return [line for line in comparison.lines if line.row.reference is None and benchmark in line.scores]
+    bases = [line for line in comparison.lines if line.row.reference is None and benchmark in line.scores]
+    return list({line.row.model: line for line in reversed(bases)}.values())[::-1]
 
 
 def _stages(comparison: Comparison) -> dict[str, list[ModelResult]]:

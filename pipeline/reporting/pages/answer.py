@@ -1,15 +1,16 @@
-"""The report's first sentence: what was learned and what it cost, with intervals."""
+"""The report's first sentences: what was learned and what it cost, with intervals, and what limits all of it."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 from pipeline.reporting.axes import Axis, axes
 from pipeline.reporting.compare import Comparison, ModelResult
 from pipeline.reporting.pages.verdict import domain_details, verdicts
 from pipeline.reporting.statistics.differences import Difference
-from pipeline.reporting.tables.wording import estimate, interval, number
+from pipeline.reporting.tables.labels import split_overrides
+from pipeline.reporting.tables.wording import estimate, interval, listing, number
 
 BITS = "bits per byte"
 LEARNED = {
@@ -19,7 +20,8 @@ LEARNED = {
     "identical": "is unchanged on the domain, {}",
 }
 MAX_TOLD = 3
-"""Variants that one sentence can tell of."""
+"""Variants, or sets of items, that one sentence can tell of."""
+RANDOM_BASE = "The base has random weights: this shows the wiring, and judges no claim."
 
 
 def answer(comparison: Comparison) -> str:
@@ -41,13 +43,55 @@ def answer(comparison: Comparison) -> str:
         first = verdicts(comparison)[0].findings[0]
         return f"{first.question} {first.text}"
     first_sentence = of_model(comparison, ends[0], axis)
-    others = _extremes(ends, axis) if len(ends) > MAX_TOLD else dict.fromkeys(range(1, len(ends)), "")
+    others = _extremes(comparison, ends, axis) if len(ends) > MAX_TOLD else dict.fromkeys(range(1, len(ends)), "")
     return (
         "; ".join(
             [first_sentence, *(what + _short(comparison, ends[i], axis, ends[0].name) for i, what in others.items())]
         )
         + "."
     )
+
+
+def cautions(comparison: Comparison) -> list[str]:
+    """What must be known before any number is believed: a sentence each, that stand below the first."""
+    found = [RANDOM_BASE] if comparison.collection.has_random_base else []
+    return found + ([text] if (text := _different_items(comparison)) else [])
+
+
+def _different_items(comparison: Comparison) -> str:
+    """Which measures were taken on different items in different variants, and what to change; "" for none."""
+    told, settings = [], []
+    for b in comparison.benchmarks:
+        sets = comparison.by_items(b.name)
+        variants = {key: {name for line in lines for name in line.variants} for key, lines in sets.items()}
+        if b.gold_of or len({frozenset(names) for names in variants.values()}) < 2:
+            continue
+        sizes = {key: lines[0].scores[b.name].n for key, lines in sets.items()}
+        where = [f"{sizes[key]:,} in {_named(comparison, names)}" for key, names in variants.items()]
+        if len(sets) > MAX_TOLD:
+            where = [f"{len(sets)} sets of {min(sizes.values()):,} to {max(sizes.values()):,}"]
+        told.append(f"{b.title} ({'; '.join(where)})")
+        settings += _settings(comparison, b.name)
+    if not told:
+        return ""
+    same = f"the same {listing(settings)}" if settings else "the same items (of a drift: from the same base)"
+    return (
+        f"Runs were measured on different items by {listing(told)}, so these numbers are compared within a run and not "
+        f"between runs; to compare them, run again with {same}."
+    )
+
+
+def _named(comparison: Comparison, variants: Collection[str]) -> str:
+    return " / ".join(label for name, label in comparison.labels.items() if name in variants)
+
+
+def _settings(comparison: Comparison, benchmark: str) -> list[str]:
+    """The settings of a benchmark that differ between variants, by their overrides."""
+    prefix = f"benchmark.{benchmark}."
+    each = [split_overrides(name) for name in comparison.labels]
+    differing = {override for own in each for override in own if not all(override in other for other in each)}
+    keys = {override.partition("=")[0].lstrip("+") for override in differing}
+    return sorted(key for key in keys if key.startswith(prefix))
 
 
 def of_model(comparison: Comparison, line: ModelResult, axis: Axis | None = None) -> str:
@@ -79,8 +123,11 @@ def _short(comparison: Comparison, line: ModelResult, axis: Axis | None, told: s
     return f"{learned} and {value} {bounds if axis.signed else bounds.replace('+', '')}"
 
 
-def _extremes(ends: Sequence[ModelResult], axis: Axis | None) -> dict[int, str]:
-    """Numbers of the models that learned most and that cost least, with these words; the first is told anyway."""
+def _extremes(comparison: Comparison, ends: Sequence[ModelResult], axis: Axis | None) -> dict[int, str]:
+    """Numbers of the models that learned most and that cost least, with these words; the first is told anyway. None
+    where they were measured on different items."""
+    if any(len(comparison.by_items(b.name)) > 1 for b in comparison.benchmarks):
+        return {}
     gains = [_gain(line).value for line in ends]
     named = {gains.index(max(gains)): ["most learned"]}
     costs = [cost.value * cost.sign if axis and (cost := axis.of(line)) else -math.inf for line in ends]

@@ -83,6 +83,8 @@ def _against(chain: Chain, first: Chain, confidence: float) -> str:
     """How much more or less a chain has than the first, item by item; of the same tasks."""
     if set(chain.tasks) != set(first.tasks):
         return f"{chain.label} has other tasks than {first.label}, so the two are not compared."
+    if {*zip(chain.tasks, chain.answered, strict=True)} != {*zip(first.tasks, first.answered, strict=True)}:
+        return f"{chain.label} answered other items of its tasks than {first.label}, so the two are not compared."
     unit, parts = _unit(chain), []
     for name in ("op", "bwt"):
         if name in chain.measures and name in first.measures:

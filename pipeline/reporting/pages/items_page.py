@@ -22,26 +22,31 @@ TEMPLATE = Path(__file__).with_name("items.html")
 _HARMLESS = str.maketrans({"<": "\\u003c", ">": "\\u003e", "&": "\\u0026", "\u2028": "\\u2028", "\u2029": "\\u2029"})
 
 
+Key = tuple[str, str]
+"""An item's id and the hash of its content: one id may have other content in another run."""
+
+
 @dataclass(frozen=True)
 class _Answered:
-    """A model's items on a benchmark by id: the value of each, nan where nothing was judged, and its hash."""
+    """A model's items on a benchmark: the value of each, nan where nothing was judged, and its category."""
 
     line: ModelResult
-    values: dict[str, float]
-    hashes: dict[str, str]
-    categories: dict[str, str]
+    values: dict[Key, float]
+    categories: dict[Key, str]
 
     @classmethod
     def of(cls, line: ModelResult, items: Items) -> _Answered:
         with np.errstate(invalid="ignore", divide="ignore"):
             values = items.numerators / items.denominators
         categories = items.categories or ("",) * len(items.ids)
-        return cls(
-            line,
-            dict(zip(items.ids, values.tolist(), strict=True)),
-            dict(zip(items.ids, items.hashes, strict=True)),
-            dict(zip(items.ids, categories, strict=True)),
-        )
+        keys = list(zip(items.ids, items.hashes, strict=True))
+        return cls(line, dict(zip(keys, values.tolist(), strict=True)), dict(zip(keys, categories, strict=True)))
+
+    def texts(self, benchmark: str, keys: Sequence[Key]) -> dict[Key, ItemText]:
+        """What people read of those items that this model answered."""
+        own = [key for key in keys if key in self.values]
+        found = read_texts(self.line.row.directories[benchmark], [name for name, _ in own])
+        return {key: found[key[0]] for key in own if key[0] in found}
 
 
 def items_html(comparison: Comparison, *, per_benchmark: int, characters: int) -> str:
@@ -75,10 +80,10 @@ def _benchmark(comparison: Comparison, benchmark: Benchmark, limit: int, charact
         if benchmark.name in line.row.evaluations
     ]
     bases = [_base_of(comparison, one, answered) for one in answered]
-    ids = _chosen(answered, bases)
+    keys = _chosen(answered, bases)
     unit = comparison.units[benchmark.name]
-    texts = [read_texts(one.line.row.directories[benchmark.name], ids[:limit]) for one in answered]
-    items = [_item(name, answered, bases, texts, characters) for name in ids[:limit]]
+    texts = [one.texts(benchmark.name, keys[:limit]) for one in answered]
+    items = [_item(key, answered, bases, texts, characters) for key in keys[:limit]]
     return {
         "title": benchmark.title,
         "note": benchmark.note,
@@ -88,8 +93,8 @@ def _benchmark(comparison: Comparison, benchmark: Benchmark, limit: int, charact
         "scale": unit.scale,
         "models": [one.line.label for one in answered],
         "bases": [None if base is None else answered.index(base) for base in bases],
-        "total": len(ids),
-        "changed": sum(_is_changed(name, answered, bases) for name in ids),
+        "total": len(keys),
+        "changed": sum(_is_changed(key, answered, bases) for key in keys),
         "items": [item for item in items if item["prompt"] or any(item["answers"])],
     }
 
@@ -100,32 +105,32 @@ def _base_of(comparison: Comparison, one: _Answered, answered: Sequence[_Answere
     return next((other for other in answered if other.line is base), None)
 
 
-def _chosen(answered: Sequence[_Answered], bases: Sequence[_Answered | None]) -> list[str]:
-    """All ids, those that changed first, each part in the order of the hashes."""
-    hashes = {name: digest for one in answered for name, digest in one.hashes.items()}
-    return sorted(hashes, key=lambda name: (not _is_changed(name, answered, bases), hashes[name], name))
+def _chosen(answered: Sequence[_Answered], bases: Sequence[_Answered | None]) -> list[Key]:
+    """All items, those that changed first, each part in the order of the hashes."""
+    keys = {key for one in answered for key in one.values}
+    return sorted(keys, key=lambda key: (not _is_changed(key, answered, bases), key[1], key[0]))
 
 
-def _is_changed(name: str, answered: Sequence[_Answered], bases: Sequence[_Answered | None]) -> bool:
-    pairs = ((one.values.get(name), base.values.get(name)) for one, base in zip(answered, bases, strict=True) if base)
+def _is_changed(key: Key, answered: Sequence[_Answered], bases: Sequence[_Answered | None]) -> bool:
+    pairs = ((one.values.get(key), base.values.get(key)) for one, base in zip(answered, bases, strict=True) if base)
     return any(own != other and not (own != own and other != other) for own, other in pairs)
 
 
 def _item(
-    name: str,
+    key: Key,
     answered: Sequence[_Answered],
     bases: Sequence[_Answered | None],
-    texts: Sequence[dict[str, ItemText]],
+    texts: Sequence[dict[Key, ItemText]],
     characters: int,
 ) -> dict[str, Any]:
     nothing = ItemText("", "", "")
-    found = [one.get(name, nothing) for one in texts]
+    found = [one.get(key, nothing) for one in texts]
     golds = [_cut(text.gold, characters) for text in found]
-    values = [one.values.get(name) for one in answered]
+    values = [one.values.get(key) for one in answered]
     return {
-        "id": name,
-        "category": next((one.categories[name] for one in answered if name in one.categories), ""),
-        "changed": _is_changed(name, answered, bases),
+        "id": key[0],
+        "category": next((one.categories[key] for one in answered if key in one.categories), ""),
+        "changed": _is_changed(key, answered, bases),
         "prompt": _cut(next((text.prompt for text in found if text.prompt), ""), characters),
         "golds": golds[:1] if len(set(golds)) == 1 else golds,
         "answers": [_cut(text.answer, characters) for text in found],

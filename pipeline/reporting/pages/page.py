@@ -11,7 +11,7 @@ import jinja2
 
 from pipeline.reporting.collect import Collection
 from pipeline.reporting.compare import Comparison
-from pipeline.reporting.pages.answer import answer
+from pipeline.reporting.pages.answer import answer, cautions
 from pipeline.reporting.pages.samples import Samples, samples
 from pipeline.reporting.pages.verdict import Verdict, verdicts
 from pipeline.reporting.seeds import seed_lines
@@ -99,6 +99,7 @@ def html(
         summary=summary(comparison),
         missing=missing,
         answer=first_sentence(comparison, frontier),
+        cautions=cautions(comparison),
         samples=samples(comparison),
         verdicts=verdicts(comparison),
         answers=ANSWERS,
@@ -154,7 +155,7 @@ def corrected(comparison: Comparison) -> str:
             if (p <= alpha) is holds and marked[label, name] in ("better", "worse")
         )
 
-    head = f"Corrected for all {len(adjusted)} comparisons with a base (paired permutation test, Holm)"
+    head = f"Corrected for all {comparison.num_corrected} comparisons with a base (paired permutation test, Holm)"
     chance = f" These alone would not hold, and some may be chance: {named(False)}." if named(False) else ""
     return f"{head}, these changes hold at {percent(alpha)}: {named(True) or 'none'}.{chance}"
 
@@ -174,7 +175,13 @@ def notes(comparison: Comparison) -> list[str]:
 def report_markdown(comparison: Comparison, sections: Sequence[Section] = (), missing: Sequence[str] = ()) -> str:
     """The page's text without figures, at most about 120 columns wide in its tables; `missing` as for the page."""
     name, first = _inline(comparison.collection.name), _inline(first_sentence(comparison, sections))
-    parts = [f"# {name}", *map(_inline, missing), f"**{first}**", summary(comparison)]
+    parts = [
+        f"# {name}",
+        *map(_inline, missing),
+        f"**{first}**",
+        *map(_inline, cautions(comparison)),
+        summary(comparison),
+    ]
     parts += [_verdict_markdown(verdict, len(comparison.collection.variants) > 1) for verdict in verdicts(comparison)]
     for table in (gains_table(comparison), *result_tables(comparison), facts_table(comparison)):
         if table.rows:
@@ -191,7 +198,8 @@ def report_markdown(comparison: Comparison, sections: Sequence[Section] = (), mi
     legend = cell_legend(comparison)
     if legend:
         parts += ["## Variants", "\n".join(f"- **{_inline(label)}**: `{variant}`" for label, variant in legend)]
-    parts += ["## Method", "\n".join(f"- {sentence}" for sentence in method(comparison))]
+    if how := method(comparison):
+        parts += ["## Method", "\n".join(f"- {sentence}" for sentence in how)]
     return "\n\n".join(parts) + "\n"
 
 
@@ -209,7 +217,9 @@ def cell_legend(comparison: Comparison) -> list[tuple[str, str]]:
 
 
 def method(comparison: Comparison) -> list[str]:
-    """How the numbers were made and what they do not cover."""
+    """How the numbers were made and what they do not cover; nothing where there are none."""
+    if not comparison.benchmarks:
+        return []
     confidence = percent(comparison.confidence)
     tail = (1 - comparison.confidence) / 2
     sentences = [

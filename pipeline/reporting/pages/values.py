@@ -8,6 +8,7 @@ from typing import Any
 
 from pipeline.reporting.collect import gold_name
 from pipeline.reporting.compare import Comparison, Gains, ModelResult
+from pipeline.reporting.pages.answer import cautions
 from pipeline.reporting.pages.page import Section, first_sentence, notes
 from pipeline.reporting.pages.samples import samples
 from pipeline.reporting.pages.verdict import expanded_lines, verdicts
@@ -29,6 +30,7 @@ def data(
     return {
         "name": comparison.collection.name,
         "answer": first_sentence(comparison, compared),
+        "cautions": cautions(comparison),
         "confidence": comparison.confidence,
         "num_bootstrap": comparison.num_bootstrap,
         "benchmarks": {
@@ -54,7 +56,7 @@ def data(
         ],
         "verdicts": [
             {
-                "variant": verdict.variant,
+                "variants": list(verdict.variants),
                 "findings": [{"question": f.question, "answer": f.answer, "text": f.text} for f in verdict.findings],
             }
             for verdict in verdicts(comparison)

@@ -3,29 +3,17 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 
 from pipeline.reporting.axes import drift_of_line
 from pipeline.reporting.collect import Benchmark, Variant
 from pipeline.reporting.compare import Baseline, Comparison, Gains, ModelResult
+from pipeline.reporting.tables.findings import Finding, grouped
 from pipeline.reporting.tables.wording import estimate, interval, listing, number
 
 BITS, NATS = "bits per byte", "nats per token"
 WORDS = {"better": "better", "worse": "worse", "within": "cannot be told apart", "identical": "identical"}
-
-
-@dataclass(frozen=True)
-class Finding:
-    """One question and its answer.
-
-    `answer` is one of: yes, no, partly; unclear (the interval contains zero); no_loss (none shown, which is not proof
-    of none); better, worse, mixed (of two variants); unknown (not measured); absent (no such model).
-    """
-
-    question: str
-    answer: str
-    text: str
 
 
 MANY = 6
@@ -34,24 +22,33 @@ MANY = 6
 
 @dataclass(frozen=True)
 class Verdict:
-    """The findings about one variant."""
+    """The findings about one variant, or about several of which the same is found."""
 
-    variant: str
+    variants: tuple[str, ...]
     label: str
     findings: tuple[Finding, ...]
 
 
 def verdicts(comparison: Comparison) -> tuple[Verdict, ...]:
-    """One verdict per variant; the findings of the first variant come first."""
-    found = []
+    """One verdict per variant, or for all that have the same findings; those of the first variant come first."""
+    found: dict[tuple[Finding, ...], list[str]] = {}
     for variant in comparison.collection.variants:
         grown = expanded_lines(comparison, variant)
         is_trained = any(row.training for row in variant.rows)
-        findings = [_exactness(comparison, line) for line in grown] or [_nothing_expanded(is_trained)]
-        findings += _training_findings(comparison, variant)
-        findings += [_against_first(baseline) for baseline in comparison.baselines if baseline.variant == variant.name]
-        found.append(Verdict(variant.name, comparison.labels[variant.name], tuple(findings)))
-    return tuple(found)
+        findings = _about(_exactness, comparison, grown) or [_nothing_expanded(is_trained)]
+        findings += _training_findings(comparison, variant) if comparison.benchmarks else []
+        findings += [_against_first(comparison, one) for one in comparison.baselines if one.variant == variant.name]
+        found.setdefault(tuple(grouped(findings)), []).append(variant.name)
+    return tuple(
+        Verdict(tuple(names), " / ".join(comparison.labels[name] for name in names), findings)
+        for findings, names in found.items()
+    )
+
+
+def _about(
+    find: Callable[[Comparison, ModelResult], Finding], comparison: Comparison, lines: Sequence[ModelResult]
+) -> list[Finding]:
+    return [replace(find(comparison, line), about=line.name) for line in lines]
 
 
 def _training_findings(comparison: Comparison, variant: Variant) -> list[Finding]:
@@ -65,20 +62,20 @@ def _training_findings(comparison: Comparison, variant: Variant) -> list[Finding
     learned = [_domain_of_many(trained)] if many else _each_domain(comparison, trained)
     if len(trained) > MANY and not any(comparison.kept(line) for line in trained):
         return learned
-    return learned + [_retention(comparison, line) for line in trained]
+    return learned + _about(_retention, comparison, trained)
 
 
 def _each_domain(comparison: Comparison, trained: Sequence[ModelResult]) -> list[Finding]:
     """One finding a model; of many, one for all whose domain measures cannot be set against general text."""
     counted = [line for line in trained if line.gains and line.gains.domain]
     if len(trained) <= MANY or len(counted) > len(trained) / 2:
-        return [_domain(comparison, line) for line in trained]
+        return _about(_domain, comparison, trained)
     others = len(trained) - len(counted)
     text = (
         f"No domain measure is in {BITS}, so it cannot be set against general text. The table below has each measure."
     )
     question = f"Did the {others} trained models learn the domain beyond a general shift?"
-    return [*(_domain(comparison, line) for line in counted), Finding(question, "unknown", text)]
+    return [*_about(_domain, comparison, counted), Finding(question, "unknown", text)]
 
 
 def _domain_of_many(lines: Sequence[ModelResult]) -> Finding:
@@ -245,8 +242,9 @@ def _retention_estimate(gains: Gains) -> str:
     return estimate(gains.retention, 2, gains.retention_unit)
 
 
-def _against_first(baseline: Baseline) -> Finding:
+def _against_first(comparison: Comparison, baseline: Baseline) -> Finding:
     """Variants side by side, so that a baseline that does better is not left for the reader to find."""
+    titles = [b.title for b in comparison.benchmarks if b.name in baseline.apart and not b.gold_of]
     question = f"How does {baseline.label} end up against {baseline.reference_label}?"
     parts = []
     for name, gain in (("domain text", baseline.gains.domain), ("general text", baseline.gains.general)):
@@ -260,8 +258,9 @@ def _against_first(baseline: Baseline) -> Finding:
         parts.append(f"drift from the base: {WORDS[baseline.drift.mark]}, {estimate(baseline.drift, 4, NATS)}")
     compared = (baseline.gains.domain, baseline.gains.gold or baseline.gains.retention, baseline.drift)
     marks = {gain.mark for gain in compared if gain is not None}
+    apart = f" Not compared, as the two answered different items: {listing(titles)}." if titles else ""
     if not parts:
-        return Finding(question, "unknown", "The two variants share no evaluated measure.")
+        return Finding(question, "unknown", f"The two variants share no measure on the same items.{apart}")
     answer = "unclear"
     if marks <= {"better", "within", "identical"} and "better" in marks:
         answer = "better"
@@ -269,7 +268,8 @@ def _against_first(baseline: Baseline) -> Finding:
         answer = "worse"
     elif {"better", "worse"} <= marks:
         answer = "mixed"
-    return Finding(question, answer, f"Item by item, positive is in favour of {baseline.label}: {'; '.join(parts)}.")
+    text = f"Item by item, positive is in favour of {baseline.label}: {'; '.join(parts)}.{apart}"
+    return Finding(question, answer, text)
 
 
 def _detail(comparison: Comparison, line: ModelResult, benchmark: Benchmark) -> str:

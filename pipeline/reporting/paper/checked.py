@@ -100,7 +100,8 @@ def _places(comparison: Comparison, names: Sequence[str]) -> list[tuple[list[Var
         used = {name for lines in everywhere.values() for line in lines for name in line.variants[:1]}
         return [([v for v in comparison.collection.variants if v.name in used], everywhere)]
     best = [(variants, runs) for variants, runs in known if sum(map(bool, runs.values())) == most]
-    models = [[line.row.model for lines in runs.values() for line in lines] for _, runs in best]
+    # Variants that share these models are one place, unless they measured them differently.
+    models = [[(line.row.model, line.row.directories) for lines in runs.values() for line in lines] for _, runs in best]
     return [place for i, place in enumerate(best) if models[i] not in models[:i]]
 
 

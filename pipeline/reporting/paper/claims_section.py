@@ -22,6 +22,7 @@ WORDS = {
     UNKNOWN: ("was not measured", "were not measured"),
 }
 """Verdict -> what one claim does, and what several do."""
+NOT_JUDGED = "not judged"
 COMMAND = "Command"
 COLUMNS = tuple(Column("", title) for title in ("Measured here", "Runs", "Verdict", COMMAND, "In the paper"))
 
@@ -33,22 +34,25 @@ def claims_sections(
 
     Args:
         groups: as the report compares methods in; their labels stand here too.
-        may_lead: whether the verdict is what the whole report says, if it compares trained models with each other.
+        may_lead: whether the verdict is what the whole report says, if it compares trained models with each other and
+            their base has been trained, too: random weights judge no claim.
     """
     all_groups = reversed([*(groups or {}).values()])  # the first that has a name counts
     named = {name: label for group in all_groups for name, label in group.items() if label}
     found = checked_claims(comparison, asked, seed, named)
     if not found:
         return []
-    alpha = 1 - comparison.confidence
-    table = Table("Claims of the paper", COLUMNS, tuple(_row(one, alpha) for one in found), "Claim", True)
+    is_random = comparison.collection.has_random_base
+    judged = [NOT_JUDGED if is_random else one.verdict(1 - comparison.confidence) for one in found]
+    rows = tuple(_row(one, verdict) for one, verdict in zip(found, judged, strict=True))
+    table = Table("Claims of the paper", COLUMNS, rows, "Claim", True)
     commands = list(dict.fromkeys(one.command for one in found))
     if len(commands) == 1:
         table = without_column(table, COMMAND)
     made = [f"The models are made by: {commands[0]}"] if len(commands) == 1 else []
-    sentences = (_verdict(found, comparison.confidence), *_missing(found), *made, _how(comparison.confidence))
-    values = {"claims": [_values(one, alpha) for one in found]}
-    leads = may_lead and _compares_trained(comparison, found)
+    sentences = (_verdict(found, judged, comparison.confidence), *_missing(found), *made, _how(comparison.confidence))
+    values = {"claims": [_values(one, verdict) for one, verdict in zip(found, judged, strict=True)]}
+    leads = may_lead and not is_random and _compares_trained(comparison, found)
     return [Section("Which of the paper's claims hold here", sentences, None, table, True, True, values, leads)]
 
 
@@ -68,11 +72,12 @@ def _how(confidence: float) -> str:
     )
 
 
-def _verdict(found: Sequence[CheckedClaim], confidence: float) -> str:
-    verdicts = [one.verdict(1 - confidence) for one in found]
-    told = [f"{(n := verdicts.count(one))} {words[n > 1]}" for one, words in WORDS.items() if one in verdicts]
-    count = sum(len(one.contrasts) for one in found)
+def _verdict(found: Sequence[CheckedClaim], judged: Sequence[str], confidence: float) -> str:
     noun = "claim" if len(found) == 1 else "claims"
+    if NOT_JUDGED in judged:
+        return f"Of {len(found)} {noun} of the paper none is judged, as the base has random weights."
+    told = [f"{(n := judged.count(one))} {words[n > 1]}" for one, words in WORDS.items() if one in judged]
+    count = sum(len(one.contrasts) for one in found)
     corrected = f", corrected for {count} comparisons" if count > 1 else ""
     return f"Of {len(found)} {noun} of the paper, {listing(told)} ({percent(confidence)}{corrected})."
 
@@ -93,8 +98,8 @@ def _missing(found: Sequence[CheckedClaim]) -> list[str]:
     ] + unmeasured
 
 
-def _row(one: CheckedClaim, alpha: float) -> tuple[str, tuple[Entry, ...]]:
-    claim, verdict = one.asked.claim, one.verdict(alpha)
+def _row(one: CheckedClaim, verdict: str) -> tuple[str, tuple[Entry, ...]]:
+    claim = one.asked.claim
     entries = (
         Entry(_measured(one)),
         Entry(", ".join(dict.fromkeys(contrast.runs for contrast in one.contrasts)) or MISSING),
@@ -125,7 +130,7 @@ def _of(one: CheckedClaim) -> str:
     return f" · {one.variant}" if one.variant else ""
 
 
-def _values(one: CheckedClaim, alpha: float) -> dict[str, Any]:
+def _values(one: CheckedClaim, verdict: str) -> dict[str, Any]:
     claim = one.asked.claim
     contrasts = [
         {**vars(c), **plain(c), "at": c.at or None, "p": p, "models": list(c.models)}
@@ -140,7 +145,7 @@ def _values(one: CheckedClaim, alpha: float) -> dict[str, Any]:
         "measure": one.measure and one.measure.title,
         "benchmarks": list(one.measure.names) if one.measure else [],
         "unit": one.measure and one.measure.unit.name,
-        "verdict": one.verdict(alpha),
+        "verdict": verdict,
         "comparisons": contrasts,
         "missing": list(one.missing),
         "apart": list(one.apart),

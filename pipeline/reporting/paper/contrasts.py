@@ -13,6 +13,7 @@ from pipeline.records.items import KL_NATS
 from pipeline.reporting.compare import KEPT_GROUPS, Comparison, ModelResult
 from pipeline.reporting.frontier import Method
 from pipeline.reporting.seeds import excluded_at, spread
+from pipeline.reporting.statistics.alike import are_alike
 from pipeline.reporting.statistics.differences import Difference, combine
 from pipeline.reporting.statistics.frontier import drift_difference, known_at
 from pipeline.reporting.statistics.intervals import paired_difference
@@ -95,9 +96,8 @@ def measure_of(comparison: Comparison, lines: Sequence[ModelResult], asked: str 
 
 
 def _is_shared(benchmark: str, lines: Sequence[ModelResult]) -> bool:
-    found = [line.row.evaluations.get(benchmark) for line in lines]
-    known = {(one.metric, frozenset(zip(one.ids, one.hashes, strict=True))) for one in found if one is not None}
-    return None not in found and len(known) == 1
+    found = [line.row.evaluations[benchmark] for line in lines if benchmark in line.row.evaluations]
+    return len(found) == len(lines) and are_alike(found)
 
 
 def contrast(

@@ -12,7 +12,7 @@ from pipeline.reporting.paper.beside import Cell, Number, Pair, pairs
 from pipeline.reporting.paper.figure import pareto_plot
 from pipeline.reporting.paper.tables import PaperTable, asked_rows
 from pipeline.reporting.plain import finite, plain
-from pipeline.reporting.tables.table import Column, Entry, Table
+from pipeline.reporting.tables.table import Column, Entry, Table, common_size
 from pipeline.reporting.tables.wording import MISSING, interval, number, percent
 
 Asked = Mapping[str, Mapping[str, str | None]]
@@ -60,13 +60,10 @@ def _verdict(table: PaperTable, shown: Sequence[Pair], confidence: float) -> str
 
 
 def _table(table: PaperTable, shown: Sequence[Pair], comparison: Comparison) -> Table:
-    counts = {
-        c.name: max((cell.ours.n for p in shown for cell in p.cells if cell.column == c.name and cell.ours
-                     and cell.ours.n is not None), default=None)
-        for c in table.columns
-    }  # fmt: skip
+    cells = {c.name: [cell.ours for p in shown for cell in p.cells if cell.column == c.name] for c in table.columns}
+    counts = {name: common_size([one.n for one in own if one and one.n is not None]) for name, own in cells.items()}
     columns = tuple(Column("", c.name, table.unit, counts[c.name]) for c in table.columns)
-    rows = [row for pair in shown for row in _rows(pair)]
+    rows = [row for pair in shown for row in _rows(pair, columns)]
     others = [name for name in table.rows if name not in {pair.row for pair in shown}]
     for name in others:
         entries = tuple(_plain(table.rows[name][c.name]) for c in table.columns)
@@ -75,13 +72,13 @@ def _table(table: PaperTable, shown: Sequence[Pair], comparison: Comparison) -> 
     return Table(f"{table.title}, {table.where}: the paper's beside ours [{interval}]", columns, tuple(rows))
 
 
-def _rows(pair: Pair) -> Iterator[tuple[str, tuple[Entry, ...]]]:
+def _rows(pair: Pair, columns: Sequence[Column]) -> Iterator[tuple[str, tuple[Entry, ...]]]:
     ours, theirs, signed = pair.label, pair.row, bool(pair.reference)
     if signed:
         ours, theirs = f"{ours} − {pair.reference}", f"{theirs} − {pair.reference_row}"
     yield f"{ours} · paper: {theirs}", tuple(_plain(cell.paper, signed) for cell in pair.cells)
     own = {
-        "ours": tuple(_ours(cell, signed) for cell in pair.cells),
+        "ours": tuple(_ours(cell, signed, column) for cell, column in zip(pair.cells, columns, strict=True)),
         "ours − paper": tuple(_gap(cell) for cell in pair.cells),
     }
     yield from (
@@ -93,14 +90,15 @@ def _plain(value: float | None, signed: bool = False) -> Entry:
     return Entry(MISSING if value is None else number(value, DIGITS, signed=signed))
 
 
-def _ours(cell: Cell, signed: bool) -> Entry:
+def _ours(cell: Cell, signed: bool, column: Column) -> Entry:
     if cell.ours is None:
         return Entry(MISSING)
-    text = number(cell.ours.value, DIGITS, signed=signed)
-    stand_in = "" if cell.ours.is_paired else " (stand-in)"
+    text, n = number(cell.ours.value, DIGITS, signed=signed), cell.ours.n
+    notes = [*([] if cell.ours.is_paired else ["stand-in"]), *([f"n={n:,}"] if n and column.n is None else [])]
+    note = f" ({', '.join(notes)})" if notes else ""
     if signed:
-        return Entry(text + stand_in, "", interval(cell.ours, DIGITS))
-    return Entry(f"{text} ± {number(cell.ours.stderr, DIGITS)}{stand_in}")
+        return Entry(text + note, "", interval(cell.ours, DIGITS))
+    return Entry(f"{text} ± {number(cell.ours.stderr, DIGITS)}{note}")
 
 
 def _gap(cell: Cell) -> Entry:

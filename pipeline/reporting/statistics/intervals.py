@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import math
 import zlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from statistics import NormalDist
 
@@ -52,6 +52,12 @@ def ratio(numerators: Floats, denominators: Floats, strata: Sequence[IntArray] =
     value = numerators.sum() / denominators.sum()
     residuals = (numerators - value * denominators) / denominators.sum()
     return Score(float(value), stderr_of(residuals, strata), numerators.size)
+
+
+def inverse_stderrs(measured: Mapping[str, Items]) -> dict[str, float]:
+    """Name -> 1 / standard error of the score, of those whose items differ."""
+    stderrs = {name: score(items).stderr for name, items in measured.items()}
+    return {name: 1 / stderr for name, stderr in stderrs.items() if stderr > 0 and math.isfinite(stderr)}
 
 
 def paired_difference(

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pipeline.reporting.compare import Comparison
 from pipeline.reporting.statistics.drift import ALL
 from pipeline.reporting.statistics.power import detectable
-from pipeline.reporting.tables.table import Column, Entry, Table, drift_entry
+from pipeline.reporting.tables.table import Column, Entry, Table, common_size, drift_entry, sized
 from pipeline.reporting.tables.wording import MISSING, number, percent
 
 
@@ -27,8 +27,9 @@ def drift_table(comparison: Comparison) -> Table:
     for name, category in sorted(keys):
         unit = comparison.units[name]
         found = [line.drift.get(name, {}).get(category) for line in lines]
-        columns.append(Column(titles[name], category, f"{unit.name} ↓", max(one.n for one in found if one)))
-        entries.append([drift_entry(one, unit.digits) for one in found])
+        column = Column(titles[name], category, f"{unit.name} ↓", common_size([one.n for one in found if one]))
+        columns.append(column)
+        entries.append([sized(drift_entry(one, unit.digits), one.n if one else 0, column) for one in found])
     for name in sorted({name for name, _ in keys}):
         unit, found = comparison.units[name], [line.drift.get(name, {}).get(ALL) for line in lines]
         columns.append(Column(titles[name], "all: a change that would show", unit.name))

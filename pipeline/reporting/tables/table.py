@@ -155,8 +155,8 @@ def seed_tables(comparison: Comparison, lines: Sequence[SeedLine]) -> list[Table
 def gains_table(comparison: Comparison) -> Table:
     """What every model gained over its base, summed up over each group; positive is better in every column."""
     lines = [(line, line.gains) for line in comparison.lines if line.gains is not None]
-    unit = f"{lines[0][1].retention_unit}, mean of {max(g.num_retention for _, g in lines)}" if lines else ""
-    golds = f"bits/byte, mean of {max(g.num_gold for _, g in lines)}" if lines else ""
+    unit = f"{lines[0][1].retention_unit}, mean of {_span([g.num_retention for _, g in lines])}" if lines else ""
+    golds = f"bits/byte, mean of {_span([g.num_gold for _, g in lines])}" if lines else ""
     columns = (
         Column("", "Domain gain", "bits/byte"),
         Column("", "Drift ↓", "nats/token"),
@@ -229,9 +229,13 @@ def split(table: Table, num_columns: int = PAGE_COLUMNS) -> list[Table]:
 def _table(
     comparison: Comparison, caption: str, lines: Sequence[ModelResult], entry: Callable[[ModelResult, Benchmark], Entry]
 ) -> Table:
-    columns = [_column(comparison, b) for b in comparison.benchmarks]
-    rows = [(line.label, tuple(entry(line, b) for b in comparison.benchmarks)) for line in lines]
-    return Table(caption, tuple(columns), tuple(rows))
+    columns = {b.name: _column(comparison, b) for b in comparison.benchmarks}
+
+    def cell(line: ModelResult, b: Benchmark) -> Entry:
+        return sized(entry(line, b), line.scores[b.name].n if b.name in line.scores else 0, columns[b.name])
+
+    rows = [(line.label, tuple(cell(line, b) for b in comparison.benchmarks)) for line in lines]
+    return Table(caption, tuple(columns.values()), tuple(rows) if columns else ())
 
 
 def without_column(table: Table, title: str) -> Table:
@@ -255,7 +259,22 @@ def difference_entry(difference: Difference | None, digits: int, scale: float = 
 
 def _column(comparison: Comparison, benchmark: Benchmark) -> Column:
     unit = comparison.units[benchmark.name]
-    scores = (line.scores.get(benchmark.name) for line in comparison.lines)
-    n = max((score.n for score in scores if score), default=None)
+    n = common_size([score.n for line in comparison.lines if (score := line.scores.get(benchmark.name))])
     arrow = "↑" if unit.higher_is_better else "↓"
     return Column(GROUP_TITLES[benchmark.group], benchmark.title, f"{unit.name} {arrow}", n)
+
+
+def common_size(sizes: Sequence[int]) -> int | None:
+    """The number of items that all models of a column have, for its head; None where each cell must tell its own."""
+    return sizes[0] if len(set(sizes)) == 1 else None
+
+
+def sized(entry: Entry, n: int, column: Column) -> Entry:
+    """A cell with its number of items, unless the column's head has it."""
+    return entry if column.n is not None or entry.text == MISSING else replace(entry, text=f"{entry.text} (n={n:,})")
+
+
+def _span(counts: Sequence[int]) -> str:
+    """How many measures each model's mean is over: one number, or the least and the most."""
+    low, high = min(counts), max(counts)
+    return f"{high}" if low == high else f"{low} to {high}"

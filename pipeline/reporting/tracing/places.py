@@ -122,16 +122,14 @@ def _models(keys: Sequence[str], values: Mapping[str, Any]) -> list[Mapping[str,
         found = values["against_first_variant"][int(keys[1])]
         lasts = {name: one for one in values["models"] for name in one["variants"]}
         return [lasts[found[key]] for key in ("variant", "against") if found.get(key) in lasts]
-    labels = list(_labels(keys, values))
-    by_row = [one for one in values["models"] if keys[0] == "over_seeds" and one["row"] in labels]
-    return [models[label] for label in dict.fromkeys(labels) if label in models] or by_row
+    return [models[label] for label in dict.fromkeys(_labels(keys, values)) if label in models]
 
 
 def _labels(keys: Sequence[str], values: Mapping[str, Any]) -> Iterator[str]:
     """What the nodes on the way to a value are called, and the models of a method that a key names."""
     for node in (one for one in _walked(keys, values)[1:] if isinstance(one, Mapping)):
         yield from (node[key] for key in ("label", "model", "row") if isinstance(node.get(key), str))
-        yield from node.get("models", ()) if "comparisons" in keys else ()
+        yield from node.get("models", ()) if "comparisons" in keys or keys[0] == "over_seeds" else ()
         for method in node.get("methods", ()) if keys[0] == "frontier" else ():
             if method["method"] in keys:
                 yield from (point["model"] for point in method["points"])
