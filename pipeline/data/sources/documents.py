@@ -14,6 +14,7 @@ from pipeline.data.sources.files import Listing, Locate
 from pipeline.data.sources.formats import rows_of_file
 from pipeline.data.sources.hub import Repository, check_format
 from pipeline.data.sources.rows import Rejected, Row, Unused, escaped, field_value, unused
+from pipeline.ranges import COUNT, SHARE, Range, check_ranges
 
 _SYMBOL = re.compile(r"[^\w\s]|\d")
 _SPACE = re.compile(r"\s+")
@@ -89,6 +90,7 @@ class HubDataset:
     limit: int | None
 
     def __post_init__(self) -> None:
+        check_ranges(vars(self), {"limit": COUNT})
         if self.files is not None:
             check_format(self.files)
 
@@ -113,8 +115,7 @@ class WeightedRows:
     weight: float
 
     def __post_init__(self) -> None:
-        if not self.weight > 0:
-            raise ValueError(f"weight={self.weight} of a source must be positive; leave the source out instead")
+        check_ranges(vars(self), {"weight": Range(0, least_open=True, hint="or leave the source out")})
 
 
 @dataclass(frozen=True)
@@ -133,6 +134,7 @@ class Text(WeightedRows):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        check_ranges(vars(self), {"max_symbol_fraction": SHARE})
         if self.boundary is not None:
             re.compile(self.boundary)
 

@@ -123,6 +123,10 @@ def test_environment(monkeypatch):
         {"compile": 1},
         {"checkpointing": False},
         {"micro_batch": 0},
+        {"micro_batch": 1.5},
+        {"sandbox_workers": -3},
+        {"grace_s": float("nan")},
+        {"loggers": "tensorboard"},
         {"loss_chunk": "all"},
         {"num_processes": "2"},
         {"threads": 0},
@@ -139,6 +143,23 @@ def test_environment(monkeypatch):
 def test_wrong_settings_are_named(settings):
     with pytest.raises(ConfigError, match=f"launch.{next(iter(settings))}"):
         launch.check(settings)
+
+
+@pytest.mark.parametrize(
+    ("name", "advice"),
+    [
+        ("tensorboard", r"pip install -e '\.\[trackers\]'"),
+        ("trackio", r"pip install -e '\.\[trackers\]'"),
+        ("swanlab", "pip install swanlab"),
+        ("tensorbord", r"did you mean tensorboard\? \(there are: tensorboard, wandb"),
+    ],
+)
+def test_a_tracker_that_would_be_left_out_is_refused(monkeypatch, name, advice):
+    monkeypatch.setattr(launch.importlib.util, "find_spec", lambda _: None)
+    with pytest.raises(ConfigError, match=rf"^launch\.loggers has '?{name}.*{advice}"):
+        launch.check({"loggers": [name]})
+    monkeypatch.setattr(launch.importlib.util, "find_spec", lambda module: module)
+    launch.check({"loggers": ["tensorboard", "wandb"]})
 
 
 def test_through_accelerate(tmp_path, capfd):
