@@ -36,7 +36,11 @@ STAGE = Stage(
 
 
 def forecast(request: Request) -> Forecast:
-    """Refuse sources, weights or a held-out part that make no sense; tell the names of the sources. Reads no data."""
+    """Refuse sources, weights or a held-out part that make no sense; tell the names of the sources.
+
+    Of data on this machine it reads the first rows.
+    """
+    from pipeline.data.first_rows import check_first_rows
     from pipeline.data.images import ImageData
     from pipeline.data.text import TextData
 
@@ -48,6 +52,8 @@ def forecast(request: Request) -> Forecast:
                 "data is a name, not its content; put the commit (40 hexadecimal digits) in its place",
                 stacklevel=2,
             )
+    if request.settings.get("locations"):
+        check_first_rows(built, request.path, request.names, request.settings.get("key", "data"))
     data = request.params["data"]
     facts = {"sources": sorted(data.get("sources") or {}), "replay": bool(data.get("replay"))}
     if isinstance(built, ImageData):

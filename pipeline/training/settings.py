@@ -170,8 +170,8 @@ class Settings:
             assert self.num_tokens is not None
             needed, most = math.ceil(self.num_tokens * self.batch_size / units), max(1, math.ceil(units))
             raise ValueError(
-                f"num_tokens={self.num_tokens} is less than one step of batch_size={self.batch_size}, which takes about "
-                f"{needed:,} tokens; use num_tokens={needed} or more, or batch_size={most} or less"
+                f"num_tokens={self.num_tokens} is less than one step of batch_size={self.batch_size}, which takes "
+                f"about {needed:,} tokens; use num_tokens={needed} or more, or batch_size={most} or less"
             )
         return math.ceil(units / self.batch_size)
 

@@ -165,7 +165,8 @@ class Text(WeightedRows):
         try:
             value = field_value(row.fields, self.text_field)
         except KeyError as error:
-            yield Rejected(row.id, f"no column {self.text_field!r}", error.args[0])
+            remedy = f"text_field{_text_column(row.fields)}"
+            yield Rejected(row.id, f"no column {self.text_field!r}", error.args[0], remedy=remedy)
             return
         if value is not None and not isinstance(value, str):
             yield Rejected(row.id, f"column {self.text_field!r} is not text", f"a value of type {type(value).__name__}")
@@ -192,6 +193,15 @@ class Text(WeightedRows):
         if self.max_symbol_fraction is not None and symbol_fraction(document.text) > self.max_symbol_fraction:
             return Rejected(document.id, "mostly digits and punctuation", by_rule=True)
         return document
+
+
+def _text_column(fields: Mapping) -> str:
+    """How `text_field` is set to the column of these that holds the longest text, or to one that does."""
+    texts = {key: value for key, value in fields.items() if isinstance(value, str) and key}
+    if not texts:
+        return " to a column of text"
+    longest = max(texts, key=lambda key: len(texts[key]))
+    return f"={longest}" if len(texts) == 1 else f" to the column of the text, such as {longest}"
 
 
 def symbol_fraction(text: str) -> float:

@@ -67,7 +67,7 @@ def run(
 def plan(targets: Iterable[Node], outputs: Path, cache: Path, *, stages: str = STAGES) -> str:
     """The table of what `run` would do, and why, and what it will cost as far as stages can tell.
 
-    Makes the checks of the request, but fetches and builds nothing.
+    Makes the checks of the request and whether `outputs` can be written, but fetches and builds nothing.
 
     Raises:
         ConfigError, ArtifactError: as `run` does for a wrong request and for damaged artifacts.
@@ -75,6 +75,8 @@ def plan(targets: Iterable[Node], outputs: Path, cache: Path, *, stages: str = S
     planned = _Run(outputs.absolute(), cache.absolute(), stages, Display(sys.stderr))
     steps = planned.plan(list(targets), explained=True)
     told = planned.forecasts(steps)
+    if any(step.state == "miss" for step in steps):
+        output_dir.check_writable(outputs)
     return planning.render(steps, {node: forecast.lines for node, forecast in told.items()})
 
 
