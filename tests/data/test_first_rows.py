@@ -58,7 +58,7 @@ def test_a_source_of_which_no_row_is_used_is_refused(look, kind, content, name, 
 @pytest.mark.parametrize("kind", ["text", "chat"])
 def test_bad_rows_stop_the_plan_only_where_they_stop_the_stage(look, kind):
     look(["{bad", GOOD], kind=kind)
-    with pytest.raises(ValueError, match="source 'own': 1 of 2 rows cannot be used; rejected: .'invalid JSON': 1"):
+    with pytest.raises(ValueError, match=r"source 'own': 1 of 2 rows cannot be used; rejected: .'invalid JSON': 1"):
         look(["{bad", GOOD], kind=kind, bad_rows="refuse")
     look([GOOD, GOOD], kind=kind, bad_rows="refuse")
 
