@@ -29,12 +29,19 @@ def _told(error: Exception) -> str:
         return f"{type(error).__name__}: {error}"
     text = str(error).strip()
     if match := re.search(r"Could not override '([\w.]+)'", text):
-        text = f"{match[1]} is not a key of the config{_nearest(match[1])}; `python -m pipeline --cfg job` prints all"
+        key = _whole_key(match[1], text)
+        text = f"{key} is not a key of the config{_nearest(key)}; `python -m pipeline --cfg job` prints all"
     elif match := re.match(r"(?:In '([^']+)': )?Could not (?:find|load) '([\w/]+)/(\w[\w.-]*)'", text):
         text = _nearest_option(text, getattr(error, "options", None), *match.groups())
     elif key := missing_key(error):
         text = f"{key} must be given: {key}=VALUE"
     return f"{ConfigError.__name__}: {text}"
+
+
+def _whole_key(path: str, text: str) -> str:
+    """The key that is not there: the overridden one, or one within the mapping that it was given."""
+    within = re.search(r"Key '([^']+)' is not in struct", text)
+    return f"{path}.{within[1]}" if within and within[1] not in path.split(".") else path
 
 
 def missing_key(error: Exception) -> str | None:

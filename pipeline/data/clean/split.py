@@ -45,7 +45,7 @@ class HeldOut:
     def __post_init__(self) -> None:
         if (self.bytes is None) == (self.fraction is None):
             raise ValueError(f"held_out needs one of bytes and fraction; found {self.bytes} and {self.fraction}")
-        check_ranges(vars(self), _RANGES, "held_out.")
+        check_ranges(vars(self), _RANGES)
 
 
 @dataclass(frozen=True)

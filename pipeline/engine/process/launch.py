@@ -18,7 +18,6 @@ What `launch` may hold:
 from __future__ import annotations
 
 import contextlib
-import difflib
 import importlib.util
 import math
 import os
@@ -32,6 +31,7 @@ import psutil
 
 from pipeline.cores import allowed_cores
 from pipeline.engine.errors import ConfigError
+from pipeline.engine.process.needs import check_loggers
 from pipeline.engine.process.provenance import REPOSITORY
 from pipeline.engine.process.signals import driver_identity
 
@@ -63,14 +63,6 @@ AT_LEAST = {
 """The least value of each number; those without a unit are whole."""
 OR_NULL = {"num_processes": "1", "threads": "cores / ranks", "sandbox_workers": "one per core"}
 """Numbers that may be null, and what that means."""
-TRACKERS = {
-    "tensorboard": ("tensorboard", "tensorboardX"), "wandb": ("wandb",), "mlflow": ("mlflow",), "trackio": ("trackio",),
-    "aim": ("aim",), "comet_ml": ("comet_ml",), "clearml": ("clearml",), "dvclive": ("dvclive",),
-    "swanlab": ("swanlab",),
-}  # fmt: skip
-"""Accelerate's trackers, and the modules of which each needs one."""
-IN_EXTRA = ("tensorboard", "wandb", "mlflow", "trackio")
-"""Trackers of the extra `trackers`."""
 
 
 def check(launch: Mapping[str, Any]) -> None:
@@ -90,7 +82,7 @@ def check(launch: Mapping[str, Any]) -> None:
         raise ConfigError("launch.inprocess=true runs one rank; set launch.num_processes=1")
     if (limit := launch.get("time_limit_s")) is not None and not (isinstance(limit, int | float) and limit > 0):
         raise ConfigError(f"launch.time_limit_s={limit!r} must be more than 0 seconds, or null")
-    _check_loggers(launch.get("loggers") or [])
+    check_loggers(launch.get("loggers") or [])
     if launch.get("sharding") in DEEPSPEED and (processes or 1) > 1:
         _check_deepspeed(launch)
     _check_machines(launch, processes or 1)
@@ -111,20 +103,6 @@ def _check_values(launch: Mapping[str, Any]) -> None:
         what = "a number" if key.endswith("_s") else "a whole number"
         null = f", or null for {OR_NULL[key]}" if key in OR_NULL else ""
         raise ConfigError(f"launch.{key}={value!r} must be {what} of at least {least}{null}")
-
-
-def _check_loggers(loggers: Any) -> None:
-    """Refuse a tracker that Accelerate does not know, or would leave out because it is not installed."""
-    if not isinstance(loggers, list):
-        raise ConfigError(f"launch.loggers={loggers!r} must be a list, such as [tensorboard]")
-    for name in loggers:
-        if name not in TRACKERS:
-            close = difflib.get_close_matches(str(name), TRACKERS, n=1)
-            guess = f"; did you mean {close[0]}?" if close else ""
-            raise ConfigError(f"launch.loggers has {name!r}, no tracker{guess} (there are: {', '.join(TRACKERS)})")
-        if not any(importlib.util.find_spec(module) for module in TRACKERS[name]):
-            package = "-e '.[trackers]'" if name in IN_EXTRA else name
-            raise ConfigError(f"launch.loggers has {name}, which is not installed: pip install {package}")
 
 
 def _check_deepspeed(launch: Mapping[str, Any]) -> None:

@@ -137,7 +137,14 @@ def read_grown(trained: Path, source: Source) -> Grown:
             )
         raise ValueError(f"{trained} records no new blocks that {source.directory} lacks; give an expanded model")
     depth = source.anatomy.num_blocks + len(added)
-    names = find_blocks(tensors, depth, source.anatomy)
+    try:
+        names = find_blocks(tensors, depth, source.anatomy)
+    except ValueError as error:
+        raise ValueError(
+            f"{trained} was not expanded from {source.directory}: the {source.anatomy.num_blocks} blocks of that and "
+            f"the {len(added)} new ones that expansion.json records are {depth}, and the model has another number "
+            f"({error}); give the base that it was expanded from"
+        ) from error
     if names.prefix != source.blocks.prefix or max(added) >= depth:
         raise ValueError(
             f"{trained} names its blocks {names.prefix}0 to {names.prefix}{depth - 1} and new ones up to "
