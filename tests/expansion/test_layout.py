@@ -80,6 +80,7 @@ def test_explicit_places():
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
+        ({"num_groups": 31, "strict": False}, "num_groups=31 is more than the model's 30 blocks, .* use at most 30"),
         ({"num_groups": 7}, "num_groups=7 does not divide the model's 30 blocks; use one of 1, 2, 3, 5, 6, 10, 15, 30"),
         ({"num_groups": 7}, "expand.strict=false for uneven groups"),
         ({"num_groups": 31, "strict": False}, "num_groups=31"),

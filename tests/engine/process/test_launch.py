@@ -13,7 +13,7 @@ from engine_processes import family, gone
 from fake_driver import nodes_of
 
 from pipeline.engine.errors import ConfigError, StageError
-from pipeline.engine.process import launch
+from pipeline.engine.process import launch, needs
 from pipeline.engine.run import runner
 from tests.children import wait_for
 
@@ -143,6 +143,19 @@ def test_environment(monkeypatch):
 def test_wrong_settings_are_named(settings):
     with pytest.raises(ConfigError, match=f"launch.{next(iter(settings))}"):
         launch.check(settings)
+
+
+def test_a_machine_0_whose_name_is_not_known_here_is_refused_before_it_is_waited_for():
+    settings = {"num_processes": 2, "num_machines": 2, "main_address": "no such host:29500"}
+    launch.check(settings)
+    with pytest.raises(ConfigError, match=r"launch.main_address=no such host:29500: .* does not know 'no such host'"):
+        needs.check_meeting(settings)
+    for fine in (
+        {"main_address": "127.0.0.1:29500"},
+        {"main_address": "[::1]:29500"},
+        {"slurm": {}, "num_machines": 1},
+    ):
+        needs.check_meeting({**settings, **fine})
 
 
 @pytest.mark.parametrize(
