@@ -47,6 +47,6 @@ def check_ranges(values: Mapping[str, Any], ranges: Mapping[str, Range], where: 
     """
     for key, allowed in ranges.items():
         value = values.get(key)
-        several = isinstance(value, Sequence) and not isinstance(value, str)
-        if wrong := [one for one in (value if several else [value]) if one is not None and one not in allowed]:
-            raise ValueError(f"{where}{key}={list(value) if several else wrong[0]} must be {allowed}")
+        found: list[Any] = list(value) if isinstance(value, Sequence) and not isinstance(value, str) else [value]
+        if any(one is not None and one not in allowed for one in found):
+            raise ValueError(f"{where}{key}={value if found == [value] else found} must be {allowed}")

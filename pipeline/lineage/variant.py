@@ -72,8 +72,8 @@ class Variant:
             if to not in self.models:
                 raise ConfigError(f"to={to!r}: this run has no such model; it makes {', '.join(self.models)}")
             if stage not in (EVERYTHING, self.lineage[to].stage):
-                made = self.lineage[to].stage
-                raise ConfigError(f"stage={stage} and to={to} are two goals: {to} is made by stage {made}; give one")
+                own = self.lineage[to].stage
+                raise ConfigError(f"stage={stage} and to={to} are two goals: {to} is made by stage {own}; give one")
             return [self.models[to]]
         if stage in AFTER:
             evaluations = [node for found in self.evaluations.values() for node in found.values()]

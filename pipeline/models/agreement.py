@@ -82,10 +82,10 @@ def check_agreement(directory: Path, config: Mapping[str, Any], stored: Mapping[
                 _compare(directory, key, config.get(key), found, name, tensor)
     for part, keys in _HEADS.items():
         name = f"model.layers.0.self_attn.{part}.weight"
-        key = next((one for one in keys if config.get(one) is not None), None)
-        if key and (tensor := stored.get(name)) and tensor.dtype in _FLOATS:
+        counted = next((one for one in keys if config.get(one) is not None), None)
+        if counted and (tensor := stored.get(name)) and tensor.dtype in _FLOATS:
             head = config.get("head_dim") or config["hidden_size"] // config["num_attention_heads"]
-            _compare(directory, key, config[key], tensor.shape[0] / head, name, tensor)
+            _compare(directory, counted, config[counted], tensor.shape[0] / head, name, tensor)
 
 
 def _compare(directory: Path, key: str, stated: Any, found: float, name: str, tensor: Stored) -> None:
