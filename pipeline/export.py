@@ -80,6 +80,10 @@ def export(report: Path, model: str, target: Path) -> None:
 
 def _read(report: Path) -> Mapping[str, Any]:
     file = report / "data.json"
+    if not report.is_dir():
+        there = sorted(one.parent.name for one in report.parent.glob("*/data.json"))
+        known = f"{report.parent} has the reports {', '.join(there)}" if there else f"{report.parent} holds no report"
+        raise ConfigError(f"{report} does not exist; {known}")
     try:
         values = json.loads(file.read_text(encoding="utf-8"))
         _ = values["models"], values["cards"]

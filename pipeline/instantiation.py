@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -20,4 +21,16 @@ def build(section: Mapping[str, Any], name: str) -> Any:
     try:
         return instantiate(checked(section), _convert_="all")
     except HydraException as error:
-        raise ValueError(f"{name}: {error.__cause__ or error}") from error
+        raise ValueError(_named(name, error)) from error
+
+
+def _named(name: str, error: Exception) -> str:
+    """An error of a class as one of the section, or of the section within it that Hydra was about to build.
+
+    What begins with the name of a setting is led by the name of its section, so that it can be typed as it stands.
+    """
+    text, within = str(error.__cause__ or error), re.search(r"^full_key: (\S+)$", str(error), re.M)
+    where = f"{name}.{within[1]}" if within else name
+    if not re.match(r"[a-z]\w*(\.\w+)*=", text) or " " in where:
+        return f"{name}: {text}"
+    return text if text.startswith(f"{name}.") else f"{where}.{text}"

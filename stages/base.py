@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import json
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -45,14 +47,28 @@ def params_of(section: dict[str, Any]) -> dict[str, Any]:
         directory = local_path(section["source"].get("path"), "model.source.path")
         if not (directory / "config.json").is_file():
             found = "no such directory" if not directory.is_dir() else "no config.json in it"
-            raise ValueError(f"source.path={directory}: {found}; give a directory that save_pretrained wrote")
+            raise ValueError(f"source.path={directory}: {found}; {_advice(directory)}")
     return section
+
+
+def _advice(directory: Path) -> str:
+    """What to give in the place of a directory that is no model: one just below it, if there is one."""
+    below = sorted(file.parent for file in directory.glob("*/config.json")) if directory.is_dir() else []
+    if len(below) == 1:
+        return f"did you mean {below[0]}?"
+    if below:
+        return f"did you mean one of {', '.join(map(str, below[:6]))}?"
+    if (manifest := directory / "manifest.json").is_file():
+        with contextlib.suppress(ValueError, AttributeError):
+            if model := json.loads(manifest.read_text(encoding="utf-8")).get("model_path"):
+                return f"it refers to {model}; give that"
+    return "give a directory that save_pretrained wrote"
 
 
 def forecast(request: Request) -> Forecast:
     """Refuse an unknown kind of source and a damaged local directory; tell the facts that are known beforehand."""
+    from pipeline.models.agreement import check_directory
     from pipeline.models.architecture.shape import cached_config, shape_of
-    from pipeline.models.directory import check_directory
 
     params, source = request.params, request.params["source"]
     if (kind := source.get("kind")) not in KINDS:

@@ -36,11 +36,16 @@ STAGE = Stage(
 
 
 def forecast(request: Request) -> Forecast:
-    """Refuse sources, weights or a held-out part that make no sense; tell the names of the sources. Reads no data."""
+    """Refuse sources, weights or a held-out part that make no sense; tell the names of the sources.
+
+    Of data on this machine it reads the first rows.
+    """
+    from pipeline.data.first_rows import check_first_rows
     from pipeline.data.images import ImageData
     from pipeline.data.text import TextData
 
-    built = _build(request.params)
+    key = request.settings.get("key", "data")
+    built = _build(request.params, key)
     for _, source in sources(request.params, "hub"):
         if not is_commit(source["revision"]):
             warnings.warn(
@@ -48,6 +53,8 @@ def forecast(request: Request) -> Forecast:
                 "data is a name, not its content; put the commit (40 hexadecimal digits) in its place",
                 stacklevel=2,
             )
+    if request.settings.get("locations"):
+        check_first_rows(built, request.path, request.names, key)
     data = request.params["data"]
     facts = {"sources": sorted(data.get("sources") or {}), "replay": bool(data.get("replay"))}
     if isinstance(built, ImageData):
@@ -105,12 +112,13 @@ def _pinned(params: dict[str, Any]) -> tuple[dict[str, Any], dict[str, str]]:
     return params, commits
 
 
-def _build(params: Mapping[str, Any]) -> Any:
+def _build(params: Mapping[str, Any], key: str = "data") -> Any:
+    """The data of these params; `key` is where they stand in the config."""
     from pipeline.data.chats import ChatData
     from pipeline.data.images import ImageData
     from pipeline.data.text import TextData
 
-    data = build(params["data"], "data")
+    data = build(params["data"], key)
     if not isinstance(data, TextData | ChatData | ImageData):
         wanted = "pipeline.data.text.TextData, pipeline.data.chats.ChatData or pipeline.data.images.ImageData"
         raise ValueError(f"data._target_ gives {type(data).__name__}; it must be {wanted}")

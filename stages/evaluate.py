@@ -61,7 +61,7 @@ def forecast(request: Request) -> Forecast:
     from pipeline.models.architecture.custom_models import custom_module
 
     params = request.params
-    benchmark = _benchmark(params["benchmark"])
+    benchmark = _benchmark(params["benchmark"], request.settings.get("key"))
     backends.check(params.get("backend", "local"), benchmark, params.get("served_model"))
     if params.get("backend") == "vllm" and custom_module(kind := request.fact("model_type")):
         raise ValueError(f"vLLM has no {kind}, an architecture of this project; score it here, evaluate.backend=local")
@@ -243,8 +243,9 @@ def _outcome_of_server(benchmark: Any, directory: Path, context: worker.Context,
         return benchmark.measure(RemoteGenerator(model, tokenizer, window, inputs.progress), inputs)
 
 
-def _benchmark(settings: Mapping[str, Any]) -> Benchmark:
-    return build(settings, f"benchmark {settings.get('_target_')}")
+def _benchmark(settings: Mapping[str, Any], key: str | None = None) -> Benchmark:
+    """The benchmark of these settings; `key` is where they stand in the config."""
+    return build(settings, key or f"benchmark {settings.get('_target_')}")
 
 
 @functools.lru_cache(maxsize=1)

@@ -30,12 +30,25 @@ def told(error: Exception) -> str:
         return f"{type(error).__name__}: {error}"
     text = str(error).strip()
     if match := re.search(r"Could not override '([\w.]+)'", text):
-        text = f"{match[1]} is not a key of the config{_nearest(match[1])}; `python -m pipeline --cfg job` prints all"
+        key, near = _within(match[1], error) or (match[1], _nearest(match[1]))
+        text = f"{key} is not a key of the config{near}; `python -m pipeline --cfg job` prints all"
     elif match := re.match(r"(?:In '([^']+)': )?Could not (?:find|load) '([\w/]+)/(\w[\w.-]*)'", text):
         text = _nearest_option(text, getattr(error, "options", None), *match.groups())
     elif key := missing_key(error):
         text = f"{key} must be given: {key}=VALUE"
     return f"{ConfigError.__name__}: {text}"
+
+
+def _within(path: str, error: Exception) -> tuple[str, str] | None:
+    """A key that is not there within the mapping that a key was given, and what is near; None where it is that key."""
+    cause = error.__cause__
+    key, there = getattr(cause, "full_key", None), getattr(cause, "parent_node", None)
+    if not key or not key.startswith(f"{path}.") or not isinstance(there, DictConfig):
+        return None
+    where, _, leaf = key.rpartition(".")
+    close = difflib.get_close_matches(leaf, list(map(str, there)), n=1)
+    guess = f"; did you mean {where}.{close[0]}?" if close else ""
+    return key, f"{guess} ({where} has: {', '.join(map(str, there))})"
 
 
 def missing_key(error: Exception) -> str | None:

@@ -31,9 +31,18 @@ def check_whole(config: Mapping[str, Any]) -> None:
     texts = {"name": config.get("name"), "stage": config.get("stage")}
     for key, found in (texts | {f"paths.{key}": path for key, path in config["paths"].items()}).items():
         if type(found) is not str or not found:
-            raise ConfigError(f"{key}={found!r} must be text; what reads as a number needs quotes: '{key}=\"{found}\"'")
+            raise ConfigError(f"{key}={found!r} must be text{_as_text(key, found)}")
     if ".." in Path(config["name"]).parts or Path(config["name"]).is_absolute():
         raise ConfigError(f"name={config['name']!r} names folders below paths.outputs; it must not leave them")
+
+
+def _as_text(key: str, found: Any) -> str:
+    """How a value that is no text is written as one."""
+    if found in ("", None, [], {}):
+        return f" that is not empty; leave {key} out for the default, or write {key}=TEXT"
+    if isinstance(found, list):
+        return f", one at a time: {key}={found[0]}, or -m {key}={','.join(map(str, found))} for one after another"
+    return f"; what reads as a number needs quotes: '{key}=\"{found}\"'"
 
 
 def leave_out_unplanned(config: DictConfig) -> None:

@@ -68,12 +68,13 @@ def check_sources(sources: Mapping[str, Any], bad_rows: str, *others: Mapping[st
 class Bad:
     """The rows of one source that are not used: `rejected` are damaged or of another form, `left_out` by a rule of the
     config; both by reason. `lines` are the first of each reason. `ignored_keys`: how often rows that are used hold a
-    key that nothing reads, by its path."""
+    key that nothing reads, by its path. remedy: of the first row, see `Rejected`."""
 
     rejected: Counter[str] = field(default_factory=Counter)
     left_out: Counter[str] = field(default_factory=Counter)
     lines: list[dict[str, Any]] = field(default_factory=list)
     ignored_keys: Counter[str] = field(default_factory=Counter)
+    remedy: str = ""
 
     def ignore(self, unused: Unused) -> None:
         """Count the keys of a row that nothing reads."""
@@ -83,11 +84,29 @@ class Bad:
     def add(self, source: str, row: Rejected) -> None:
         """Count a row, and list it if it is among the first of its reason."""
         counter = self.left_out if row.by_rule else self.rejected
+        self.remedy = self.remedy if self.lines else row.remedy
         reason = _kind(counter, row.reason, "other reasons")
         counter[reason] += 1
         if counter[reason] <= _LISTED:
             found = {"source": source, "id": row.id, "reason": row.reason, "detail": escaped(row.detail[:500])}
             self.lines.append({**found, "by_rule": row.by_rule})
+
+    def check(self, name: str, num_used: int, bad_rows: str, is_whole: bool = True, key: str = "") -> None:
+        """Refuse a source of that name of which no row is used, or with a bad row where these are to be refused.
+
+        is_whole: whether all of its rows are counted, and not the first alone. key: of the source in the config; "":
+        its name. Raises ValueError.
+        """
+        described = self.describe() + (f"; set {key or name}.{self.remedy}" if self.remedy else "")
+        if bad_rows == "refuse" and self.rejected:
+            of = f"{self.rejected.total() + num_used} rows"
+            raise ValueError(
+                f"source {name!r}: {self.rejected.total()} of {of if is_whole else f'the first {of}'} cannot be used; "
+                f"{described}; correct them, or set data.bad_rows=skip to go on without them"
+            )
+        if is_whole and not num_used:
+            found = f"; {described}" if self.lines else ""
+            raise ValueError(f"source {name!r} is empty: it gives no usable document{found}")
 
     def describe(self) -> str:
         """Counts by reason and the first row, for a message; empty if there is none."""
@@ -141,14 +160,7 @@ class Corpus(Sequence[str]):
             self.spool.append(*parts)
             self.ids.append(identity)
             self.owners.append(len(self.bad) - 1)
-        if self.bad_rows == "refuse" and bad.rejected:
-            raise ValueError(
-                f"source {name!r}: {bad.rejected.total()} of {bad.rejected.total() + len(own)} rows cannot be used; "
-                f"{bad.describe()}; correct them, or set data.bad_rows=skip to go on without them"
-            )
-        if not own:
-            found = f"; {bad.describe()}" if bad.lines else ""
-            raise ValueError(f"source {name!r} is empty: it gives no usable document{found}")
+        bad.check(name, len(own), self.bad_rows)
 
     def __len__(self) -> int:
         return len(self.spool)

@@ -34,6 +34,7 @@ class Node:
         params: plain JSON data; the identity, together with stage, version and inputs. Copied.
         inputs: role -> node whose artifact is read.
         settings: recorded, never hashed: {"launch": how it is launched, "locations": where its local sources lie,
+            "key": of the config where its params stand, if it says,
             "hints": values that only estimates use, "access": how servers are reached, "early": built first, since it
             reads what the user named, "derived": role -> whether that model came from the first one}.
 

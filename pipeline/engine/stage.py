@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import difflib
 import importlib
+import pkgutil
 from collections.abc import Mapping
 from dataclasses import MISSING, dataclass, field, fields
 from types import ModuleType
@@ -86,7 +88,16 @@ def find_stage(name: str, package: str = STAGES) -> ModuleType:
     except ModuleNotFoundError as error:
         if error.name is None or not f"{path}.".startswith(f"{error.name}."):
             raise
-        raise ConfigError(f"there is no stage {name!r}: {path} cannot be imported") from error
+        raise ConfigError(f"there is no stage {name!r}{_nearest(name, package)}") from error
     if not isinstance(getattr(module, "STAGE", None), Stage) or not callable(getattr(module, "run", None)):
         raise ConfigError(f"there is no stage {name!r}: {path} has no STAGE (pipeline.engine.stage.Stage) and run")
     return module
+
+
+def _nearest(name: str, package: str) -> str:
+    """What to write in the place of the name of a stage that is not there."""
+    if "." in name:
+        return f": {name} cannot be imported"
+    known = [one.name for one in pkgutil.iter_modules(importlib.import_module(package).__path__)]
+    close = difflib.get_close_matches(name, known, n=1)
+    return f"{f'; did you mean {close[0]}?' if close else ''} (there are: {', '.join(known)})"

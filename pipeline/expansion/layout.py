@@ -185,6 +185,11 @@ def interleaved(
     Raises:
         ValueError: a count that cannot be met.
     """
+    if num_groups > num_blocks and not strict:
+        raise ValueError(
+            f"num_groups={num_groups} is more than the model's {num_blocks} blocks, and a group has at least one; use "
+            f"at most {num_blocks}"
+        )
     if num_groups > num_blocks or (strict and num_blocks % num_groups):
         fitting = ", ".join(str(n) for n in range(1, num_blocks + 1) if num_blocks % n == 0)
         uneven = f", expand.strict=false for uneven groups (at most {num_blocks})," if num_groups < num_blocks else ""

@@ -125,6 +125,7 @@ class Evaluations:
             node = self.node("evaluate", f"evaluate/{model}/{name}", params, inputs, benchmark=f"benchmark.{name}")
         except ConfigError as error:
             raise ConfigError(f"{error}{self.stage.mirror_advice(benchmark)}") from error
+        node.settings["key"] = f"benchmark.{name}"
         if reached := {key: value for key, value in access.items() if value is not None}:
             node.settings["access"] = reached
         return node

@@ -151,6 +151,7 @@ class _Builder:
         data = {one: value for one, value in data.items() if one not in NOT_OF_DATA}
         inputs = {"base": self.variant.models[root]}
         node = self._node("data", f"data/{name}", {"data": data}, inputs, data=f"{key}.data")
+        node.settings["key"] = f"{key}.data"
         for known in self.variant.data.values():
             if known == node:
                 return known

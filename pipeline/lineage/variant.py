@@ -13,7 +13,9 @@ from pipeline.engine.errors import ArtifactError, ConfigError
 from pipeline.engine.graph import Node, topological
 from pipeline.engine.stage import find_stage
 
-AFTER = ("evaluate", "report")
+EVERYTHING = "report"
+"""The goal where none is given."""
+AFTER = ("evaluate", EVERYTHING)
 """What comes behind the models: `stage=` of these asks for everything."""
 _SLUG_LENGTH = 100
 
@@ -71,6 +73,9 @@ class Variant:
         if to is not None:
             if to not in self.models:
                 raise ConfigError(f"to={to!r}: this run has no such model; it makes {', '.join(self.models)}")
+            if stage not in (EVERYTHING, self.lineage[to].stage):
+                own = self.lineage[to].stage
+                raise ConfigError(f"stage={stage} and to={to} are two goals: {to} is made by stage {own}; give one")
             return [self.models[to]]
         if stage in AFTER:
             evaluations = [node for found in self.evaluations.values() for node in found.values()]

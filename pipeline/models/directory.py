@@ -12,9 +12,8 @@ from pipeline.file_io import sync
 from pipeline.models.architecture.aliases import untied
 from pipeline.models.files.atomic_io import commit, partial_of, write_text
 from pipeline.models.files.reference import OWN_FILE, REFERENCE_FILE, write_reference
-from pipeline.models.files.safetensors_io import INDEX_FILE, has_only_pickles, read_index, write_shards
+from pipeline.models.files.safetensors_io import INDEX_FILE, read_index, write_shards
 from pipeline.models.files.tensor_file import Planned, Stored, copy_of
-from pipeline.models.files.tokenizer_files import check_tokenizer
 from pipeline.records.expansion import EXPANSION_FILE, expansion_text
 
 CONFIG_FILE = "config.json"
@@ -22,6 +21,11 @@ CARD_FILE = "README.md"
 """A model's card, which is about no model that is made of it."""
 CHAT_TEMPLATES = "additional_chat_templates"
 """transformers' folder of named chat templates."""
+SIDE_FILES = (
+    "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "generation_config.json",
+    "chat_template.json", "vocab.json",
+)  # fmt: skip
+"""JSON objects that may stand beside a model's weights."""
 Form = Literal["full", "delta"]
 FORMS = ("full", "delta")
 _WEIGHT_SUFFIXES = (".safetensors", ".bin", ".pt", ".pth", ".gguf", ".h5", ".msgpack", ".onnx")
@@ -52,18 +56,19 @@ def read_object(file: Path, remedy: str, encoding: str = "utf-8") -> dict[str, A
     return found
 
 
-def check_directory(directory: Path) -> None:
-    """Look at a model directory without loading it: config, tokenizer, and every shard's header and length.
-
-    Of checkpoints that are pickles only the tokenizer and the config are looked at.
-
-    Raises:
-        ValueError: what is missing or damaged, and what to do.
-    """
-    read_config(directory)
-    check_tokenizer(directory)
-    if not has_only_pickles(directory):
-        read_index(directory)
+def check_side_files(directory: Path) -> None:
+    """Look at the JSON files and templates beside the weights. Raises ValueError naming the one that is damaged."""
+    for name in SIDE_FILES:
+        if (file := directory / name).is_file():
+            found = read_object(file, "copy the model's again")
+            if name == "tokenizer.json" and "model" not in found:
+                raise ValueError(f"{file} holds no tokenizer: it has no key 'model'; copy the model's again")
+    for file in [directory / "chat_template.jinja", *(directory / CHAT_TEMPLATES).glob("*.jinja")]:
+        if file.is_file():
+            try:
+                file.read_text("utf-8")
+            except ValueError as error:
+                raise ValueError(f"{file} is damaged: {error}; copy the model's again") from error
 
 
 def copy_side_files(source: Path, target: Path, leave_out: Collection[str] = ()) -> None:

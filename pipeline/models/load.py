@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipeline.models.architecture.custom_models import empty_model, register_custom_models
-from pipeline.models.directory import read_config
+from pipeline.models.directory import check_side_files, read_config
 from pipeline.models.files.reference import is_reference, read_reference
 from pipeline.models.files.tokenizer_files import check_converted, check_tokenizer, is_converted
 from pipeline.models.plain_decoding import plain_decoding
@@ -50,11 +51,22 @@ def load(path: str | Path, dtype: torch.dtype | str = "auto", attention: str = "
     report["unexpected_keys"] = {
         name for name in report["unexpected_keys"] if not _predicts_further(name, model.config)
     }
-    problems = {k: sorted(map(str, v)) for k, v in report.items() if v and k != "conversion_errors"}
+    problems = {k: sorted(v, key=str) for k, v in report.items() if v and k != "conversion_errors"}
     if problems:
-        found = "; ".join(f"{kind}: {', '.join(names[:4])} ({len(names)})" for kind, names in problems.items())
-        raise ValueError(f"the weights in {path} do not match their config.json: {found}")
+        raise ValueError(f"the weights in {path} do not match their config.json: {_in_words(problems)}")
     return model.eval()
+
+
+def _in_words(problems: Mapping[str, list[Any]]) -> str:
+    """What transformers reports of loading, a few of each kind."""
+    told = []
+    for kind, found in problems.items():
+        few = [
+            f"{one[0]} has shape {list(one[1])} and needs {list(one[2])}" if isinstance(one, tuple) else str(one)
+            for one in found[:4]
+        ]
+        told.append(f"{kind}: {', '.join(few)} ({len(found)})")
+    return "; ".join(told)
 
 
 def _predicts_further(name: str, config: Any) -> bool:
@@ -118,7 +130,14 @@ def load_tokenizer(path: str | Path) -> PreTrainedTokenizerBase:
     import transformers
 
     check_tokenizer(Path(path))
-    tokenizer = transformers.AutoTokenizer.from_pretrained(str(path), **_LOCAL)
+    try:
+        tokenizer = transformers.AutoTokenizer.from_pretrained(str(path), **_LOCAL)
+    except Exception as error:  # of the tokenizers' Rust code, of plain type
+        check_side_files(Path(path))
+        raise ValueError(
+            f"transformers cannot read the tokenizer in {path}: {type(error).__name__}: {str(error)[:300]}; copy the "
+            "tokenizer's files of the model again"
+        ) from error
     if is_converted(Path(path)):
         check_converted(Path(path), tokenizer)
     return tokenizer

@@ -9,6 +9,7 @@ from dataclasses import MISSING, dataclass, field, fields
 from typing import Any, Protocol
 
 from pipeline.models.directory import FORMS
+from pipeline.ranges import BELOW_ONE, COUNT, NOT_NEGATIVE, POSITIVE, SHARE, Range, check_ranges
 from pipeline.typed import check_fields
 
 FROZEN_BYTES = {"bf16": 2.0, "int8": 1 + 4 / 256, "nf4": 1 / 2 + 4 / 64}
@@ -19,6 +20,28 @@ SCHEDULES, DECAYS = (SCHEDULE, "linear", "constant", "wsd"), ("linear", "cosine"
 """See `training.methods.schedule`."""
 BUDGETS = ("num_steps", "num_tokens", "num_epochs", "num_flops")
 """The keys of which one sets the length."""
+RANGES = {
+    "seq_len": POSITIVE,
+    "batch_size": POSITIVE,
+    **dict.fromkeys(BUDGETS, POSITIVE),
+    "lr": POSITIVE,
+    "min_lr_ratio": SHARE,
+    "warmup_ratio": BELOW_ONE,
+    "warmup_from": Range(0, 1, hint="a share of the peak, or null"),
+    "decay_ratio": Range(0, 1, least_open=True, hint="a share of all steps"),
+    "weight_decay": NOT_NEGATIVE,
+    "betas": BELOW_ONE,
+    "eps": POSITIVE,
+    "max_grad_norm": POSITIVE,
+    "spike_sigmas": Range(0, least_open=True, hint="or null to skip no finite step"),
+    "spike_window": POSITIVE,
+    "max_skipped_steps": NOT_NEGATIVE,
+    "seed": NOT_NEGATIVE,
+    "validate_every": COUNT,
+    "validation_tokens": NOT_NEGATIVE,
+    "router_balance": Range(0, hint="or null for none"),
+}
+"""Of every number of `Settings`."""
 ROUTER_BALANCE = 0.01
 """The `router_balance` of params that name none: most models have no routers."""
 
@@ -83,9 +106,9 @@ class Settings:
         lengths = {key: getattr(self, key) for key in BUDGETS if getattr(self, key) is not None}
         if len(lengths) != 1:
             raise ValueError(f"set exactly one of {', '.join(BUDGETS)} (the others null), found {lengths or 'none'}")
-        for key, value in {**lengths, "seq_len": self.seq_len, "batch_size": self.batch_size}.items():
-            if not 0 < value < math.inf:
-                raise ValueError(f"{key}={value} must be more than 0 and finite")
+        if len(self.betas) != 2:
+            raise ValueError(f"betas={list(self.betas)} must be two numbers, each {RANGES['betas']}")
+        check_ranges(vars(self), RANGES)
         if self.precision not in ("fp32", "bf16"):
             raise ValueError(f"precision={self.precision!r} is not known; use fp32 or bf16")
         if self.save not in FORMS:
@@ -93,22 +116,9 @@ class Settings:
         check_frozen_dtype(self.frozen_dtype)
         if self.frozen_dtype == self.precision:
             raise ValueError("precision=bf16 holds what does not train in bf16 already; set frozen_dtype to null")
-        if len(self.betas) != 2 or not all(0 <= beta < 1 for beta in self.betas):
-            raise ValueError(f"betas={list(self.betas)} must be two numbers of at least 0 and less than 1")
-        if not 0 <= self.warmup_ratio < 1:
-            raise ValueError(f"warmup_ratio={self.warmup_ratio} must be at least 0 and less than 1")
-        if self.router_balance is not None and not 0 <= self.router_balance < math.inf:
-            raise ValueError(f"router_balance={self.router_balance} must be at least 0, or null for none")
-        check_schedule(self.schedule, self.warmup_from, self.decay, self.decay_ratio)
+        check_schedule(self.schedule, self.decay, self.decay_ratio)
         if self.warmup_from is not None and self.warmup_ratio == 0:
             raise ValueError(f"warmup_from={self.warmup_from} has no effect without a warm-up; set warmup_ratio too")
-        for key in ("lr", "max_grad_norm", "eps", "spike_window"):
-            if getattr(self, key) <= 0:
-                raise ValueError(f"{key}={getattr(self, key)} must be more than 0")
-        if self.spike_sigmas is not None and self.spike_sigmas <= 0:
-            raise ValueError(f"spike_sigmas={self.spike_sigmas} must be more than 0, or null to skip no finite step")
-        if self.max_skipped_steps < 0:
-            raise ValueError(f"max_skipped_steps={self.max_skipped_steps} must be at least 0")
 
     @classmethod
     def of(cls, params: Mapping[str, Any]) -> Settings:
@@ -131,20 +141,39 @@ class Settings:
         return {key: value for key, value in section.items() if key not in same}
 
     def total_steps(self, stream: Units) -> int:
-        """Optimizer steps of the whole run. Raises ValueError for a length in FLOPs: see `budget.in_steps`."""
+        """Optimizer steps of the whole run.
+
+        Raises:
+            ValueError: a length in FLOPs, see `budget.in_steps`, or in tokens that are too few for one step.
+        """
         if self.num_flops is not None:
             raise ValueError(f"num_flops={self.num_flops} says nothing without the model that it is for")
         if self.num_steps is not None:
             return self.num_steps
         if self.num_tokens is not None:
-            return max(1, math.ceil(stream.units_of_tokens(self.num_tokens) / self.batch_size))
+            return self._steps_of_tokens(stream.units_of_tokens(self.num_tokens))
         return max(1, math.ceil(stream.units_of_passes(self.num_epochs or 0) / self.batch_size))
 
-    def least_steps(self) -> int | None:
-        """The fewest that the run can have, whatever its data; None for a length in epochs or FLOPs."""
+    def least_steps(self, is_full: bool = False) -> int | None:
+        """The fewest that the run can have, whatever its data; None for a length in epochs or FLOPs.
+
+        `is_full`: every unit is a row without padding. Raises ValueError for tokens that are then too few for one step.
+        """
         if self.num_tokens is None:
             return self.num_steps
-        return max(1, math.ceil(self.num_tokens / (self.batch_size * self.seq_len)))
+        units = self.num_tokens / self.seq_len
+        return self._steps_of_tokens(units) if is_full else max(1, math.ceil(units / self.batch_size))
+
+    def _steps_of_tokens(self, units: float) -> int:
+        """The steps of a length in tokens, which so many units hold."""
+        if math.ceil(units) < self.batch_size:
+            assert self.num_tokens is not None
+            needed, most = math.ceil(self.num_tokens * self.batch_size / units), max(1, math.ceil(units))
+            raise ValueError(
+                f"num_tokens={self.num_tokens} is less than one step of batch_size={self.batch_size}, which takes "
+                f"about {needed:,} tokens; use num_tokens={needed} or more, or batch_size={most} or less"
+            )
+        return math.ceil(units / self.batch_size)
 
     def last_unit(self, stream: Units) -> int | None:
         """How many units the epochs asked for take, which may be fewer than the steps hold; None for another length."""
@@ -169,13 +198,11 @@ def check_frozen_dtype(form: str | None) -> None:
         raise ValueError(f'frozen_dtype={form} needs bitsandbytes: pip install -e ".[quant]"')
 
 
-def check_schedule(schedule: str, warmup_from: float | None, decay: str | None, decay_ratio: float | None) -> None:
-    """Raise ValueError for a schedule that is not known, or a number out of its range."""
+def check_schedule(schedule: str, decay: str | None, decay_ratio: float | None) -> None:
+    """Raise ValueError for a schedule that is not known, or a wsd that does not say how it falls."""
     if schedule not in SCHEDULES:
         raise ValueError(f"schedule={schedule!r} is not known; use one of {', '.join(SCHEDULES)}")
-    if warmup_from is not None and not 0 <= warmup_from <= 1:
-        raise ValueError(f"warmup_from={warmup_from} must be at least 0 and at most 1, a share of the peak, or null")
     if decay not in (DECAYS if schedule == "wsd" else (None, *DECAYS)):
         raise ValueError(f"decay={decay!r} is not known; use one of {', '.join(DECAYS)}")
-    if not 0 < (1 if decay_ratio is None and schedule != "wsd" else decay_ratio or 0) <= 1:
-        raise ValueError(f"decay_ratio={decay_ratio} must be more than 0 and at most 1, a share of all steps")
+    if decay_ratio is None and schedule == "wsd":
+        raise ValueError(f"decay_ratio=null must be {RANGES['decay_ratio']}, with schedule=wsd")

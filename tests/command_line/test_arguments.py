@@ -98,6 +98,28 @@ def test_what_cannot_be_read_says_what_to_type(word, message):
         (["dry_run="], "dry_run='' must be true or false"),
         (["verify_resume=yes"], "verify_resume='yes' must be true or false"),
         (["name=7"], "name=7 must be text; what reads as a number needs quotes: 'name=\"7\"'"),
+        (["name="], "name='' must be text that is not empty; leave name out for the default, or write name=TEXT"),
+        (["stage=[pretrain]"], "stage=['pretrain'] must be text, one at a time: stage=pretrain, or -m stage=pretrain"),
+        (["stage=pretrian"], "there is no stage 'pretrian'; did you mean pretrain? (there are: base, data, evaluate,"),
+        (["stage=evaluation"], "there is no stage 'evaluation'; did you mean evaluate?"),
+        (["stage=pretrain", "to=tuned"], "stage=pretrain and to=tuned are two goals: tuned is made by stage sft"),
+        (
+            ["launch.loggers=[tensorbord]"],
+            "base: launch.loggers has 'tensorbord', no tracker; did you mean tensorboard?",
+        ),
+        (
+            ["model=tiny", "pretrain.batch_size=1000"],
+            "pretrain: num_tokens=8192 is less than one step of batch_size=1000",
+        ),
+        (["model=tiny", "pretrain.weight_decay=-3"], "pretrain: weight_decay=-3 must be at least 0"),
+        (
+            ["model=tiny", "benchmark=[arc_easy]", "benchmark.arc_easy.limit=-5"],
+            "evaluate/base/arc_easy: benchmark.arc_easy.limit=-5 must be at least 1",
+        ),
+        (
+            ["evaluate.gate={max_dorp: 1}"],
+            "evaluate.gate.max_dorp is not a key of the config; did you mean evaluate.gate.",
+        ),
         (["name=../x"], "name='../x' names folders below paths.outputs"),
         (["paths.outputs=7"], "paths.outputs=7 must be text"),
         (["model=local", "model.source.path=7"], "model.source.path=7 must be the path of a file or directory"),

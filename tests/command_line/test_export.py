@@ -189,6 +189,7 @@ def test_what_cannot_be_exported_is_said(outputs, tmp_path, capsys):
     )
     assert "base is a base, which this run did not make" in refused(report, "base", tmp_path / "a")
     assert "holds no report of this version" in refused(tmp_path, "tuned", tmp_path / "a")
+    assert "nowhere does not exist; " in refused(tmp_path / "nowhere", "tuned", tmp_path / "a")
     assert "exists and is not empty" in refused(report, "tuned", outputs)
     moved = shutil.copytree(report, tmp_path / "elsewhere")
     assert "is not in `artifacts` above" in refused(moved, "tuned", tmp_path / "a")

@@ -93,6 +93,16 @@ def test_what_cannot_be_done_is_said_in_a_line(places, tmp_path, capsys, argumen
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize("depth", [2, 3, 5])
+def test_another_base_than_the_one_expanded_is_explained(places, make_model, tmp_path, capsys, depth):
+    other = make_model(num_hidden_layers=depth)
+    capsys.readouterr()
+    assert pack.main(["extract", str(places[1]), str(tmp_path / "p"), "--base", str(other)]) == 2
+    error = capsys.readouterr().err
+    assert f"was not expanded from {other}: the {depth} blocks of that and the 2 new ones" in error
+    assert "give the base that it was expanded from" in error and list(tmp_path.iterdir()) == []
+
+
 @pytest.mark.parametrize("gain", ["law", "=1", "law=", "law=much"])
 def test_a_malformed_gain_is_a_wrong_argument(capsys, gain):
     with pytest.raises(SystemExit) as exit_:

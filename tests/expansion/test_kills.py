@@ -13,8 +13,9 @@ from pipeline.expansion.pack.format import open_pack
 from pipeline.expansion.source import read_source
 from pipeline.expansion.writer import write_expansion
 from pipeline.models import load
+from pipeline.models.agreement import check_directory
 from pipeline.models.bin import convert_bin
-from pipeline.models.directory import check_directory, materialise
+from pipeline.models.directory import materialise
 from pipeline.models.files.safetensors_io import read_index
 from pipeline.models.files.tensor_file import tensors_hash
 from pipeline.models.save import save_trained

@@ -80,9 +80,9 @@ def test_explicit_places():
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
+        ({"num_groups": 31, "strict": False}, "num_groups=31 is more than the model's 30 blocks, .* use at most 30"),
         ({"num_groups": 7}, "num_groups=7 does not divide the model's 30 blocks; use one of 1, 2, 3, 5, 6, 10, 15, 30"),
         ({"num_groups": 7}, "expand.strict=false for uneven groups"),
-        ({"num_groups": 31, "strict": False}, "num_groups=31"),
         ({"num_groups": 6, "per_group": 0}, "per_group=0 must be at least 1"),
         ({"num_groups": 0}, "num_groups=0"),
         ({"num_groups": -1}, "num_groups=-1"),

@@ -24,7 +24,8 @@ from pipeline.expansion.source import read_source
 from pipeline.expansion.values import tensor_of
 from pipeline.expansion.writer import write_expansion
 from pipeline.models import load
-from pipeline.models.directory import check_directory, materialise
+from pipeline.models.agreement import check_directory
+from pipeline.models.directory import materialise
 from pipeline.models.files import atomic_io as durable
 from pipeline.models.files.read_ahead import ReadAhead
 from pipeline.models.files.safetensors_io import read_index, weight_files

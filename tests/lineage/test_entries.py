@@ -95,7 +95,10 @@ def test_each_stands_for_a_model_of_every_value():
             {"law-0.5": CHAIN["law"], "law": {**CHAIN["law"], "each": {"lr": [0.5]}}},
             r"names the model 'law-0\.5' twice",
         ),
-        ({"grown": {"stage": "expnad", "from": "base"}}, r"lineage\.grown\.stage: there is no stage 'expnad'"),
+        (
+            {"grown": {"stage": "expnad", "from": "base"}},
+            r"grown\.stage: there is no stage 'expnad'; did you mean expand",
+        ),
         ({"grown": {"stage": "data", "from": "base"}}, r"lineage\.grown\.stage=data makes data, not a model"),
         ({"law": {"stage": "pretrain", "from": "gorwn"}}, r"no model 'gorwn'; did you mean grown\?"),
         ({"law": {"stage": "pretrain"}}, r"lineage\.law\.from names no model for the role 'model'"),

@@ -204,3 +204,21 @@ def test_damaged_weights_are_refused_before_anything_is_made_of_them(make_model,
     save_file(tensors, directory / "model.safetensors", {"format": "pt"})
     with pytest.raises(ValueError, match=r"damaged: model\.norm\.weight in .* holds 1 NaN and 0 infinite values"):
         base.run(context)
+
+
+@pytest.mark.parametrize(
+    ("files", "advice"),
+    [
+        ({"model/config.json": "{}"}, r"no config.json in it; did you mean .*/given/model\?"),
+        ({"a/config.json": "{}", "b/config.json": "{}"}, "did you mean one of .*/given/a, .*/given/b"),
+        ({"manifest.json": '{"model_path": "/models/x"}'}, "it refers to /models/x; give that"),
+        ({"manifest.json": "{"}, "give a directory that save_pretrained wrote"),
+        ({}, "give a directory that save_pretrained wrote"),
+    ],
+)
+def test_a_directory_that_is_no_model_says_which_is_near(tmp_path, files, advice):
+    for name, text in {"given/notes.txt": "", **{f"given/{name}": text for name, text in files.items()}}.items():
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(text)
+    with pytest.raises(ValueError, match=advice):
+        base.params_of({"source": {"kind": "local", "path": str(tmp_path / "given")}})

@@ -62,7 +62,7 @@ def test_the_check_names_what_is_wrong():
         stage.forecast(request(params(num_free=0), {"chat_template": False}))
     with pytest.raises(ValueError, match="num_free='many' must be a whole number"):
         stage.forecast(request(params(num_free="many")))
-    with pytest.raises(ValueError, match=r"samples: .*must be texts that are not empty"):
+    with pytest.raises(ValueError, match=r"samples\.prompts=.*must be texts that are not empty"):
         stage.forecast(request(params(prompts=[""])))
 
 

@@ -267,7 +267,7 @@ def test_the_audit_names_a_frozen_tensor_that_moved():
         ({"frozen_dtype": "int3"}, "use null, bf16, int8 or nf4"),
         ({"lr": 0}, "lr=0 must be more than 0"),
         ({"betas": [0.9]}, r"betas=\[0.9\] must be two numbers"),
-        ({"betas": [0.9, 1.0]}, r"betas=\[0.9, 1.0\] must be two numbers"),
+        ({"betas": [0.9, 1.0]}, r"betas=\[0.9, 1.0\] must be at least 0 and less than 1"),
         ({"warmup_ratio": 1.0}, "warmup_ratio"),
     ],
 )
@@ -287,6 +287,17 @@ def test_lengths_in_tokens_and_epochs():
     assert settings(num_steps=None, num_epochs=2.0).total_steps(units) == 5
     with pytest.raises(ValueError, match="says nothing without the model"):
         settings(num_steps=None, num_flops=1e9).total_steps(units)
+
+
+def test_tokens_too_few_for_one_step_are_refused_with_what_it_takes():
+    units = SimpleNamespace(units_of_tokens=lambda tokens: tokens / 50)
+    few = settings(num_steps=None, num_tokens=1000, batch_size=100)
+    for count in (lambda: few.total_steps(units), lambda: few.least_steps(is_full=True)):
+        with pytest.raises(ValueError, match=r"num_tokens=1000 is less than one step of batch_size=100, .* use num_t"):
+            count()
+    with pytest.raises(ValueError, match=r"about 5,000 tokens; use num_tokens=5000 or more, or batch_size=20 or less"):
+        few.total_steps(units)
+    assert settings(num_steps=None, num_tokens=5000, batch_size=100).total_steps(units) == 1 == few.least_steps()
 
 
 def test_a_run_of_one_epoch_sees_every_span_once_and_its_last_step_ends_with_empty_rows(expanded, store, tmp_path):

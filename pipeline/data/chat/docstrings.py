@@ -14,6 +14,7 @@ from pipeline.data.chat.conversations import Chat, Message, checked, dialogue
 from pipeline.data.sources.documents import WeightedRows
 from pipeline.data.sources.files import Listing, Locate
 from pipeline.data.sources.rows import Rejected, Unused, unused
+from pipeline.ranges import NOT_NEGATIVE, Range, check_ranges
 
 _WRITE = (
     "Write {target}.\n\n{description}",
@@ -71,6 +72,14 @@ class DocstringPairs(WeightedRows):
     max_description_chars: int
     min_code_chars: int
     max_code_chars: int
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for what in ("description", "code"):
+            least, most = getattr(self, f"min_{what}_chars"), getattr(self, f"max_{what}_chars")
+            check_ranges({f"min_{what}_chars": least, f"max_{what}_chars": most}, {
+                f"min_{what}_chars": NOT_NEGATIVE, f"max_{what}_chars": Range(least, hint=f"min_{what}_chars"),
+            })  # fmt: skip
 
     def read(self, locate: Locate, listing: Listing) -> Iterator[Chat | Rejected | Unused]:
         """One conversation for every usable function, in the order of files and lines; see `Chats.read`."""

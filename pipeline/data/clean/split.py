@@ -13,11 +13,19 @@ import numpy as np
 
 from pipeline.data.clean.overlap import Clusters, Overlap, cluster, compare
 from pipeline.data.clean.shingles import shingles, signature
+from pipeline.ranges import NOT_NEGATIVE, Range, check_ranges
 
 _CACHED_SHINGLES = 1 << 27
 """Shingles kept in memory (1 GiB) before they are computed again when needed."""
 _MOST_OF_A_SOURCE = 0.5
 _SHARE_OF_ONE_CLUSTER = 1 / 8
+
+_RANGES = {
+    "bytes": NOT_NEGATIVE,
+    "fraction": Range(0, _MOST_OF_A_SOURCE),
+    "threshold": Range(0, 1, least_open=True),
+    "seed": NOT_NEGATIVE,
+}
 
 
 @dataclass(frozen=True)
@@ -37,12 +45,7 @@ class HeldOut:
     def __post_init__(self) -> None:
         if (self.bytes is None) == (self.fraction is None):
             raise ValueError(f"held_out needs one of bytes and fraction; found {self.bytes} and {self.fraction}")
-        if self.bytes is not None and self.bytes < 0:
-            raise ValueError(f"held_out.bytes={self.bytes} must not be negative")
-        if self.fraction is not None and not 0 <= self.fraction <= _MOST_OF_A_SOURCE:
-            raise ValueError(f"held_out.fraction={self.fraction} must lie in [0, {_MOST_OF_A_SOURCE}]")
-        if not 0 < self.threshold <= 1:
-            raise ValueError(f"held_out.threshold={self.threshold} must lie in (0, 1]")
+        check_ranges(vars(self), _RANGES)
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ from itertools import chain
 from typing import BinaryIO
 
 from pipeline.data.sources.json_rows import wrong_encoding
-from pipeline.data.sources.rows import Rejected, Row
+from pipeline.data.sources.rows import Rejected, Row, not_utf8
 
 DELIMITERS = {".csv": ",", ".tsv": "\t"}
 _ESCAPED = {chr(code) for code in range(0xDC80, 0xDD00)}
@@ -60,5 +60,5 @@ def _row(identity: str, header: list[str], record: list[str] | csv.Error) -> Row
         detail = f"{len(record)} values, and the header names {len(header)} columns"
         return Rejected(identity, "number of values differs from the header", detail)
     if _is_damaged(record):
-        return Rejected(identity, "invalid UTF-8")
+        return not_utf8(identity)
     return Row(identity, dict(zip(header, record, strict=True)))

@@ -14,6 +14,7 @@ from pipeline.data.sources.files import Listing, Locate
 from pipeline.data.sources.formats import rows_of_file
 from pipeline.data.sources.hub import Repository, check_format
 from pipeline.data.sources.rows import Rejected, Row, Unused, escaped, field_value, unused
+from pipeline.ranges import COUNT, SHARE, Range, check_ranges
 
 _SYMBOL = re.compile(r"[^\w\s]|\d")
 _SPACE = re.compile(r"\s+")
@@ -89,6 +90,7 @@ class HubDataset:
     limit: int | None
 
     def __post_init__(self) -> None:
+        check_ranges(vars(self), {"limit": COUNT})
         if self.files is not None:
             check_format(self.files)
 
@@ -113,8 +115,7 @@ class WeightedRows:
     weight: float
 
     def __post_init__(self) -> None:
-        if not self.weight > 0:
-            raise ValueError(f"weight={self.weight} of a source must be positive; leave the source out instead")
+        check_ranges(vars(self), {"weight": Range(0, least_open=True, hint="or leave the source out")})
 
 
 @dataclass(frozen=True)
@@ -133,6 +134,7 @@ class Text(WeightedRows):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        check_ranges(vars(self), {"max_symbol_fraction": SHARE})
         if self.boundary is not None:
             re.compile(self.boundary)
 
@@ -163,7 +165,8 @@ class Text(WeightedRows):
         try:
             value = field_value(row.fields, self.text_field)
         except KeyError as error:
-            yield Rejected(row.id, f"no column {self.text_field!r}", error.args[0])
+            remedy = f"text_field{_text_column(row.fields)}"
+            yield Rejected(row.id, f"no column {self.text_field!r}", error.args[0], remedy=remedy)
             return
         if value is not None and not isinstance(value, str):
             yield Rejected(row.id, f"column {self.text_field!r} is not text", f"a value of type {type(value).__name__}")
@@ -190,6 +193,15 @@ class Text(WeightedRows):
         if self.max_symbol_fraction is not None and symbol_fraction(document.text) > self.max_symbol_fraction:
             return Rejected(document.id, "mostly digits and punctuation", by_rule=True)
         return document
+
+
+def _text_column(fields: Mapping) -> str:
+    """How `text_field` is set to the column of these that holds the longest text, or to one that does."""
+    texts = {key: value for key, value in fields.items() if isinstance(value, str) and key}
+    if not texts:
+        return " to a column of text"
+    longest = max(texts, key=lambda key: len(texts[key]))
+    return f"={longest}" if len(texts) == 1 else f" to the column of the text, such as {longest}"
 
 
 def symbol_fraction(text: str) -> float:

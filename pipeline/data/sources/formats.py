@@ -13,7 +13,7 @@ from typing import BinaryIO, cast
 
 from pipeline.data.sources.delimited import DELIMITERS, delimited_rows
 from pipeline.data.sources.json_rows import decode, is_json_rows, json_rows, wrong_encoding
-from pipeline.data.sources.rows import Rejected, Row, escaped
+from pipeline.data.sources.rows import Rejected, Row, escaped, not_utf8
 from pipeline.data.sources.tables import TABLES, says_damaged, table_rows
 
 TEXT_FIELD_OF_PLAIN_FILES = "text"
@@ -81,7 +81,7 @@ def _text_row(name: str, suffix: str, data: bytes) -> Row | Rejected:
         return found
     text = decode(data)
     if text is None:
-        return Rejected(name, "invalid UTF-8")
+        return not_utf8(name)
     if suffix in _PROSE and is_json_rows(text):
         return Rejected(name, "JSON rows in a text file", "its lines are JSON objects; rename it to .jsonl or .json")
     return Row(name, {TEXT_FIELD_OF_PLAIN_FILES: text.replace("\r\n", "\n")})

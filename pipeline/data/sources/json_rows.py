@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from itertools import chain
 from typing import Any, BinaryIO, cast
 
-from pipeline.data.sources.rows import Rejected, Row
+from pipeline.data.sources.rows import Rejected, Row, not_utf8
 
 _BLOCK_BYTES = 1 << 20
 _SPACE = re.compile(r"[ \t\n\r]*")
@@ -86,14 +86,14 @@ def _json_lines(name: str, lines: Iterator[tuple[int, bytes]]) -> Iterator[Row |
         if line.strip():
             text = decode(line)
             identity = f"{name}#{number}"
-            yield Rejected(identity, "invalid UTF-8") if text is None else _json_object(identity, text)
+            yield not_utf8(identity) if text is None else _json_object(identity, text)
 
 
 def _one_object(name: str, first: int, head: bytes, stream: BinaryIO) -> Iterator[Row | Rejected]:
     """The row of an object over several lines; if it is none and the first line not just its brace, a row per line."""
     data = head + stream.read()
     text = decode(data)
-    row = Rejected(name, "invalid UTF-8") if text is None else _json_object(f"{name}#0", text)
+    row = not_utf8(name) if text is None else _json_object(f"{name}#0", text)
     if isinstance(row, Row) or row.reason == DUPLICATE_KEY or head.removeprefix(codecs.BOM_UTF8).strip() == b"{":
         yield row
     else:
@@ -121,7 +121,7 @@ def _json_array(name: str, head: bytes, stream: BinaryIO) -> Iterator[Row | Reje
         for number, (value, repeated) in enumerate(_elements(head, stream)):
             yield _row(f"{name}#{number}", value, repeated)
     except UnicodeDecodeError:
-        yield Rejected(name, "invalid UTF-8", f"after {number} rows")
+        yield not_utf8(name, f"after {number} rows; ")
     except (ValueError, RecursionError) as error:
         yield Rejected(name, "invalid JSON", f"after {number} rows: {error}")
 

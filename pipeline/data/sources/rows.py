@@ -12,13 +12,20 @@ class Rejected:
 
     reason: short and the same for all rows of its kind, for counting; it holds nothing of the row. detail: what was
     found in this one. by_rule: left out by what the config asks for (a filter, a limit of length) and not because it is
-    damaged or of another form.
+    damaged or of another form. remedy: the setting of its source that would read it, if one would.
     """
 
     id: str
     reason: str
     detail: str = ""
     by_rule: bool = False
+    remedy: str = ""
+
+
+def not_utf8(identity: str, where: str = "") -> Rejected:
+    """A row or file whose bytes are no UTF-8, with what to do."""
+    advice = "save it as UTF-8; if it is Latin-1, with iconv -f ISO-8859-1 -t UTF-8 FILE > NEW"
+    return Rejected(identity, "invalid UTF-8", f"{where}{advice}")
 
 
 @dataclass(frozen=True)

@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import contextlib
 import importlib.util
+import math
 import os
 import shlex
 import sys
@@ -30,6 +31,7 @@ import psutil
 
 from pipeline.cores import allowed_cores
 from pipeline.engine.errors import ConfigError
+from pipeline.engine.process.needs import check_loggers
 from pipeline.engine.process.provenance import REPOSITORY
 from pipeline.engine.process.signals import driver_identity
 
@@ -54,7 +56,13 @@ CHOICES = {
     "fp32_matmul": ("auto", True, False),
     "sharding": ("none", "fsdp2", *DEEPSPEED),
 }
-AT_LEAST = {"micro_batch": 1, "loss_chunk": 1, "keep_checkpoints": 1, "checkpoint_every_s": 0, "grace_s": 0}
+AT_LEAST = {
+    "num_processes": 1, "threads": 1, "sandbox_workers": 1, "micro_batch": 1, "loss_chunk": 1, "keep_checkpoints": 1,
+    "checkpoint_every_s": 0, "grace_s": 0,
+}  # fmt: skip
+"""The least value of each number; those without a unit are whole."""
+OR_NULL = {"num_processes": "1", "threads": "cores / ranks", "sandbox_workers": "one per core"}
+"""Numbers that may be null, and what that means."""
 
 
 def check(launch: Mapping[str, Any]) -> None:
@@ -63,10 +71,8 @@ def check(launch: Mapping[str, Any]) -> None:
     Raises:
         ConfigError: naming the setting.
     """
-    if (processes := launch.get("num_processes")) is not None and (type(processes) is not int or processes < 1):
-        raise ConfigError(f"launch.num_processes={processes!r} must be a whole number of at least 1")
-    if (threads := launch.get("threads")) is not None and (type(threads) is not int or threads < 1):
-        raise ConfigError(f"launch.threads={threads!r} must be a whole number of at least 1, or null for cores / ranks")
+    _check_values(launch)
+    processes = launch.get("num_processes")
     arguments = launch.get("accelerate_args") or []
     if not isinstance(arguments, list) or not all(isinstance(one, str) for one in arguments):
         raise ConfigError(f"launch.accelerate_args={arguments!r} must be a list of strings; quote numbers")
@@ -76,7 +82,7 @@ def check(launch: Mapping[str, Any]) -> None:
         raise ConfigError("launch.inprocess=true runs one rank; set launch.num_processes=1")
     if (limit := launch.get("time_limit_s")) is not None and not (isinstance(limit, int | float) and limit > 0):
         raise ConfigError(f"launch.time_limit_s={limit!r} must be more than 0 seconds, or null")
-    _check_values(launch)
+    check_loggers(launch.get("loggers") or [])
     if launch.get("sharding") in DEEPSPEED and (processes or 1) > 1:
         _check_deepspeed(launch)
     _check_machines(launch, processes or 1)
@@ -88,9 +94,15 @@ def _check_values(launch: Mapping[str, Any]) -> None:
             words = ", ".join(str(one).lower() for one in known)
             raise ConfigError(f"launch.{key}={launch[key]!r} is not known; use one of {words}")
     for key, least in AT_LEAST.items():
-        value = launch.get(key, least)
-        if isinstance(value, bool) or not isinstance(value, int | float) or value < least:
-            raise ConfigError(f"launch.{key}={value!r} must be a number of at least {least}")
+        value = launch.get(key, None if key in OR_NULL else least)
+        kinds = int | float if key.endswith("_s") else int
+        if (value is None and key in OR_NULL) or (
+            isinstance(value, kinds) and not isinstance(value, bool) and least <= value < math.inf
+        ):
+            continue
+        what = "a number" if key.endswith("_s") else "a whole number"
+        null = f", or null for {OR_NULL[key]}" if key in OR_NULL else ""
+        raise ConfigError(f"launch.{key}={value!r} must be {what} of at least {least}{null}")
 
 
 def _check_deepspeed(launch: Mapping[str, Any]) -> None:

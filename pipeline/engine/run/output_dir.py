@@ -6,6 +6,7 @@ import contextlib
 import errno
 import os
 import shutil
+import tempfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -44,6 +45,18 @@ def probe(outputs: Path) -> None:
             f"the disk of {folder} has {free >> 20} MiB free, at least {MIN_FREE_BYTES >> 20} MiB are required; "
             "free some space or set paths.outputs elsewhere"
         )
+
+
+def check_writable(outputs: Path) -> None:
+    """As `probe` without making the folder, for a plan: an empty folder is made beside where it will be, and removed.
+
+    Raises:
+        ConfigError: if the folder cannot be made, or written.
+    """
+    folder = outputs.absolute() / "artifacts"
+    there = next(one for one in (folder, *folder.parents) if one.exists())
+    with readable_disk_errors(folder):
+        os.rmdir(tempfile.mkdtemp(prefix=".probe-", dir=there))
 
 
 def lay_out(directory: Path, config: Mapping[str, Any], resumable: bool, patience_s: float = ORPHAN_S) -> None:

@@ -14,7 +14,7 @@ from pipeline.engine import artifact
 from pipeline.engine.errors import Interrupted, StageError
 from pipeline.engine.graph import Node
 from pipeline.engine.locks import building
-from pipeline.engine.process import launch, slurm, worker
+from pipeline.engine.process import launch, needs, slurm, worker
 from pipeline.engine.process.signals import Stop, grace_s, restore_signals, termination_as_interrupt
 from pipeline.engine.process.supervise import Outcome, explain, supervise_stage
 from pipeline.engine.run import output_dir, planning
@@ -67,7 +67,7 @@ def run(
 def plan(targets: Iterable[Node], outputs: Path, cache: Path, *, stages: str = STAGES) -> str:
     """The table of what `run` would do, and why, and what it will cost as far as stages can tell.
 
-    Makes the checks of the request, but fetches and builds nothing.
+    Makes the checks of the request and whether `outputs` can be written, but fetches and builds nothing.
 
     Raises:
         ConfigError, ArtifactError: as `run` does for a wrong request and for damaged artifacts.
@@ -75,6 +75,8 @@ def plan(targets: Iterable[Node], outputs: Path, cache: Path, *, stages: str = S
     planned = _Run(outputs.absolute(), cache.absolute(), stages, Display(sys.stderr))
     steps = planned.plan(list(targets), explained=True)
     told = planned.forecasts(steps)
+    if any(step.state == "miss" for step in steps):
+        output_dir.check_writable(outputs)
     return planning.render(steps, {node: forecast.lines for node, forecast in told.items()})
 
 
@@ -133,6 +135,8 @@ class _Run:
             for note in filter(None, (planning.note(node.label, told[node].lines) for node in missed)):
                 self.display.message(note)
             output_dir.probe(self.outputs)
+            for node in missed:
+                needs.check_meeting(self._settings(node))
             self._check_network(missed)
             packages = package.fetch_all([node.params for node in missed], self.cache, self.display.message)
             self._verify_inputs(missed, done)
@@ -221,8 +225,11 @@ class _Run:
         if settings.get("slurm"):
             outcome = slurm.run(stage.__name__, directories, settings, tracker, self.display.message)
         else:
-            for command in launch.elsewhere(stage.__name__, directories, settings):
+            elsewhere = launch.elsewhere(stage.__name__, directories, settings)
+            for command in elsewhere:
                 self.display.message(f"to be started on another machine: {command}")
+            if elsewhere:
+                self.display.message(f"waiting for {len(elsewhere)} other machines at {settings['main_address']}")
             outcome = supervise_stage(stage.__name__, directories, settings, tracker, self.display.message)
         if left := [one for one in directories if not artifact.is_committed(artifact.final(one))]:
             if outcome.stopped and not outcome.failure:

@@ -19,6 +19,7 @@ from pipeline.evaluation.tasks.gold import UnscoredError, gold_losses
 from pipeline.evaluation.tasks.rows import ADAPTERS, Absent, Rows, read_rows
 from pipeline.evaluation.tasks.samples import sample_texts
 from pipeline.evaluation.tasks.variants import Variant, load
+from pipeline.ranges import NOT_NEGATIVE, Range, check_ranges
 from pipeline.records.gold import GoldLoss
 
 FEWSHOT_SEED = 1234  # lm-evaluation-harness' own default
@@ -97,8 +98,7 @@ class HarnessTask:
             raise ValueError(f"average={self.average!r} is not known; use one of {', '.join(AVERAGES)}")
         if self.splits is None and not self.revision:
             raise ValueError(f"{self.task}: splits is null, so give `revision`, a commit of the task's hub data set")
-        if self.limit is not None and self.limit < 1:
-            raise ValueError(f"{self.task}: limit={self.limit} must be at least 1, or null for every document")
+        check_ranges(vars(self), {"limit": Range(1, hint="or null for every document"), "num_fewshot": NOT_NEGATIVE})
         self._check_against(self._fields())
 
     def run(self, model: Any, tokenizer: Any, inputs: Workspace) -> Outcome:

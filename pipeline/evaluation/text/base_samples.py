@@ -17,6 +17,7 @@ from pipeline.data.chat.encoder import ChatEncoder
 from pipeline.data.chat.template import TemplateSettings
 from pipeline.data.tokens.text_encoder import TextEncoder
 from pipeline.evaluation.base import num_rows
+from pipeline.ranges import COUNT, NOT_NEGATIVE, check_ranges
 
 FILE = "samples.jsonl"
 FREE, CHAT = "free", "chat"
@@ -62,10 +63,7 @@ class BaseSamples:
 
     def __post_init__(self) -> None:
         TemplateSettings(None, self.date, self.template_options)
-        if self.num_free < 0 or self.num_tokens < 1:
-            raise ValueError(
-                f"num_free={self.num_free} must be at least 0, and num_tokens={self.num_tokens} at least 1"
-            )
+        check_ranges(vars(self), {"num_free": NOT_NEGATIVE, "num_tokens": COUNT, "seed": NOT_NEGATIVE})
         if not self.num_free and not self.prompts:
             raise ValueError("num_free=0 and no prompts leave no sample to draw; give one of them")
         if not all(isinstance(prompt, str) and prompt.strip() for prompt in self.prompts):

@@ -137,11 +137,18 @@ def read_grown(trained: Path, source: Source) -> Grown:
             )
         raise ValueError(f"{trained} records no new blocks that {source.directory} lacks; give an expanded model")
     depth = source.anatomy.num_blocks + len(added)
-    names = find_blocks(tensors, depth, source.anatomy)
+    wrong_base = (
+        f"{trained} was not expanded from {source.directory}: the {source.anatomy.num_blocks} blocks of that and the "
+        f"{len(added)} new ones that expansion.json records, up to block {max(added)}, are {depth}, "
+    )
+    advice = "give the base that it was expanded from"
+    try:
+        names = find_blocks(tensors, depth, source.anatomy)
+    except ValueError as error:
+        raise ValueError(f"{wrong_base}and the model has another number ({error}); {advice}") from error
     if names.prefix != source.blocks.prefix or max(added) >= depth:
         raise ValueError(
-            f"{trained} names its blocks {names.prefix}0 to {names.prefix}{depth - 1} and new ones up to "
-            f"{max(added)}, {source.directory} names its {source.blocks.prefix}0; they are not the same model's"
+            f"{wrong_base}and the model's begin at {names.prefix}0, the base's at {source.blocks.prefix}0; {advice}"
         )
     stack = tuple(_stack(added, origins(record.blocks, depth), depth))
     return Grown(trained, tensors, read_config(trained), record, names, stack, added)

@@ -103,7 +103,7 @@ def forecast(
     num_trainable, cost, track = trains.num_trainable(shape), cost_of(shape, trains), Track.of(params)
     is_exact = stream is not None or settings.num_steps is not None or full
     settings = in_steps(settings, with_penalties(cost, strategy.penalties), stream, is_exact)
-    steps = settings.least_steps() if stream is None else settings.total_steps(stream)
+    steps = settings.least_steps(full) if stream is None else settings.total_steps(stream)
     unit_tokens = settings.seq_len if stream is None else max(1, round(stream.unit_tokens))
     return Forecast(
         num_parameters=shape.num_parameters + trains.num_added(shape),

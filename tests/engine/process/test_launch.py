@@ -13,7 +13,7 @@ from engine_processes import family, gone
 from fake_driver import nodes_of
 
 from pipeline.engine.errors import ConfigError, StageError
-from pipeline.engine.process import launch
+from pipeline.engine.process import launch, needs
 from pipeline.engine.run import runner
 from tests.children import wait_for
 
@@ -123,6 +123,10 @@ def test_environment(monkeypatch):
         {"compile": 1},
         {"checkpointing": False},
         {"micro_batch": 0},
+        {"micro_batch": 1.5},
+        {"sandbox_workers": -3},
+        {"grace_s": float("nan")},
+        {"loggers": "tensorboard"},
         {"loss_chunk": "all"},
         {"num_processes": "2"},
         {"threads": 0},
@@ -139,6 +143,36 @@ def test_environment(monkeypatch):
 def test_wrong_settings_are_named(settings):
     with pytest.raises(ConfigError, match=f"launch.{next(iter(settings))}"):
         launch.check(settings)
+
+
+def test_a_machine_0_whose_name_is_not_known_here_is_refused_before_it_is_waited_for():
+    settings = {"num_processes": 2, "num_machines": 2, "main_address": "no such host:29500"}
+    launch.check(settings)
+    with pytest.raises(ConfigError, match=r"launch.main_address=no such host:29500: .* does not know 'no such host'"):
+        needs.check_meeting(settings)
+    for fine in (
+        {"main_address": "127.0.0.1:29500"},
+        {"main_address": "[::1]:29500"},
+        {"slurm": {}, "num_machines": 1},
+    ):
+        needs.check_meeting({**settings, **fine})
+
+
+@pytest.mark.parametrize(
+    ("name", "advice"),
+    [
+        ("tensorboard", r"pip install -e '\.\[trackers\]'"),
+        ("trackio", r"pip install -e '\.\[trackers\]'"),
+        ("swanlab", "pip install swanlab"),
+        ("tensorbord", r"did you mean tensorboard\? \(there are: tensorboard, wandb"),
+    ],
+)
+def test_a_tracker_that_would_be_left_out_is_refused(monkeypatch, name, advice):
+    monkeypatch.setattr(launch.importlib.util, "find_spec", lambda _: None)
+    with pytest.raises(ConfigError, match=rf"^launch\.loggers has '?{name}.*{advice}"):
+        launch.check({"loggers": [name]})
+    monkeypatch.setattr(launch.importlib.util, "find_spec", lambda module: module)
+    launch.check({"loggers": ["tensorboard", "wandb"]})
 
 
 def test_through_accelerate(tmp_path, capfd):

@@ -193,3 +193,13 @@ def test_short_texts():
         "3h05m",
     ]
     assert describe({"step": 3, "note": "x"}) == "3  x"
+
+
+@pytest.mark.parametrize("outputs", ["a_file/below", "/proc/nowhere"])
+def test_a_plan_says_that_the_outputs_cannot_be_written_and_makes_nothing(tmp_path, number, outputs):
+    (tmp_path / "a_file").touch()
+    node = number(1, "number/first")
+    with pytest.raises(ConfigError, match=f"{outputs}/artifacts cannot be written: .* set paths.outputs to a folder"):
+        runner.plan([node], tmp_path / outputs, tmp_path / "cache", stages="fake_stages")
+    runner.plan([node], tmp_path / "new", tmp_path / "cache", stages="fake_stages")
+    assert not (tmp_path / "new").exists()

@@ -182,7 +182,7 @@ def test_a_base_without_a_chat_template_writes_free_samples_only(base, base_dire
 def test_wrong_settings_are_named(base, base_directory):
     with pytest.raises(ValueError, match="num_free=-1 must be at least 0"):
         drawing(num_free=-1)
-    with pytest.raises(ValueError, match="num_tokens=0 at least 1"):
+    with pytest.raises(ValueError, match="num_tokens=0 must be at least 1"):
         drawing(num_tokens=0)
     with pytest.raises(ValueError, match="leave no sample to draw"):
         drawing(num_free=0, prompts=[])

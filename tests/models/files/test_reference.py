@@ -12,7 +12,8 @@ from pipeline.expansion.methods.block import BlockExpansion
 from pipeline.expansion.source import read_source
 from pipeline.expansion.writer import write_expansion
 from pipeline.models import load
-from pipeline.models.directory import check_directory, materialise
+from pipeline.models.agreement import check_directory
+from pipeline.models.directory import materialise
 from pipeline.models.files.safetensors_io import read_index, weight_files
 from pipeline.models.files.tensor_file import content_hash, tensors_hash
 from pipeline.models.save import save_trained

@@ -8,7 +8,7 @@ from types import SimpleNamespace
 import pytest
 
 from pipeline.models import load_tokenizer
-from pipeline.models.directory import check_directory
+from pipeline.models.agreement import check_directory
 from pipeline.models.files import tokenizer_files
 from pipeline.models.files.tokenizer_files import check_converted, is_converted, vocabulary_hash
 
