@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import re
+
 import numpy as np
 import pytest
 
@@ -159,8 +161,15 @@ def test_a_source_that_cannot_be_split_is_named(texts):
 
 
 @pytest.mark.parametrize(
-    "changes", [{"fraction": 0.1}, {"bytes": None}, {"bytes": -1}, {"bytes": None, "fraction": 0.6}, {"threshold": 0.0}]
+    ("changes", "told"),
+    [
+        ({"fraction": 0.1}, "held_out needs one of bytes and fraction"),
+        ({"bytes": None}, "held_out needs one of bytes and fraction"),
+        ({"bytes": -1}, "bytes=-1 must be at least 0"),
+        ({"bytes": None, "fraction": 0.6}, "fraction=0.6 must be at least 0 and at most 0.5"),
+        ({"threshold": 0.0}, "threshold=0.0 must be more than 0"),
+    ],
 )
-def test_impossible_requests(changes):
-    with pytest.raises(ValueError, match="held_out"):
+def test_impossible_requests(changes, told):
+    with pytest.raises(ValueError, match=re.escape(told)):
         _held(**changes)

@@ -243,7 +243,7 @@ def test_what_never_trains_stays_with_full(sparse, tmp_path):
 
 
 def test_a_weight_that_cannot_be_used():
-    with pytest.raises(ValueError, match=r"router_balance=-1\.0 must be at least 0, or null for none"):
+    with pytest.raises(ValueError, match=r"router_balance=-1\.0 must be at least 0 and finite, or null for none"):
         Settings(**{**SETTINGS, "router_balance": -1.0})
 
 
